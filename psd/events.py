@@ -1,0 +1,156 @@
+"""What a run tells the world: small immutable events, each one JSON line.
+
+`psd.run.run` yields them; the store, the browser, the command line, replay and the tests all consume the same stream.
+Arrays (previews, checkpoints, meshes) ride along as numpy and are left out of the JSON: the store writes them to files
+and puts the file name in ``file``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from psd.mesh import Mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Anything that happened at ``step`` (the number of completed optimisation steps), ``time_s`` after the start."""
+
+    arrays: ClassVar[tuple[str, ...]] = ()  # fields that stay out of the JSON
+
+    step: int
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """The models are ready.  ``notes`` say what was chosen and why (backend, device, precision)."""
+
+    preset: dict[str, Any]
+    total_steps: int
+    views: int
+    environment: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Event):
+    """One optimisation step is done.  ``metrics`` are named ``group/name``, all finite floats:
+
+    ``reward/<name>`` mean raw reward of the current render (on steps that measure it), ``judge/<name>`` the same for
+    judges, ``pair/gap``, ``pair/confidence``, ``pair/ratio`` (preference over base), ``pair/win_first``,
+    ``loss/<regulariser>``, ``negative/<statistic>``, ``image/<statistic>``, ``time/<part>`` seconds.
+    """
+
+    t: int  # diffusion step of the score, 0 .. T - 1
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeUpdated(Event):
+    """The learned negative embedding moved.  Lists have one entry a token position."""
+
+    tokens: tuple[str, ...]  # of the initial negative prompt
+    drift: tuple[float, ...]  # RMS distance of each position from its start
+    nearest: tuple[str, ...]  # nearest vocabulary word of each position now (cosine, output space)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Previewed(Event):
+    """Renders of the scene from fixed cameras: name (rgb, normal, opacity, depth) -> uint8 ``v h w 3``."""
+
+    arrays: ClassVar[tuple[str, ...]] = ("images",)
+
+    images: Mapping[str, np.ndarray]
+    rewards: dict[str, list[float]] = field(default_factory=dict)  # reward or judge -> score of each view
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointed(Event):
+    """Everything that `run(..., resume=...)` needs to go on bit for bit: numpy arrays and JSON values."""
+
+    arrays: ClassVar[tuple[str, ...]] = ("tensors", "values")
+
+    tensors: Mapping[str, np.ndarray]
+    values: Mapping[str, Any]
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meshed(Event):
+    """The scene's surface, cleaned, in the world frame (+z up)."""
+
+    arrays: ClassVar[tuple[str, ...]] = ("mesh",)
+
+    mesh: Mesh | None
+    statistics: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveChanged(Event):
+    """A live slider was moved; ``values`` hold from the next step on."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The loop is over; ``reason`` is "completed" or "stopped"."""
+
+    reason: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The run could not go on; what was reached is kept.  ``cure`` says what to change."""
+
+    message: str
+    cure: str = ""
+    traceback: str = ""
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        Started, Stepped, NegativeUpdated, Previewed, Checkpointed, Meshed, Warned, LiveChanged, Finished, Failed,
+    )
+}  # fmt: skip
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON, without the arrays.  Non-finite numbers raise ValueError: no run may report them."""
+    record = {f.name: getattr(event, f.name) for f in fields(event) if f.name not in event.arrays}
+    return json.dumps({"event": type(event).__name__, **record}, allow_nan=False, ensure_ascii=False)
+
+
+def from_json(line: str) -> Event:
+    """The inverse of `to_json`; array fields come back empty (None for a mesh)."""
+    record = json.loads(line)
+    kind = KINDS[record.pop("event")]
+    for f in fields(kind):
+        if f.name in kind.arrays:
+            record[f.name] = None if f.name == "mesh" else {}
+        elif isinstance(record.get(f.name), list) and str(f.type).startswith("tuple"):
+            record[f.name] = tuple(record[f.name])
+    return kind(**record)
+
+
+def timed(event: Event, time_s: float) -> Event:
+    return replace(event, time_s=time_s)

@@ -1,0 +1,256 @@
+"""`Preset`: every parameter of a run, declared once.
+
+One declaration gives the check, the slider's range, the tooltip, the command-line flag and the README's table.
+A preset is frozen; unknown keys, wrong values and impossible combinations are refused before any model loads, with the
+value, the bound and the cure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+CONTROL_CHARACTERS = {c for c in map(chr, range(32)) if c not in "\n\t"} | {"\x7f"}
+
+Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
+Reading = Literal["S", "A", "B", "C"]
+
+
+class PresetError(ValueError):
+    """A value that cannot work: the message holds the value, the bound and the cure."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    symbol: str = "",
+    unit: str = "",
+    live: bool = False,
+    log: bool = False,
+    step: float | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field with what the interface needs to know; ``live`` fields may change during a run."""
+    extra = {"group": group, "symbol": symbol, "unit": unit, "live": live, "log": log, "step": step}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Preset(BaseModel):
+    """All parameters of one run.  Groups: run, prior, guidance, preference, negative, scene, cameras, output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # run
+    prompt: str = setting("a red mushroom", "What to make.", group="run", min_length=1, max_length=300)
+    seed: int = setting(0, "Same seed, same run (bit for bit on a CPU).", group="run", ge=0, le=2**31 - 1)
+    steps: int = setting(120, "Optimisation steps.", group="run", ge=1, le=100_000)
+    method: Method = setting("psd", "What turns predictions and rewards into a direction.", group="run")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to run.", group="run")
+    threads: int = setting(0, "CPU threads; 0 leaves torch's own choice.", group="run", ge=0, le=256)
+
+    # models
+    prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models")
+    rewards: dict[str, float] = setting(
+        {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True
+    )
+    judges: list[str] = setting(
+        ["assets/selector"], "Rewards that are only watched, never optimised.", group="models"
+    )
+
+    # guidance
+    guidance_scale: float = setting(
+        4.0, "Classifier-free guidance of the base term.", group="guidance", symbol="s", live=True, step=0.5, ge=0, le=200
+    )
+    rescale: float = setting(
+        0.5, "Pull the guided prediction's contrast back to the conditional one's.", group="guidance", symbol="φ",
+        step=0.05, ge=0, le=1,
+    )  # fmt: skip
+    base_form: Literal["recon", "sds"] = setting(
+        "recon", "Base term: distance to the predicted image, or noise residual.", group="guidance"
+    )
+    t_max_start: float = setting(0.95, "Upper end of t/T at the start.", group="guidance", ge=0.02, le=0.999)
+    t_max_end: float = setting(0.25, "Upper end of t/T after annealing.", group="guidance", ge=0.02, le=0.999)
+    t_min_start: float = setting(0.6, "Lower end of t/T at the start.", group="guidance", ge=0.0, le=0.999)
+    t_min_end: float = setting(0.05, "Lower end of t/T after annealing.", group="guidance", ge=0.0, le=0.999)
+    anneal_fraction: float = setting(0.8, "Share of the run over which t anneals.", group="guidance", gt=0, le=1)
+
+    # preference
+    reading: Reading = setting(
+        "S", "S: steered pair; A: random pair; B: DreamDPO-shaped pair; C: implicit reward.", group="preference"
+    )
+    preference_weight: float = setting(
+        1.0, "Strength of the preference term (rho for S, lambda otherwise).", group="preference", symbol="λ",
+        live=True, step=0.05, ge=0, le=50,
+    )  # fmt: skip
+    preference_scale: float = setting(
+        7.5, "Guidance inside the random pair (A, B, C).", group="preference", symbol="s_p", live=True, step=0.5, ge=0,
+        le=200,
+    )  # fmt: skip
+    reward_guidance_scale: float = setting(
+        7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
+    )
+    candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
+    scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
+        "confidence", "How the reward gap scales the term.", group="preference"
+    )
+    kappa: float = setting(1.0, "Gap, in running means, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
+    gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
+    winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
+    preference_t_max: float = setting(
+        1.0, "No preference term above this t/T (ramped over 0.1 below).", group="preference", symbol="t_on", ge=0, le=1
+    )
+    steer_radius: float = setting(
+        0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",
+        log=True, gt=0, le=1,
+    )  # fmt: skip
+    steer_conditional: bool = setting(
+        True, "Pair of conditional-only predictions (False: guided ones, for experiments).", group="preference"
+    )
+    reward_gradient_weight: float = setting(
+        0.7, "Weight of the pixel gradient in method reward_gradient.", group="preference", live=True, step=0.1, ge=0, le=20
+    )
+
+    # negative embedding
+    negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
+    negative: bool = setting(True, "Learn the negative embedding along with the scene.", group="negative")
+    negative_lr: float = setting(
+        2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
+    )
+    negative_every: int = setting(5, "Steps between updates.", group="negative", symbol="K_n", ge=1, le=1000)
+    negative_t_max: float = setting(
+        0.8, "Update only when t/T is at most this.", group="negative", symbol="t_n", ge=0, le=1
+    )
+    negative_pull: float = setting(1e-2, "Pull back to the start.", group="negative", symbol="ρ_n", ge=0, le=10)
+    negative_radius: float = setting(0.3, "Largest RMS distance from the start.", group="negative", symbol="r_n", gt=0, le=10)
+    negative_objective: Literal["auto", "reward", "dpo", "zeroth_order"] = setting(
+        "auto", "What moves the negative; auto: reward where differentiable, dpo otherwise and for reading C.",
+        group="negative",
+    )  # fmt: skip
+
+    # scene
+    field: Literal["grid", "hash"] = setting("grid", "Dense grid (CPU) or multi-resolution hash grid.", group="scene")
+    grid_size: int = setting(56, "Cells along an edge of the finest grid.", group="scene", ge=8, le=512)
+    render_size: int = setting(64, "Pixels along an edge while optimising.", group="scene", unit="px", ge=8, le=1024)
+    ray_samples: int = setting(48, "Samples along a ray.", group="scene", ge=4, le=1024)
+    density_lr: float = setting(0.2, "Adam step of the density.", group="scene", log=True, gt=0, le=1)
+    colour_lr: float = setting(0.1, "Adam step of the colours.", group="scene", log=True, gt=0, le=1)
+    lr_final: float = setting(0.2, "Learning rates at the end, as a share of the start.", group="scene", gt=0, le=1)
+    blob_density: float = setting(10.0, "Height of the initial density blob.", group="scene", ge=0, le=100)
+    weight_tv: float = setting(0.5, "Total variation of the field.", group="scene", ge=0, le=1e4)
+    weight_opacity: float = setting(0.02, "Mean opacity: empties fog.", group="scene", ge=0, le=1e4)
+    weight_entropy: float = setting(0.1, "Binary entropy of opacity: all or nothing.", group="scene", ge=0, le=1e4)
+    weight_distortion: float = setting(0.0, "Distortion: one surface along each ray.", group="scene", ge=0, le=1e4)
+    weight_orientation: float = setting(0.0, "Normals that face away from the camera.", group="scene", ge=0, le=1e4)
+    random_background: float = setting(0.5, "Chance of a random plain background per step.", group="scene", ge=0, le=1)
+
+    # cameras
+    groups: int = setting(1, "Orbits per step.", group="cameras", ge=1, le=16)
+    elevation_deg: tuple[float, float] = setting((0.0, 30.0), "Range of elevations.", group="cameras", unit="deg")
+    fovy_deg: tuple[float, float] = setting((40.0, 40.0), "Range of vertical fields of view.", group="cameras", unit="deg")
+    distance_factor: tuple[float, float] = setting(
+        (1.1, 1.1), "Range of half the covered width at the origin.", group="cameras", unit="world units"
+    )
+
+    # output
+    preview_every: int = setting(5, "Steps between previews.", group="output", ge=1, le=10_000)
+    preview_size: int = setting(96, "Pixels of a preview.", group="output", unit="px", ge=16, le=1024)
+    checkpoint_s: float = setting(20.0, "Seconds between checkpoints.", group="output", unit="s", gt=0, le=30)
+    mesh_resolution: int = setting(96, "Cells of the iso-surface grid.", group="output", ge=16, le=512)
+    mesh_faces: int = setting(20_000, "Most faces of the mesh.", group="output", ge=100, le=500_000)
+    texture: bool = setting(False, "Bake a UV texture (slower) instead of vertex colours.", group="output")
+
+    @model_validator(mode="after")
+    def _check(self) -> Preset:
+        for low, high in (("t_min_start", "t_max_start"), ("t_min_end", "t_max_end")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}: lower it")
+        for name, (smallest, largest) in {
+            "elevation_deg": (-90, 90), "fovy_deg": (1, 150), "distance_factor": (0.1, 10)
+        }.items():  # fmt: skip
+            low, high = getattr(self, name)
+            if not smallest <= low <= high <= largest:
+                raise ValueError(f"{name}=({low}, {high}) must satisfy {smallest} <= low <= high <= {largest}")
+        if not self.rewards and self.method not in ("sds", "csd"):
+            raise ValueError(f"method={self.method} needs a reward: name one in rewards, or choose sds or csd")
+        for name, weight in self.rewards.items():
+            if not 0 <= weight <= 100:
+                raise ValueError(f"rewards[{name}]={weight} must lie in [0, 100]")
+        for name in ("prompt", "negative_prompt"):
+            if CONTROL_CHARACTERS & set(getattr(self, name)):
+                raise ValueError(f"{name} holds control characters: remove them")
+        return self
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Preset:
+        """Check values; every complaint names key, value and bound (`PresetError`)."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise PresetError(explain(error)) from None
+
+    @classmethod
+    def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
+        """A preset by name (``presets/<name>.yaml``) or by path, with overrides."""
+        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+        if not path.is_file():
+            raise PresetError(f"no preset {name!r}; there are: {', '.join(available())}")
+        return cls.make({**parse(path.read_text(encoding="utf-8")), **(overrides or {})})
+
+    def changed(self, values: Mapping[str, Any]) -> Preset:
+        """A checked copy with other values."""
+        return Preset.make({**self.model_dump(), **values})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings as sentences: key, value, bound; unknown keys with the nearest known one."""
+    from difflib import get_close_matches
+
+    lines = []
+    for issue in error.errors():
+        key = ".".join(map(str, issue["loc"])) or "preset"
+        if issue["type"] == "extra_forbidden":
+            near = get_close_matches(key, Preset.model_fields, 1)
+            lines.append(f"unknown key {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+        elif issue["type"] == "value_error":
+            lines.append(issue["msg"].removeprefix("Value error, "))
+        else:
+            lines.append(f"{key}={issue['input']!r}: {issue['msg'].lower()}")
+    return "; ".join(lines)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """YAML to a plain dictionary; anything else is refused (`PresetError`)."""
+    if len(text) > 100_000 or text.count("&") > 20:
+        raise PresetError("this YAML is too large or full of anchors for a preset: keep it under 100 kB")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f"not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise PresetError("a preset is a mapping of keys to values")
+    return values
+
+
+def available() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def assignments(pairs: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` strings of the command line; values are YAML (``rewards={assets/reward: 2}``)."""
+    values = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise PresetError(f"{pair!r} is not key=value")
+        values[key.strip()] = yaml.safe_load(value)
+    return values
