@@ -86,11 +86,12 @@ class Checkpointed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Meshed(Event):
-    """The scene's surface, cleaned, in the world frame (+z up)."""
+    """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made."""
 
-    arrays: ClassVar[tuple[str, ...]] = ("mesh",)
+    arrays: ClassVar[tuple[str, ...]] = ("mesh", "turntable")
 
     mesh: Mesh | None
+    turntable: np.ndarray | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
 
@@ -141,12 +142,12 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event:
-    """The inverse of `to_json`; array fields come back empty (None for a mesh)."""
+    """The inverse of `to_json`; array fields come back empty (None for a mesh and its turntable)."""
     record = json.loads(line)
     kind = KINDS[record.pop("event")]
     for f in fields(kind):
         if f.name in kind.arrays:
-            record[f.name] = None if f.name == "mesh" else {}
+            record[f.name] = None if kind is Meshed else {}
         elif isinstance(record.get(f.name), list) and str(f.type).startswith("tuple"):
             record[f.name] = tuple(record[f.name])
     return kind(**record)
