@@ -1,0 +1,29 @@
+"""What every test gets: one thread, no hub, no telemetry, the same examples on every run."""
+
+import os
+
+# Before torch, transformers and gradio are imported, and inherited by the processes that tests start.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    GRADIO_ANALYTICS_ENABLED="False",
+)
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# No deadline: the machine's load is not the code's fault.  The database would make one run depend on the last.
+hypothesis.settings.register_profile("psd", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis.settings.load_profile("psd")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
