@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -43,14 +44,16 @@ NEVER = {
 TORCH_FREE = ["psd.ui", "psd.worker", "psd.store", "psd.events", "psd.preset"]
 
 
-def imports(path: Path, *, typing: bool = True) -> set[str]:
-    """Dotted names that a file imports, anywhere in it; without ``typing`` those under TYPE_CHECKING are left out."""
+def imports(path: Path, when: Literal["ever", "running", "loading"] = "ever") -> set[str]:
+    """Dotted names that a file imports: ever; when it runs (not under TYPE_CHECKING); or as soon as it is loaded."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if not typing and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if when != "ever" and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.orelse:
                 visit(child)
+            return
+        if when == "loading" and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             return
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -65,13 +68,13 @@ def imports(path: Path, *, typing: bool = True) -> set[str]:
     return names
 
 
-def reachable(module: str) -> dict[str, str]:
-    """Own modules that ``module`` imports at run time, directly or not, each with the module that asked for it."""
+def reachable(module: str, when: Literal["running", "loading"] = "running") -> dict[str, str]:
+    """Own modules that ``module`` imports, directly or not, each with the module that asked for it."""
     found: dict[str, str] = {}
     pending = [module]
     while pending:
         current = pending.pop()
-        for name in imports(MODULES[current], typing=False):
+        for name in imports(MODULES[current], when):
             if name in MODULES and name not in found and name != module:
                 found[name] = current
                 pending.append(name)
@@ -98,8 +101,10 @@ def test_the_walk_sees_imports_of_every_shape(tmp_path: Path) -> None:
         "if TYPE_CHECKING:\n    import shapes\nelse:\n    import real\n"
         "def f():\n    from e import g\n"
     )
-    assert imports(source) >= {"a.b", "d", "shapes", "real", "e", "e.g"}
-    assert "shapes" not in imports(source, typing=False) and "real" in imports(source, typing=False)
+    loading = {"typing", "typing.TYPE_CHECKING", "a.b", "d", "real"}
+    assert imports(source, "loading") == loading
+    assert imports(source, "running") == loading | {"e", "e.g"}
+    assert imports(source) == loading | {"e", "e.g", "shapes"}
 
 
 @pytest.mark.parametrize("library", HEAVY)
@@ -125,13 +130,14 @@ def test_arrows_point_one_way(module: str) -> None:
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_presentation_knows_no_torch(module: str) -> None:
+    """Not in its own code, and not by being loaded; the store may fetch the mesh writer when there is a mesh."""
+    loaded = {name: via for part in parts(module) for name, via in reachable(part, "loading").items() if name != "psd"}
     guilty = {
-        name
-        for part in parts(module)
-        for name in [part, *reachable(part)]
-        if name != "psd" and any(imported.split(".")[0] == "torch" for imported in imports(MODULES[name], typing=False))
+        name: loaded.get(name, "itself")
+        for name in [*parts(module), *loaded]
+        if any(imported.split(".")[0] == "torch" for imported in imports(MODULES[name], "running"))
     }
-    assert not guilty, f"{module} pulls in torch through {guilty}"
+    assert not guilty, f"{module} pulls in torch through {guilty} (module: imported by)"
 
 
 def test_only_app_and_the_command_line_join_models_to_the_run() -> None:
