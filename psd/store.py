@@ -19,73 +19,22 @@ import re
 import shutil
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from psd.events import (
-    KINDS,
-    Checkpointed,
-    Event,
-    Failed,
-    Finished,
-    Meshed,
-    Previewed,
-    Started,
-    Stepped,
-    Warned,
-    from_json,
-    to_json,
-)
-from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, locked, replace_file
-from psd.pictures import decode_views, encode_views, write_films
+from psd.archive import SCHEMA, Status, checkpoint_steps, default_root, preview_file, read_preset, read_status
+from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned, to_json
+from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, replace_file
+from psd.pictures import encode_views, write_films
 from psd.preset import Preset
 
-SCHEMA = 1
 KEPT_CHECKPOINTS = 2
 STATUS_EVERY_S = 1.0  # steps update status.json at most this often
-RUN_ID = re.compile(r"\d{8}-\d{6}_[a-z0-9-]+_s\d+_[0-9a-f]{8}(-\d+)?")
-ACTIVE = ("queued", "running", "paused")  # states that need a living writer
-
-
-@dataclass(frozen=True)
-class Status:
-    """The state of a run: queued, running, paused, finished, stopped, failed or interrupted (its writer died)."""
-
-    state: str
-    step: int = 0
-    total: int = 0
-    prompt: str = ""
-    message: str = ""
-    time_s: float = 0.0  # of the last event, as the run counts it
-    created: str = ""  # ISO 8601 with the offset
-    updated: str = ""
-    pid: int = 0
-    schema: int = SCHEMA
-
-
-@dataclass(frozen=True)
-class Run:
-    """One entry of `list_runs`."""
-
-    folder: Path
-    status: Status
-
-    @property
-    def id(self) -> str:
-        return self.folder.name
-
-
-def default_root() -> Path:
-    """Where runs go: ``PSD_RUNS``, else a writable disk mounted at /data, else ./runs."""
-    if chosen := os.environ.get("PSD_RUNS"):
-        return Path(chosen)
-    disk = Path("/data")
-    return disk / "runs" if os.path.ismount(disk) and os.access(disk, os.W_OK) else Path("runs")
 
 
 def slug(prompt: str) -> str:
@@ -203,8 +152,8 @@ class RunFolder:
         if "rgb" not in event.images:
             raise ValueError(f"a preview needs rgb images; it has {', '.join(event.images) or 'none'}")
         for name, images in event.images.items():
-            replace_file(self.path / _preview_file(event.step, name), encode_views(images, lossless=name != "rgb"))
-        return _preview_file(event.step, "rgb")
+            replace_file(self.path / preview_file(event.step, name), encode_views(images, lossless=name != "rgb"))
+        return preview_file(event.step, "rgb")
 
     def _write_checkpoint(self, event: Checkpointed) -> str:
         """Tensors first, the JSON as the seal; then all but this one and the newest one before it go."""
@@ -219,7 +168,7 @@ class RunFolder:
             path.with_suffix(".json").unlink(missing_ok=True)  # an old seal must not vouch for new tensors
         replace_file(path, save(tensors), durable=True)
         replace_file(path.with_suffix(".json"), text.encode(), durable=True)
-        steps = _checkpoint_steps(self.path)
+        steps = checkpoint_steps(self.path)
         kept = [step for step in steps if step <= event.step][-KEPT_CHECKPOINTS:]
         for step in set(steps) - set(kept):  # later ones belong to a future that a resume has left
             for suffix in (".json", ".safetensors"):
@@ -228,7 +177,7 @@ class RunFolder:
 
     def _write_mesh(self, event: Meshed) -> str:
         """All formats into a directory beside, then each into place: a reader sees old or new, never half a file."""
-        from psd.mesh import export
+        from psd.export import export
 
         assert event.mesh is not None
         exports = self.path / "public" / "exports"
@@ -243,8 +192,12 @@ class RunFolder:
                 (new / "statistics.json").write_text(text, encoding="utf-8")
                 if event.turntable is not None:
                     write_films(event.turntable, new)
+                stale = {path.name for path in exports.glob("mesh.*")}
                 for path in sorted(new.iterdir()):
                     os.replace(path, exports / path.name)
+                    stale.discard(path.name)
+                for name in stale:  # the texture of an earlier export
+                    (exports / name).unlink()
             finally:
                 shutil.rmtree(new, ignore_errors=True)
         return "public/exports/mesh.glb"
@@ -266,161 +219,6 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-# reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_status(folder: Path | str) -> Status:
-    """The status of a run; an active state whose writer is gone reads as interrupted.
-
-    Raises StoreError when this is no run folder, cannot be read, or comes from a newer version.
-    """
-    path = Path(folder) / "status.json"
-    if not path.is_file():
-        raise StoreError(f"{folder} is not a run folder (no status.json)", "name a folder below the runs' root")
-    record = _read_json(path)
-    _check_schema(record, path)
-    if "state" not in record:
-        raise StoreError(f"{path} holds no state", "restore it, or start anew")
-    status = Status(**{f.name: record[f.name] for f in fields(Status) if f.name in record})
-    if status.state in ACTIVE and not locked(path.parent / "lock"):
-        return replace(status, state="interrupted", message=f"process {status.pid} ended without closing the run")
-    return status
-
-
-def read_preset(folder: Path | str) -> Preset:
-    """The resolved preset of a run."""
-    path = Path(folder) / "preset.resolved.yaml"
-    if not path.is_file():
-        raise StoreError(f"{path} is missing", "the run cannot be resumed without it; restore it or start anew")
-    return Preset.load(str(path))
-
-
-def replay(folder: Path | str) -> Iterator[Event]:
-    """A run's events again, without models: previews with their images, checkpoints and meshes by ``file`` only.
-
-    What a resumed run did over is told once, in its last form.  A line cut short by a crash, and previews that are
-    gone, end the stream with a Warned each.
-    """
-    folder = Path(folder)
-    read_status(folder)
-    events, cut = _read_events(folder / "events.jsonl")
-    told: list[Event] = []
-    for event in events:
-        if isinstance(event, Started):
-            told = [earlier for earlier in told if earlier.step <= event.step]
-        told.append(event)
-    missing = 0
-    for event in told:
-        if isinstance(event, Previewed):
-            images = _read_preview(folder, event.step)
-            missing += not images
-            event = replace(event, images=images)
-        yield event
-    last = told[-1].step if told else 0
-    if cut:
-        yield Warned(step=last, message="events.jsonl ends in the middle of a line: the last event is lost")
-    if missing:
-        yield Warned(step=last, message=f"{missing} preview files are missing")
-
-
-def latest_checkpoint(folder: Path | str) -> Checkpointed | None:
-    """The newest checkpoint that is whole; half-written or damaged ones are passed over."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    folder = Path(folder)
-    for step in reversed(_checkpoint_steps(folder)):
-        path = folder / "checkpoints" / f"{step:06d}.safetensors"
-        try:
-            seal = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            tensors = load_file(path)
-        except (OSError, ValueError, SafetensorError):
-            continue  # not whole: the one before it counts
-        _check_schema(seal, path)
-        file = f"checkpoints/{path.name}"
-        return Checkpointed(step=step, time_s=seal["time_s"], tensors=tensors, values=seal["values"], file=file)
-    return None
-
-
-def list_runs(root: Path | None = None) -> list[Run]:
-    """Every run under ``root``, newest first; one that cannot be read is listed as "unreadable" with the reason."""
-    root = (root or default_root()).absolute()
-    if not root.is_dir():
-        return []
-    runs = []
-    for folder in sorted((path for path in root.iterdir() if RUN_ID.fullmatch(path.name)), reverse=True):
-        try:
-            runs.append(Run(folder, read_status(folder)))
-        except StoreError as error:
-            runs.append(Run(folder, Status("unreadable", message=str(error))))
-    return runs
-
-
-def find_run(run_id: str, root: Path | None = None) -> Path:
-    """The folder of a run id that may come from anywhere (an address bar); only names of run folders are looked at."""
-    folder = (root or default_root()).absolute() / run_id
-    if not RUN_ID.fullmatch(run_id) or not folder.is_dir():
-        raise StoreError(f"no run {run_id[:80]!r}", "choose one of the list of runs")
-    return folder
-
-
-def _preview_file(step: int, name: str) -> str:
-    return f"public/previews/{step:06d}.jpg" if name == "rgb" else f"public/previews/{step:06d}_{name}.png"
-
-
-def _read_preview(folder: Path, step: int) -> dict[str, np.ndarray]:
-    rgb = folder / _preview_file(step, "rgb")
-    if not rgb.is_file():
-        return {}
-    others = {path.stem.partition("_")[2]: path for path in sorted(rgb.parent.glob(f"{step:06d}_*.png"))}
-    return {name: decode_views(path) for name, path in {"rgb": rgb, **others}.items()}
-
-
-# pieces ----------------------------------------------------------------------------------------------------------
-
-
-def _read_events(path: Path) -> tuple[list[Event], bool]:
-    """The events of a file and whether its last line was cut short."""
-    if not path.is_file():
-        return [], False
-    with explaining(path):
-        *lines, tail = path.read_bytes().split(b"\n")
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if record["event"] not in KINDS:
-                raise StoreError(f"{path}:{number}: unknown event {record['event']!r}", "update this program")
-            events.append(from_json(line.decode()))
-        except (ValueError, KeyError, TypeError) as error:
-            cure = "the file was changed by hand or by the disk; delete that line"
-            raise StoreError(f"{path}:{number}: not an event ({error})", cure) from None
-    return events, bool(tail)
-
-
-def _checkpoint_steps(folder: Path) -> list[int]:
-    found = (folder / "checkpoints").glob("*.safetensors")
-    return sorted(int(path.stem) for path in found if path.stem.isdecimal())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with explaining(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise StoreError(f"{path} is not JSON ({error})", "restore it, or start anew") from None
-    if not isinstance(record, dict):
-        raise StoreError(f"{path} holds no mapping", "restore it, or start anew")
-    return record
-
-
-def _check_schema(record: Mapping[str, Any], path: Path) -> None:
-    if record.get("schema", 0) > SCHEMA:
-        message = f"{path} has schema {record['schema']}; this program reads up to {SCHEMA}"
-        raise StoreError(message, "update this program")
 
 
 def _new_directory(root: Path, name: str) -> Path:

@@ -1,0 +1,379 @@
+"""The run folder: what is written comes back, whatever dies in between."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import psd.files
+import psd.store
+from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, read_preset, read_status, replay
+from psd.events import Checkpointed, Event, Failed, Finished, Previewed, Started, Stepped, Warned
+from psd.files import StoreError
+from psd.pictures import decode_views, encode_views, write_films
+from psd.preset import Preset
+from psd.protocols import NoControl
+from psd.store import RunFolder, slug
+from psd.worker import light
+from tests.fake_run import fake_run, views
+
+PRESET = Preset(prompt="a red mushroom", seed=3, steps=6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    with RunFolder.create(PRESET, tmp_path) as folder:
+        yield folder
+
+
+def checkpoint(step: int) -> Checkpointed:
+    return Checkpointed(step=step, tensors={"walk": np.full((2, 3), step, np.float32)}, values={"step": step})
+
+
+def full_disk(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_replay_tells_what_was_written(folder: RunFolder) -> None:
+    written = [folder.write(event) for event in fake_run(PRESET, NoControl())]
+    told = list(replay(folder.path))
+    assert [light(event) for event in told] == [light(event) for event in written]
+    previews = [event for event in told if isinstance(event, Previewed)]
+    assert len(previews) == 3
+    for event in previews:
+        assert np.array_equal(event.images["normal"], 255 - views(event.step))
+        assert np.abs(event.images["rgb"].astype(int) - views(event.step)).mean() < 2  # JPEG
+
+
+def test_metrics_are_flat_rows(folder: RunFolder) -> None:
+    steps = [event for event in map(folder.write, fake_run(PRESET, NoControl())) if isinstance(event, Stepped)]
+    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": e.step, "time_s": e.time_s, "t": e.t, **e.metrics} for e in steps]
+
+
+def test_presets_as_given_and_as_resolved(folder: RunFolder) -> None:
+    given = Preset.load(str(folder.path / "preset.yaml"))
+    assert given.model_fields_set == {"prompt", "seed", "steps"}
+    assert read_preset(folder.path) == given == PRESET
+
+
+def test_status_follows_the_run(tmp_path: Path) -> None:
+    with RunFolder.create(PRESET, tmp_path) as folder:
+        assert read_status(folder.path).state == "queued"
+        for event in fake_run(PRESET, NoControl()):
+            folder.write(event)
+            if isinstance(event, Checkpointed):
+                status = read_status(folder.path)
+                assert (status.state, status.step, status.total) == ("running", event.step, 6)
+    assert read_status(folder.path).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("event", "state"), [(Finished(step=2, reason="stopped"), "stopped"), (Failed(step=2, message="no"), "failed")]
+)
+def test_how_a_run_ended(folder: RunFolder, event: Event, state: str) -> None:
+    folder.write(event)
+    assert read_status(folder.path).state == state
+
+
+def test_a_dead_writer_reads_as_interrupted(folder: RunFolder) -> None:
+    folder.set_state("running")
+    assert read_status(folder.path).state == "running"
+    folder.close()
+    assert read_status(folder.path).state == "interrupted"
+
+
+def test_traceback_goes_to_the_log_only(folder: RunFolder) -> None:
+    event = folder.write(Failed(step=1, message="no", traceback="Traceback: line 7"))
+    assert isinstance(event, Failed) and event.traceback == ""
+    assert "line 7" in (folder.path / "log.txt").read_text()
+    assert "line 7" not in (folder.path / "events.jsonl").read_text()
+
+
+def test_second_writer_is_refused_until_the_first_lets_go(folder: RunFolder) -> None:
+    with pytest.raises(StoreError, match="written by another process"):
+        RunFolder.open(folder.path)
+    folder.close()
+    RunFolder.open(folder.path).close()
+
+
+def test_lock_dies_with_its_process(folder: RunFolder) -> None:
+    folder.close()
+    code = (
+        "import sys, psd.store; folder = psd.store.RunFolder.open(sys.argv[1]); folder.set_state('running');"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout and owner.stdout.readline() == "locked\n"
+    with pytest.raises(StoreError, match="written by another process"):
+        RunFolder.open(folder.path)
+    assert read_status(folder.path).state == "running"
+    owner.kill()
+    owner.communicate()
+    assert read_status(folder.path).state == "interrupted"
+    RunFolder.open(folder.path).close()
+
+
+def test_closed_folder_takes_no_events(folder: RunFolder) -> None:
+    folder.close()
+    with pytest.raises(StoreError, match="closed"):
+        folder.write(Warned(step=0, message="late"))
+
+
+def test_crash_between_write_and_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "status.json"
+    psd.files.replace_file(path, b"old")
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        psd.files.replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_failed_append_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "events.jsonl"
+    psd.files.append_line(path, "whole")
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: FillingFile(path))
+    with pytest.raises(StoreError, match="disk is full"):
+        psd.files.append_line(path, "a much longer line")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"whole\n"
+
+
+class FillingFile(io.FileIO):
+    """Takes four bytes, then the disk is full."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "ab")
+        self.room = 4
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            full_disk()
+        taken, self.room = super().write(bytes(data)[: self.room]), 0
+        return taken
+
+
+@pytest.mark.parametrize("event", [*fake_run(PRESET, NoControl())][:3], ids=lambda event: type(event).__name__)
+def test_full_disk_says_so(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, event: Event) -> None:
+    monkeypatch.setattr(os, "replace", full_disk)
+    monkeypatch.setattr("builtins.open", full_disk)
+    with pytest.raises(StoreError, match="disk is full.*free space"):
+        folder.write(event)
+
+
+def test_full_disk_at_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", full_disk)
+    with pytest.raises(StoreError, match="disk is full"):
+        RunFolder.create(PRESET, tmp_path)
+
+
+def test_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StoreError, match="PSD_RUNS"):
+        RunFolder.create(PRESET, tmp_path / "runs")
+
+
+def test_line_cut_short_is_told_and_mended(folder: RunFolder) -> None:
+    for event in fake_run(PRESET, NoControl()):
+        folder.write(event)
+    folder.close()
+    path = folder.path / "events.jsonl"
+    whole = list(replay(folder.path))
+    path.write_bytes(path.read_bytes()[:-9])
+    told = list(replay(folder.path))
+    assert [light(e) for e in told[:-1]] == [light(e) for e in whole[:-1]]
+    assert isinstance(told[-1], Warned) and "middle of a line" in told[-1].message
+    with RunFolder.open(folder.path) as again:
+        again.write(Finished(step=6, reason="completed"))
+    assert [type(e).__name__ for e in replay(folder.path)] == [type(e).__name__ for e in whole]
+    assert "taken off" in (folder.path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("line", ["{}", "not json", '{"event": "Rocket", "step": 1}', '{"event": "Warned", "step": 1}'])
+def test_foreign_line_is_named(folder: RunFolder, line: str) -> None:
+    folder.write(Warned(step=0, message="fine"))
+    psd.files.append_line(folder.path / "events.jsonl", line)
+    with pytest.raises(StoreError, match=r"events\.jsonl:2"):
+        list(replay(folder.path))
+
+
+def test_missing_previews_are_told(folder: RunFolder) -> None:
+    for event in fake_run(PRESET, NoControl()):
+        folder.write(event)
+    (folder.path / "public/previews/000004.jpg").unlink()
+    *_, last = replay(folder.path)
+    assert isinstance(last, Warned) and last.message == "1 preview files are missing"
+
+
+def test_what_a_resume_did_over_is_told_once(folder: RunFolder) -> None:
+    for event in fake_run(PRESET.changed({"steps": 5}), NoControl()):
+        folder.write(event)
+    folder.close()
+    resume = latest_checkpoint(folder.path)
+    assert resume is not None and resume.step == 4
+    with RunFolder.open(folder.path, PRESET) as again:
+        for event in fake_run(PRESET, NoControl(), resume):
+            again.write(event)
+    steps = [event for event in replay(folder.path) if isinstance(event, Stepped)]
+    through = [event for event in fake_run(PRESET, NoControl()) if isinstance(event, Stepped)]
+    assert steps == through
+    assert read_preset(folder.path).steps == 6
+
+
+def test_checkpoint_is_exact(folder: RunFolder) -> None:
+    tensors = {
+        "scalar": np.float64(1 / 3).reshape(()), "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "state": np.arange(256, dtype=np.uint8), "empty": np.zeros((0, 3), np.float32),
+        "huge": np.array([2**63 - 1], np.int64), "flags": np.array([True, False]),
+    }  # fmt: skip
+    values = {"ema": 0.1 + 0.2, "list": [1, "two"], "nested": {"seed": 2**64}}
+    folder.write(Checkpointed(step=7, tensors=tensors, values=values, time_s=1.5))
+    found = latest_checkpoint(folder.path)
+    assert found is not None and (found.step, found.time_s, found.values) == (7, 1.5, values)
+    assert found.tensors.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert found.tensors[name].dtype == array.dtype and found.tensors[name].shape == array.shape
+        assert found.tensors[name].tobytes() == np.asarray(array, order="C").tobytes()
+
+
+def test_the_last_two_checkpoints_stay(folder: RunFolder) -> None:
+    for step in (1, 2, 9, 3):  # 9: left behind by a run that was resumed from 2
+        folder.write(checkpoint(step))
+    names = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+    assert names == ["000002.json", "000002.safetensors", "000003.json", "000003.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["no seal", "cut seal", "cut tensors", "no tensors"])
+def test_half_written_checkpoint_is_passed_over(folder: RunFolder, damage: str) -> None:
+    for step in (1, 2):
+        folder.write(checkpoint(step))
+    newest = folder.path / "checkpoints/000002.safetensors"
+    broken = newest.with_suffix(".json") if "seal" in damage else newest
+    broken.unlink() if damage.startswith("no") else broken.write_bytes(broken.read_bytes()[:-5])
+    found = latest_checkpoint(folder.path)
+    assert found is not None and found.step == 1 and found.values == {"step": 1}
+
+
+def test_crash_while_rewriting_a_checkpoint_does_not_mix_two(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        folder.write(checkpoint(step))
+    original = psd.store.replace_file
+
+    def crash_at_the_seal(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        original(path, *args, **kwargs)
+
+    monkeypatch.setattr(psd.store, "replace_file", crash_at_the_seal)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write(replace(checkpoint(2), values={"step": "new"}))
+    found = latest_checkpoint(folder.path)
+    assert found is not None and found.step == 1
+
+
+def test_no_checkpoint_yet(folder: RunFolder) -> None:
+    assert latest_checkpoint(folder.path) is None
+
+
+def test_newer_schema_is_refused(folder: RunFolder) -> None:
+    folder.write(checkpoint(1))
+    folder.close()
+    for path in (folder.path / "status.json", folder.path / "checkpoints/000001.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    for read in (read_status, latest_checkpoint, RunFolder.open, lambda path: list(replay(path))):
+        with pytest.raises(StoreError, match="schema 99.*update"):
+            read(folder.path)
+
+
+def test_list_runs_newest_first_with_the_unreadable(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        RunFolder.create(PRESET.changed({"seed": seed}), tmp_path).close()
+    old = tmp_path / "20200101-000000_old_s0_00000000"
+    old.mkdir()
+    (tmp_path / "notes").mkdir()
+    runs = list_runs(tmp_path)
+    assert [run.status.state for run in runs] == ["interrupted", "interrupted", "unreadable"]
+    assert "_s2_" in runs[0].id and runs[2].folder == old and "status.json" in runs[2].status.message
+    assert list_runs(tmp_path / "nowhere") == []
+
+
+def test_equal_runs_in_one_second_do_not_meet(tmp_path: Path) -> None:
+    folders = [RunFolder.create(PRESET, tmp_path) for _ in range(3)]
+    assert len({folder.path for folder in folders}) == 3
+    assert all(RUN_ID.fullmatch(folder.id) for folder in folders)
+    for folder in folders:
+        folder.close()
+
+
+@pytest.mark.parametrize(
+    "prompt", ["../../etc/passwd", "C:\\CON", "...", "a/b", "~", "\u200b", "紅い茸", "x" * 300, "-rf"]
+)
+def test_hostile_prompts_stay_inside_the_root(tmp_path: Path, prompt: str) -> None:
+    with RunFolder.create(PRESET.changed({"prompt": prompt}), tmp_path / "runs") as folder:
+        assert folder.path.resolve().parent == (tmp_path / "runs").resolve()
+        assert find_run(folder.id, tmp_path / "runs") == folder.path
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@given(st.text(max_size=80))
+def test_any_slug_is_a_plain_name(prompt: str) -> None:
+    assert RUN_ID.fullmatch(f"20260101-000000_{slug(prompt)}_s0_00000000")
+    assert len(slug(prompt)) <= 40
+
+
+@pytest.mark.parametrize(
+    "run_id", ["..", "", "../x", "/etc", "20260101-000000_a_s0_00000000/..", "20260101-000000_a_s0_0000000\n"]
+)
+def test_run_ids_from_outside_are_only_names(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(StoreError, match="no run"):
+        find_run(run_id, tmp_path)
+
+
+def test_views_come_back_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "views.png"
+    path.write_bytes(encode_views(views(1), lossless=True))
+    assert np.array_equal(decode_views(path), views(1))
+    with pytest.raises(ValueError, match="uint8"):
+        encode_views(views(1)[0], lossless=True)
+
+
+def test_preview_without_rgb_is_refused(folder: RunFolder) -> None:
+    with pytest.raises(ValueError, match="it has normal"):
+        folder.write(Previewed(step=1, images={"normal": views(1)}))
+
+
+def test_films_play(tmp_path: Path) -> None:
+    import imageio.v3 as imageio
+
+    frames = np.stack([np.full((33, 33, 3), 20 * i, np.uint8) for i in range(8)])  # odd: h264 wants even
+    write_films(frames, tmp_path)
+    for name, size in (("turntable.mp4", 32), ("turntable.webp", 33)):
+        film = np.stack(list(imageio.imiter(tmp_path / name)))
+        assert film.shape == (8, size, size, 3)
+        assert np.abs(film.mean((1, 2, 3)) - frames.mean((1, 2, 3))).max() < 6
+
+
+def test_environment_is_kept(folder: RunFolder) -> None:
+    folder.write(Started(step=0, preset={}, total_steps=9, views=4, environment={"torch": "2"}, notes=("cpu",)))
+    assert json.loads((folder.path / "environment.json").read_text()) == {"torch": "2", "notes": ["cpu"]}
+    assert folder.provenance(5)["versions"] == {"torch": "2"}
