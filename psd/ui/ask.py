@@ -1,0 +1,84 @@
+"""The prompt box, with Run and Stop; for a closed vocabulary also suggestions while typing and a builder of captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from psd.preset import Preset
+from psd.ui import markup
+from psd.ui.prompt import EXAMPLES, Vocabulary, built, complaint, suggestions
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+CHIPS = 6
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the rest of the page wires: the prompt, the line for messages below it, and the two buttons."""
+
+    prompt: gr.Textbox
+    message: gr.HTML
+    run: gr.Button
+    stop: gr.Button
+
+
+def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
+    """The components, in the current Blocks context; without a vocabulary any prompt goes."""
+    info = "An object the small models know: the suggestions follow what you type." if vocabulary else "Any object."
+    prompt = gr.Textbox(
+        preset.prompt, label="Prompt", info=info, placeholder=EXAMPLES[0], max_lines=3, max_length=300,
+        elem_id="prompt", submit_btn=False,
+    )  # fmt: skip
+    message = gr.HTML("", elem_id="message")
+    with gr.Row(elem_id="buttons"):
+        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
+        stop = gr.Button("Stop & keep", variant="stop", interactive=False, elem_id="stop", min_width=120)
+    if vocabulary:
+        _help(prompt, message, vocabulary)
+    return Ask(prompt, message, run, stop)
+
+
+def _help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:
+    chips = gr.Dataset(
+        label="Suggestions", components=[prompt], samples=_samples(list(EXAMPLES)), layout="gallery",
+        samples_per_page=CHIPS, elem_id="suggestions",
+    )  # fmt: skip
+
+    def typed(text: str) -> list[Any]:
+        known = not text.strip() or not complaint(vocabulary, text)
+        hint = "" if known else markup.note("Not yet a caption that the model knows. Nearest are below.", "hint")
+        return [hint, gr.Dataset(samples=_samples(suggestions(vocabulary, text, CHIPS)))]
+
+    prompt.input(typed, prompt, [message, chips], trigger_mode="always_last", **QUIET)
+    chips.click(lambda sample: [sample[0], ""], chips, [prompt, message], **QUIET)
+
+    none = ("–", "")
+    with gr.Accordion("Build a prompt", open=False, elem_id="builder"):
+        with gr.Row():
+            modifier = gr.Dropdown([none, *vocabulary.MODIFIERS], value="", label="modifier", info="How it is.")
+            colour = gr.Dropdown([none, *vocabulary.COLOURS], value="red", label="colour", info="Of its main part.")
+            thing = gr.Dropdown(
+                [*vocabulary.THINGS, *vocabulary.PRIMITIVES], value="mushroom", label="object", info="What it is.",
+                elem_id="builder-object",
+            )  # fmt: skip
+        with gr.Row():
+            relation = gr.Dropdown([none, *vocabulary.RELATIONS], value="", label="and", info="Two plain shapes only.")
+            other_colour = gr.Dropdown([*vocabulary.COLOURS], value="blue", label="second colour", info="Not the first.")
+            other = gr.Dropdown([*vocabulary.PRIMITIVES], value="cube", label="second object", info="What it stands by.")
+
+    def chosen(*words: str) -> list[Any]:
+        caption = built(*words)
+        problem = complaint(vocabulary, caption)
+        nearest = gr.Dataset(samples=_samples(suggestions(vocabulary, caption, CHIPS)))
+        return [gr.skip() if problem else caption, markup.note(problem) if problem else "", nearest]
+
+    parts = [modifier, colour, thing, relation, other_colour, other]
+    for part in parts:
+        part.input(chosen, parts, [prompt, message, chips], **QUIET)
+
+
+def _samples(texts: list[str]) -> list[list[str]]:
+    return [[text] for text in texts]

@@ -1,0 +1,74 @@
+"""Help with a closed set of prompts: completions while typing, a check in words, and captions built from known words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+EXAMPLES = (
+    "a red mushroom", "a snowman", "a striped blue mug", "a green cube on top of a yellow cylinder", "a pink donut",
+    "a glossy purple rocket",
+)  # fmt: skip
+
+
+class Caption(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+class Vocabulary(Protocol):
+    """A closed grammar of captions; `psd.tiny.grammar` is one.  Complaints are ValueErrors."""
+
+    COLOURS: Mapping[str, Any]
+    MODIFIERS: Sequence[str]
+    RELATIONS: Sequence[str]
+    PRIMITIVES: Sequence[str]
+    THINGS: Mapping[str, Any]
+    parse: Callable[[str], Caption]
+    nearest: Callable[..., list[str]]
+    all_captions: Callable[[], Iterable[Caption]]
+
+
+def complaint(vocabulary: Vocabulary, prompt: str) -> str:
+    """Why ``prompt`` is no caption of the vocabulary, in words; empty when it is one."""
+    try:
+        vocabulary.parse(prompt)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def suggestions(vocabulary: Vocabulary, prompt: str, n: int = 6) -> list[str]:
+    """At most ``n`` captions: those that go on as ``prompt`` begins, then the nearest known ones."""
+    typed = " ".join(prompt.lower().split())
+    if not typed:
+        return list(EXAMPLES[:n])
+    with_article = typed if typed.startswith(("a ", "an ")) else f"a {typed}"
+    going_on = [text for text in _texts(vocabulary) if text.startswith((typed, with_article)) and text != typed]
+    found = _spread(going_on, n) if going_on else vocabulary.nearest(prompt, n)
+    return list(dict.fromkeys(found))
+
+
+def built(modifier: str, colour: str, thing: str, relation: str, other_colour: str, other: str) -> str:
+    """The caption that the builder's choices say; empty choices are left out, the grammar judges the result."""
+    first = _phrase(modifier, colour, thing)
+    return f"{first} {relation} {_phrase(other_colour, other)}" if relation else first
+
+
+def _phrase(*words: str) -> str:
+    phrase = " ".join(filter(None, words))
+    return f"{'an' if phrase[:1] in tuple('aeiou') else 'a'} {phrase}"
+
+
+@lru_cache(maxsize=4)
+def _texts(vocabulary: Vocabulary) -> tuple[str, ...]:
+    return tuple(caption.text for caption in vocabulary.all_captions())
+
+
+def _spread(texts: list[str], n: int) -> list[str]:
+    """The shortest two, then texts evenly across the rest, so that completions differ from each other."""
+    ordered = sorted(texts, key=len)
+    first, rest = ordered[:2], ordered[2:]
+    stride = max(1, len(rest) // max(1, n - len(first)))
+    return [*first, *rest[::stride]][:n]

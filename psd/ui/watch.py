@@ -1,0 +1,91 @@
+"""Runs as the pages see them: live ones from the worker, others from their folders, each folded once for everybody."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from psd.archive import find_run, read_status, replay
+from psd.files import StoreError
+from psd.pictures import decode_views
+from psd.ui.markup import Watched
+from psd.ui.view import View, fold
+from psd.worker import Job, Worker, light
+
+KEPT = 32  # runs whose views stay in memory: those that somebody looked at last
+
+
+@dataclass
+class _Memory:
+    view: View = View()
+    index: int = 0  # events of a live run folded so far
+    told: tuple[str, str] | None = None  # state and time of a stored run when it was read
+    shots: int | None = None  # views in a preview's file
+
+
+class Watcher:
+    """Folds the events of every run once, however many pages look at it; safe to use from any thread."""
+
+    def __init__(self, worker: Worker, root: Path | None = None) -> None:
+        self._worker, self._root = worker, root
+        self._memories: OrderedDict[str, _Memory] = OrderedDict()
+        self._stopping: set[str] = set()
+        self._lock = threading.Lock()
+
+    def watched(self, run_id: str) -> Watched:
+        """The run as it stands now; raises StoreError for an id that is no run."""
+        try:
+            job = self._worker.snapshot(run_id)
+        except StoreError:
+            job = None
+        folder = job.folder if job else find_run(run_id, self._root)
+        with self._lock:
+            if run_id not in self._memories:
+                gr.set_static_paths(folder / "public")  # nothing else of a run is served
+            memory = self._memories.setdefault(run_id, _Memory())
+            self._memories.move_to_end(run_id)
+            while len(self._memories) > KEPT:
+                self._memories.popitem(last=False)
+            return self._live(job, memory) if job else self._stored(run_id, folder, memory)
+
+    def stop(self, run_id: str) -> None:
+        """End a live run after its current step; raises StoreError when it is not one of this worker's."""
+        self._worker.stop(run_id)
+        self._stopping.add(run_id)
+
+    def _live(self, job: Job, memory: _Memory) -> Watched:
+        events = self._worker.events_since(job.id, memory.index)
+        for event in events:
+            memory.view = fold(memory.view, event)
+        memory.index += len(events)
+        state, view = job.status.state, memory.view
+        if state == "queued" and not job.ahead:
+            state = "loading"
+        elif state == "running" and job.id in self._stopping:
+            state = "stopping"
+        elif state == "running" and view.step >= view.total_steps:
+            state = "meshing"
+        return Watched(
+            job.id, job.folder, state, job.status.message, job.preset.prompt, view, self._shots(job.folder, memory)
+        )
+
+    def _stored(self, run_id: str, folder: Path, memory: _Memory) -> Watched:
+        status = read_status(folder)
+        if memory.told != (status.state, status.updated):
+            memory.view = View()
+            for event in replay(folder):
+                memory.view = fold(memory.view, light(event))
+            memory.told = (status.state, status.updated)
+        shots = self._shots(folder, memory)
+        return Watched(run_id, folder, status.state, status.message, status.prompt, memory.view, shots)
+
+    @staticmethod
+    def _shots(folder: Path, memory: _Memory) -> int:
+        preview = memory.view.preview
+        if memory.shots is None and preview and preview.file and (folder / preview.file).is_file():
+            memory.shots = len(decode_views(folder / preview.file))
+        return memory.shots or 4
