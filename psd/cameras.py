@@ -86,7 +86,12 @@ def sample_orbits(
 
 
 def turntable(
-    views: int, *, elevation_deg: float = 15.0, fovy_deg: float = 40.0, distance_factor: float = 1.1, start_deg: float = 0.0
+    views: int,
+    *,
+    elevation_deg: float = 15.0,
+    fovy_deg: float = 40.0,
+    distance_factor: float = 1.1,
+    start_deg: float = 0.0,
 ) -> Cameras:
     """One group of ``views`` equally spaced cameras; view 0 sees the front when ``start_deg`` is 0."""
     azimuth = (start_deg + torch.arange(views) / views * 360)[None]

@@ -7,15 +7,20 @@ value, the bound and the cure.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
-CONTROL_CHARACTERS = {c for c in map(chr, range(32)) if c not in "\n\t"} | {"\x7f"}
+LARGEST_FILE = 100_000  # characters of YAML
+MOST_MODELS = 8  # rewards or judges of one run
+LONGEST_NAME = 300  # characters of a folder or hub id
 
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 Reading = Literal["S", "A", "B", "C"]
@@ -23,6 +28,10 @@ Reading = Literal["S", "A", "B", "C"]
 
 class PresetError(ValueError):
     """A value that cannot work: the message holds the value, the bound and the cure."""
+
+
+class MissingError(PresetError):
+    """The value is right, but this machine lacks what it names: a model, a package, a device."""
 
 
 def setting(
@@ -47,6 +56,7 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # fmt: off
     # run
     prompt: str = setting("a red mushroom", "What to make.", group="run", min_length=1, max_length=300)
     seed: int = setting(0, "Same seed, same run (bit for bit on a CPU).", group="run", ge=0, le=2**31 - 1)
@@ -60,18 +70,17 @@ class Preset(BaseModel):
     rewards: dict[str, float] = setting(
         {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True
     )
-    judges: list[str] = setting(
-        ["assets/selector"], "Rewards that are only watched, never optimised.", group="models"
-    )
+    judges: list[str] = setting(["assets/selector"], "Rewards that are only watched, never optimised.", group="models")
 
     # guidance
     guidance_scale: float = setting(
-        4.0, "Classifier-free guidance of the base term.", group="guidance", symbol="s", live=True, step=0.5, ge=0, le=200
+        4.0, "Classifier-free guidance of the base term.", group="guidance", symbol="s", live=True, step=0.5, ge=0,
+        le=200,
     )
     rescale: float = setting(
         0.5, "Pull the guided prediction's contrast back to the conditional one's.", group="guidance", symbol="φ",
         step=0.05, ge=0, le=1,
-    )  # fmt: skip
+    )
     base_form: Literal["recon", "sds"] = setting(
         "recon", "Base term: distance to the predicted image, or noise residual.", group="guidance"
     )
@@ -88,11 +97,11 @@ class Preset(BaseModel):
     preference_weight: float = setting(
         1.0, "Strength of the preference term (rho for S, lambda otherwise).", group="preference", symbol="λ",
         live=True, step=0.05, ge=0, le=50,
-    )  # fmt: skip
+    )
     preference_scale: float = setting(
         7.5, "Guidance inside the random pair (A, B, C).", group="preference", symbol="s_p", live=True, step=0.5, ge=0,
         le=200,
-    )  # fmt: skip
+    )
     reward_guidance_scale: float = setting(
         7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
     )
@@ -100,7 +109,9 @@ class Preset(BaseModel):
     scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
         "confidence", "How the reward gap scales the term.", group="preference"
     )
-    kappa: float = setting(1.0, "Gap, in running means, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
+    kappa: float = setting(
+        1.0, "Gap, in running means, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20
+    )
     gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
     winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
     preference_t_max: float = setting(
@@ -109,12 +120,13 @@ class Preset(BaseModel):
     steer_radius: float = setting(
         0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",
         log=True, gt=0, le=1,
-    )  # fmt: skip
+    )
     steer_conditional: bool = setting(
         True, "Pair of conditional-only predictions (False: guided ones, for experiments).", group="preference"
     )
     reward_gradient_weight: float = setting(
-        0.7, "Weight of the pixel gradient in method reward_gradient.", group="preference", live=True, step=0.1, ge=0, le=20
+        0.7, "Weight of the pixel gradient in method reward_gradient.", group="preference", live=True, step=0.1, ge=0,
+        le=20,
     )
 
     # negative embedding
@@ -128,11 +140,13 @@ class Preset(BaseModel):
         0.8, "Update only when t/T is at most this.", group="negative", symbol="t_n", ge=0, le=1
     )
     negative_pull: float = setting(1e-2, "Pull back to the start.", group="negative", symbol="ρ_n", ge=0, le=10)
-    negative_radius: float = setting(0.3, "Largest RMS distance from the start.", group="negative", symbol="r_n", gt=0, le=10)
+    negative_radius: float = setting(
+        0.3, "Largest RMS distance from the start.", group="negative", symbol="r_n", gt=0, le=10
+    )
     negative_objective: Literal["auto", "reward", "dpo", "zeroth_order"] = setting(
         "auto", "What moves the negative; auto: reward where differentiable, dpo otherwise and for reading C.",
         group="negative",
-    )  # fmt: skip
+    )
 
     # scene
     field: Literal["grid", "hash"] = setting("grid", "Dense grid (CPU) or multi-resolution hash grid.", group="scene")
@@ -153,7 +167,9 @@ class Preset(BaseModel):
     # cameras
     groups: int = setting(1, "Orbits per step.", group="cameras", ge=1, le=16)
     elevation_deg: tuple[float, float] = setting((0.0, 30.0), "Range of elevations.", group="cameras", unit="deg")
-    fovy_deg: tuple[float, float] = setting((40.0, 40.0), "Range of vertical fields of view.", group="cameras", unit="deg")
+    fovy_deg: tuple[float, float] = setting(
+        (40.0, 40.0), "Range of vertical fields of view.", group="cameras", unit="deg"
+    )
     distance_factor: tuple[float, float] = setting(
         (1.1, 1.1), "Range of half the covered width at the origin.", group="cameras", unit="world units"
     )
@@ -165,6 +181,15 @@ class Preset(BaseModel):
     mesh_resolution: int = setting(96, "Cells of the iso-surface grid.", group="output", ge=16, le=512)
     mesh_faces: int = setting(20_000, "Most faces of the mesh.", group="output", ge=100, le=500_000)
     texture: bool = setting(False, "Bake a UV texture (slower) instead of vertex colours.", group="output")
+    # fmt: on
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads ``on`` as true, and true would count as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"{info.field_name}={value} must be a number")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Preset:
@@ -181,27 +206,45 @@ class Preset(BaseModel):
             raise ValueError(f"method={self.method} needs a reward: name one in rewards, or choose sds or csd")
         for name, weight in self.rewards.items():
             if not 0 <= weight <= 100:
-                raise ValueError(f"rewards[{name}]={weight} must lie in [0, 100]")
-        for name in ("prompt", "negative_prompt"):
-            if CONTROL_CHARACTERS & set(getattr(self, name)):
-                raise ValueError(f"{name} holds control characters: remove them")
+                raise ValueError(f"rewards[{shown(name)}]={weight} must lie in [0, 100]")
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"judges={shown(self.judges)} names one twice: once is enough")
+        for key, names in {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}.items():
+            if len(names) > MOST_MODELS:
+                raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
+            for name in names:
+                if not name.strip() or len(name) > LONGEST_NAME or not _printable(name):
+                    raise ValueError(
+                        f"{key}: {shown(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
+                    )
+        for key in ("prompt", "negative_prompt"):
+            if not _printable(getattr(self, key)):
+                raise ValueError(f"{key} holds control characters: remove them")
+        if not self.prompt.strip():
+            raise ValueError("prompt is blank: say what to make")
         return self
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Preset:
         """Check values; every complaint names key, value and bound (`PresetError`)."""
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             raise PresetError(explain(error)) from None
 
     @classmethod
     def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         """A preset by name (``presets/<name>.yaml``) or by path, with overrides."""
-        path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-        if not path.is_file():
-            raise PresetError(f"no preset {name!r}; there are: {', '.join(available())}")
-        return cls.make({**parse(path.read_text(encoding="utf-8")), **(overrides or {})})
+        is_path = name.endswith((".yaml", ".yml"))
+        if not is_path and name not in available():
+            raise PresetError(f"no preset {shown(name)}; there are: {', '.join(available())}")
+        path = Path(name) if is_path else PRESETS / f"{name}.yaml"
+        try:
+            with path.open(encoding="utf-8") as file:
+                text = file.read(LARGEST_FILE + 1)
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"cannot read the preset {shown(name)}: {error}") from None
+        return cls.make({**parse(text), **(overrides or {})})
 
     def changed(self, values: Mapping[str, Any]) -> Preset:
         """A checked copy with other values."""
@@ -211,46 +254,130 @@ class Preset(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def shown(value: Any) -> str:
+    """A value as an error message may hold it: one line, never long."""
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print the very long ones
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _printable(text: str) -> bool:
+    """No control characters beside newline and tab."""
+    return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
+
+
 def explain(error: ValidationError) -> str:
     """Pydantic's findings as sentences: key, value, bound; unknown keys with the nearest known one."""
-    from difflib import get_close_matches
-
     lines = []
-    for issue in error.errors():
+    for issue in error.errors(include_url=False):
         key = ".".join(map(str, issue["loc"])) or "preset"
         if issue["type"] == "extra_forbidden":
             near = get_close_matches(key, Preset.model_fields, 1)
-            lines.append(f"unknown key {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+            lines.append(f"unknown key {shown(key)}" + (f": did you mean {near[0]!r}?" if near else ""))
         elif issue["type"] == "value_error":
             lines.append(issue["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{key}={issue['input']!r}: {issue['msg'].lower()}")
+            lines.append(f"{key}={shown(issue['input'])}: {issue['msg'][0].lower()}{issue['msg'][1:]}")
     return "; ".join(lines)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML only: a key given twice and an alias (the way to a small file of a billion values) are refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias in line {self.peek_event().start_mark.line + 1}: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{shown(key)} is given twice: keep one")
+        return super().construct_mapping(node, deep)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value; whatever YAML cannot make of it is a `PresetError`."""
+    if len(text) > LARGEST_FILE:
+        raise PresetError(f"this YAML is too large for a preset: {LARGEST_FILE} characters at most")
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # dates that do not exist, unhashable keys
+        raise PresetError(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise PresetError("this YAML is nested too deeply for a preset") from None
 
 
 def parse(text: str) -> dict[str, Any]:
     """YAML to a plain dictionary; anything else is refused (`PresetError`)."""
-    if len(text) > 100_000 or text.count("&") > 20:
-        raise PresetError("this YAML is too large or full of anchors for a preset: keep it under 100 kB")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PresetError(f"not valid YAML: {error}") from None
+    values = parse_value(text)
     if not isinstance(values, dict):
-        raise PresetError("a preset is a mapping of keys to values")
+        raise PresetError(f"a preset is a mapping of keys to values, not {shown(values)}")
+    if strange := [key for key in values if not isinstance(key, str)]:
+        raise PresetError(f"unknown key {shown(strange[0])}: keys are words")
     return values
 
 
 def available() -> list[str]:
+    """Names of the shipped presets."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` strings of the command line; values are YAML (``rewards={assets/reward: 2}``)."""
+    """``key=value`` strings of the command line: texts as they stand, other values as YAML (``rewards={name: 2}``)."""
     values = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
-        if not separator:
-            raise PresetError(f"{pair!r} is not key=value")
-        values[key.strip()] = yaml.safe_load(value)
+        key = key.strip()
+        if not separator or not key:
+            raise PresetError(f"{shown(pair)} is not key=value")
+        field = Preset.model_fields.get(key)
+        if field is not None and (field.annotation is str or get_origin(field.annotation) is Literal):
+            values[key] = value  # so that prompt=no means the word, and prompt=a: b is no mapping
+        else:
+            values[key] = parse_value(value)
     return values
+
+
+def parameter_table() -> str:
+    """All parameters as Markdown tables, one for each group: what README.md shows."""
+    lines: list[str] = []
+    group = ""
+    for name, field in Preset.model_fields.items():
+        extra = cast(dict[str, Any], field.json_schema_extra)
+        if extra["group"] != group:
+            group = extra["group"]
+            lines += ["", f"**{group}**", "", "| key | default | values | what it does |", "|---|---|---|---|"]
+        symbol = f" *{extra['symbol']}*" if extra["symbol"] else ""
+        live = " Live." if extra["live"] else ""
+        default = yaml.safe_dump(
+            Preset.model_fields[name].get_default(call_default_factory=True),
+            default_flow_style=True,
+            allow_unicode=True,
+        )
+        default = default.removesuffix("...\n").strip()
+        lines.append(f"| `{name}`{symbol} | `{default}` | {_values(field)} | {field.description}{live} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _values(field: FieldInfo) -> str:
+    """What a field accepts, in words: choices, or the interval with its unit."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if field.annotation is bool:
+        return "`true`, `false`"
+    bounds = {
+        sign: getattr(rule, sign) for rule in field.metadata for sign in ("ge", "gt", "le", "lt") if hasattr(rule, sign)
+    }
+    unit = cast(dict[str, Any], field.json_schema_extra)["unit"]
+    if not bounds:
+        kinds = {str: "text", dict[str, float]: "names with weights", list[str]: "names", tuple[float, float]: "a pair"}
+        return f"{kinds[field.annotation]} {unit}".rstrip()
+    low = f"above {bounds['gt']}" if "gt" in bounds else f"{bounds['ge']}"
+    high = f"below {bounds['lt']}" if "lt" in bounds else f"{bounds['le']}"
+    return f"{low} to {high} {unit}".rstrip()
