@@ -1,0 +1,312 @@
+"""What each method does with candidates and rewards, side by side: Step -> Score, a gradient with respect to z0.
+
+All share the seams of `psd.step.Step` and the base term of MVDream: `base` is SDS with guidance, as a distance to the
+predicted image (recon) or as a noise residual (sds).  They are called without gradients; the few places that need
+one switch it on themselves, and no gradient ever passes through the network to the scene.
+
+Only the abstract of Preference Score Distillation (arXiv 2603.01594) was available: A and C are our reading of it, B is
+DreamDPO's pair in its place, and S, the default, is our own construction.
+# Differs from the paper: S uses the reward's gradient at x0, and its pair does not see the negative embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd import score
+from psd.preset import Preset, PresetError
+from psd.protocols import Models
+from psd.step import Latents, Pair, Sample, Score, Step, norm, per_view, pick, unit
+
+# DreamDPO's tau: closer pairs get the winner's SDS alone; in Bradley-Terry scales (.001 for HPS, whose scale is .01).
+DREAMDPO_THRESHOLD = 0.1
+REWARDSDS_SHARES = (0.9, -0.1)  # of the mean over the best two, and over the worst two candidates
+REWARDSDS_ACTIVE = 0.7  # of the run; then the candidates are averaged
+IMPLICIT_BETA = 2500.0  # of reading C's margin on mean squares: Diffusion-DPO's 5000, halved as in its loss
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """All candidates of a step after one network call; everything ``k b v c h w``."""
+
+    z_t: Latents
+    noise: Latents
+    noise_pred_c: Latents
+    noise_pred_n: Latents
+
+    def sample(self, index: Tensor) -> Sample:
+        return Sample(pick(self.z_t, index), pick(self.noise, index), pick(self.noise_pred_c, index))
+
+
+def denoise(step: Step) -> Denoised:
+    z_t = step.noisy(step.noise)
+    return Denoised(z_t, step.noise, *step.predict(z_t, step.embedding, step.negative))
+
+
+def base(step: Step, found: Denoised) -> Latents:
+    """Each candidate's gradient of the base term (MVDream): SDS on the guided prediction.
+
+    recon: (z0 - x0') / B, x0' the rescaled prediction; sds: w(t) (e~ - noise) / B.
+    """
+    guided = score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.guidance_scale)
+    if step.preset.base_form == "sds":
+        return step.noise_weight * (guided - found.noise)
+    x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
+    return (step.z0 - score.rescale(x0_pred, x0_pred_c, step.preset.rescale)) / step.rows
+
+
+def rate(step: Step, found: Denoised) -> dict[str, Float[Tensor, "k b v"]]:
+    """What the rewards say of each candidate's one-step prediction, guided by s_r and rescaled: an image-like x0."""
+    guided = score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.reward_guidance_scale)
+    x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
+    return step.rate(step.decode(score.rescale(x0_pred, x0_pred_c, step.preset.rescale)), step.weights)
+
+
+def bradley_terry(step: Step) -> dict[str, float]:
+    return {name: reward.scale for name, reward in step.rewards.items()}
+
+
+def first(step: Step) -> Tensor:
+    """The index of candidate 0 everywhere, for methods that rank nothing."""
+    return torch.zeros(step.z0.shape[:2], dtype=torch.long, device=step.z0.device)
+
+
+# ------------------------------------------------------------------------------------------------------- the baselines
+
+
+def sds(step: Step) -> Score:
+    """Score distillation with a multi-view prior (DreamFusion, MVDream): one noise, no reward."""
+    found = denoise(step)
+    return Score(base(step, found).mean(0), found.sample(first(step)))
+
+
+def csd(step: Step) -> Score:
+    """Classifier score distillation (Yu et al. 2023): only the guidance direction, w s (e_c - e_n).
+
+    s is kept so that the regularisers weigh against it as they do against SDS.
+    """
+    found = denoise(step)
+    direction = (found.noise_pred_c - found.noise_pred_n).mean(0)
+    return Score(step.noise_weight * step.preset.guidance_scale * direction, found.sample(first(step)))
+
+
+def best_of_n(step: Step) -> Score:
+    """SDS on the noise whose prediction the rewards like best."""
+    found = denoise(step)
+    ranking = step.rank(rate(step, found), by=step.preset.winner_by, units=bradley_terry(step))
+    metrics = {"pair/gap": float(ranking.gap.mean())}
+    return Score(pick(base(step, found), ranking.win), found.sample(ranking.win), metrics=metrics)
+
+
+def dreamdpo(step: Step) -> Score:
+    """DreamDPO (Zhou et al. 2025): winner guided, loser conditional, ranked per view; SDS on the winner if too close.
+
+    gap >= tau: w [(e~_w - noise_w) - (e_c,l - noise_l)]; else w (e~_w - noise_w).
+    """
+    found = denoise(step)
+    ranking = step.rank(rate(step, found), by="view", units=bradley_terry(step))
+    guided = score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.guidance_scale)
+    win, lose = found.sample(ranking.win), found.sample(ranking.lose)
+    pushed = per_view(ranking.gap >= DREAMDPO_THRESHOLD)
+    attract = pick(guided, ranking.win) - win.noise
+    repel = torch.where(pushed, lose.noise_pred_c - lose.noise, torch.zeros_like(attract))
+    metrics = {"pair/gap": float(ranking.gap.mean()), "pair/pushed": float(pushed.float().mean())}
+    return Score(step.noise_weight * (attract - repel), win, metrics=metrics)
+
+
+def rewardsds(step: Step) -> Score:
+    """RewardSDS (Chachy et al. 2025) with its cheap one-step ranking: 0.9 of the best two minus 0.1 of the worst two.
+
+    With fewer than four candidates: the best and the worst one.  After 70 % of the run: all candidates alike.
+    """
+    found = denoise(step)
+    gradients = base(step, found)
+    if step.progress >= REWARDSDS_ACTIVE:
+        return Score(gradients.mean(0), found.sample(first(step)))
+    ratings = rate(step, found)
+    if step.preset.winner_by == "group":
+        ratings = {name: rating.mean(2, keepdim=True).expand_as(rating) for name, rating in ratings.items()}
+    order = step.combine(ratings, step.weights, bradley_terry(step)).argsort(dim=0, descending=True, stable=True)
+    few = min(2, len(order) // 2)
+    best, worst = (torch.stack([pick(gradients, i) for i in ends]).mean(0) for ends in (order[:few], order[-few:]))
+    return Score(REWARDSDS_SHARES[0] * best + REWARDSDS_SHARES[1] * worst, found.sample(order[0]))
+
+
+def reward_gradient(step: Step) -> Score:
+    """SDS plus the reward's own pixel gradient on the render: the control that PSD argues against (cf. DreamReward).
+
+    In pixels, before the encoder: images move along -g + w |g| G / |G|, g the base gradient pulled back through the
+    encoder, G the mixture's gradient at the render, norms per group over all views.
+    """
+    plain = sds(step)
+    gradient = step.reward_gradient(step.images, lambda images: images)
+    length = norm(step.pull_back(plain.gradient))
+    pixels = -step.preset.reward_gradient_weight * length * unit(gradient)
+    ratio = step.preset.reward_gradient_weight * float((norm(gradient) > 0).float().mean())
+    return Score(plain.gradient, plain.shown, pixels=pixels, metrics={"pair/ratio": ratio})
+
+
+# ------------------------------------------------------------------------------------ Preference Score Distillation
+
+
+def psd(step: Step) -> Score:
+    """Preference Score Distillation: the base term plus a preference score, by the preset's reading."""
+    return steered_pair(step) if step.preset.reading == "S" else random_pair(step)
+
+
+def random_pair(step: Step) -> Score:
+    """Readings A, B and C: two (or N) noises on the same render at the same t, ranked by the rewards.
+
+    The base is averaged over all noises; with preference weight 0 nothing else is left, bit for bit.
+    """
+    preset, weight = step.preset, step.preference_weight
+    found = denoise(step)
+    gradient = base(step, found).mean(0)
+    if weight == 0:
+        return Score(gradient, found.sample(first(step)))
+
+    # ---- 4, 5: rank the one-step predictions; best and worst of N stand for win and lose
+    ranking = step.rank(rate(step, found), by=preset.winner_by, units=step.units)
+    win, lose = found.sample(ranking.win), found.sample(ranking.lose)
+    pair = Pair(win, lose, ranking.gap)
+
+    # ---- 6: reward-based scaling
+    confidence = score.scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
+    if preset.reading == "C":
+        confidence = implicit_confidence(step, found, ranking.win, ranking.lose) * (ranking.gap > 0)
+
+    # ---- 7, 8: preference score, in the form of the base
+    guided = score.guide(found.noise_pred_n, found.noise_pred_c, preset.preference_scale)
+    guided_win = pick(guided, ranking.win)
+    other_lose = lose.noise_pred_c if preset.reading == "B" else pick(guided, ranking.lose)
+    if preset.base_form == "recon":
+        direction = (step.clean(lose.z_t, other_lose) - step.clean(win.z_t, guided_win)) / step.rows
+    else:
+        direction = step.noise_weight * score.preference_score(guided_win, win.noise, other_lose, lose.noise)
+    term = weight * per_view(confidence) * direction
+    metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
+    return Score(gradient + term, win, pair, ranking.raw_gaps, metrics=metrics)
+
+
+def implicit_confidence(step: Step, found: Denoised, win: Tensor, lose: Tensor) -> Float[Tensor, "b 1"]:
+    """Reading C: sigmoid(-u), u the implicit reward margin of the learned negative over its start; 1/2 at the start."""
+    scale = step.preset.preference_scale
+    (noise_pred_start,) = step.predict(found.z_t, step.negative_start)
+    guided = score.guide(found.noise_pred_n, found.noise_pred_c, scale)
+    reference = score.guide(noise_pred_start, found.noise_pred_c, scale)
+    winner, loser = ((pick(found.noise, i), pick(guided, i), pick(reference, i)) for i in (win, lose))
+    return torch.sigmoid(-score.implicit_margin(winner, loser, IMPLICIT_BETA))[:, None]
+
+
+def steered_pair(step: Step) -> Score:
+    """Reading S: a pair that differs on purpose.  One noise; its twin is nudged along the reward's gradient at x0.
+
+    The gradient never enters the scene: only what the frozen denoiser makes of the nudge does, P_x = x0(z_t+) - x0(z_t)
+    of the conditional prediction, whose Jacobian keeps what the prior finds plausible.  Its length is rho conf |base|,
+    so its own magnitude and the step of the finite difference drop out.
+    """
+    preset, weight = step.preset, step.preference_weight
+    alpha_sigma = step.alpha_sigma
+
+    # ---- 1: the base, on rows c and n
+    found = denoise(step)
+    gradient = base(step, found)[0]
+    shared = found.sample(first(step))
+    if weight == 0:
+        return Score(gradient, shared)
+    guided = score.guide(found.noise_pred_n, found.noise_pred_c, preset.guidance_scale)[0]
+
+    # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network
+    direction = step.reward_gradient(step.clean(shared.z_t, guided), step.decode)
+
+    # ---- 3: the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
+    nudge = preset.steer_radius * direction[0].numel() ** 0.5 * unit(direction)
+    steered_z_t = shared.z_t + alpha_sigma[1] * nudge
+
+    # ---- 4: predictions of both, ranked; the pair is swapped if the steered member lost
+    if preset.steer_conditional:
+        (noise_pred_c,) = step.predict(steered_z_t[None], step.embedding)
+        noise_pred_pair = torch.cat([noise_pred_c, found.noise_pred_c])
+    else:  # for experiments: the guided prediction's Jacobian is not positive, and the nudge mostly loses
+        noise_pred_c, noise_pred_n = step.predict(steered_z_t[None], step.embedding, step.negative)
+        noise_pred_pair = torch.cat([score.guide(noise_pred_n, noise_pred_c, preset.guidance_scale), guided[None]])
+    steered = Sample(steered_z_t, shared.noise + nudge, noise_pred_c[0])
+    x0_pair = step.clean(torch.stack([steered.z_t, shared.z_t]), noise_pred_pair)
+    ranking = step.rank(step.rate(step.decode(x0_pair), step.weights), by=preset.winner_by, units=step.units)
+
+    # ---- 5: target = x0' + rho conf |z0 - x0'| P_x / |P_x|
+    confidence = score.scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
+    confidence = confidence * (norm(direction) > 0)[:, :, 0, 0, 0]  # no direction, no pair: no rounding errors either
+    ascent = unit(pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose))
+    term = -weight * per_view(confidence) * norm(gradient) * ascent
+    won = per_view(ranking.win == 0)
+    win, lose = choose(won, steered, shared), choose(won, shared, steered)
+    metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
+    return Score(gradient + term, shared, Pair(win, lose, ranking.gap), ranking.raw_gaps, metrics=metrics)
+
+
+def choose(condition: Tensor, yes: Sample, no: Sample) -> Sample:
+    return Sample(
+        torch.where(condition, yes.z_t, no.z_t),
+        torch.where(condition, yes.noise, no.noise),
+        torch.where(condition, yes.noise_pred_c, no.noise_pred_c),
+    )
+
+
+def pair_metrics(gap: Tensor, confidence: Tensor, first: Tensor, term: Tensor, gradient: Tensor) -> dict[str, float]:
+    """``pair/gap`` in running means (Bradley-Terry scales until the first is known), ``pair/ratio`` |term| / |base|."""
+    ratio = norm(term) / norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return {
+        "pair/gap": float(gap.mean()),
+        "pair/confidence": float(confidence.mean()),
+        "pair/ratio": float(ratio.mean()),
+        "pair/win_first": float(first.float().mean()),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- what to call
+
+METHODS: dict[str, Callable[[Step], Score]] = {
+    "psd": psd,
+    "sds": sds,
+    "best_of_n": best_of_n,
+    "csd": csd,
+    "dreamdpo": dreamdpo,
+    "rewardsds": rewardsds,
+    "reward_gradient": reward_gradient,
+}
+
+
+def candidates(preset: Preset) -> int:
+    """How many noises the method draws a step."""
+    if preset.method == "dreamdpo":
+        return 2
+    ranked = preset.method in ("best_of_n", "rewardsds") or (preset.method == "psd" and preset.reading != "S")
+    return preset.candidates if ranked else 1
+
+
+def check(preset: Preset, models: Models) -> None:
+    """Refuses what cannot work with these rewards and weights (`PresetError`): before the run, and for live changes."""
+    if preset.method in ("sds", "csd"):
+        return
+    weighted = [name for name, weight in preset.rewards.items() if weight > 0]
+    if not weighted:
+        raise PresetError(f"method={preset.method}: all rewards have weight 0: raise one, or set method=sds")
+    if any(models.rewards[name].differentiable for name in weighted):
+        return
+    names = ", ".join(weighted)
+    if preset.method == "psd" and preset.reading == "S":
+        raise PresetError(f"reading=S needs a reward's gradient, and {names} has none: set reading=A, which only ranks")
+    if preset.method == "reward_gradient":
+        raise PresetError(
+            f"method=reward_gradient needs a gradient, and {names} has none: set method=psd, reading=A, which only ranks"
+        )
+    if preset.method == "psd" and preset.negative and preset.negative_objective == "reward":
+        raise PresetError(
+            f"negative_objective=reward needs a gradient, and {names} has none: set it to dpo, zeroth_order or auto"
+        )

@@ -1,0 +1,81 @@
+"""What a run shows of itself: renders from four fixed cameras, what rewards and judges say of them, image statistics.
+
+Draws no random number, so that showing more or less changes nothing.
+Axes: v view, h w image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from psd.cameras import turntable
+from psd.preset import Preset
+from psd.protocols import Models, Scene
+from psd.score import require_finite
+
+VIEWS = 4
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
+
+
+@dataclass(frozen=True)
+class Preview:
+    images: Mapping[str, UInt8[np.ndarray, "v h w 3"]]
+    scores: dict[str, list[float]]  # reward/<name> or judge/<name> -> raw score of each view
+    statistics: dict[str, float]  # image/<name>
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {**self.means, **self.statistics}
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self.scores.items()}
+
+
+@torch.no_grad()
+def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
+    """The object before white, from the front and three more sides."""
+    device = models.prior.device
+    render = scene.render(
+        turntable(VIEWS).to(device), preset.preview_size, background=torch.ones(1, 3, device=device), normals=True
+    )
+    images = {"rgb": render.rgb[0], "opacity": render.opacity[0].expand_as(render.rgb[0])}
+    if render.normal is not None:
+        images["normal"] = (render.normal[0] + 1) / 2 * render.opacity[0] + (1 - render.opacity[0])
+    rated = {f"reward/{reward.name}": reward for reward in models.rewards.values()}
+    rated |= {f"judge/{judge.name}": judge for judge in models.judges.values()}
+    scores = {name: require_finite(name, rate(render.rgb, preset.prompt))[0].tolist() for name, rate in rated.items()}
+    return Preview(
+        images={name: to_uint8(image) for name, image in images.items()},
+        scores=scores,
+        statistics=image_statistics(render.rgb[0], render.opacity[0]),
+    )
+
+
+def image_statistics(rgb: Float[Tensor, "v 3 h w"], opacity: Float[Tensor, "v 1 h w"]) -> dict[str, float]:
+    """Signs of collapse and of reward hacking, in [0, 1]; the first two weighted by opacity, so the object's own.
+
+    saturation: mean of max - min over channels; contrast: standard deviation of luminance; edge_density: mean absolute
+    luminance step to the right and lower neighbour; coverage: mean opacity.
+    """
+    weight = opacity / opacity.sum().clamp_min(1e-6)
+    luminance = torch.einsum("vchw,c->vhw", rgb, rgb.new_tensor(LUMINANCE))[:, None]
+    mean = (weight * luminance).sum()
+    edges = (luminance.diff(dim=-1).abs().mean() + luminance.diff(dim=-2).abs().mean()) / 2
+    return {
+        "image/saturation": float((weight * (rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True))).sum()),
+        "image/contrast": float((weight * (luminance - mean).square()).sum().sqrt()),
+        "image/edge_density": float(edges),
+        "image/coverage": float(opacity.mean()),
+    }
+
+
+def to_uint8(images: Float[Tensor, "v 3 h w"]) -> UInt8[np.ndarray, "v h w 3"]:
+    return rearrange((images.clamp(0, 1) * 255).round().byte(), "v c h w -> v h w c").cpu().numpy()

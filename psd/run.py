@@ -1,0 +1,296 @@
+"""The algorithm: from a prompt to a 3D object, as an iterator of events.
+
+`run` is the whole of it; what turns predictions and rewards into a direction is `psd.methods`, the learned negative
+`psd.negative`.  Gradients enter the scene by ``torch.autograd.backward([z0, regulariser], [score, None])``: a score is
+a gradient, not a loss.  No context manager spans a ``yield``: a generator may resume on another thread.
+Axes: b group (one orbit), v view, c channel, h w pixels, k candidate.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from psd import __version__, methods, score
+from psd.cameras import sample_orbits
+from psd.clock import Clock
+from psd.events import (
+    Checkpointed,
+    Event,
+    Failed,
+    Finished,
+    LiveChanged,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+    timed,
+)  # fmt: skip
+from psd.preset import Preset, PresetError
+from psd.preview import Preview, preview
+from psd.protocols import Control, Models, NoControl, Scene
+from psd.state import State
+from psd.step import Step
+
+# Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
+BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
+
+
+def run(
+    preset: Preset,
+    models: Models,
+    *,
+    control: Control | None = None,
+    resume: Checkpointed | None = None,
+    clock: Clock | None = None,
+) -> Iterator[Event]:
+    """Distils ``preset.prompt`` into a scene and meshes it, telling the world as it goes.
+
+    Started; per step Stepped, now and then Previewed, NegativeUpdated, Checkpointed, LiveChanged; at the end, and after
+    a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same events (times apart),
+    and ``resume`` goes on bit for bit.  A non-finite value ends the run with Failed, after a Checkpointed of the last
+    good state.  `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU: honestly, if it
+    synchronises).
+    """
+    methods.check(preset, models)
+    state = State.create(preset, models)
+    if resume is not None:
+        state.restore(resume)
+    embedding = models.prior.embed(preset.prompt).detach().float()
+    control, clock = control or NoControl(), clock or Clock()
+    refused: dict = {}  # live values that were no good: said once
+    live = preset.changed(state.live)
+    begun = saved = time.monotonic()
+    earlier = resume.time_s if resume is not None else 0.0
+
+    def now(event: Event) -> Event:
+        return timed(event, earlier + time.monotonic() - begun)
+
+    yield now(started(preset, models, state.step))
+    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
+    seen = preview(state.scene, preset, models) if state.step == 0 else None
+    if seen is not None:
+        yield now(shown(seen, state.step))
+
+    while state.step < preset.steps and not control.stopping():
+        # ---- the hand on the controls
+        wish = {**state.live, **control.live()}
+        if wish not in (state.live, refused):
+            try:
+                live = listened(preset, models, wish)
+            except PresetError as error:
+                refused = wish
+                yield now(Warned(step=state.step, message=f"The new values were not taken: {error}"))
+            else:
+                changes = {name: value for name, value in wish.items() if state.live.get(name) != value}
+                state.live = wish
+                yield now(LiveChanged(step=state.step, values=changes))
+
+        # ---- one step; nothing has moved yet when it refuses a value
+        clock.restart()
+        draws = state.generator.get_state()
+        t = draw_timestep(live, models, state)
+        try:
+            metrics, negative = optimise(live, models, state, embedding, t, clock)
+        except score.NonFiniteError as error:
+            yield now(state.checkpoint(draws))
+            yield now(failed(error, state.step, t))
+            return
+        state.step += 1
+        metrics |= clock.lap()
+
+        # ---- what the world sees of it
+        last = state.step == preset.steps
+        seen = preview(state.scene, preset, models) if last or state.step % preset.preview_every == 0 else None
+        yield now(Stepped(step=state.step, t=t, metrics=metrics | (seen.metrics if seen else {})))
+        if negative is not None:
+            yield now(negative)
+        if seen is not None:
+            yield now(shown(seen, state.step))
+        if time.monotonic() - saved >= preset.checkpoint_s and not last:
+            yield now(state.checkpoint())
+            saved = time.monotonic()
+
+    # ---- the end: keep everything, then the surface
+    yield now(state.checkpoint())
+    if seen is None:
+        seen = preview(state.scene, preset, models)
+        yield now(shown(seen, state.step))
+    for event in surface(state.scene, preset, models, state.step):
+        yield now(event)
+    reason = "completed" if state.step == preset.steps else "stopped"
+    yield now(Finished(step=state.step, reason=reason, scores=seen.means))
+
+
+@torch.enable_grad()
+def optimise(
+    preset: Preset, models: Models, state: State, embedding: Float[Tensor, "l d"], t: int, clock: Clock
+) -> tuple[dict[str, float], NegativeUpdated | None]:
+    """One step of the scene, and of the negative embedding when it is due.
+
+    Raises `NonFiniteError`, naming the tensor, before the scene, its optimiser or a running mean has changed.
+    """
+    prior, scene = models.prior, state.scene
+    progress = state.step / preset.steps
+
+    # ---- 1: cameras, render, latents, differentiable to the scene
+    scene.advance(progress)
+    cameras = sample_orbits(
+        preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
+        distance_factor=preset.distance_factor, generator=state.generator,
+    ).to(prior.device)  # fmt: skip
+    background = draw_background(preset, state.generator).to(prior.device)
+    with clock.part("render"):
+        render = scene.render(cameras, preset.render_size, background=background, generator=state.generator)
+    score.require_finite("render", render.rgb)
+    with clock.part("encode"):
+        z0 = prior.encode(resized(render.rgb, prior.image_size))
+    score.require_finite("latents", z0)
+
+    # ---- 2: noises, the same draws on every device
+    shape = (methods.candidates(preset), *z0.shape)
+    noise = torch.randn(shape, generator=state.generator).to(z0)
+
+    # ---- 3 to 8: the method's score
+    step = Step(
+        preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
+        images=render.rgb.detach(), z0=z0.detach(), noise=noise, t=t, progress=progress, embedding=embedding,
+        negative=state.negative.value, negative_start=state.negative.start, clock=clock,
+        pull_back=lambda gradient: torch.autograd.grad(z0, render.rgb, gradient, retain_graph=True)[0],
+    )  # fmt: skip
+    with torch.no_grad():
+        found = methods.METHODS[preset.method](step)
+    score.require_finite("score", found.gradient)
+
+    # ---- 9: backward, scene
+    terms = {**render.regularisers, **scene.regularisers()}
+    for name, value in terms.items():
+        score.require_finite(f"regulariser {name}", value)
+    roots, gradients = [z0], [found.gradient]
+    if found.pixels is not None:
+        roots, gradients = [*roots, render.rgb], [*gradients, found.pixels]
+    weighted = [getattr(preset, f"weight_{name}") * value for name, value in terms.items()]
+    if weighted:
+        roots, gradients = [*roots, torch.stack(weighted).sum()], [*gradients, None]
+    state.optimiser.zero_grad(set_to_none=True)
+    with clock.part("backward"):
+        torch.autograd.backward(roots, gradients)
+    for index, group in enumerate(state.optimiser.param_groups):
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                score.require_finite(f"gradient of the scene ({group.get('name', index)})", parameter.grad)
+
+    # ---- 10: the negative embedding
+    metrics = {f"loss/{name}": float(value) for name, value in terms.items()} | dict(found.metrics)
+    metrics["score/norm"] = float(found.gradient.norm())
+    negative = None
+    if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):
+        with clock.part("negative"):
+            update = state.negative.update(step, found, state.generator)
+        if update:
+            update |= state.negative.statistics(embedding)
+            metrics |= update
+            negative = state.negative.event(prior, preset, state.step + 1, update)
+
+    with clock.part("optimiser"):
+        state.decay(preset)
+        state.optimiser.step()
+    state.gap_scale.update(found.gaps, t)
+    return metrics, negative
+
+
+# --------------------------------------------------------------------------------------------------------- random draws
+
+
+def draw_timestep(preset: Preset, models: Models, state: State) -> int:
+    bounds = score.timestep_bounds(
+        state.step / preset.steps, low=(preset.t_min_start, preset.t_min_end),
+        high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction,
+        total=len(models.prior.alpha_bar),
+    )  # fmt: skip
+    return score.sample_timestep(bounds, state.generator)
+
+
+def draw_background(preset: Preset, generator: torch.Generator) -> Float[Tensor, "b 3"]:
+    """Per group a random plain colour, or one of three plain greys; always the same number of draws."""
+    chance = torch.rand(preset.groups, 1, generator=generator)
+    colour = torch.rand(preset.groups, 3, generator=generator)
+    plain = torch.tensor(BACKGROUNDS)[torch.randint(len(BACKGROUNDS), (preset.groups,), generator=generator)]
+    return torch.where(chance < preset.random_background, colour, plain)
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def resized(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor, "b v 3 size size"]:
+    """To the prior's pixels, differentiably; unchanged where the size is right."""
+    if images.shape[-1] == size:
+        return images
+    flat = interpolate(images.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return flat.unflatten(0, images.shape[:2])
+
+
+def listened(preset: Preset, models: Models, wish: dict) -> Preset:
+    """The preset with the live values; raises `PresetError` for what is no live field, no value or no loaded reward."""
+    for name in wish:
+        about = Preset.model_fields[name].json_schema_extra if name in Preset.model_fields else {"live": True}
+        if not (isinstance(about, dict) and about["live"]):
+            raise PresetError(f"{name} cannot change during a run: set it before the start")
+    live = preset.changed(wish)
+    if unknown := set(live.rewards) - set(models.rewards):
+        raise PresetError(f"rewards {', '.join(sorted(unknown))} are not loaded: name them at the start, with weight 0")
+    methods.check(live, models)
+    return live
+
+
+def started(preset: Preset, models: Models, step: int) -> Started:
+    environment = {
+        "psd": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(models.prior.device),
+        "threads": str(torch.get_num_threads()),
+    }
+    return Started(
+        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.steps, views=models.prior.views,
+        environment=environment, notes=models.notes,
+    )  # fmt: skip
+
+
+def shown(seen: Preview, step: int) -> Previewed:
+    return Previewed(step=step, images=seen.images, rewards=seen.scores)
+
+
+def failed(error: score.NonFiniteError, step: int, t: int) -> Failed:
+    return Failed(
+        step=step,
+        message=f"step {step + 1}, t = {t}: {error}",
+        cure="lower guidance_scale, the weights or the learning rates; the checkpoint holds the last good state",
+    )
+
+
+def surface(scene: Scene, preset: Preset, models: Models, step: int) -> Iterator[Event]:
+    """The mesh with a turntable of the field, and what the user should know of it."""
+    from psd.mesh import MeshError, extract, statistics
+    from psd.turntable import turntable
+
+    device = models.prior.device
+    try:
+        mesh = extract(
+            scene, resolution=preset.mesh_resolution, faces=preset.mesh_faces, texture=preset.texture, device=device
+        )
+    except MeshError as error:
+        yield Warned(step=step, message=f"There is no mesh: {error}")
+        return
+    for note in mesh.notes:
+        yield Warned(step=step, message=note)
+    film = turntable(scene, size=preset.preview_size, device=device)
+    yield Meshed(step=step, mesh=mesh, turntable=film, statistics=statistics(mesh))

@@ -1,0 +1,220 @@
+"""One step as the methods see it: the frozen context, the calls to the models, and what a method hands back.
+
+Every call to prior, decoder and rewards goes through `Step`, which stacks candidates and conditions into one batch,
+times the call and refuses non-finite results.  `Step` itself never switches gradients on or off: the caller decides.
+Axes: k candidate, b group, v view, c channel, h w (latent) pixels, l token, d feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from psd import score
+from psd.cameras import Cameras
+from psd.clock import Clock
+from psd.preset import Preset
+from psd.protocols import Prior, Reward
+
+Latents = Float[Tensor, "k b v c h w"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Noisy latents with the noise in them and the conditional prediction of it; everything ``b v c h w``."""
+
+    z_t: Float[Tensor, "b v c h w"]
+    noise: Float[Tensor, "b v c h w"]
+    noise_pred_c: Float[Tensor, "b v c h w"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Winner and loser of one step; ``gap`` >= 0 per view (one value per group where groups are ranked)."""
+
+    win: Sample
+    lose: Sample
+    gap: Float[Tensor, "b v"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a method hands back: a gradient, not a loss."""
+
+    gradient: Float[Tensor, "b v c h w"]  # with respect to z0
+    shown: Sample  # where the negative embedding climbs its reward: the winner's rows, or the shared ones
+    pair: Pair | None = None
+    gaps: Mapping[str, float] = field(default_factory=dict)  # raw mean gap per reward, for the running means
+    pixels: Float[Tensor, "b v 3 h w"] | None = None  # a further gradient, with respect to the rendered images
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Best and worst candidate of each view, in ``units`` of each reward, weights summing to 1."""
+
+    win: Int[Tensor, "b v"]
+    lose: Int[Tensor, "b v"]
+    gap: Float[Tensor, "b v"]
+    raw_gaps: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    preset: Preset  # with the live values of this step
+    prior: Prior
+    rewards: Mapping[str, Reward]
+    gap_scale: score.GapScale
+    cameras: Cameras
+    images: Float[Tensor, "b v 3 h w"]  # the render, detached
+    z0: Float[Tensor, "b v c h2 w2"]  # its latents, detached
+    noise: Float[Tensor, "k b v c h2 w2"]
+    t: int
+    progress: float  # of the run, in [0, 1)
+    embedding: Float[Tensor, "l d"]  # c, the prompt's
+    negative: Float[Tensor, "l d"]  # n, as it is now
+    negative_start: Float[Tensor, "l d"]  # n0
+    pull_back: Callable[[Float[Tensor, "b v c h2 w2"]], Float[Tensor, "b v 3 h w"]]  # encoder's vector-Jacobian product
+    clock: Clock = field(default_factory=Clock)
+
+    # ------------------------------------------------------------------------------------------------------ constants
+
+    @cached_property
+    def alpha_sigma(self) -> tuple[float, float]:
+        return score.alpha_sigma(self.prior.alpha_bar, self.t)
+
+    @property
+    def rows(self) -> int:
+        """B = groups x views: losses are means over the images of a step."""
+        return self.z0.shape[0] * self.z0.shape[1]
+
+    @property
+    def noise_weight(self) -> float:
+        """What turns a noise residual into a gradient of z0: sigma / alpha in the recon form (1/2 |z0 - x0|^2), w(t) =
+        1 - alpha_bar in the SDS form (DreamFusion); both over B."""
+        alpha, sigma = self.alpha_sigma
+        return (sigma / alpha if self.preset.base_form == "recon" else sigma**2) / self.rows
+
+    @property
+    def preference_weight(self) -> float:
+        """lambda_t: the preset's weight behind the gate."""
+        open_share = score.gate(self.t, len(self.prior.alpha_bar), self.preset.preference_t_max)
+        return self.preset.preference_weight * open_share
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the rewards that count, summing to 1."""
+        active = {name: weight for name, weight in self.preset.rewards.items() if weight > 0}
+        return {name: weight / sum(active.values()) for name, weight in active.items()}
+
+    @property
+    def differentiable(self) -> dict[str, float]:
+        """The weights of those that can be steered by."""
+        return {name: weight for name, weight in self.weights.items() if self.rewards[name].differentiable}
+
+    @cached_property
+    def units(self) -> dict[str, float]:
+        """What each reward is divided by before weighting: its running mean gap, its Bradley-Terry scale until then."""
+        return {name: self.gap_scale.mean(name, self.t) or reward.scale for name, reward in self.rewards.items()}
+
+    @property
+    def gap_mean(self) -> float:
+        """The mean gap in those units: 1, or 0 while the running mean of some weighted reward is unknown."""
+        return float(all(self.gap_scale.mean(name, self.t) > 0 for name in self.weights))
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    def noisy(self, noise: Latents) -> Latents:
+        return score.add_noise(self.z0, noise, *self.alpha_sigma)
+
+    def predict(self, z_t: Latents, *embeddings: Float[Tensor, "l d"]) -> tuple[Latents, ...]:
+        """Noise predictions under each embedding, all rows in one network call."""
+        candidates, groups = z_t.shape[:2]
+        rows = rearrange(z_t, "k b v c h w -> (k b) v c h w").repeat(len(embeddings), 1, 1, 1, 1)
+        conditions = torch.stack(embeddings).repeat_interleave(candidates * groups, dim=0)
+        cameras = self.cameras[torch.arange(groups, device=z_t.device).repeat(len(embeddings) * candidates)]
+        with self.clock.part("unet"):
+            noise_pred = self.prior.predict_noise(rows, self.t, conditions, cameras)
+        score.require_finite("noise prediction", noise_pred)
+        return tuple(noise_pred.unflatten(0, (len(embeddings), candidates, groups)).unbind(0))
+
+    def clean(self, z_t: Tensor, noise_pred: Tensor) -> Tensor:
+        """The clean latents that a prediction implies, clamped where the prior's data are bounded."""
+        x0_pred = score.predict_x0(z_t, noise_pred, *self.alpha_sigma)
+        bound = self.prior.latent_clamp
+        return x0_pred if bound is None else x0_pred.clamp(-bound, bound)
+
+    def decode(self, z0: Float[Tensor, "*k v c h2 w2"]) -> Float[Tensor, "*k v 3 h w"]:
+        """Images in [0, 1]."""
+        with self.clock.part("decode"):
+            images = clamp_keeping_gradient(self.prior.decode(z0.flatten(0, -5)), 0, 1)
+        return score.require_finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
+
+    def rate(self, images: Float[Tensor, "*k v 3 h w"], names: Mapping[str, float]) -> dict[str, Float[Tensor, "*k v"]]:
+        """Raw scores of images by each named reward."""
+        ratings = {}
+        for name in names:
+            with self.clock.part("reward"):
+                rating = self.rewards[name](images.flatten(0, -5), self.preset.prompt)
+            ratings[name] = score.require_finite(f"reward {name}", rating).unflatten(0, images.shape[:-4])
+        return ratings
+
+    def combine(
+        self, ratings: Mapping[str, Tensor], weights: Mapping[str, float], units: Mapping[str, float]
+    ) -> Tensor:
+        """The mixture: each reward in its own unit, then weighted."""
+        return sum((weight / units[name] * ratings[name] for name, weight in weights.items()), torch.zeros(()))
+
+    def rank(self, ratings: Mapping[str, Float[Tensor, "k b v"]], *, by: str, units: Mapping[str, float]) -> Ranking:
+        """Best and worst of the candidates, per group (joint attention couples its views) or per view."""
+        if by == "group":
+            ratings = {name: rating.mean(2, keepdim=True).expand_as(rating) for name, rating in ratings.items()}
+        combined = self.combine(ratings, self.weights, units)
+        win, lose = combined.argmax(0), combined.argmin(0)
+        raw_gaps = {
+            name: float((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
+        }
+        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps)
+
+    def reward_gradient(
+        self, inputs: Float[Tensor, "b v c h w"], image: Callable[[Tensor], Float[Tensor, "b v 3 h w"]]
+    ) -> Float[Tensor, "b v c h w"]:
+        """Gradient of the differentiable mixture at ``inputs``, seen through ``image``; reaches no parameter."""
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            total = self.combine(self.rate(image(leaf), self.differentiable), self.differentiable, self.units).sum()
+            with self.clock.part("backward"):
+                (gradient,) = torch.autograd.grad(total, leaf)
+        return score.require_finite("reward gradient", gradient)
+
+
+def clamp_keeping_gradient(value: Tensor, low: float, high: float) -> Tensor:
+    """Clamps, but passes gradients as if it had not: a saturated pixel can still be pulled back."""
+    return value + (value.clamp(low, high) - value).detach()
+
+
+def pick(values: Float[Tensor, "k b v ..."], index: Int[Tensor, "b v"]) -> Float[Tensor, "b v ..."]:
+    """The candidate of each view."""
+    shape = (1, *index.shape) + (1,) * (values.ndim - 3)
+    return values.gather(0, index.view(shape).expand(1, *values.shape[1:])).squeeze(0)
+
+
+def norm(value: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b 1 1 1 1"]:
+    """Euclidean norm of each group, over all its views."""
+    return value.flatten(1).norm(dim=1)[:, None, None, None, None]
+
+
+def unit(value: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
+    """Each group scaled to norm 1; 0 stays 0."""
+    length = norm(value)
+    return torch.where(length > 0, value / length.clamp_min(torch.finfo(value.dtype).tiny), torch.zeros_like(value))
+
+
+def per_view(value: Float[Tensor, "b v"]) -> Float[Tensor, "b v 1 1 1"]:
+    return value[:, :, None, None, None]
