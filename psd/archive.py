@@ -87,6 +87,16 @@ def read_preset(folder: Path | str) -> Preset:
     return Preset.load(str(path))
 
 
+def provenance(folder: Path | str, step: int) -> dict[str, Any]:
+    """What a mesh file says about its origin: prompt, seed, step, run, versions and the whole preset."""
+    folder, preset = Path(folder), read_preset(folder)
+    environment = folder / "environment.json"
+    return {
+        "prompt": preset.prompt, "seed": preset.seed, "step": step, "run": folder.name,
+        "versions": _read_json(environment) if environment.is_file() else {}, "preset": preset.model_dump(mode="json"),
+    }  # fmt: skip
+
+
 def replay(folder: Path | str) -> Iterator[Event]:
     """A run's events again, without models: previews with their images, checkpoints and meshes by ``file`` only.
 

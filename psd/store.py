@@ -27,7 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from psd.archive import SCHEMA, Status, checkpoint_steps, default_root, preview_file, read_preset, read_status
+from psd.archive import (
+    SCHEMA,
+    Status,
+    checkpoint_steps,
+    default_root,
+    preview_file,
+    provenance,
+    read_preset,
+    read_status,
+)
 from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned, to_json
 from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, replace_file
 from psd.pictures import encode_views, write_films
@@ -49,7 +58,6 @@ class RunFolder:
     def __init__(self, path: Path, preset: Preset, status: Status, lock: Lock) -> None:
         self.path, self.preset, self.status = path, preset, status
         self._lock = lock
-        self._environment: dict[str, str] = {}
         self._status_due = 0.0
 
     @classmethod
@@ -101,7 +109,6 @@ class RunFolder:
             raise StoreError(f"{self.path} is closed", "open it again with RunFolder.open")
         match event:
             case Started():
-                self._environment = event.environment
                 text = json.dumps({**event.environment, "notes": event.notes}, indent=2, ensure_ascii=False)
                 replace_file(self.path / "environment.json", text.encode())
             case Previewed():
@@ -180,6 +187,7 @@ class RunFolder:
         from psd.export import export
 
         assert event.mesh is not None
+        origin = provenance(self.path, event.step)
         exports = self.path / "public" / "exports"
         new = self.path / "exports.new"
         with explaining(exports):
@@ -187,7 +195,7 @@ class RunFolder:
             new.mkdir()
             try:
                 for suffix in ("glb", "obj", "ply", "stl"):
-                    export(event.mesh, new / f"mesh.{suffix}", provenance=self.provenance(event.step))
+                    export(event.mesh, new / f"mesh.{suffix}", provenance=origin)
                 text = json.dumps(event.statistics, indent=2, allow_nan=False)
                 (new / "statistics.json").write_text(text, encoding="utf-8")
                 if event.turntable is not None:
@@ -201,14 +209,6 @@ class RunFolder:
             finally:
                 shutil.rmtree(new, ignore_errors=True)
         return "public/exports/mesh.glb"
-
-    def provenance(self, step: int) -> dict[str, Any]:
-        """What a mesh file says about its origin."""
-        preset = self.preset.model_dump(mode="json")
-        return {
-            "prompt": self.preset.prompt, "seed": self.preset.seed, "step": step, "run": self.id,
-            "versions": self._environment, "preset": preset,
-        }  # fmt: skip
 
     def close(self) -> None:
         """Give the lock back; closing twice is fine."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import psd.files
 import psd.store
-from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, read_preset, read_status, replay
+from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
 from psd.events import Checkpointed, Event, Failed, Finished, Previewed, Started, Stepped, Warned
 from psd.files import StoreError
 from psd.pictures import decode_views, encode_views, write_films
@@ -376,4 +376,4 @@ def test_films_play(tmp_path: Path) -> None:
 def test_environment_is_kept(folder: RunFolder) -> None:
     folder.write(Started(step=0, preset={}, total_steps=9, views=4, environment={"torch": "2"}, notes=("cpu",)))
     assert json.loads((folder.path / "environment.json").read_text()) == {"torch": "2", "notes": ["cpu"]}
-    assert folder.provenance(5)["versions"] == {"torch": "2"}
+    assert provenance(folder.path, 5)["versions"] == {"torch": "2", "notes": ["cpu"]}
