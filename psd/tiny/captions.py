@@ -1,0 +1,136 @@
+"""Which captions are trained on, evenly, and which are only ever asked: ``python -m psd.tiny captions``."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from psd.tiny.grammar import (
+    COLOURS,
+    LISTS,
+    NOUNS,
+    PRIMITIVES,
+    RELATIONS,
+    THINGS,
+    Caption,
+    all_captions,
+    is_held_out,
+    near_misses,
+    random_captions,
+)
+
+Card = TypeVar("Card")
+GROUPS = ("primitive",) * 7 + ("pair",) * 7 + ("thing",) * 6  # 35, 35 and 30 %: two-part colours are learnt last
+MODIFIED = (True,) * 3 + (False,) * 7  # of the single nouns
+NEAR_MISSES, DISTRACTORS = 20, 59  # of each asked caption: together with it the judge chooses among 60
+# How many primitives, pairs and things each list has, and how many of its primitives and things have a modifier.
+LIST_SIZES = {"test24": ((8, 8, 8), 0.5), "tuning": ((5, 6, 5), 0.5), "evaluation": ((30, 100, 70), 1.0)}
+LISTS_SEED = 2
+
+
+def sample_training_captions(n: int, *, seed: int) -> list[Caption]:
+    """``n`` captions, none held out, that cover groups, kinds, colours, modifiers and pairs evenly.
+
+    Everything is dealt from endless shuffled decks, so that nothing comes twice before the rest came once.  The first
+    captions of a longer sample are those of a shorter one.
+    """
+    return list(itertools.islice(_training_captions(random.Random(seed)), n))
+
+
+def _training_captions(rng: random.Random) -> Iterator[Caption]:
+    groups, modified = _deck(GROUPS, rng), _deck(MODIFIED, rng)
+    kinds = {"primitive": _deck(PRIMITIVES, rng), "thing": _deck(tuple(THINGS), rng)}
+    colours = {
+        kind: _deck([colour for colour in noun.colours if not is_held_out(Caption(kind, colour))], rng)
+        for kind, noun in NOUNS.items()
+    }
+    modifiers = {kind: _deck(noun.modifiers, rng) for kind, noun in NOUNS.items()}
+    pairs = _deck(list(itertools.product(RELATIONS, PRIMITIVES, PRIMITIVES)), rng)
+    pair_colours = _deck(list(itertools.permutations(COLOURS, 2)), rng)
+    for group in groups:
+        if group == "pair":
+            relation, kind, other = next(pairs)
+            options = (Caption(kind, one, None, relation, other, two) for one, two in pair_colours)
+            yield next(caption for caption in options if not is_held_out(caption))
+        else:
+            kind = next(kinds[group])
+            yield Caption(kind, next(colours[kind]), next(modifiers[kind]) if next(modified) else None)
+
+
+def _deck(cards: Sequence[Card], rng: random.Random) -> Iterator[Card]:
+    """Endless dealing: all cards in random order, then all again in another."""
+    while True:
+        yield from rng.sample(cards, len(cards))
+
+
+def load_list(name: str, folder: Path = LISTS) -> dict[str, list[str]]:
+    """The captions of a committed list ("evaluation", "tuning", "test24"), each with its 59 distractors.
+
+    None was ever trained on.  The first 20 distractors are near misses; all 60 mean different pictures.
+    """
+    return json.loads((folder / f"{name}.json").read_text())["distractors"]
+
+
+def write_lists(folder: Path = LISTS) -> None:
+    """Make the three lists, disjoint in meaning, the same ones every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(LISTS_SEED)
+    pools = {group: [] for group in ("primitive", "pair", "thing")}
+    for caption in all_captions():
+        if is_held_out(caption):
+            pools[caption.group].append(caption)
+    for name, (counts, modified) in LIST_SIZES.items():
+        chosen = []
+        for (group, pool), count in zip(pools.items(), counts, strict=True):
+            picked = _pick(pool, count, modified, rng)
+            pools[group] = [caption for caption in pool if caption not in picked]
+            chosen += picked
+        content = {
+            "about": f"Captions never trained on, each with {DISTRACTORS} distractors, the first {NEAR_MISSES} of them "
+            "near misses; made by `python -m psd.tiny captions`.",
+            "captions": [caption.text for caption in chosen],
+            "distractors": {caption.text: _distractors(caption, rng) for caption in chosen},
+        }
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _pick(pool: list[Caption], count: int, modified: float, rng: random.Random) -> list[Caption]:
+    """``count`` of the pool: kinds as different as can be, up to a share ``modified`` of them with a modifier."""
+    left, picked = rng.sample(pool, len(pool)), []
+    used = dict.fromkeys([*NOUNS, *RELATIONS], 0)
+    for _ in range(count):
+        plain_only = sum(caption.modifier is not None for caption in picked) >= modified * count
+        allowed = [caption for caption in left if not (plain_only and caption.modifier)] or left
+        best = min(
+            allowed, key=lambda c: (used[c.kind] + used.get(c.other_kind or "", 0), used.get(c.relation or "", 0))
+        )
+        for word in (best.kind, best.other_kind, best.relation):
+            if word:
+                used[word] += 1
+        picked.append(best)
+        left.remove(best)
+    return picked
+
+
+def _distractors(caption: Caption, rng: random.Random) -> list[str]:
+    near = near_misses(caption, NEAR_MISSES, rng.randrange(2**31))
+    taken = {option.meaning for option in (caption, *near)}
+    others = (
+        option for option in random_captions(2 * DISTRACTORS, rng.randrange(2**31)) if option.meaning not in taken
+    )
+    return [option.text for option in itertools.islice(itertools.chain(near, others), DISTRACTORS)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m psd.tiny captions``."""
+    parser.add_argument("--out", type=Path, default=LISTS)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the held-out lists again."""
+    write_lists(args.out)
