@@ -1,0 +1,217 @@
+"""`RadianceScene`: a radiance field in the unit ball, seen by cameras.
+
+A render marches rays through the ball, drops every sample in a cell that holds nothing, asks the field for the rest in
+one call and composites.  Axes: b group, v view, h w image, n rays, m rays that meet something, s samples along a ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from psd import volrend
+from psd.cameras import Cameras, rays
+from psd.fields import GridField, HashField
+from psd.protocols import Render
+
+if TYPE_CHECKING:
+    from psd.preset import Preset
+
+RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
+NOTHING = 1e-4  # a cell is skipped if one sample in it could not absorb more than this share of the light
+
+
+@dataclass(frozen=True)
+class March:
+    """Samples along rays: ``k`` kept ones in a list, and their places among ``m`` rays of ``s`` samples each."""
+
+    points: Float[Tensor, "k 3"]
+    slot: Int[Tensor, " k"]  # place of each in the flattened (m, s)
+    ray: Int[Tensor, " m"]
+    t_starts: Float[Tensor, "m s"]
+    t_ends: Float[Tensor, "m s"]  # = t_starts where a ray has fewer samples than s
+
+    def lay(self, values: Float[Tensor, "k ..."]) -> Float[Tensor, "m s ..."]:
+        """Values of the samples in their places, zero elsewhere."""
+        full = values.new_zeros(self.t_starts.numel(), *values.shape[1:]).index_copy(0, self.slot, values)
+        return full.view(*self.t_starts.shape, *values.shape[1:])
+
+
+def pack(
+    kept: Bool[Tensor, "n s"],
+    ray: Int[Tensor, " n"],
+    origins: Float[Tensor, "n 3"],
+    directions: Float[Tensor, "n 3"],
+    t_starts: Float[Tensor, "n s"],
+    t_ends: Float[Tensor, "n s"],
+) -> March:
+    """Drops samples that are not kept and rays without any; the rest of each ray moves up, in order."""
+    counts = kept.sum(-1)
+    some = counts.nonzero()[:, 0]
+    counts = counts[some]
+    width = int(counts.max()) if len(counts) else 0
+    row = torch.repeat_interleave(counts)
+    first = torch.arange(len(counts), device=ray.device) * width - (counts.cumsum(0) - counts)
+    slot = torch.arange(len(row), device=ray.device) + first.index_select(0, row)
+    flat = kept.flatten().nonzero()[:, 0]
+    starts, ends = t_starts.flatten().index_select(0, flat), t_ends.flatten().index_select(0, flat)
+    origin, direction = (x[some].index_select(0, row) for x in (origins, directions))
+    points = torch.addcmul(origin, direction, ((starts + ends) / 2)[:, None])
+    march = March(points, slot, ray[some], starts.new_empty(len(some), width), starts.new_empty(len(some), width))
+    return replace(march, t_starts=march.lay(starts), t_ends=march.lay(ends))
+
+
+def farthest(occupied: Bool[Tensor, "x y z"]) -> float:
+    """Radius of the smallest ball around the origin that holds all occupied cells, at most `RADIUS`."""
+    axis = torch.linspace(-1, 1, occupied.shape[0] + 1, device=occupied.device)
+    square = torch.maximum(axis[1:].square(), axis[:-1].square())  # of a cell's far side
+    distance = square[:, None, None] + square[:, None] + square
+    return min(RADIUS, math.sqrt((distance * occupied).max().item()))
+
+
+class RadianceScene:
+    """A field and how it is rendered: ``preset.ray_samples`` samples across the ball's diameter."""
+
+    def __init__(self, preset: Preset, device: torch.device | str = "cpu") -> None:
+        if preset.field == "grid":
+            self.field: GridField | HashField = GridField(preset.grid_size, preset.blob_density)
+        else:
+            self.field = HashField(preset.blob_density, seed=preset.seed, device=device)
+        self.field.to(device)
+        self.device = torch.device(device)
+        self.samples = preset.ray_samples
+        self.step = 2 * RADIUS / (self.samples - 1)  # one interval more than fits, for the shift
+        self.weights = {
+            name: getattr(preset, f"weight_{name}")
+            for name in ("tv", "opacity", "entropy", "distortion", "orientation")
+        }
+
+    def parameter_groups(self, preset: Preset) -> list[dict]:
+        """Groups for Adam with their initial learning rates; shapes never change during a run."""
+        return self.field.parameter_groups(preset)
+
+    def render(
+        self,
+        cameras: Cameras,
+        size: int,
+        *,
+        background: Float[Tensor, "b 3"],
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+    ) -> Render:
+        """The views on a plain background per group.
+
+        ``generator`` (CPU) moves rays inside their pixels and samples along their rays.
+        """
+        shape = (cameras.groups, cameras.views, size, size)
+        device = self.device
+        jitter = shift = None
+        if generator is not None:
+            jitter = torch.rand(*shape, 2, generator=generator).to(device)
+            shift = torch.rand(shape, generator=generator).to(device).flatten()
+        origins, directions = (x.flatten(0, -2) for x in rays(cameras.to(device), size, jitter=jitter))
+        if shift is None:
+            shift = origins.new_full(origins.shape[:1], 0.5)
+        marched = self._march(origins, directions, shift.to(origins.dtype))
+        facing = self.weights["orientation"] > 0
+        found = self.field.sample(marched.points, normals=normals or facing)
+
+        def image(values: Float[Tensor, "m c"]) -> Float[Tensor, "b v c h w"]:
+            """Values of the rays that met something in their pixels, zero elsewhere."""
+            flat = values.new_zeros(origins.shape[0], values.shape[-1]).index_copy(0, marched.ray, values)
+            return rearrange(flat, "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
+
+        t_starts, t_ends = marched.t_starts, marched.t_ends
+        weights, _ = volrend.render_weights(marched.lay(found.density), t_starts, t_ends)
+        colour = volrend.accumulate(weights, marched.lay(found.colour))
+        depth = volrend.expected_depth(weights, t_starts, t_ends)
+        seen = image(torch.cat([colour, weights.sum(-1, keepdim=True), depth[:, None]], dim=-1))
+        opacity = seen[:, :, 3:4]
+        rgb = seen[:, :, :3] + (1 - opacity) * background.to(device)[:, None, :, None, None]
+        normal = None
+        regularisers = self._of_rays(opacity, weights, t_starts, t_ends)
+        if found.normal is not None:
+            laid = marched.lay(found.normal)
+            if facing:
+                away = volrend.orientation(weights, laid, directions[marched.ray])
+                regularisers["orientation"] = away.sum() / opacity.numel()
+            if normals:
+                normal = image(F.normalize(volrend.accumulate(weights, laid), dim=-1)) * opacity
+        return Render(rgb, opacity, seen[:, :, 4:], normal, regularisers)
+
+    def _of_rays(
+        self,
+        opacity: Float[Tensor, "b v 1 h w"],
+        weights: Float[Tensor, "m s"],
+        t_starts: Float[Tensor, "m s"],
+        t_ends: Float[Tensor, "m s"],
+    ) -> dict[str, Tensor]:
+        """Means over all pixels, of the terms that have a weight."""
+        terms = {}
+        if self.weights["opacity"] > 0:
+            terms["opacity"] = opacity.mean()
+        if self.weights["entropy"] > 0:
+            terms["entropy"] = volrend.binary_entropy(opacity).mean()
+        if self.weights["distortion"] > 0:
+            spread = volrend.distortion(weights, t_starts, t_ends, 2 * RADIUS)
+            terms["distortion"] = spread.sum() / opacity.numel()
+        return terms
+
+    @torch.no_grad()
+    def _march(
+        self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], shift: Float[Tensor, " n"]
+    ) -> March:
+        """Samples in the cells that may hold something."""
+        occupied = self.field.occupied(NOTHING / self.step)
+        reach = farthest(occupied)
+        middle, closest = volrend.closest_approach(origins, directions)
+        near, far = volrend.intersect_ball(middle, closest, reach)
+        ray = (far > near).nonzero()[:, 0]
+        origins, directions = origins[ray], directions[ray]
+        count = math.ceil(2 * reach / self.step) + 1
+        t_starts, t_ends = volrend.intervals(middle[ray], near[ray], far[ray], self.step, count, shift[ray])
+
+        cells = occupied.shape[0]
+        centre = (t_starts + t_ends) / 2
+        index = torch.zeros_like(centre, dtype=torch.int32)
+        for axis in range(3):  # one axis at a time: elementwise work on (n, s, 3) is three times as slow
+            start, slope = (origins[:, axis] + 1) * (cells / 2), directions[:, axis] * (cells / 2)
+            place = torch.addcmul(start[:, None], slope[:, None], centre).to(torch.int32).clamp_(0, cells - 1)
+            index.mul_(cells).add_(place)
+        filled = occupied.flatten().index_select(0, index.flatten()).view_as(centre)
+        return pack(filled & (t_ends > t_starts), ray, origins, directions, t_starts, t_ends)
+
+    def regularisers(self) -> dict[str, Tensor]:
+        """Terms of the field itself: ``tv``, its total variation, if that has a weight."""
+        return {"tv": self.field.total_variation()} if self.weights["tv"] > 0 else {}
+
+    def advance(self, progress: float) -> None:
+        self.field.advance(progress)
+
+    def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+        """Density per world unit, 0 outside the unit ball."""
+        return self.field.sample(points.to(self.device)).density
+
+    def colour(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        return self.field.sample(points.to(self.device)).colour
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything that `render` depends on."""
+        return {name: value.detach().clone() for name, value in self.field.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copies in place, so that an optimiser keeps its parameters; other keys or shapes raise RuntimeError."""
+        self.field.load_state_dict(state)
+
+
+def make_scene(preset: Preset, device: torch.device | str = "cpu") -> RadianceScene:
+    """The scene that ``preset`` asks for, before the first step."""
+    return RadianceScene(preset, device)
