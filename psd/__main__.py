@@ -1,0 +1,279 @@
+"""The command line: ``python -m psd run "a red mushroom"`` and what goes with it.
+
+stdout carries results (the run's folder, tables), stderr progress and complaints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from psd import bench, doctor
+from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
+from psd.events import Event, Failed, Finished
+from psd.files import StoreError, explaining
+from psd.preset import PRESETS, MissingError, Preset, PresetError, assignments, available, parameter_table
+from psd.progress import Progress
+from psd.store import RunFolder
+from psd.worker import Controls, MakeEvents, drive
+
+OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
+FORMATS = ("glb", "obj", "ply", "stl")
+EXIT_CODES = """exit codes:
+  0    done
+  2    bad input: arguments, preset or prompt
+  3    the run failed; its folder holds what it reached, and log.txt says why
+  4    something is missing on this machine: models, packages, disk space, permission
+  130  interrupted; the run's folder holds everything up to there
+
+Ctrl-C ends a run after its step and keeps everything, mesh included; a second one leaves at once.
+"""
+
+Prepare = Callable[[Preset], MakeEvents]
+
+
+def prepare(preset: Preset) -> MakeEvents:
+    """Load the models, so that unknown words and missing weights are refused before a folder is made."""
+    from psd import methods
+    from psd.models import load_models
+    from psd.run import run
+
+    models = load_models(preset)
+    methods.check(preset, models)
+    return lambda preset, control, resume: run(preset, models, control=control, resume=resume)
+
+
+def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
+    """Run one command and return its exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are slow on a busy machine
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    arguments = parser().parse_args(argv)
+    try:
+        match arguments.command:
+            case "run":
+                return start(arguments, prepare)
+            case "resume":
+                return resume(arguments, prepare)
+            case "export":
+                return export(arguments)
+            case "presets":
+                return presets(arguments)
+            case "doctor":
+                return doctor.report()
+            case _:
+                return bench.main(
+                    chosen_preset(arguments), arguments.steps, full=arguments.full, as_json=arguments.json
+                )
+    except (MissingError, StoreError) as error:
+        return complain(error, MISSING)
+    except PresetError as error:
+        return complain(error, BAD_INPUT)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+
+
+def complain(error: object, code: int) -> int:
+    print(f"psd: {error}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="python -m psd",
+        description="Preference Score Distillation: from a prompt to a mesh.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, description=help, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def takes_preset(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--preset", default="tiny", help="a name of `presets`, or a YAML file (default: tiny)")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter; may be repeated"
+        )
+        sub.add_argument("--seed", type=int)
+
+    run = command("run", "make an object from a prompt")
+    run.add_argument("prompt", nargs="?", help="what to make (default: the preset's)")
+    takes_preset(run)
+    run.add_argument("--steps", type=int)
+    run.add_argument("--out", type=Path, help="where run folders go (default: PSD_RUNS, or ./runs)")
+
+    again = command("resume", "go on with a run from its newest checkpoint")
+    again.add_argument("folder", help="a run's folder, or its name below the runs' root")
+    again.add_argument("--steps", help="a new total, or +N for N more than planned")
+
+    mesh = command("export", "write a run's mesh again, from its newest checkpoint")
+    mesh.add_argument("folder", help="a run's folder, or its name below the runs' root")
+    mesh.add_argument("--format", default=",".join(FORMATS), help="any of glb,obj,ply,stl (default: all)")
+    mesh.add_argument("--texture", action="store_true", help="bake a texture instead of vertex colours")
+    mesh.add_argument("--threshold", type=float, help="density of the surface (default: the one that fits the renders)")
+    mesh.add_argument("--out", type=Path, help="where the files go (default: the run's public/exports)")
+
+    listing = command("presets", "list presets, show one, or print the table of all parameters")
+    listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
+    listing.add_argument("name", nargs="?", default="tiny")
+
+    command("doctor", "say what this machine can run, what is missing and the cure")
+
+    measure = command("bench", "measure where a step's time goes")
+    takes_preset(measure)
+    measure.add_argument("--steps", type=int, default=30, help="measured steps, after a warm-up (default: 30)")
+    measure.add_argument("--full", action="store_true", help="also time a whole run, from start to mesh")
+    measure.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    return root
+
+
+def chosen_preset(arguments: argparse.Namespace) -> Preset:
+    """Preset, then --set, then the arguments of their own."""
+    values = assignments(arguments.set)
+    own = {name: getattr(arguments, name, None) for name in ("prompt", "seed")}
+    if arguments.command == "run":
+        own["steps"] = arguments.steps
+    return Preset.load(arguments.preset, {**values, **{key: value for key, value in own.items() if value is not None}})
+
+
+def start(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    preset = chosen_preset(arguments)
+    make_events = ready(prepare, preset)
+    with RunFolder.create(preset, arguments.out) as folder:
+        return follow(drive(make_events, folder, control := Controls(preset)), folder, control)
+
+
+def resume(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    path = run_folder(arguments.folder)
+    preset, status, checkpoint = read_preset(path), read_status(path), latest_checkpoint(path)
+    if arguments.steps is not None:
+        try:
+            steps = int(arguments.steps) + (preset.steps if arguments.steps.startswith("+") else 0)
+        except ValueError:
+            raise PresetError(f"--steps {arguments.steps} is neither a total nor +N") from None
+        preset = preset.changed({"steps": steps})
+    reached = checkpoint.step if checkpoint else 0
+    if reached > preset.steps or (reached == preset.steps and status.state == "finished"):
+        raise PresetError(f"the run has done {reached} of {preset.steps} steps: add some with --steps +N")
+    make_events = ready(prepare, preset)
+    with RunFolder.open(path, preset) as folder:
+        control = Controls(preset)
+        return follow(drive(make_events, folder, control, checkpoint), folder, control)
+
+
+def ready(prepare: Prepare, preset: Preset) -> MakeEvents:
+    """The run to be, or `MissingError` for what this machine lacks."""
+    print("loading the models ...", file=sys.stderr)
+    try:
+        return prepare(preset)
+    except (ImportError, OSError) as error:  # packages; weights on the disk or the hub
+        raise MissingError(f"{error} (`python -m psd doctor` says what is missing)") from error
+
+
+def follow(events: Iterator[Event], folder: RunFolder, control: Controls) -> int:
+    """Show a run until its end; its folder goes to stdout."""
+    progress, last = Progress(sys.stderr), None
+    try:
+        with first_interrupt_stops(control):
+            for last in events:
+                progress.show(last)
+    finally:
+        progress.close()
+        print(folder.path)
+    if isinstance(last, Failed):
+        return FAILED
+    return INTERRUPTED if isinstance(last, Finished) and last.reason == "stopped" else OK
+
+
+@contextmanager
+def first_interrupt_stops(control: Controls) -> Iterator[None]:
+    """The first Ctrl-C asks the run to end and keep its results; the second is a KeyboardInterrupt."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if control.stopping():
+            raise KeyboardInterrupt
+        control.stop()
+        print("\nstopping after this step, keeping everything; Ctrl-C again leaves at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_folder(name: str) -> Path:
+    """A run by its path or by its name."""
+    path = Path(name)
+    if (path / "status.json").is_file():
+        return path
+    try:
+        return find_run(path.name, path.parent if path.parent.name else default_root())
+    except StoreError as error:
+        raise PresetError(str(error)) from None
+
+
+def export(arguments: argparse.Namespace) -> int:
+    formats = [name.strip().lower() for name in arguments.format.split(",")]
+    if strange := [name for name in formats if name not in FORMATS]:
+        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FORMATS)}")
+    path = run_folder(arguments.folder)
+    preset, checkpoint = read_preset(path), latest_checkpoint(path)
+    if checkpoint is None:
+        raise PresetError(f"{path} has no whole checkpoint: nothing to make a mesh of")
+
+    import torch
+
+    from psd.export import export as write
+    from psd.mesh import MeshError, extract
+    from psd.scene import make_scene
+    from psd.state import below
+
+    scene = make_scene(preset)
+    scene.load_state(below("scene/", {name: torch.tensor(array) for name, array in checkpoint.tensors.items()}))
+    scene.advance(checkpoint.step / preset.steps)
+    try:
+        mesh = extract(
+            scene,
+            resolution=preset.mesh_resolution,
+            faces=preset.mesh_faces,
+            threshold=arguments.threshold,
+            texture=arguments.texture or preset.texture,
+        )
+    except MeshError as error:
+        raise PresetError(str(error)) from None
+    out = arguments.out or path / "public" / "exports"
+    with explaining(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for note in mesh.notes:
+        print(note, file=sys.stderr)
+    for name in formats:
+        print(write(mesh, out / f"mesh.{name}", provenance=provenance(path, checkpoint.step)))
+    return OK
+
+
+def presets(arguments: argparse.Namespace) -> int:
+    if arguments.what == "table":
+        print(parameter_table(), end="")
+    elif arguments.what == "show":
+        Preset.load(arguments.name)
+        path = Path(arguments.name)
+        path = path if path.suffix in (".yaml", ".yml") else PRESETS / f"{arguments.name}.yaml"
+        print(path.read_text(encoding="utf-8"), end="")
+    else:
+        for name in available():
+            first = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:12} {first.lstrip('# ')}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Where a step's time goes, and what the engine adds to the calls that it cannot do without.
+
+``python -m psd bench`` runs a preset for some steps.  The breakdown is the engine's own clock (``time/*``).  The
+overhead is a step's time minus its bare calls: every call of prior, rewards and scene is recorded, and between the
+steps each kind is timed alone on the same arguments, with its backward where gradients flowed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped
+from psd.preset import Preset, PresetError
+from psd.store import RunFolder
+from psd.worker import Controls, MakeEvents, drive
+
+if TYPE_CHECKING:
+    from psd.protocols import Models
+
+WARM_UP = 3  # steps that allocate and compile
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model, to be repeated alone; ``grad`` tells that its backward is needed too."""
+
+    function: Callable[..., Any]
+    args: tuple
+    keywords: dict[str, Any]
+    grad: bool
+
+
+@dataclass
+class Recorder:
+    """Stands before a model and notes calls of ``method`` ("": of itself); everything else passes through."""
+
+    target: Any
+    method: str
+    note: Callable[[str, Call], None]
+    prefix: str
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.target, name)
+        return self._noting(found) if name == self.method else found
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self._noting(self.target)(*args, **keywords)
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any, **keywords: Any) -> Any:
+            import torch
+
+            result = function(*args, **keywords)
+            shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
+            grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in outputs(result))
+            key = f"{self.prefix} {shapes[0] if shapes else args[1:]}" + (" and backward" if grad else "")
+            self.note(key, Call(function, args, keywords, grad))
+            return result
+
+        return noting
+
+
+@dataclass
+class Bare:
+    """The calls of each step and what one of each kind costs alone."""
+
+    synchronise: Callable[[], object]
+    calls: dict[str, Call] = field(default_factory=dict)  # the last of each kind
+    counts: Counter[str] = field(default_factory=Counter)  # of the step that runs
+    steps: list[Counter[str]] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, key: str, call: Call) -> None:
+        self.calls[key] = call
+        self.counts[key] += 1
+
+    def step_done(self, *, measure: bool) -> None:
+        """Close a step's account and, to share the machine's mood with it, time each of its kinds once."""
+        counts, self.counts = self.counts, Counter()
+        if measure:
+            self.steps.append(counts)
+            for key in counts:
+                self.seconds.setdefault(key, []).append(timed_alone(self.calls[key], self.synchronise))
+
+    def forget(self) -> None:
+        """Calls between steps (previews) are on nobody's account."""
+        self.counts = Counter()
+
+    def per_step(self) -> list[float]:
+        medians = {key: statistics.median(times) for key, times in self.seconds.items()}
+        return [sum(count * medians[key] for key, count in counts.items()) for counts in self.steps]
+
+
+def outputs(result: Any) -> list[Any]:
+    """The tensors of a model's answer that gradients come back through; depth and normals are looked at only."""
+    import torch
+
+    return [result] if isinstance(result, torch.Tensor) else [result.rgb, *result.regularisers.values()]
+
+
+def timed_alone(call: Call, synchronise: Callable[[], object]) -> float:
+    """Seconds of a call on detached copies of its arguments, and of its backward to whatever needs it."""
+    import torch
+
+    def alone(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().clone().requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Generator):
+            return torch.Generator().set_state(value.get_state())  # the run's own draws stay as they are
+        return value
+
+    args = [alone(value) for value in call.args]
+    keywords = {name: alone(value) for name, value in call.keywords.items()}
+    synchronise()
+    start = time.perf_counter()
+    with torch.set_grad_enabled(call.grad):
+        result = call.function(*args, **keywords)
+    if call.grad:
+        leaves = [
+            value for value in [*args, *keywords.values()] if isinstance(value, torch.Tensor) and value.requires_grad
+        ]
+        leaves = leaves or scene_parameters(call)
+        total = torch.stack([tensor.sum() for tensor in outputs(result) if tensor.requires_grad]).sum()
+        torch.autograd.grad(total, leaves, allow_unused=True)
+    synchronise()
+    return time.perf_counter() - start
+
+
+def scene_parameters(call: Call) -> list[Any]:
+    """What a render's gradients go to; the preset sets learning rates only, so any will do."""
+    groups = call.function.__self__.parameter_groups(Preset())  # type: ignore[attr-defined]
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def recorded(models: Models, bare: Bare) -> Models:
+    """The same models, with an ear at every call of a network or the renderer."""
+    prior: Any = models.prior
+    for method, name in (("predict_noise", "unet"), ("encode", "encode"), ("decode", "decode")):
+        prior = Recorder(prior, method, bare.note, name)
+    rewards: Any = {name: Recorder(reward, "", bare.note, f"reward {name}") for name, reward in models.rewards.items()}
+    make: Any = models.scene
+    return replace(
+        models, prior=prior, rewards=rewards, scene=lambda preset: Recorder(make(preset), "render", bare.note, "render")
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Seconds throughout; shares are of the summed step time."""
+
+    steps: int
+    step_s: float  # median
+    parts: dict[str, dict[str, float]]  # part -> median_s (where it occurs), share, steps (that have it)
+    bare: dict[str, dict[str, float]]  # kind of call -> median_s, calls_per_step
+    overhead_s: float  # median over steps of: step - bare calls
+    overhead_share: float
+    render_over_network: float
+    peak_memory_bytes: int | None
+    cuda_memory_bytes: int | None
+    full: dict[str, float] | None = None
+
+    def table(self) -> str:
+        lines = [f"{self.steps} steps, median {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)", ""]
+        lines += [f"{'part':12} {'median ms':>10} {'share':>7} {'in steps':>9}"]
+        for name, part in self.parts.items():
+            lines += [f"{name:12} {part['median_s'] * 1e3:10.2f} {part['share']:7.1%} {part['steps']:9.0f}"]
+        lines += ["", f"{'timed alone, backward included where there is one':60} {'median ms':>10} {'a step':>7}"]
+        for name, call in self.bare.items():
+            lines += [f"{name:60} {call['median_s'] * 1e3:10.2f} {call['calls_per_step']:7.2f}"]
+        lines += ["", f"overhead {self.overhead_s * 1e3:.1f} ms, {self.overhead_share:.1%} of a step"]
+        lines += [f"rendering takes {self.render_over_network:.2f} of what the networks take"]
+        for name, size in (("memory", self.peak_memory_bytes), ("GPU memory", self.cuda_memory_bytes)):
+            lines += [f"peak {name} {size / 2**20:.0f} MiB"] if size is not None else []
+        lines += [
+            f"{name.removesuffix('_s').replace('_', ' ')}: {value:.1f} s" for name, value in (self.full or {}).items()
+        ]
+        return "\n".join(lines)
+
+
+def measure(preset: Preset, models: Models, steps: int) -> Report:
+    """Run ``steps`` steps after a warm-up.  The schedule is squeezed into them, so all its phases are seen."""
+    import torch
+
+    from psd.clock import Clock
+    from psd.run import run
+
+    if not 3 <= steps <= 10_000:
+        raise PresetError(f"--steps {steps} must lie in [3, 10000] for medians that mean something")
+    synchronise = torch.cuda.synchronize if models.prior.device.type == "cuda" else _nothing
+    bare, laps = Bare(synchronise), []
+    preset = preset.changed({"steps": WARM_UP + steps + 1, "preview_every": 10_000})  # the last step would preview
+    for event in run(preset, recorded(models, bare), clock=Clock(synchronise)):
+        match event:
+            case Previewed():
+                bare.forget()
+            case Failed():
+                raise PresetError(f"the benchmark failed: {event.message}; {event.cure}")
+            case Stepped():
+                bare.step_done(measure=event.step > WARM_UP)
+                if event.step > WARM_UP:
+                    laps.append({name[5:]: value for name, value in event.metrics.items() if name.startswith("time/")})
+                if len(laps) == steps:
+                    break
+    return report(laps, bare)
+
+
+def report(laps: list[dict[str, float]], bare: Bare) -> Report:
+    """The numbers of measured steps: their laps, part by part, and their bare calls."""
+    total = sum(lap["step"] for lap in laps)
+    parts = {}
+    for name in sorted({name for lap in laps for name in lap} - {"step"}, key=lambda name: (name == "other", name)):
+        times = [lap[name] for lap in laps if name in lap]
+        parts[name] = {"median_s": statistics.median(times), "share": sum(times) / total, "steps": len(times)}
+    calls = sum(bare.steps, Counter())
+    alone = {
+        key: {"median_s": statistics.median(times), "calls_per_step": calls[key] / len(laps)}
+        for key, times in sorted(bare.seconds.items())
+    }
+    over = [lap["step"] - needed for lap, needed in zip(laps, bare.per_step(), strict=True)]
+    spent = {key: call["median_s"] * call["calls_per_step"] for key, call in alone.items()}
+    rendering = sum(seconds for key, seconds in spent.items() if key.startswith("render"))
+    networks = sum(spent.values()) - rendering
+    return Report(
+        steps=len(laps),
+        step_s=statistics.median(lap["step"] for lap in laps),
+        parts=parts,
+        bare=alone,
+        overhead_s=statistics.median(over),
+        overhead_share=sum(over) / total,
+        render_over_network=rendering / networks,
+        peak_memory_bytes=peak_memory_bytes(),
+        cuda_memory_bytes=cuda_memory_bytes(),
+    )
+
+
+def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
+    """Seconds from the start to the models, the first preview that shows a step, the mesh and the end."""
+    start, seen = time.perf_counter(), {}
+    with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
+        for event in drive(make_events, folder, Controls(preset)):
+            now = time.perf_counter() - start
+            match event:
+                case Started():
+                    seen.setdefault("models_ready_s", now)
+                case Previewed() if event.step > 0:
+                    seen.setdefault("first_preview_s", now)
+                case Meshed():
+                    seen["mesh_s"] = now
+                case Finished():
+                    seen["finished_s"] = now
+                case Failed():
+                    raise PresetError(f"the run failed: {event.message}; {event.cure}")
+    return seen
+
+
+def peak_memory_bytes() -> int | None:
+    """The most this process has held in memory; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cuda_memory_bytes() -> int | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def main(preset: Preset, steps: int, *, full: bool, as_json: bool) -> int:
+    """Print a `Report` and return the exit code."""
+    from psd.models import load_models
+    from psd.run import run
+
+    def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        yield from run(preset, load_models(preset), control=control, resume=resume)
+
+    whole = whole_run(preset, make_events) if full else None  # first: it also times the loading
+    found = replace(measure(preset, load_models(preset), steps), full=whole)
+    print(json.dumps(asdict(found), indent=2) if as_json else found.table())
+    return 0
+
+
+def _nothing() -> None:
+    """Where calls are done when they return, there is nothing to wait for."""

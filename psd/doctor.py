@@ -1,0 +1,190 @@
+"""``python -m psd doctor``: what this machine can run, what is missing, and the cure.
+
+Weights are compared with the SHA-256 sums in their folder's model card: lines of README.md as ``sha256sum`` writes
+them (``<64 hex digits>  <file>``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from psd.archive import default_root
+from psd.preset import PRESETS, Preset, PresetError, available
+
+ROOT = PRESETS.parent
+OK, NOTE, BAD = "ok", "note", "MISSING"
+OPTIONAL = {
+    "tinycudann": "a faster hash grid; needs an NVIDIA GPU and nvcc",
+    "nerfacc": "packed ray marching on an NVIDIA GPU",
+    "xatlas": "baked textures; vertex colours otherwise",
+    "imageio_ffmpeg": "turntable films as mp4",
+}
+SUM = re.compile(r"\b([0-9a-f]{64})\b[\s|`*]+([\w./-]+)")
+LEAST_MEMORY = 3 * 2**30  # bytes; the default preset stays below 2.5 GB
+LEAST_DISK = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; BAD ones keep the default preset from running."""
+
+    what: str
+    state: str
+    detail: str
+    cure: str = ""
+
+
+def report() -> int:
+    """Print everything; 0 when the shipped presets can run, 4 when something that they need is missing."""
+    findings = list(examine())
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        print(f"{finding.what:{width}}  {finding.state:7}  {finding.detail}")
+        if finding.cure:
+            print(f"{'':{width}}           -> {finding.cure}")
+    bad = sum(finding.state == BAD for finding in findings)
+    print(f"\nmissing: {bad}" if bad else "\nthe shipped presets can run here")
+    return 4 if bad else 0
+
+
+def examine() -> Iterator[Finding]:
+    yield python()
+    yield from packages()
+    yield from accelerators()
+    yield from room()
+    yield from weights(ROOT / "assets")
+    for name in available():
+        yield preset(name)
+    for name, use in OPTIONAL.items():
+        yield optional(name, use)
+
+
+def python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+        return Finding("python", OK, version)
+    return Finding("python", NOTE, f"{version} was never tried", "Python 3.11 or 3.12")
+
+
+def packages() -> Iterator[Finding]:
+    """What requirements.txt pins, against what is installed."""
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        name, _, wanted = line.partition("#")[0].strip().partition("==")
+        if not name:
+            continue
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, BAD, "not installed", "pip install -r requirements.txt")
+            continue
+        if wanted and found.partition("+")[0] != wanted:
+            yield Finding(name, NOTE, f"{found}; tested with {wanted}", f"pip install {name}=={wanted}")
+        elif name == "torch":
+            yield Finding(name, OK, found)
+    if importlib.util.find_spec("torchvision") and "+cpu" in metadata.version("torch"):
+        cure = "pip uninstall torchvision"
+        yield Finding(
+            "torchvision", BAD, "beside a CPU torch it breaks the imports of diffusers and transformers", cure
+        )
+
+
+def accelerators() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("cpu", OK, f"{cores} cores, {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            yield Finding(f"cuda:{index}", OK, f"{about.name}, {gigabytes(about.total_memory)}")
+    elif torch.backends.mps.is_available():
+        yield Finding("mps", OK, "Apple GPU")
+    else:
+        yield Finding("gpu", NOTE, "none that torch can use: the embedded presets run on the CPU")
+
+
+def room() -> Iterator[Finding]:
+    """Memory and disk."""
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if memory < LEAST_MEMORY:
+            yield Finding(
+                "memory", NOTE, gigabytes(memory), f"{gigabytes(LEAST_MEMORY)} are comfortable; close programs"
+            )
+        else:
+            yield Finding("memory", OK, gigabytes(memory))
+    root = default_root().absolute()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK):
+        yield Finding("runs", BAD, f"{root} cannot be written", "set PSD_RUNS to a folder that can")
+    elif free < LEAST_DISK:
+        yield Finding("runs", BAD, f"{gigabytes(free)} free at {root}", "free space, or set PSD_RUNS to another disk")
+    else:
+        yield Finding("runs", OK, f"{gigabytes(free)} free at {root}")
+
+
+def weights(assets: Path) -> Iterator[Finding]:
+    """Every shipped model, file by file, against the sums in its card."""
+    for folder in sorted(path for path in assets.iterdir() if any(path.rglob("*.safetensors"))):
+        name = f"assets/{folder.name}"
+        card = folder / "README.md"
+        sums = {
+            file: digest for digest, file in SUM.findall(card.read_text(encoding="utf-8") if card.is_file() else "")
+        }
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.safetensors")}
+        size = sum(path.stat().st_size for path in files.values()) / 1e6
+        wrong = [
+            file
+            for file, digest in sums.items()
+            if not (folder / file).is_file() or hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest
+        ]
+        unknown = sorted(set(files) - set(sums))
+        if wrong:
+            cure = f"git checkout -- {name} (git lfs pull, if the files are pointers)"
+            yield Finding(name, BAD, f"damaged or absent: {', '.join(wrong)}", cure)
+        elif unknown:
+            yield Finding(name, NOTE, f"{size:.1f} MB, no sum in the card for {', '.join(unknown)}")
+        else:
+            yield Finding(name, OK, f"{size:.1f} MB, sums match")
+
+
+def preset(name: str) -> Finding:
+    """Whether the models of a preset are here, or come from the hub at the first run."""
+    try:
+        chosen = Preset.load(name)
+    except PresetError as error:
+        return Finding(f"preset {name}", BAD, str(error), f"git checkout -- presets/{name}.yaml")
+    sources = [chosen.prior, *chosen.rewards, *chosen.judges]
+    shipped = [source for source in sources if source.startswith("assets/")]
+    if absent := [source for source in shipped if not any((ROOT / source).rglob("*.safetensors"))]:
+        return Finding(f"preset {name}", BAD, f"no weights in {', '.join(absent)}", "clone the repository again")
+    if hub := [source for source in sources if not (ROOT / source).is_dir() and not Path(source).is_dir()]:
+        return Finding(f"preset {name}", NOTE, f"downloads {', '.join(hub)} at its first run")
+    return Finding(f"preset {name}", OK, "all models are here")
+
+
+def optional(name: str, use: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        return Finding(name, NOTE, f"absent: {use}")
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError) as error:  # tinycudann without a GPU raises OSError
+        return Finding(name, NOTE, f"cannot be used here ({str(error).splitlines()[0]}): {use}")
+    return Finding(name, OK, use)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

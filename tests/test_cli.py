@@ -1,0 +1,454 @@
+"""The command line: arguments, exit codes, Ctrl-C, progress, doctor and bench, without trained models."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from psd import bench, doctor
+from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
+from psd.archive import latest_checkpoint, list_runs, read_preset, read_status, replay
+from psd.clock import Clock
+from psd.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
+from psd.preset import MissingError, Preset, PresetError, available, parameter_table
+from psd.progress import PLAIN_EVERY, Progress, duration
+from psd.scene import make_scene
+from psd.store import RunFolder
+from psd.worker import Controls, MakeEvents
+from tests.fake_run import fake_run
+from tests.toy import make_models, make_preset
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    return tmp_path / "runs"
+
+
+def fake(preset: Preset) -> MakeEvents:
+    return fake_run
+
+
+def the_run(root: Path) -> Path:
+    (run,) = list_runs(root)
+    return run.folder
+
+
+def test_run_leaves_a_finished_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["run", "a blue cube", "--steps", "4", "--seed", "9", "--set", "guidance_scale=7.5"], prepare=fake) == OK
+    )
+    out, err = capsys.readouterr()
+    folder = the_run(root)
+    assert out == f"{folder}\n"
+    assert read_status(folder).state == "finished"
+    preset = read_preset(folder)
+    assert (preset.prompt, preset.steps, preset.seed, preset.guidance_scale) == ("a blue cube", 4, 9, 7.5)
+    assert "completed after 4 steps" in err and "nothing chosen" in err and "this is a fake" in err
+
+
+def test_prompt_and_preset_have_defaults(root: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("prompt: a red cube\nsteps: 2\n")
+    assert main(["run", "--preset", str(own), "--out", str(tmp_path / "elsewhere")], prepare=fake) == OK
+    assert not root.exists()
+    assert read_preset(the_run(tmp_path / "elsewhere")).prompt == "a red cube"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "x", "--steps", "0"], "steps=0"),
+        (["run", "x", "--set", "guidanc_scale=1"], "did you mean 'guidance_scale'"),
+        (["run", "x", "--set", "seed"], "is not key=value"),
+        (["run", "x", "--preset", "nowhere"], "no preset 'nowhere'"),
+        (["resume", "nowhere"], "no run 'nowhere'"),
+        (["export", "nowhere", "--format", "usdz"], "no format 'usdz'"),
+        (["presets", "show", "nowhere"], "no preset 'nowhere'"),
+    ],
+)
+def test_bad_input(root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert main(arguments, prepare=fake) == BAD_INPUT
+    assert words in capsys.readouterr().err
+    assert list_runs(root) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PresetError("unknown word 'zebra'"), BAD_INPUT),
+        (MissingError("no weights"), MISSING),
+        (ImportError("No module named 'torch'"), MISSING),
+        (OSError("no such model on the hub"), MISSING),
+        (KeyboardInterrupt(), INTERRUPTED),
+    ],
+)
+def test_what_loading_the_models_can_say(
+    root: Path, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    def prepare(preset: Preset) -> MakeEvents:
+        raise error
+
+    assert main(["run", "a zebra"], prepare=prepare) == code
+    assert str(error) in capsys.readouterr().err
+    assert list_runs(root) == []
+
+
+def test_full_disk_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root.write_text("a file where the folder should be")
+    assert main(["run", "x"], prepare=fake) == MISSING
+    assert "PSD_RUNS" in capsys.readouterr().err
+
+
+def test_failed_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        yield from [*fake_run(preset, control)][:4]
+        raise ArithmeticError("density is not finite")
+
+    assert main(["run", "x"], prepare=lambda preset: failing) == FAILED
+    out, err = capsys.readouterr()
+    assert "density is not finite" in err and "log.txt" in err and "Traceback" not in err
+    assert out.strip() == str(the_run(root))
+
+
+def interrupting(times: int) -> MakeEvents:
+    """A run in which the user presses Ctrl-C at step 3."""
+
+    def events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        for event in fake_run(preset, control, resume):
+            yield event
+            if isinstance(event, Stepped) and event.step == 3:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+
+    return events
+
+
+def test_first_interrupt_keeps_everything(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(1)) == INTERRUPTED
+    folder = the_run(root)
+    assert read_status(folder).state == "stopped"
+    events = list(replay(folder))
+    assert isinstance(events[-1], Finished) and isinstance(events[-2], Meshed) and events[-1].step == 3
+    assert "Ctrl-C again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_second_interrupt_leaves_at_once(root: Path) -> None:
+    assert main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2)) == INTERRUPTED
+    folder = the_run(root)
+    assert read_status(folder).state == "interrupted"
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None and checkpoint.step == 2
+
+
+def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2))
+    folder = the_run(root)
+    assert main(["resume", folder.name], prepare=fake) == OK
+    told = [event for event in replay(folder) if isinstance(event, Stepped)]
+    assert told == [event for event in fake_run(read_preset(folder), Controls(Preset())) if isinstance(event, Stepped)]
+    assert main(["resume", str(folder)], prepare=fake) == BAD_INPUT
+    assert "add some with --steps +N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("steps", "total"), [("+3", 9), ("8", 8)])
+def test_resume_with_more_steps(root: Path, steps: str, total: int) -> None:
+    main(["run", "x", "--steps", "6"], prepare=fake)
+    folder = the_run(root)
+    assert main(["resume", str(folder), "--steps", steps], prepare=fake) == OK
+    assert read_preset(folder).steps == total and read_status(folder).step == total
+
+
+@pytest.mark.parametrize("steps", ["+x", "3", "+0"])
+def test_resume_with_wrong_steps(root: Path, steps: str) -> None:
+    main(["run", "x", "--steps", "6"], prepare=fake)
+    assert main(["resume", str(the_run(root)), "--steps", steps], prepare=fake) == BAD_INPUT
+    assert read_preset(the_run(root)).steps == 6
+
+
+def test_resume_of_a_run_that_is_being_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.create(Preset(steps=6), root) as folder:
+        assert main(["resume", str(folder.path)], prepare=fake) == MISSING
+    assert "another process" in capsys.readouterr().err
+
+
+def blob(root: Path) -> Path:
+    """The folder of a run whose scene is its initial blob."""
+    preset = Preset(grid_size=16, mesh_resolution=24, mesh_faces=300, steps=1)
+    state = {f"scene/{name}": tensor.numpy() for name, tensor in make_scene(preset).state().items()}
+    with RunFolder.create(preset, root) as folder:
+        folder.write(Started(step=0, preset={}, total_steps=1, views=4, environment={"torch": "x"}))
+        folder.write(Checkpointed(step=1, tensors={**state, "generator": np.zeros(3, np.uint8)}, values={}))
+    return folder.path
+
+
+def test_export_makes_the_mesh_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = blob(root)
+    assert main(["export", str(folder), "--format", "glb,ply"]) == OK
+    files = [folder / "public/exports/mesh.glb", folder / "public/exports/mesh.ply"]
+    assert capsys.readouterr().out == "".join(f"{path}\n" for path in files)
+    assert files[0].read_bytes()[:4] == b"glTF" and folder.name.encode() in files[0].read_bytes()
+    assert not (folder / "public/exports/mesh.obj").exists()
+
+
+def test_export_elsewhere_with_a_threshold(root: Path, tmp_path: Path) -> None:
+    folder, sizes = blob(root), []
+    for threshold in ("3", "6"):
+        out = tmp_path / threshold
+        assert main(["export", str(folder), "--format", "ply", "--threshold", threshold, "--out", str(out)]) == OK
+        sizes.append((out / "mesh.ply").stat().st_size)
+    assert sizes[0] != sizes[1]
+    assert list((folder / "public/exports").iterdir()) == []
+
+
+@pytest.mark.parametrize("threshold", ["-1", "1e9"])
+def test_export_without_a_surface(root: Path, capsys: pytest.CaptureFixture[str], threshold: str) -> None:
+    assert main(["export", str(blob(root)), "--threshold", threshold]) == BAD_INPUT
+    assert "threshold" in capsys.readouterr().err
+
+
+def test_export_without_a_checkpoint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.create(Preset(), root) as folder:
+        assert main(["export", str(folder.path)]) == BAD_INPUT
+    assert "no whole checkpoint" in capsys.readouterr().err
+
+
+def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == available() and all(len(line.split()) > 3 for line in lines)
+    assert main(["presets", "show", "tiny"]) == OK
+    assert "prompt: a red mushroom" in capsys.readouterr().out
+    assert main(["presets", "table"]) == OK
+    assert capsys.readouterr().out == parameter_table()
+
+
+def test_the_process_keeps_its_promises() -> None:
+    def psd(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "psd", *arguments], capture_output=True, text=True, check=False)
+
+    told = psd("--help")
+    assert told.returncode == OK and "exit codes:" in told.stdout and "130" in told.stdout
+    assert psd("fly").returncode == BAD_INPUT
+    bad = psd("run", "x", "--steps", "-1")
+    assert bad.returncode == BAD_INPUT and bad.stdout == "" and "steps=-1" in bad.stderr
+    assert "Traceback" not in bad.stderr
+
+
+def test_bad_input_is_refused_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from psd.__main__ import main; main(['run', 'x', '--steps', '-1']); print('torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
+
+
+def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    main(["presets"])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+# progress ----------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def steps(progress: Progress, count: int, *, total: int, seconds: float) -> None:
+    progress.show(Started(step=0, preset={}, total_steps=total, views=4, environment={}))
+    for step in range(1, count + 1):
+        metrics = {"reward/assets/reward": 0.25, "judge/assets/selector": step / 10, "time/step": seconds}
+        progress.show(Stepped(step=step, t=1, metrics=metrics, time_s=seconds * step))
+
+
+def test_progress_tells_speed_and_time_left() -> None:
+    progress = Progress(Terminal())
+    steps(progress, 30, total=120, seconds=0.5)
+    text = progress.text()
+    assert text.startswith("[######..................]   30/120  2.00 it/s  0:45 left")
+    assert text.endswith("reward 0.250  judge selector 3.000")
+
+
+def test_progress_speed_follows_the_last_steps() -> None:
+    progress = Progress(Terminal())
+    steps(progress, 30, total=120, seconds=0.5)
+    for step in range(31, 61):
+        progress.show(Stepped(step=step, t=1, time_s=15 + 2 * (step - 30)))
+    assert "0.50 it/s  2:00 left" in progress.text()
+
+
+def test_a_resumed_run_counts_its_own_steps() -> None:
+    progress = Progress(Terminal())
+    progress.show(Started(step=100, preset={}, total_steps=120, views=4, environment={}, time_s=70.0))
+    progress.show(Stepped(step=101, t=1, time_s=71.0))
+    assert "101/120  1.00 it/s  0:19 left" in progress.text()
+
+
+def test_terminal_redraws_one_line() -> None:
+    terminal = Terminal()
+    progress = Progress(terminal)
+    steps(progress, 3, total=120, seconds=0.5)
+    assert terminal.getvalue().count("\r") == 3 and "\n" not in terminal.getvalue()
+    progress.show(Warned(step=3, message="careful"))
+    assert terminal.getvalue().endswith("\rwarning: careful\n")
+    steps(progress, 1, total=120, seconds=0.5)
+    progress.close()
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_log_gets_a_line_now_and_then() -> None:
+    log = io.StringIO()
+    progress = Progress(log)
+    steps(progress, 25, total=25, seconds=0.5)
+    progress.show(LiveChanged(step=25, values={"guidance_scale": 3}))
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 25 // PLAIN_EVERY + 2 and "\r" not in log.getvalue()
+    assert lines[-1] == "guidance_scale is now 3"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# doctor ------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_ends_as_its_findings_say(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor"])
+    out = capsys.readouterr().out
+    assert code == (MISSING if doctor.BAD in out else OK)
+    for what in ("python", "torch", "cpu", "memory", "runs", *(f"preset {name}" for name in available())):
+        assert f"\n{what} " in f"\n{out}"
+
+
+@pytest.mark.parametrize(
+    ("card", "state"),
+    [("{sum}  unet/a.safetensors", "ok"), ("| `{sum}` | `unet/a.safetensors` |", "ok"), ("no sums", "note"),
+     ("{wrong}  unet/a.safetensors", "MISSING"), ("{sum}  unet/a.safetensors\n{sum}  gone.safetensors", "MISSING")],
+)  # fmt: skip
+def test_doctor_checks_the_sums(tmp_path: Path, card: str, state: str) -> None:
+    weights = tmp_path / "prior/unet/a.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    (tmp_path / "pictures").mkdir()
+    digest = hashlib.sha256(b"weights").hexdigest()
+    (tmp_path / "prior/README.md").write_text(card.format(sum=digest, wrong=digest[::-1]))
+    assert [(finding.what, finding.state) for finding in doctor.weights(tmp_path)] == [("assets/prior", state)]
+
+
+def test_doctor_names_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "requirements.txt").write_text("# comment\nno-such-thing==1.0\nnumpy==0.1\n")
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    found = {finding.what: finding.state for finding in doctor.packages()}
+    assert found["no-such-thing"] == doctor.BAD and found["numpy"] == doctor.NOTE
+
+
+def test_doctor_sees_runs_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (found,) = [finding for finding in doctor.room() if finding.what == "runs"]
+    assert found.state == doctor.BAD and "PSD_RUNS" in found.cure
+
+
+# bench -------------------------------------------------------------------------------------------------------------
+
+
+def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench.measure(make_preset(), make_models(), 4)
+    assert found.steps == 4
+    assert {"render", "encode", "unet", "backward", "negative", "other"} <= set(found.parts)
+    assert sum(part["share"] for part in found.parts.values()) == pytest.approx(1)
+    assert found.parts["negative"]["steps"] == 2 and found.parts["render"]["steps"] == 4  # negative_every is 2
+    kinds = {key.split()[0]: call["calls_per_step"] for key, call in found.bare.items()}
+    assert kinds["render"] == 1 and {"render", "unet", "encode", "reward"} <= set(kinds)
+    assert any(key.startswith("render") and key.endswith("and backward") for key in found.bare)
+    assert "overhead" in found.table() and json.dumps(found.full) == "null"
+
+
+def test_bench_leaves_the_run_as_it_was() -> None:
+    """Timing calls between the steps moves neither the draws nor the scene."""
+    from psd.run import run
+
+    def metrics(events: Iterator[Event]) -> list[dict[str, float]]:
+        stepped = [event for event in events if isinstance(event, Stepped)]
+        return [{k: v for k, v in event.metrics.items() if not k.startswith("time/")} for event in stepped]
+
+    preset = make_preset(preview_every=100)
+    bare = bench.Bare(lambda: None)
+
+    def timed() -> Iterator[Event]:
+        for event in run(preset, bench.recorded(make_models(), bare)):
+            if isinstance(event, Stepped):
+                bare.step_done(measure=True)
+            yield event
+
+    assert metrics(timed()) == metrics(run(preset, make_models()))
+    assert len(bare.steps) == preset.steps
+
+
+def test_bench_arithmetic() -> None:
+    bare = bench.Bare(lambda: None)
+    bare.seconds = {"unet (2,)": [0.2, 0.1, 0.9], "render 64": [0.1]}
+    bare.steps = [bench.Counter({"unet (2,)": 2, "render 64": 1}), bench.Counter({"unet (2,)": 1, "render 64": 1})]
+    laps = [{"unet": 0.5, "other": 0.1, "step": 0.6}, {"unet": 0.3, "negative": 0.1, "other": 0.1, "step": 0.5}]
+    found = bench.report(laps, bare)
+    assert found.overhead_s == pytest.approx((0.1 + 0.2) / 2)  # 0.6 - 2 * 0.2 - 0.1 and 0.5 - 0.2 - 0.1
+    assert found.overhead_share == pytest.approx(0.3 / 1.1)
+    assert found.render_over_network == pytest.approx(0.1 / 0.3)
+    assert found.parts["negative"] == {"median_s": 0.1, "share": pytest.approx(0.1 / 1.1), "steps": 1}
+    assert list(found.parts)[-1] == "other"
+
+
+def test_bench_times_the_backward_too() -> None:
+    class Slow(torch.autograd.Function):
+        backwards = 0
+
+        @staticmethod
+        def forward(ctx, x):  # noqa: ANN001
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):  # noqa: ANN001
+            Slow.backwards += 1
+            return gradient * 2
+
+    x = torch.ones(3, requires_grad=True)
+    bench.timed_alone(bench.Call(Slow.apply, (x,), {}, grad=True), lambda: None)
+    assert Slow.backwards == 1 and x.grad is None
+    bench.timed_alone(bench.Call(Slow.apply, (x,), {}, grad=False), lambda: None)
+    assert Slow.backwards == 1
+
+
+def test_bench_times_a_whole_run() -> None:
+    found = bench.whole_run(Preset(steps=4), fake_run)
+    assert list(found) == ["models_ready_s", "first_preview_s", "mesh_s", "finished_s"]
+    assert sorted(found.values()) == list(found.values())
+
+
+def test_bench_refuses_too_few_steps() -> None:
+    with pytest.raises(PresetError, match="must lie in"):
+        bench.measure(make_preset(), make_models(), 1)
+
+
+def test_clock_counts_nested_parts_once() -> None:
+    ticks = iter(range(100))
+    clock = Clock()
+    clock.now = lambda: float(next(ticks))  # type: ignore[method-assign]
+    clock.restart()
+    with clock.part("unet"), clock.part("reward"):
+        pass
+    assert clock.lap() == {"time/unet": 1.0, "time/other": 2.0, "time/step": 3.0}
