@@ -27,7 +27,9 @@ from psd.step import Latents, Pair, Sample, Score, Step, norm, per_view, pick, u
 DREAMDPO_THRESHOLD = 0.1
 REWARDSDS_SHARES = (0.9, -0.1)  # of the mean over the best two, and over the worst two candidates
 REWARDSDS_ACTIVE = 0.7  # of the run; then the candidates are averaged
-IMPLICIT_BETA = 2500.0  # of reading C's margin on mean squares: Diffusion-DPO's 5000, halved as in its loss
+# Of reading C's margin on mean squares.  Diffusion-DPO's 5000 / 2 is for unguided predictions; guidance multiplies what
+# n changes by s_p - 1 = 6.5, hence squares by 42.  Unverified: nothing was tuned on it.
+IMPLICIT_BETA = 60.0
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,7 @@ def check(preset: Preset, models: Models) -> None:
         raise PresetError(f"reading=S needs a reward's gradient, and {names} has none: set reading=A, which only ranks")
     if preset.method == "reward_gradient":
         raise PresetError(
-            f"method=reward_gradient needs a gradient, and {names} has none: set method=psd, reading=A, which only ranks"
+            f"method=reward_gradient needs a gradient, and {names} has none: set method=psd, reading=A, which ranks"
         )
     if preset.method == "psd" and preset.negative and preset.negative_objective == "reward":
         raise PresetError(

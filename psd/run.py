@@ -189,7 +189,7 @@ def optimise(
                 score.require_finite(f"gradient of the scene ({group.get('name', index)})", parameter.grad)
 
     # ---- 10: the negative embedding
-    metrics = {f"loss/{name}": float(value) for name, value in terms.items()} | dict(found.metrics)
+    metrics = {f"loss/{name}": float(value.detach()) for name, value in terms.items()} | dict(found.metrics)
     metrics["score/norm"] = float(found.gradient.norm())
     negative = None
     if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):

@@ -1,0 +1,425 @@
+"""What each method does: laws, references in float64, and where gradients may not go."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+import torch
+from toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, make_models, make_preset, make_step
+
+from psd import methods, score
+from psd.preset import PresetError
+from psd.step import Step, norm, pick
+
+PAIRS = {"S": 1, "A": 2, "B": 2, "C": 2}  # reading -> noises
+EVERYTHING = [
+    *(("psd", reading) for reading in PAIRS),
+    *((method, "A") for method in methods.METHODS if method != "psd"),
+]
+
+
+def apply(step: Step, method: str = "psd"):
+    with torch.no_grad():
+        return methods.METHODS[method](step)
+
+
+def averaged_base(step: Step) -> torch.Tensor:
+    with torch.no_grad():
+        return methods.base(step, methods.denoise(step)).mean(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- base
+
+
+def test_base_matches_the_reference() -> None:
+    step = make_step(candidates=3, reading="A", preference_weight=0.0, rescale=0.3)
+    with torch.no_grad():
+        found = methods.denoise(step)
+    expected = reference.recon_gradient(
+        step.z0.numpy(), list(found.noise.numpy()), list(found.noise_pred_c.numpy()), list(found.noise_pred_n.numpy()),
+        alpha_bar=float(step.prior.alpha_bar[step.t]), scale=4.0, strength=0.3,
+    )  # fmt: skip
+    np.testing.assert_allclose(apply(step).gradient, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [50, 400, 900])
+def test_recon_and_sds_forms_differ_by_their_weight_only(t: int) -> None:
+    """Without rescale and clamp and with s_p = s: recon is the SDS form at w(t) = sigma / alpha."""
+    forms = {
+        form: apply(make_step(
+            candidates=2, reading="A", base_form=form, rescale=0.0, guidance_scale=6.0, preference_scale=6.0, t=t
+        )).gradient
+        for form in ("recon", "sds")
+    }  # fmt: skip
+    alpha, sigma = score.alpha_sigma(ToyPrior().alpha_bar, t)
+    torch.testing.assert_close(forms["recon"], forms["sds"] / sigma**2 * (sigma / alpha), rtol=1e-9, atol=1e-12)
+
+
+def test_predictions_are_clamped_where_the_prior_says_so() -> None:
+    prior = ToyPrior(torch.float64)
+    prior.latent_clamp = 1.0
+    step = make_step(candidates=1, t=900, prior=prior, rescale=0.0, guidance_scale=7.5)
+    target = step.z0 - step.rows * apply(step, "sds").gradient
+    assert target.abs().max() == pytest.approx(1)
+
+
+# ---------------------------------------------------------------------------------------------------- preference, laws
+
+
+@pytest.mark.parametrize("reading", PAIRS)
+@pytest.mark.parametrize("base_form", ["recon", "sds"])
+def test_no_preference_leaves_the_averaged_base_bit_for_bit(reading: str, base_form: str) -> None:
+    step = make_step(candidates=PAIRS[reading], reading=reading, base_form=base_form, preference_weight=0.0)
+    loud = make_step(candidates=PAIRS[reading], reading=reading, base_form=base_form, preference_weight=1.0)
+    assert torch.equal(apply(step).gradient, averaged_base(step))
+    assert not torch.equal(apply(loud).gradient, averaged_base(loud))
+
+
+@pytest.mark.parametrize("reading", PAIRS)
+@pytest.mark.parametrize("scaling", ["confidence", "linear", "hard", "dpo"])
+def test_equal_rewards_leave_the_averaged_base_bit_for_bit(reading: str, scaling: str) -> None:
+    step = make_step(
+        candidates=PAIRS[reading], reading=reading, scaling=scaling, rewards={"constant": ConstantReward()}
+    )
+    found = apply(step)
+    assert torch.equal(found.gradient, averaged_base(step))
+    assert found.metrics["pair/ratio"] == 0 and found.gaps == {"constant": 0.0}
+
+
+@pytest.mark.parametrize("reading", PAIRS)
+def test_an_unknown_mean_gap_trusts_nothing_yet(reading: str) -> None:
+    step = make_step(candidates=PAIRS[reading], reading=reading, warm=False)
+    found = apply(step)
+    if reading != "C":  # the implicit reward needs no scale
+        assert torch.equal(found.gradient, averaged_base(step))
+    assert found.gaps["quadratic"] > 0 and step.gap_scale.mean("quadratic", step.t) == 0  # the caller updates it
+
+
+def test_best_of_two_is_the_average_plus_half_the_preference_score() -> None:
+    """Method fact d, in the SDS form with s_p = s: SDS on the winner = base + P / 2."""
+    settings = {"base_form": "sds", "guidance_scale": 6.0, "preference_scale": 6.0, "scaling": "hard"}
+    pair = apply(make_step(candidates=2, reading="A", preference_weight=0.5, **settings))
+    winner = apply(make_step(candidates=2, method="best_of_n", **settings), "best_of_n")
+    torch.testing.assert_close(pair.gradient, winner.gradient, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("reading", PAIRS)
+def test_the_order_of_the_noises_does_not_matter(reading: str) -> None:
+    step = make_step(candidates=PAIRS[reading], reading=reading)
+    turned = replace(step, noise=step.noise.flip(0))
+    torch.testing.assert_close(apply(turned).gradient, apply(step).gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("reading", ["A", "C"])
+def test_swapping_win_and_lose_flips_the_preference_term(reading: str) -> None:
+    class Opposite(QuadraticReward):
+        def __call__(self, images, prompt):
+            return -super().__call__(images, prompt)
+
+    likes = make_step(candidates=2, reading=reading)
+    hates = make_step(candidates=2, reading=reading, rewards={"quadratic": Opposite()})
+    if reading == "C":  # a neutral margin, or the two would be weighted differently
+        likes, hates = (replace(step, negative=step.negative_start) for step in (likes, hates))
+    base = averaged_base(likes)
+    term = apply(likes).gradient - base
+    assert norm(term).min() > 0
+    torch.testing.assert_close(apply(hates).gradient - base, -term, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("method", "reading"), EVERYTHING)
+def test_permuting_groups_permutes_gradients(method: str, reading: str) -> None:
+    count = methods.candidates(make_preset(method=method, reading=reading, candidates=4))
+    step = make_step(candidates=count, groups=3, method=method, reading=reading)
+    order = torch.tensor([2, 0, 1])
+    moved = replace(
+        step, images=step.images[order], z0=step.z0[order], noise=step.noise[:, order], cameras=step.cameras[order],
+        pull_back=lambda gradient: step.pull_back(gradient[order.argsort()])[order],
+    )  # fmt: skip
+    torch.testing.assert_close(
+        apply(moved, method).gradient, apply(step, method).gradient[order], rtol=1e-9, atol=1e-12
+    )
+
+
+class Label:
+    """Prefers the first or the second candidate, whatever it shows."""
+
+    name, scale, differentiable = "label", 1.0, False
+
+    def __init__(self, first: bool) -> None:
+        self.first = first
+
+    def __call__(self, images, prompt):
+        half = len(images) // 2
+        return (
+            torch.arange(2)
+            .eq(0 if self.first else 1)
+            .double()
+            .repeat_interleave(half)[:, None]
+            .expand(images.shape[:2])
+        )
+
+
+def test_uninformative_labels_add_no_drift_but_for_reading_b() -> None:
+    """Method fact c and experiment E1: over both labels A cancels; B keeps (s_p - 1)(e_c - e_n), a guidance term."""
+    drift = {}
+    for reading in ("A", "B"):
+        steps = [
+            make_step(candidates=2, reading=reading, scaling="hard", rewards={"label": Label(first)})
+            for first in (True, False)
+        ]
+        drift[reading] = sum(apply(step).gradient - averaged_base(step) for step in steps) / 2
+    with torch.no_grad():
+        found = methods.denoise(steps[0])
+    guidance = steps[0].noise_weight * 6.5 * (found.noise_pred_c - found.noise_pred_n).mean(0)
+    torch.testing.assert_close(drift["A"], torch.zeros_like(guidance), rtol=0, atol=1e-13)
+    torch.testing.assert_close(drift["B"], guidance, rtol=1e-9, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------- ranking
+
+
+def test_best_and_worst_of_many_make_the_pair() -> None:
+    step = make_step(candidates=5, reading="A")
+    with torch.no_grad():
+        found = methods.denoise(step)
+        ratings = methods.rate(step, found)["quadratic"].mean(2)
+    pair = apply(step).pair
+    assert pair is not None
+    for b in range(2):
+        assert torch.equal(pair.win.noise[b], step.noise[ratings[:, b].argmax(), b])
+        assert torch.equal(pair.lose.noise[b], step.noise[ratings[:, b].argmin(), b])
+    torch.testing.assert_close(pair.gap[:, 0], (ratings.amax(0) - ratings.amin(0)) / 0.05)
+
+
+def test_views_are_ranked_alone_when_asked() -> None:
+    step = make_step(candidates=3, reading="A", winner_by="view")
+    with torch.no_grad():
+        best = methods.rate(step, methods.denoise(step))["quadratic"].argmax(0)
+    pair = apply(step).pair
+    assert pair is not None and best.unique().numel() > 1
+    assert torch.equal(pair.win.noise, pick(step.noise, best))
+
+
+def test_a_mixture_measures_each_reward_by_its_own_running_mean() -> None:
+    """Multiplying one reward by a thousand, and with it its running mean, changes nothing."""
+
+    class Loud(QuadraticReward):
+        def __call__(self, images, prompt):
+            return 1000 * super().__call__(images, prompt)
+
+    gradients = []
+    for kind, factor in ((QuadraticReward, 1), (Loud, 1000)):
+        rewards = {"red": QuadraticReward(), "blue": kind("blue", colour=(0.1, 0.1, 0.9))}
+        for reading in ("S", "A"):
+            step = make_step(candidates=PAIRS[reading], reading=reading, rewards=rewards, warm=False)
+            step.gap_scale.update({"red": 0.05, "blue": 0.02 * factor}, step.t)
+            gradients.append(apply(step).gradient)
+    torch.testing.assert_close(gradients[:2], gradients[2:], rtol=1e-9, atol=1e-12)
+
+
+def test_a_reward_without_weight_is_not_asked() -> None:
+    class Refusing(QuadraticReward):
+        def __call__(self, images, prompt):
+            raise AssertionError("asked")
+
+    rewards = {"quadratic": QuadraticReward(), "mute": Refusing()}
+    for reading, count in PAIRS.items():
+        step = make_step(candidates=count, reading=reading, rewards=rewards)
+        muted = replace(step, preset=step.preset.changed({"rewards": {"quadratic": 1.0, "mute": 0.0}}))
+        assert apply(muted).metrics["pair/ratio"] > 0
+        with pytest.raises(AssertionError, match="asked"):
+            apply(step)
+
+
+def test_a_black_box_ranks() -> None:
+    step = make_step(candidates=4, reading="A", rewards={"black box": BlackBox()})
+    found = apply(step)
+    assert found.metrics["pair/ratio"] > 0 and found.gaps["black box"] > 0
+
+
+def test_a_black_box_ranks_what_another_reward_steers() -> None:
+    step = make_step(candidates=1, rewards={"quadratic": QuadraticReward(), "black box": BlackBox()})
+    found = apply(step)
+    assert set(found.gaps) == {"quadratic", "black box"} and found.metrics["pair/ratio"] > 0
+
+
+# ------------------------------------------------------------------------------------------------------- reading S
+
+
+def test_the_steered_term_has_the_stated_length_and_the_members_differ_by_the_radius() -> None:
+    step = make_step(candidates=1, preference_weight=0.7, scaling="hard", steer_radius=0.02)
+    base, found = averaged_base(step), apply(step)
+    torch.testing.assert_close(norm(found.gradient - base), 0.7 * norm(base), rtol=1e-10, atol=0)
+    pair = found.pair
+    assert pair is not None
+    length = 0.02 * math.sqrt(4 * 3 * 4 * 4)
+    torch.testing.assert_close(norm(pair.win.noise - pair.lose.noise), torch.full((2, 1, 1, 1, 1), length).double())
+    sigma = step.alpha_sigma[1]
+    torch.testing.assert_close(norm(pair.win.z_t - pair.lose.z_t), torch.full((2, 1, 1, 1, 1), sigma * length).double())
+    assert found.metrics["pair/ratio"] == pytest.approx(0.7)
+
+
+class GaussianPrior(ToyPrior):
+    """Data ~ N(mean, C) per image, and the exact linear denoiser; the negative has another mean and a wider C.
+
+    E[noise | z_t] = sigma (alpha^2 C + sigma^2)^-1 (z_t - alpha mean).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(torch.float64)
+        generator = torch.Generator().manual_seed(3)
+        root = torch.randn(48, 48, generator=generator, dtype=torch.float64) / 7
+        self.covariances = [root @ root.T, torch.eye(48, dtype=torch.float64)]
+        self.means = torch.randn(2, 48, generator=generator, dtype=torch.float64) / 4
+
+    def predict_noise(self, z_t, t, embedding, cameras):
+        alpha, sigma = score.alpha_sigma(self.alpha_bar, t)
+        rows = []
+        for z, text in zip(z_t, embedding, strict=True):
+            negative = int(not torch.equal(text, self.embed("red cube")))
+            inverse = torch.linalg.inv(alpha**2 * self.covariances[negative] + sigma**2 * torch.eye(48).double())
+            rows.append(((z.flatten(1) - alpha * self.means[negative]) @ inverse * sigma).view_as(z))
+        return torch.stack(rows)
+
+
+def test_the_steered_member_wins_under_a_gaussian_prior_and_moves_along_the_denoised_gradient() -> None:
+    """P_x is J g without sampling noise, J the conditional denoiser's Jacobian, and J is positive: the nudge wins."""
+
+    class Linear(QuadraticReward):
+        slope = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+        def __call__(self, images, prompt):
+            return (images * self.slope).sum((-3, -2, -1))
+
+    for t in (200, 500, 800):
+        prior = GaussianPrior()
+        step = make_step(candidates=1, groups=3, t=t, prior=prior, rewards={"linear": Linear()}, scaling="hard")
+        step = replace(step, z0=0.1 * step.z0)  # decoded predictions inside [0, 1], where ranking is linear
+        found = apply(step)
+        assert found.metrics["pair/win_first"] == 1
+        alpha, sigma = step.alpha_sigma
+        eye = torch.eye(48).double()
+        jacobian = (eye - sigma**2 * torch.linalg.inv(alpha**2 * prior.covariances[0] + sigma**2 * eye)) / alpha
+        z0 = torch.zeros(1, 1, 3, 4, 4, dtype=torch.float64).requires_grad_()
+        (g,) = torch.autograd.grad(prior.decode(z0).mul(Linear.slope).sum(), z0)
+        expected = (jacobian @ g.flatten()).view(3, 4, 4)
+        term = averaged_base(step) - found.gradient
+        for moved in term.flatten(0, 1):
+            assert torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 1 - 1e-9
+
+
+def test_a_lost_pair_is_swapped() -> None:
+    """Whatever the prior does to the nudge, the term climbs the reward of the predictions."""
+
+    class Contrary(GaussianPrior):
+        def predict_noise(self, z_t, t, embedding, cameras):
+            return 2 * z_t / score.alpha_sigma(self.alpha_bar, t)[1] - super().predict_noise(z_t, t, embedding, cameras)
+
+    step = make_step(candidates=1, prior=Contrary(), scaling="hard", t=300, steer_radius=0.005)
+    step = replace(step, z0=0.1 * step.z0, noise=0.1 * step.noise)
+    pair, found = apply(step).pair, apply(step)
+    assert found.metrics["pair/win_first"] == 0 and pair is not None
+    torch.testing.assert_close(pair.win.noise, step.noise[0])  # the shared member
+
+
+# ----------------------------------------------------------------------------------------------------- cost, gradients
+
+
+@pytest.mark.parametrize(
+    ("settings", "images"),
+    [
+        ({"reading": "S"}, [8, 4]), ({"reading": "S", "preference_weight": 0.0}, [8]),
+        ({"reading": "S", "steer_conditional": False}, [8, 8]), ({"reading": "A"}, [16]), ({"reading": "B"}, [16]),
+        ({"reading": "C"}, [16, 8]), ({"method": "sds"}, [8]), ({"method": "reward_gradient"}, [8]),
+    ],
+)  # fmt: skip
+def test_network_rows_of_a_step(settings: dict, images: list[int]) -> None:
+    prior = ToyPrior(torch.float64)
+    count = methods.candidates(make_preset(**settings))
+    step = make_step(candidates=count, groups=1, prior=prior, **settings)
+    apply(step, step.preset.method)
+    assert prior.calls == images
+
+
+@pytest.mark.parametrize(("method", "reading"), EVERYTHING)
+def test_no_gradient_path_leaves_a_method(method: str, reading: str) -> None:
+    """What comes back is a constant: the scene is reached through the encoder alone, parameters never."""
+    prior = ToyPrior(torch.float64)
+    count = methods.candidates(make_preset(method=method, reading=reading, candidates=4))
+    step = make_step(candidates=count, method=method, reading=reading, prior=prior)
+    found = apply(step, method)
+    assert not found.gradient.requires_grad and (found.pixels is None) == (method != "reward_gradient")
+    assert all(weight.grad is None for weight in prior.weights.values())
+    assert not any(value.requires_grad for value in vars(found.shown).values())
+
+
+def test_reward_gradient_matches_its_base_in_pixels() -> None:
+    step = make_step(candidates=1, method="reward_gradient", reward_gradient_weight=0.7)
+    found = apply(step, "reward_gradient")
+    assert torch.equal(found.gradient, apply(step, "sds").gradient)
+    pixels = found.pixels
+    assert pixels is not None
+    torch.testing.assert_close(norm(pixels), 0.7 * norm(step.pull_back(found.gradient)), rtol=1e-10, atol=0)
+    closer = QuadraticReward()(step.images - 1e-3 * pixels, "") - QuadraticReward()(step.images, "")
+    assert (closer > 0).all()
+
+
+def test_siblings_follow_their_definitions() -> None:
+    step = make_step(candidates=5, base_form="sds", guidance_scale=6.0)
+    with torch.no_grad():
+        found = methods.denoise(step)
+        ratings = methods.rate(step, found)["quadratic"]
+        gradients = methods.base(step, found)
+    weight = step.alpha_sigma[1] ** 2 / 8
+    # csd: guidance only
+    guidance = (found.noise_pred_c - found.noise_pred_n).mean(0)
+    torch.testing.assert_close(apply(step, "csd").gradient, weight * 6 * guidance)
+    # rewardsds: 0.9 mean(best two) - 0.1 mean(worst two), per group
+    order = ratings.mean(2).argsort(0, descending=True)
+    for b in range(2):
+        best, worst = (gradients[order[ends, b], b].mean(0) for ends in ([0, 1], [3, 4]))
+        torch.testing.assert_close(apply(step, "rewardsds").gradient[b], 0.9 * best - 0.1 * worst)
+    late = apply(replace(step, progress=0.7), "rewardsds")
+    torch.testing.assert_close(late.gradient, gradients.mean(0))
+
+
+@pytest.mark.parametrize(("scale", "pushed"), [(1e-4, True), (1e4, False)])
+def test_dreamdpo_pushes_off_the_loser_only_where_the_gap_is_wide(scale: float, pushed: bool) -> None:
+    settings = {"base_form": "sds", "guidance_scale": 6.0}
+    step = make_step(candidates=2, rewards={"q": QuadraticReward(scale=scale)}, **settings)
+    with torch.no_grad():
+        found = methods.denoise(step)
+        best = methods.rate(step, found)["q"].argmax(0)
+    expected = pick(score.guide(found.noise_pred_n, found.noise_pred_c, 6.0) - found.noise, best)
+    if pushed:
+        expected = expected - pick(found.noise_pred_c - found.noise, 1 - best)
+    weight = step.alpha_sigma[1] ** 2 / 8
+    torch.testing.assert_close(apply(step, "dreamdpo").gradient, weight * expected)
+    assert best.unique().numel() == 2  # views differ in their winner
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "reading=A"), ({"method": "reward_gradient"}, "reading=A"),
+        ({"reading": "A", "negative_objective": "reward"}, "zeroth_order"),
+        ({"rewards": {"black box": 0.0}}, "weight 0"),
+    ],
+)  # fmt: skip
+def test_rewards_that_cannot_do_it_are_refused(settings: dict, words: str) -> None:
+    models = make_models(rewards={"black box": BlackBox()})
+    with pytest.raises(PresetError, match=words):
+        methods.check(make_preset(**{"rewards": {"black box": 1.0}, **settings}), models)
+
+
+def test_rewards_that_can_do_it_are_accepted() -> None:
+    black = make_models(rewards={"black box": BlackBox()})
+    for settings in ({"reading": "A"}, {"method": "best_of_n"}, {"method": "sds"}):
+        methods.check(make_preset(rewards={"black box": 1.0}, **settings), black)
+    mixed = make_models(rewards={"black box": BlackBox(), "quadratic": QuadraticReward()})
+    methods.check(make_preset(rewards={"black box": 1.0, "quadratic": 1.0}), mixed)

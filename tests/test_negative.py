@@ -1,0 +1,205 @@
+"""The learned negative embedding: its gradients by finite differences, where they may not go, its bounds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import POSITIONS, WORDS, BlackBox, QuadraticReward, ToyPrior, make_preset, make_step
+
+from psd import methods, negative
+from psd.negative import Negative
+from psd.step import Score, Step
+
+
+def found_by(step: Step) -> Score:
+    with torch.no_grad():
+        return methods.psd(step)
+
+
+def learned(step: Step, optimiser_lr: float = 1e-2) -> Negative:
+    value = step.negative.clone()
+    return Negative(value, step.negative_start, torch.optim.Adam([value], lr=optimiser_lr))
+
+
+def finite_difference(loss, value: torch.Tensor, direction: torch.Tensor, size: float = 1e-5) -> float:
+    with torch.no_grad():
+        return float(loss(value + size * direction) - loss(value - size * direction)) / (2 * size)
+
+
+def direction_like(value: torch.Tensor) -> torch.Tensor:
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(8), dtype=value.dtype)
+
+
+def gentle_step(**settings) -> Step:
+    """Predictions that decode well inside [0, 1], so that no clamp bends the loss."""
+    step = make_step(**{"candidates": 1, "t": 100, "reward_guidance_scale": 3.0, **settings})
+    return replace(step, z0=0.3 * step.z0, noise=0.3 * step.noise)
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("rewards", [1, 2])
+def test_reward_gradient_is_that_of_the_stated_loss(rewards: int) -> None:
+    mixture = {"red": QuadraticReward(scale=0.5), "blue": QuadraticReward("blue", colour=(0, 0, 1), scale=2.0)}
+    names = list(mixture)[:rewards]
+    step = gentle_step(rewards={name: mixture[name] for name in names})
+    shown = found_by(step).shown
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        """- mean R(decode(x0(n))) / tau, x0(n) = (z_t - sigma [s_r e_c - (s_r - 1) e(n)]) / alpha, as in the method."""
+        alpha, sigma = step.alpha_sigma
+        (pred,) = step.predict(shown.z_t[None], value)
+        x0 = (shown.z_t - sigma * (3.0 * shown.noise_pred_c - 2.0 * pred[0])) / alpha
+        images = step.prior.decode(x0)
+        assert 0 < images.min() and images.max() < 1
+        return -sum(mixture[name](images, "").mean() / mixture[name].scale / rewards for name in names)  # type: ignore[return-value]
+
+    gradient = negative.reward_gradient(step, shown, step.negative)
+    direction = direction_like(gradient)
+    expected = finite_difference(loss, step.negative, direction)
+    assert abs(expected) > 1e-4
+    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_reward_gradient_vanishes_without_guidance() -> None:
+    step = gentle_step(reward_guidance_scale=1.0)
+    assert negative.reward_gradient(step, found_by(step).shown, step.negative).abs().max() == 0
+
+
+def test_pair_gradient_is_that_of_diffusion_dpo() -> None:
+    step = gentle_step(candidates=2, reading="C", preference_scale=2.0)
+    pair = found_by(step).pair
+    assert pair is not None
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for b in range(2):
+            margin = torch.zeros((), dtype=torch.float64)
+            for member, sign in ((pair.win, 1), (pair.lose, -1)):
+                (pred,), (start,) = (step.predict(member.z_t[None], n)[0] for n in (value, step.negative_start))
+                guided, reference = (n[b] + 2 * (member.noise_pred_c[b] - n[b]) for n in (pred, start))
+                margin += sign * ((member.noise[b] - reference) ** 2).mean()
+                margin -= sign * ((member.noise[b] - guided) ** 2).mean()
+            total -= torch.log(torch.sigmoid(methods.IMPLICIT_BETA * margin)) / 2
+        return total
+
+    gradient = negative.pair_gradient(step, pair, step.negative, step.negative_start)
+    direction = direction_like(gradient)
+    expected = finite_difference(loss, step.negative, direction)
+    assert abs(expected) > 1e-4
+    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_pairs_teach_nothing() -> None:
+    step = gentle_step(candidates=2, reading="C")
+    pair = found_by(step).pair
+    assert pair is not None
+    equal = replace(pair, gap=torch.zeros_like(pair.gap))
+    assert negative.pair_gradient(step, equal, step.negative, step.negative_start).abs().max() == 0
+
+
+def test_zeroth_order_estimate_points_along_the_gradient() -> None:
+    step = gentle_step()
+    shown, generator = found_by(step).shown, torch.Generator().manual_seed(0)
+    exact = negative.reward_gradient(step, shown, step.negative)
+    estimates = [
+        negative.zeroth_order_gradient(step, shown, step.negative, step.negative_start, generator) for _ in range(60)
+    ]
+    mean = torch.stack(estimates).mean(0)
+    assert torch.cosine_similarity(mean.flatten(), exact.flatten(), dim=0) > 0.9
+    assert mean.norm() == pytest.approx(float(exact.norm()), rel=0.25)  # 240 directions in 24 dimensions
+
+
+@pytest.mark.parametrize(
+    ("reading", "objective"),
+    [("S", "reward"), ("A", "reward"), ("S", "dpo"), ("C", "dpo"), ("A", "zeroth_order"), ("B", "auto")],
+)
+def test_an_update_moves_nothing_but_the_embedding(reading: str, objective: str) -> None:
+    prior = ToyPrior(torch.float64)
+    step = make_step(candidates=1 if reading == "S" else 2, prior=prior, reading=reading, negative_objective=objective)
+    before = {name: weight.detach().clone() for name, weight in prior.weights.items()}
+    table, found, own = prior.table.clone(), found_by(step), learned(step)
+    own.update(step, found, torch.Generator().manual_seed(0))
+    assert not torch.equal(own.value, step.negative) and own.value.grad is None and not own.value.requires_grad
+    assert torch.equal(prior.table, table)
+    for name, weight in prior.weights.items():
+        assert weight.grad is None and torch.equal(weight, before[name])
+    assert step.negative.grad is None and not found.gradient.requires_grad
+
+
+# -------------------------------------------------------------------------------------------------------------- update
+
+
+@pytest.mark.parametrize(
+    ("reading", "black", "objective"), [("S", False, "reward"), ("A", True, "dpo"), ("C", False, "dpo")]
+)
+def test_auto_chooses_what_the_rewards_allow(reading: str, black: bool, objective: str) -> None:
+    rewards = {"black box": BlackBox()} if black else None
+    assert negative.objective(make_step(candidates=2, reading=reading, rewards=rewards)) == objective
+
+
+def test_a_black_box_teaches_both_ways() -> None:
+    for objective in ("dpo", "zeroth_order"):
+        step = make_step(
+            candidates=4, reading="A", rewards={"black box": BlackBox()}, negative_objective=objective, groups=4
+        )
+        own, found = learned(step), found_by(step)
+        assert found.pair is not None and (found.pair.gap > 0).any()
+        assert own.update(step, found, torch.Generator().manual_seed(0))["negative/gradient"] > 0
+
+
+def test_updates_climb_the_reward() -> None:
+    step = gentle_step(negative_pull=0.0)
+    own, found, generator = learned(step), found_by(step), torch.Generator()
+    first = own.update(step, found, generator)
+    assert first["negative/reward_after"] > first["negative/reward_before"]
+    for _ in range(10):
+        last = own.update(step, found, generator)
+    assert last["negative/reward_after"] > first["negative/reward_after"]
+
+
+def test_the_embedding_stays_within_its_radius() -> None:
+    step = make_step(candidates=1, negative_radius=0.15, negative_lr=1.0)
+    own = learned(step)
+    own.update(step, found_by(step), torch.Generator())
+    assert own.statistics(step.embedding)["negative/drift"] == pytest.approx(0.15, rel=1e-9)
+
+
+def test_the_pull_brings_an_idle_embedding_home() -> None:
+    step = gentle_step(reward_guidance_scale=1.0, negative_pull=10.0)  # no reward gradient at s_r = 1
+    own, found = learned(step), found_by(step)
+    start = own.statistics(step.embedding)["negative/drift"]
+    for _ in range(5):
+        own.update(step, found, torch.Generator())
+    assert own.statistics(step.embedding)["negative/drift"] < start - 0.01
+
+
+def test_no_pair_no_update() -> None:
+    step = make_step(candidates=2, reading="A", negative_objective="dpo", preference_weight=0.0)
+    own = learned(step)
+    assert own.update(step, found_by(step), torch.Generator()) == {}
+    assert torch.equal(own.value, step.negative)
+
+
+def test_due_every_so_often_at_low_noise_and_for_psd_only() -> None:
+    preset = make_preset(negative_every=5, negative_t_max=0.4)
+    own = Negative.create(preset, ToyPrior())
+    assert [step for step in range(20) if own.due(preset, step, 100, 1000)] == [4, 9, 14, 19]
+    assert own.due(preset, 4, 400, 1000) and not own.due(preset, 4, 401, 1000)
+    assert not own.due(preset.changed({"negative": False}), 4, 100, 1000)
+    assert not own.due(preset.changed({"method": "sds"}), 4, 100, 1000)
+
+
+def test_statistics_name_what_moved() -> None:
+    prior, preset = ToyPrior(), make_preset()
+    own = Negative.create(preset, prior)
+    own.value[1] = 3 * prior.embed("shiny")[0]
+    event = own.event(prior, preset, 7, {"negative/norm": 1.0})
+    assert event.tokens == ("low", "quality", "<pad>", "<pad>") and event.step == 7
+    assert event.nearest[:2] == ("low", "shiny") and len(event.nearest) == POSITIONS
+    assert set(event.nearest) <= set(WORDS)
+    assert event.drift[1] > 0 and event.drift[0] == event.drift[2] == 0
+    statistics = own.statistics(prior.embed("low quality"))
+    assert statistics["negative/cosine_start"] == pytest.approx(statistics["negative/cosine_prompt"])
+    assert statistics["negative/drift"] == pytest.approx((sum(d * d for d in event.drift) / 4) ** 0.5)

@@ -1,0 +1,353 @@
+"""A run as its events: order, repetition, stop and resume, live values, and values that are no numbers."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy import BlackBox, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
+
+from psd.clock import Clock
+from psd.events import (
+    Checkpointed,
+    Event,
+    Failed,
+    Finished,
+    LiveChanged,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+    to_json,
+)
+from psd.methods import METHODS
+from psd.preset import PresetError
+from psd.preview import image_statistics
+from psd.run import draw_background, run
+
+
+class Hand:
+    """Stops after ``steps`` polls and moves sliders at given polls."""
+
+    def __init__(self, stop_after: int = 10**9, moves: dict[int, dict] | None = None) -> None:
+        self.polls, self.stop_after, self.moves, self.values = 0, stop_after, moves or {}, {}
+
+    def live(self):
+        self.values = self.moves.get(self.polls, self.values)
+        return self.values
+
+    def stopping(self) -> bool:
+        self.polls += 1
+        return self.polls > self.stop_after
+
+
+def essence(event: Event) -> tuple:
+    """Everything of an event but its times."""
+    record = json.loads(to_json(replace(event, time_s=0.0)))
+    if isinstance(event, Stepped):
+        record["metrics"] = {name: value for name, value in event.metrics.items() if not name.startswith("time/")}
+    arrays = []
+    for name in event.arrays:
+        value = getattr(event, name)
+        if name == "mesh" and value is not None:
+            value = {"vertices": value.vertices, "faces": value.faces, "colours": value.colours}
+        if name == "values":
+            record[name] = value
+        elif isinstance(value, np.ndarray):
+            arrays.append((name, value.tobytes()))
+        elif value is not None:
+            arrays += [(key, np.asarray(array).tobytes()) for key, array in sorted(value.items())]
+    return json.dumps(record, sort_keys=True), arrays
+
+
+def steps_of(events: list[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, Stepped)]
+
+
+def last_checkpoint(events: list[Event]) -> Checkpointed:
+    return [event for event in events if isinstance(event, Checkpointed)][-1]
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+def test_a_run_tells_its_story_in_order() -> None:
+    events = list(run(make_preset(), make_models()))
+    names = [type(event).__name__ for event in events]
+    assert names == [
+        "Started", "Previewed", "Stepped", "Stepped", "NegativeUpdated", "Stepped", "Previewed", "Stepped",
+        "NegativeUpdated", "Stepped", "Stepped", "NegativeUpdated", "Previewed", "Checkpointed", "Meshed", "Finished",
+    ]  # fmt: skip
+    assert [event.step for event in steps_of(events)] == [1, 2, 3, 4, 5, 6]
+    assert all(a.time_s <= b.time_s for a, b in zip(events, events[1:]))
+    started, finished, mesh = events[0], events[-1], events[-2]
+    assert isinstance(started, Started) and started.total_steps == 6 and started.preset["prompt"] == "red cube"
+    assert isinstance(finished, Finished) and finished.reason == "completed"
+    assert isinstance(mesh, Meshed) and mesh.mesh is not None and mesh.statistics["watertight"]
+    assert mesh.turntable is not None and mesh.turntable.shape[1:] == (16, 16, 3)
+    shown = [event for event in events if isinstance(event, Previewed)]
+    assert set(shown[0].images) == {"rgb", "opacity"} and shown[0].images["rgb"].shape == (4, 16, 16, 3)
+    assert set(shown[-1].rewards) == {"reward/quadratic", "judge/judge"}
+    assert finished.scores["reward/quadratic"] == pytest.approx(sum(shown[-1].rewards["reward/quadratic"]) / 4)
+
+
+def test_metrics_are_named_and_finite_and_measured_when_shown() -> None:
+    stepped = steps_of(list(run(make_preset(), make_models())))
+    for event in stepped:
+        assert isinstance(event, Stepped) and 0 <= event.t < 1000
+        assert all(type(value) is float and math.isfinite(value) for value in event.metrics.values())
+        assert {"pair/gap", "pair/confidence", "pair/ratio", "loss/tv", "loss/opacity"} <= set(event.metrics)
+        parts = {name: value for name, value in event.metrics.items() if name.startswith("time/")}
+        assert {"time/render", "time/encode", "time/unet", "time/decode", "time/reward", "time/backward"} <= set(parts)
+        total = parts.pop("time/step")
+        assert sum(parts.values()) == pytest.approx(total) and all(value >= 0 for value in parts.values())
+        assert ("reward/quadratic" in event.metrics) == ("image/coverage" in event.metrics) == (event.step % 3 == 0)
+        assert ("negative/drift" in event.metrics) == ("time/negative" in event.metrics) == (event.step % 2 == 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_moves_the_scene(method: str) -> None:
+    events = list(run(make_preset(method=method, steps=2, candidates=4), make_models()))
+    assert isinstance(events[-1], Finished)
+    fresh = ToyScene(make_preset()).grid.detach().numpy()
+    assert not np.array_equal(last_checkpoint(events).tensors["scene/grid"], fresh)
+    assert any(isinstance(event, NegativeUpdated) for event in events) == (method == "psd")
+
+
+def test_psd_raises_the_reward_more_than_sds() -> None:
+    """On a toy whose reward and prior are both smooth; the seed is one of many that would do."""
+    scores = {}
+    for method in ("sds", "psd"):
+        finished = list(run(make_preset(method=method, steps=25, negative=False, seed=1), make_models()))[-1]
+        assert isinstance(finished, Finished)
+        scores[method] = finished.scores["reward/quadratic"]
+    assert scores["psd"] > scores["sds"]
+
+
+# ---------------------------------------------------------------------------------------------------------- repetition
+
+
+@pytest.mark.parametrize("settings", [{}, {"reading": "A", "negative_objective": "zeroth_order"}])
+def test_same_seed_same_events_whatever_is_shown(settings: dict) -> None:
+    first, second = (list(map(essence, run(make_preset(**settings), make_models()))) for _ in range(2))
+    assert first == second
+    other = list(map(essence, run(make_preset(seed=1, **settings), make_models())))
+    assert first[2] != other[2]
+    busy = list(run(make_preset(preview_every=1, checkpoint_s=1e-9, **settings), make_models()))
+    quiet = list(run(make_preset(preview_every=100, **settings), make_models()))
+    assert essence(last_checkpoint(busy)) == essence(last_checkpoint(quiet))
+    assert sum(isinstance(event, Checkpointed) for event in busy) == 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"reading": "A", "candidates": 3},
+        {"reading": "C"},
+        {"negative_objective": "zeroth_order"},
+        {"method": "sds"},
+    ],
+)
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_stop_and_resume_equal_no_stop(settings: dict, stop: int) -> None:
+    moves = {1: {"guidance_scale": 6.0}}
+    whole = list(run(make_preset(**settings), make_models(), control=Hand(moves=moves)))
+    first = list(run(make_preset(**settings), make_models(), control=Hand(stop, moves=moves)))
+    assert isinstance(first[-1], Finished) and first[-1].reason == ("stopped" if stop < 6 else "completed")
+    assert any(isinstance(event, Meshed) for event in first)
+    saved = last_checkpoint(first)
+    kept = {name: array.copy() for name, array in saved.tensors.items()}
+    rest = list(run(make_preset(**settings), make_models(), resume=saved))
+    assert all(np.array_equal(kept[name], array) for name, array in saved.tensors.items())  # usable once more
+    assert isinstance(rest[0], Started) and rest[0].step == stop and rest[1].time_s >= saved.time_s
+    expected = [event for event in whole if event.step > stop or isinstance(event, Checkpointed | Meshed | Finished)]
+    if stop == 6:
+        expected.insert(1, [event for event in whole if isinstance(event, Previewed)][-1])
+    assert list(map(essence, rest[1:])) == list(map(essence, expected))
+
+
+def test_checkpoints_are_arrays_and_json() -> None:
+    saved = last_checkpoint(list(run(make_preset(), make_models())))
+    assert json.loads(json.dumps(saved.values)) == saved.values
+    assert all(type(array) is np.ndarray for array in saved.tensors.values())
+    assert {"scene/grid", "optimiser/0/exp_avg", "negative/0/exp_avg", "negative_value", "generator"} <= set(
+        saved.tensors
+    )
+
+
+def test_a_checkpoint_of_another_kind_is_refused() -> None:
+    saved = last_checkpoint(list(run(make_preset(steps=1), make_models())))
+    other = replace(saved, tensors={**saved.tensors, "scene/grid": np.zeros((4, 9, 9, 9), np.float32)})
+    with pytest.raises(PresetError, match=r"scene/grid has shape \(4, 9, 9, 9\)"):
+        next(run(make_preset(), make_models(), resume=other))
+    with pytest.raises(PresetError, match="version 99"):
+        next(run(make_preset(), make_models(), resume=replace(saved, values={**saved.values, "version": 99})))
+
+
+# ---------------------------------------------------------------------------------------------------------------- live
+
+
+def test_live_values_hold_from_the_next_step_on() -> None:
+    plain = steps_of(list(run(make_preset(), make_models())))
+    events = list(run(make_preset(), make_models(), control=Hand(moves={4: {"preference_weight": 0.0}})))
+    changed = [event for event in events if isinstance(event, LiveChanged)]
+    assert [(event.step, event.values) for event in changed] == [(3, {"preference_weight": 0.0})]
+    moved = steps_of(events)
+    assert list(map(essence, moved[:3])) == list(map(essence, plain[:3]))
+    assert "pair/ratio" in moved[2].metrics and "pair/ratio" not in moved[3].metrics  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0"), ({"grid_size": 64}, "grid_size cannot change"),
+        ({"rewards": {"stranger": 1.0}}, "stranger"), ({"rewards": {"quadratic": 0.0}}, "weight 0"),
+        ({"guidence_scale": 2.0}, "guidance_scale"),
+    ],
+)  # fmt: skip
+def test_bad_live_values_are_refused_once_and_change_nothing(values: dict, words: str) -> None:
+    plain = steps_of(list(run(make_preset(), make_models())))
+    events = list(run(make_preset(), make_models(), control=Hand(moves={2: values})))
+    warned = [event for event in events if isinstance(event, Warned)]
+    assert len(warned) == 1 and words in warned[0].message
+    assert list(map(essence, steps_of(events))) == list(map(essence, plain))
+
+
+# ------------------------------------------------------------------------------------------------------------- failure
+
+
+class Breaking:
+    """Mixin of the toys: from call ``after`` on, results hold nan."""
+
+    after, count = 4, 0
+
+    def broken(self, value: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return value * math.nan if self.count > self.after else value
+
+
+class BreakingPrior(Breaking, ToyPrior):
+    def predict_noise(self, *args):
+        return self.broken(super().predict_noise(*args))
+
+
+class BreakingReward(Breaking, QuadraticReward):
+    after = 6
+
+    def __call__(self, images, prompt):
+        return self.broken(super().__call__(images, prompt))
+
+
+class BreakingScene(Breaking, ToyScene):
+    def regularisers(self):
+        return {"tv": self.broken(super().regularisers()["tv"])}
+
+
+class SpikingScene(ToyScene):
+    """Finite values, infinite slope."""
+
+    def regularisers(self):
+        return {"tv": (self.grid - self.grid).abs().sum().sqrt() if self.progress >= 0.5 else self.grid.square().mean()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "tensor"),
+    [
+        ("prior", "noise prediction"), ("reward", "reward quadratic"), ("regulariser", "regulariser tv"),
+        ("gradient", r"gradient of the scene \(grid\)"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_no_number_ends_the_run_by_name_and_keeps_the_last_good_state(broken: str, tensor: str) -> None:
+    models = make_models(
+        prior=BreakingPrior() if broken == "prior" else None,
+        rewards={"quadratic": BreakingReward()} if broken == "reward" else None,
+    )
+    scenes = {"regulariser": BreakingScene, "gradient": SpikingScene}
+    events = list(run(make_preset(negative=False), replace(models, scene=scenes.get(broken, ToyScene))))
+    failure, saved = events[-1], events[-2]
+    good = len(steps_of(events))
+    assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and good > 0
+    assert saved.step == failure.step == good and f"step {good + 1}, t = " in failure.message and failure.cure
+    assert re.search(tensor, failure.message)
+    assert all(np.isfinite(array).all() for array in saved.tensors.values())
+    # with the fault mended, the run goes on as if it had never been
+    whole = steps_of(list(run(make_preset(negative=False), make_models())))
+    if broken in ("prior", "reward"):
+        rest = steps_of(list(run(make_preset(negative=False), make_models(), resume=saved)))
+        assert list(map(essence, rest)) == list(map(essence, whole[good:]))
+
+
+def test_an_empty_field_warns_and_keeps_the_rest() -> None:
+    class Empty(ToyScene):
+        def density(self, points):
+            return 0 * super().density(points)
+
+    events = list(run(make_preset(steps=2), replace(make_models(), scene=Empty)))
+    warned = [event for event in events if isinstance(event, Warned)]
+    assert len(warned) == 1 and "no mesh" in warned[0].message and "empty" in warned[0].message
+    assert isinstance(events[-1], Finished) and not any(isinstance(event, Meshed) for event in events)
+
+
+@pytest.mark.parametrize("settings", [{"prompt": "green cube"}, {"rewards": {"black box": 1.0}}])
+def test_what_the_user_can_mend_is_said_before_the_start(settings: dict) -> None:
+    models = make_models(rewards={"quadratic": QuadraticReward(), "black box": BlackBox()})
+    with pytest.raises(PresetError):
+        next(run(make_preset(**settings), models))
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_no_parameter_of_the_prior_ever_gets_a_gradient() -> None:
+    models = make_models()
+    list(run(make_preset(steps=4), models))
+    assert isinstance(models.prior, ToyPrior)
+    assert all(weight.grad is None for weight in models.prior.weights.values())
+
+
+def test_events_do_not_depend_on_the_gradient_mode_of_the_consumer() -> None:
+    plain = list(map(essence, run(make_preset(steps=2), make_models())))
+    with torch.no_grad():
+        assert list(map(essence, run(make_preset(steps=2), make_models()))) == plain
+
+
+def test_backgrounds_are_plain_and_random_as_often_as_asked() -> None:
+    preset = make_preset(groups=16, random_background=0.25)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([draw_background(preset, generator) for _ in range(60)])
+    grey = (drawn == drawn[:, :1]).all(-1)
+    assert abs(float((~grey).float().mean()) - 0.25) < 4 * (0.25 * 0.75 / len(drawn)) ** 0.5
+    assert sorted({round(value, 2) for value in drawn[grey][:, 0].tolist()}) == [0.5, 0.85, 1.0]
+
+
+def test_image_statistics_at_their_limits() -> None:
+    red = torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(2, 3, 8, 8)
+    full = torch.ones(2, 1, 8, 8)
+    found = image_statistics(red, full)
+    assert found == pytest.approx(
+        {"image/saturation": 1, "image/contrast": 0, "image/edge_density": 0, "image/coverage": 1}, abs=1e-6
+    )
+    halves = torch.zeros(2, 3, 8, 8)
+    halves[..., 4:] = 1
+    found = image_statistics(halves, full)
+    assert found["image/contrast"] == pytest.approx(0.5) and found["image/edge_density"] == pytest.approx(1 / 14)
+    assert found["image/saturation"] == 0 and image_statistics(red, 0 * full)["image/coverage"] == 0
+
+
+def test_clock_charges_the_outermost_part() -> None:
+    ticks = iter([0.0, 1.0, 2.0, 5.0, 9.0, 10.0])
+    clock = Clock()
+    clock.now = lambda: next(ticks)  # type: ignore[method-assign]
+    clock.restart()
+    with clock.part("negative"):
+        with clock.part("unet"):
+            pass
+    with clock.part("unet"):
+        pass
+    assert clock.lap() == {"time/negative": 1.0, "time/unet": 4.0, "time/other": 5.0, "time/step": 10.0}
