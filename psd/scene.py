@@ -87,8 +87,7 @@ class RadianceScene:
             self.field = HashField(preset.blob_density, seed=preset.seed, device=device)
         self.field.to(device)
         self.device = torch.device(device)
-        self.samples = preset.ray_samples
-        self.step = 2 * RADIUS / (self.samples - 1)  # one interval more than fits, for the shift
+        self.step = 2 * RADIUS / (preset.ray_samples - 2)  # two intervals more than fit, for the shift
         self.weights = {
             name: getattr(preset, f"weight_{name}")
             for name in ("tv", "opacity", "entropy", "distortion", "orientation")
@@ -176,7 +175,7 @@ class RadianceScene:
         near, far = volrend.intersect_ball(middle, closest, reach)
         ray = (far > near).nonzero()[:, 0]
         origins, directions = origins[ray], directions[ray]
-        count = math.ceil(2 * reach / self.step) + 1
+        count = math.ceil(2 * reach / self.step) + 2
         t_starts, t_ends = volrend.intervals(middle[ray], near[ray], far[ray], self.step, count, shift[ray])
 
         cells = occupied.shape[0]

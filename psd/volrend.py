@@ -42,9 +42,9 @@ def intervals(
 ) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n s"]]:
     """The ``count`` intervals of length ``step`` around ``middle``, moved by ``shift`` in [0, 1) steps and cut.
 
-    One random shift a ray stratifies its samples at one draw a ray.  They are cut to [near, far], beyond it empty.  All of a
-    stretch of length L around ``middle`` is covered if count >= L / step + 1; more intervals change nothing, and since
-    they are anchored in the middle, a smaller ball is cut into the very intervals of a larger one.
+    One random shift a ray stratifies its samples at one draw a ray.  They are cut to [near, far]; beyond it they are
+    empty.  A stretch of length L around ``middle`` is covered if count >= L / step + 2; more intervals change nothing,
+    and as they are anchored in the middle, a smaller ball is cut into the very intervals of a larger one.
     """
     ticks = torch.arange(count + 1, device=near.device, dtype=near.dtype) - (count + 1) // 2
     edges = torch.add(middle[:, None], (ticks + shift[:, None]) * step)
@@ -69,9 +69,10 @@ def accumulate(weights: Float[Tensor, "n s"], values: Float[Tensor, "n s c"]) ->
 def expected_depth(
     weights: Float[Tensor, "n s"], t_starts: Float[Tensor, "n s"], t_ends: Float[Tensor, "n s"]
 ) -> Float[Tensor, " n"]:
-    """Mean distance of what the ray hits, 0 where it hits nothing."""
+    """Mean distance of what the ray hits, 0 where it hits nothing: where less than 1 % of the light is absorbed."""
     total = weights.sum(-1)
-    return (weights * (t_starts + t_ends)).sum(-1) / (2 * total.clamp_min(1e-6))
+    mean = (weights * (t_starts + t_ends)).sum(-1) / (2 * total.clamp_min(1e-2))
+    return torch.where(total < 1e-2, 0.0, mean)
 
 
 def distortion(
