@@ -79,15 +79,20 @@ def extract(
             return surface_colour(scene, points, normals, 2 / (resolution - 1), device)
 
         mesh = Mesh(vertices, triangles, normals, colour(vertices, normals), threshold=threshold)
-        return textured(mesh, colour, texture_timeout_s) if texture else mesh
+        if not texture:
+            return mesh
+        # About four texels along a voxel's edge: the field holds nothing finer.
+        return textured(mesh, colour, size=1 << (4 * resolution - 1).bit_length(), timeout_s=texture_timeout_s)
 
 
-def textured(mesh: Mesh, colour: Callable[[np.ndarray, np.ndarray], np.ndarray], timeout_s: float) -> Mesh:
+def textured(
+    mesh: Mesh, colour: Callable[[np.ndarray, np.ndarray], np.ndarray], *, size: int, timeout_s: float
+) -> Mesh:
     """``mesh`` with a baked texture, or as it was with a note that says why not."""
     from psd.texture import TextureError, bake
 
     try:
-        return bake(mesh, colour, timeout_s=timeout_s)
+        return bake(mesh, colour, size=size, timeout_s=timeout_s)
     except TextureError as error:
         return replace(mesh, notes=(*mesh.notes, f"The mesh keeps vertex colours: {error}"))
 
@@ -220,7 +225,7 @@ def surface_colour(
     for start in range(0, len(points), CHUNK // samples):
         rows = slice(start, start + CHUNK // samples)
         point, normal = (torch.from_numpy(np.ascontiguousarray(a[rows])).to(device) for a in (points, normals))
-        below = (point[:, None] - normal[:, None] * depth[:, None]).clamp(-1, 1).reshape(-1, 3)
+        below = (point[:, None] - normal[:, None] * depth[:, None]).clamp(-1, 1).reshape(-1, 3).float()
         optical = (scene.density(below).float() * step).reshape(-1, samples)
         reaching = torch.exp(-(optical.cumsum(1) - optical))
         weight = reaching * (1 - torch.exp(-optical))

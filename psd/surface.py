@@ -6,8 +6,6 @@ Axes: n vertices, m faces.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 from scipy import sparse
@@ -61,15 +59,18 @@ def decimate(
     vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "m 3"], limit: int
 ) -> tuple[Float32[np.ndarray, "n 3"], Int32[np.ndarray, "m 3"]]:
     """At most ``limit`` faces by quadric collapses; the surface stays closed.  Raises `MeshError` if it cannot."""
-    if len(faces) <= limit:
-        return vertices, faces
     import fast_simplification
 
-    vertices, small = fast_simplification.simplify(vertices, faces, target_count=limit)[:2]
-    vertices, faces = drop_floaters(*separate(vertices, small.astype(np.int32)))
-    if not 0 < len(faces) <= limit:
-        raise MeshError(f"{limit} faces are too few for this surface ({len(small)} are left): allow more faces")
-    return vertices, faces
+    result, target = (vertices, faces), limit
+    for _ in range(5):
+        if 0 < len(result[1]) <= limit:
+            return result
+        fewer, kept = fast_simplification.simplify(vertices, faces, target_count=target)[:2]
+        result = drop_floaters(*separate(fewer, kept.astype(np.int32)))
+        target -= max(1, 2 * (len(result[1]) - limit))  # what came apart needed more faces
+        if target < 4:
+            break
+    raise MeshError(f"{limit} faces are too few for this surface ({len(result[1])} are left): allow more faces")
 
 
 def separate(
@@ -80,33 +81,19 @@ def separate(
     Around an edge of more than two faces, those that bound the same wedge of matter stay joined.  The copies of a split
     vertex move apart by 1 % of the way to their neighbours, so that welding by position does not undo the cut.
     """
-    half = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)  # half-edge 3 f + i starts at corner i of face f
-    around: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, (start, end) in enumerate(half.tolist()):
-        around[(min(start, end), max(start, end))].append(index)
-    if all(len(group) == 2 for group in around.values()):
-        return vertices, faces
-    pairs = []
-    for (low, high), group in around.items():
-        forward = [index for index in group if half[index, 0] == low]
-        backward = [index for index in group if half[index, 0] == high]
-        if len(forward) != len(backward):
-            raise MeshError("the decimated surface has a gap: allow more faces")
-        if len(group) == 2:
-            pairs.append((forward[0], backward[0]))
-            continue
-        axis = vertices[high] - vertices[low]
-        frame = np.linalg.svd(axis[None])[2][1:]  # two directions across the edge
-        if np.linalg.det(np.vstack([frame, axis])) < 0:
-            frame = frame[::-1]
-        opposite = {index: vertices[faces[index // 3, (index % 3 + 2) % 3]] - vertices[low] for index in group}
-        angle = {index: np.arctan2(frame[1] @ out, frame[0] @ out) for index, out in opposite.items()}
-        for index in forward:  # matter lies clockwise of a forward face
-            partner = min(backward, key=lambda other: (angle[index] - angle[other]) % (2 * np.pi))
-            backward.remove(partner)
-            pairs.append((index, partner))
-    first, second = np.array(pairs).T
+    half = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2).astype(np.int64)  # 3 f + i starts at corner i of face f
     following = np.arange(len(half)).reshape(-1, 3)[:, [1, 2, 0]].ravel()
+    key = half.min(1) * len(vertices) + half.max(1)
+    order = np.argsort(key, kind="stable")
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+    counts = np.diff(starts, append=len(order))
+    if (counts == 2).all():
+        return vertices, faces
+    plain = starts[counts == 2]
+    pairs = list(zip(order[plain], order[plain + 1]))
+    pinched = [order[start : start + count] for start, count in zip(starts, counts) if count != 2]
+    torn = [pair for group in pinched for pair in wedges(vertices, half, following, group)]
+    first, second = np.array(pairs + torn).T
     rows = np.concatenate([first, following[first]])  # two faces that share an edge share its two corners
     columns = np.concatenate([following[second], second])
     links = sparse.coo_array((np.ones(len(rows)), (rows, columns)), (len(half),) * 2)
@@ -114,12 +101,66 @@ def separate(
     origin = np.zeros(number, dtype=np.int64)
     origin[corner] = half[:, 0]
     split = (np.bincount(origin, minlength=len(vertices)) > 1)[origin]
-    cut, result = corner.reshape(-1, 3).astype(np.int32), vertices[origin]
+    faces, place = corner.reshape(-1, 3).astype(np.int32), vertices[origin]
     neighbours = np.zeros((number, 3))
-    np.add.at(neighbours, cut.ravel(), result[cut[:, [1, 2, 0]].ravel()])
-    mean = neighbours / np.bincount(cut.ravel(), minlength=number)[:, None]
-    result[split] += (0.01 * (mean - result))[split].astype(np.float32)
-    return result, cut
+    np.add.at(neighbours, corner, place[corner[following]])
+    mean = neighbours / np.bincount(corner, minlength=number)[:, None]
+    place[split] += (0.01 * (mean - place))[split].astype(np.float32)
+    return part_double_edges(place, faces, torn)
+
+
+def wedges(
+    vertices: Float32[np.ndarray, "n 3"],
+    half: Int[np.ndarray, "e 2"],
+    following: Int[np.ndarray, " e"],
+    group: np.ndarray,
+) -> list[tuple[int, int]]:
+    """Pairs of half-edges around one edge (forward, backward) with matter between their faces."""
+    low, high = half[group[0]].min(), half[group[0]].max()
+    forward = [index for index in group.tolist() if half[index, 0] == low]
+    backward = [index for index in group.tolist() if half[index, 0] == high]
+    if len(forward) != len(backward):
+        raise MeshError("the decimated surface has a gap: allow more faces")
+    axis = vertices[high] - vertices[low]
+    across = np.linalg.svd(axis[None])[2][1:]  # two directions
+    if np.linalg.det(np.vstack([across, axis])) < 0:
+        across = across[::-1]
+    out = {index: across @ (vertices[half[following[index], 1]] - vertices[low]) for index in group.tolist()}
+    angle = {index: np.arctan2(y, x) for index, (x, y) in out.items()}
+    pairs = []
+    for index in forward:  # matter lies clockwise of a forward face
+        partner = min(backward, key=lambda other: (angle[index] - angle[other]) % (2 * np.pi))
+        backward.remove(partner)
+        pairs.append((index, partner))
+    return pairs
+
+
+def part_double_edges(
+    vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "m 3"], pairs: list[tuple[int, int]]
+) -> tuple[Float32[np.ndarray, "n 3"], Int32[np.ndarray, "m 3"]]:
+    """Give all but one of several edges between the same two vertices a vertex in the middle; they are in ``pairs``."""
+    seen: set[tuple[int, int]] = set()
+    middle: dict[int, int] = {}  # half-edge -> its new vertex
+    added: list[np.ndarray] = []
+    for index, partner in pairs:
+        (face, i), (other, j) = divmod(index, 3), divmod(partner, 3)
+        edge = (int(faces[face, i]), int(faces[face, (i + 1) % 3]))
+        if edge in seen:
+            middle[index] = middle[partner] = len(vertices) + len(added)
+            inwards = vertices[[faces[face, (i + 2) % 3], faces[other, (j + 2) % 3]]].mean(0)
+            added.append(0.99 * vertices[list(edge)].mean(0) + 0.01 * inwards)
+        seen.add(edge)
+    if not added:
+        return vertices, faces
+    touched = sorted({index // 3 for index in middle})
+    parts = []
+    for face in touched:
+        outline = [v for i in range(3) for v in (int(faces[face, i]), middle.get(3 * face + i)) if v is not None]
+        start = next(k for k, vertex in enumerate(outline) if vertex >= len(vertices))
+        outline = outline[start:] + outline[:start]  # a fan from a middle has no flat triangle
+        parts += [(outline[0], outline[k], outline[k + 1]) for k in range(1, len(outline) - 1)]
+    faces = np.vstack([np.delete(faces, touched, axis=0), np.array(parts, np.int32)])
+    return np.vstack([vertices, np.array(added, np.float32)]), faces
 
 
 def vertex_normals(vertices: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "m 3"]) -> Float32[np.ndarray, "n 3"]:

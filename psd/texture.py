@@ -30,8 +30,8 @@ def bake(
     mesh: Mesh,
     colour: Callable[[Float32[np.ndarray, "n 3"], Float32[np.ndarray, "n 3"]], UInt8[np.ndarray, "n 3"]],
     *,
-    size: int = 1024,
-    timeout_s: float = 120.0,
+    size: int,
+    timeout_s: float,
 ) -> Mesh:
     """``mesh`` with a ``size`` x ``size`` texture; ``colour`` gives the sRGB colours at points with normals.
 
@@ -40,7 +40,7 @@ def bake(
     """
     if len(mesh.faces) > LARGEST:
         raise TextureError(f"{len(mesh.faces)} faces are too many to unwrap (at most {LARGEST}): lower mesh_faces")
-    origin, faces, uv = unwrapped(mesh, timeout_s)
+    origin, faces, uv = unwrapped(mesh, size, timeout_s)
     vertices, normals = mesh.vertices[origin], mesh.normals[origin]
     screen = (uv * [1, -1] + [0, 1]) * size  # texel rows run downwards, v upwards
     texel, face, weight = nearest(screen.astype(np.float64), np.zeros(len(uv)), faces, size)
@@ -58,10 +58,10 @@ def bake(
     )
 
 
-def unwrapped(mesh: Mesh, timeout_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unwrapped(mesh: Mesh, size: int, timeout_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Original vertex of each new one, faces, uv; from a child process that dies at the timeout."""
     given = io.BytesIO()
-    np.savez(given, vertices=mesh.vertices, faces=mesh.faces.astype(np.uint32), normals=mesh.normals)
+    np.savez(given, vertices=mesh.vertices, faces=mesh.faces.astype(np.uint32), normals=mesh.normals, size=size)
     command = [sys.executable, "-P", str(Path(__file__).with_name("unwrap.py"))]  # -P: no psd/ before the libraries
     try:
         child = subprocess.run(command, input=given.getvalue(), capture_output=True, timeout=timeout_s, check=True)
