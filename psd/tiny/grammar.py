@@ -243,14 +243,13 @@ def _combination_held_out(kind: str, colour: str | None) -> bool:
 def near_misses(caption: Caption, n: int, seed: int) -> list[Caption]:
     """``n`` different captions that are each one step from ``caption`` and mean another picture.
 
-    A pair's swaps of colours and of shapes and its other relation come first, then one colour, kind or modifier
-    changed, in turn.  The near misses of a caption in training are in training too: a critic that met held-out captions
-    as wrong answers only would learn to reject them.
+    Dealt in turn: a pair's swap (of colours, shapes, both, or the relation), one colour, kind or modifier changed.
+    The near misses of a caption in training are in training too: a critic that met held-out captions as wrong answers
+    only would learn to reject them.
     """
     rng = random.Random(seed)
-    swaps, *changes = (rng.sample(step, len(step)) for step in _steps(caption))
-    dealt = [option for options in itertools.zip_longest(*changes) for option in options if option]
-    options = swaps + dealt
+    steps = (rng.sample(step, len(step)) for step in _steps(caption))
+    options = [option for options in itertools.zip_longest(*steps) for option in options if option]
     if len(options) < n:
         raise ValueError(f"{caption.text!r} has {len(options)} near misses, not {n}")
     return options[:n]

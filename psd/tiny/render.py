@@ -23,6 +23,7 @@ from psd.tiny.shapes import Shape, build
 from psd.tiny.solids import SOLIDS
 
 MARCH_STEPS = 40
+DEEP = 0.45  # pixels below the surface where a march may stop: its pixel counts as covered
 AMBIENT, DIFFUSE = 0.66, 0.36  # mostly ambient, so that shading is no part of the colour
 WRAP = 0.35  # light reaches this far (a cosine) round to the dark side, so that it keeps some relief
 SHININESS = 24
@@ -167,7 +168,7 @@ def _march(solid: str, shapes: Sequence[Shape], scene: _Rays, *, rays_per_object
     normal = gradient / slope[:, None]
     # A lower bound grows slower than the distance; dividing by its slope makes it right to first order.
     distance = gap * pixel / slope
-    cover = (0.5 - distance / pixel).clamp(0, 1)
+    cover = ((0.5 - distance / pixel) / (0.5 + DEEP)).clamp(0, 1)
     facing = -(normal * scene.directions[:, ray].T).sum(-1)
     depth = t + distance.clamp(max=0) / facing.clamp(min=0.3)  # back to the surface from half a pixel inside
     point = scene.origins[:, ray].T + depth[:, None] * scene.directions[:, ray].T
@@ -255,7 +256,7 @@ def _trace(
         ahead = t + (gap + 0.5) * width
         if step % 3 == 2 or step == MARCH_STEPS - 1:  # dropping the finished marches costs about one step
             least[alive], where[alive] = gap_alive, where_alive
-            rows = torch.nonzero((gap > -0.45) & (ahead < leave))[:, 0]
+            rows = torch.nonzero((gap > -DEEP) & (ahead < leave))[:, 0]
             if len(rows) == 0:
                 break
             alive, origin, direction, size = alive[rows], origin[:, rows], direction[:, rows], size[:, rows]

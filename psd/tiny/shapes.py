@@ -16,7 +16,7 @@ from psd.tiny.primitives import PRIMITIVES
 from psd.tiny.solids import OUTLINES, SOLIDS
 
 BUILDERS = PRIMITIVES | NATURE | ARTEFACTS
-RADIUS, TINY_RADIUS = 0.9, 0.55  # the ball around the origin into which every object fits exactly
+RADIUS, TINY_RADIUS = 0.9, 0.55  # the ball around the origin into which every object fits, its outline touching
 TALL = 1.6  # vertical stretch
 SINK = 0.07  # how deep the upper object of a pair stands in the lower one, so that the two are joined
 BANDS = 3.5  # stripes over the main part's height

@@ -124,7 +124,8 @@ def _sphere(bottom: float) -> Float[Tensor, "n 3"]:
     step = (math.pi / 2 - lowest) / 8
     latitudes = [lowest + step * i for i in range(9)]
     push = 1 / math.cos(step / 2)
-    return _rings(*[(math.cos(a) * push, max(math.sin(a) * push, bottom)) for a in latitudes])
+    lowest_z = bottom if bottom > -1 else -push  # a dome ends flat, a ball does not
+    return _rings(*[(math.cos(a) * push, max(math.sin(a) * push, lowest_z)) for a in latitudes])
 
 
 def _arc(radius: float, thickness: float, angle: float) -> Float[Tensor, "n 3"]:
