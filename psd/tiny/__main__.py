@@ -1,0 +1,27 @@
+"""Command line of the embedded world: ``python -m psd.tiny data|train|... --help``.
+
+Each command is the module of its name, with ``add_arguments(parser)`` and ``main(args)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from psd.tiny import captions, data, evaluate, train
+
+COMMANDS = {"captions": captions, "data": data, "train": train, "evaluate": evaluate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m psd.tiny", description="Make the embedded world.")
+    commands = parser.add_subparsers(required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
+    args = parser.parse_args()
+    args.main(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""What the embedded models are worth, on committed captions that none of them was trained on.
+
+``python -m psd.tiny evaluate critics|prior|scenes`` prints each figure beside its bar and keeps them in
+``assets/results/embedded-<name>.json``.  ``scenes`` runs the default preset on the 24 test captions, resumes, and is the
+only one that takes long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from psd.cameras import Cameras, turntable
+from psd.models import ROOT, load_judge, load_prior
+from psd.protocols import Reward
+from psd.tiny import captions as lists
+from psd.tiny import degrade, grammar
+from psd.tiny.consistency import reprojection_error
+from psd.tiny.denoiser import sample
+from psd.tiny.render import Views, ground_truth
+
+CPU = torch.device("cpu")
+RESULTS = ROOT / "assets" / "results"
+CRITICS = ("reward", "selector", "evidence")
+MILDEST = {  # the strengths at which pair accuracy is asked; 1 is gross
+    "blur": 0.25, "noise": 0.25, "holes": 0.4, "floaters": 0.3, "warp": 0.4, "washed_out": 0.3, "fog": 0.3,
+    "wrong_colour": 1.0, "wrong_part": 1.0,
+}  # fmt: skip
+SEED = 987_654_321  # of the evaluation's objects: no data set has it
+VIEWS = 4
+
+
+def truth(
+    caption: grammar.Caption, seed: int, cameras: Cameras, *, size: int = 64, background: Tensor | None = None
+) -> Views:
+    """Ground truth with proportions, light and background drawn from ``seed``."""
+    generator = torch.Generator().manual_seed(SEED + seed)
+    return ground_truth([caption], cameras, size, generator=generator, background=background)
+
+
+def rows(name: str) -> list[tuple[grammar.Caption, list[grammar.Caption]]]:
+    """The captions of a committed list with their distractors."""
+    return [(grammar.parse(text), [grammar.parse(d) for d in others]) for text, others in lists.load_list(name).items()]
+
+
+def scores_among(
+    judge: Reward, images: Float[Tensor, "v 3 h w"], candidates: Sequence[grammar.Caption]
+) -> Float[Tensor, " m"]:
+    """The judge's score of the images, mean over views, for each candidate caption."""
+    return torch.stack([judge(images[None], caption.text).mean() for caption in candidates])
+
+
+# ------------------------------------------------------------------------------------------------------------- critics
+
+
+@torch.no_grad()
+def critics(arguments: argparse.Namespace) -> dict:
+    """Top-1 and hard text on ground-truth renders, pair accuracy for each degradation, for each critic."""
+    judges = {name: load_judge(f"assets/{name}", CPU) for name in CRITICS}
+    cameras = turntable(VIEWS, start_deg=20)
+    top, hard = defaultdict(list), defaultdict(list)
+    pair: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in judges}
+    for index, (caption, others) in enumerate(rows("evaluation")[: arguments.limit]):
+        views = truth(caption, index, cameras)
+        spoilt = {}
+        for kind, strength in MILDEST.items():
+            generator = torch.Generator().manual_seed(index)
+            mistaken = None
+            if kind in degrade.CAPTION_KINDS:
+                wrong = degrade.mistake(kind, caption, generator)
+                if wrong is None:
+                    continue
+                mistaken = truth(wrong, index, cameras, background=views.background).rgb[0]
+            spoilt[kind] = degrade.degrade(
+                kind, strength, views.rgb[0], views.mask[0], views.background[0], generator, mistaken=mistaken
+            )
+        for name, judge in judges.items():
+            scores = scores_among(judge, views.rgb[0], [caption, *others])
+            top[name].append(bool(scores.argmax() == 0))
+            hard[name] += (scores[0] > scores[1 : 1 + lists.NEAR_MISSES]).tolist()
+            for kind, images in spoilt.items():
+                pair[name][kind].append(bool(scores[0] > scores_among(judge, images, [caption])[0]))
+    figures = {}
+    for name in judges:
+        kinds = {kind: mean(hits) for kind, hits in pair[name].items()}
+        figures[name] = {
+            "top1_of_60_on_ground_truth": mean(top[name]),
+            "hard_text": mean(hard[name]),
+            "pair_accuracy": mean([hit for hits in pair[name].values() for hit in hits]),
+            **{f"pair_{kind}": value for kind, value in kinds.items()},
+        }
+        report(f"{name}: hard text", figures[name]["hard_text"], at_least=0.97)
+        report(f"{name}: pairs", figures[name]["pair_accuracy"], at_least=0.95)
+        for kind, value in kinds.items():
+            report(f"{name}: {kind} at {MILDEST[kind]}", value, at_least=0.90)
+        report(f"{name}: top-1 of 60, ground truth", figures[name]["top1_of_60_on_ground_truth"])
+    return {"captions": len(hard["reward"]) // lists.NEAR_MISSES, "mildest": MILDEST, **figures}
+
+
+# --------------------------------------------------------------------------------------------------------------- prior
+
+
+@torch.no_grad()
+def prior(arguments: argparse.Namespace) -> dict:
+    """Guided samples of the evaluation captions: named by the evidence judge among 60, consistent between views."""
+    model, judge = load_prior("assets/prior", CPU), load_judge("assets/evidence", CPU)
+    cameras = turntable(VIEWS)
+    asked = rows("evaluation")[: arguments.limit]
+    hits: dict[str, list[bool]] = defaultdict(list)
+    errors, true_errors, pictures = [], [], []
+    negative = model.embed(grammar.LOW_QUALITY)
+    for start in range(0, len(asked), 10):
+        batch = asked[start : start + 10]
+        embeddings = torch.stack([model.embed(caption.text) for caption, _ in batch])
+        z0 = sample(model.unet, embeddings, negative, guidance_scale=arguments.guidance_scale, seed=start)
+        for index, (images, (caption, others)) in enumerate(
+            zip(model.decode(z0).clamp(0, 1), batch, strict=True), start
+        ):
+            true = truth(caption, index, cameras).rgb[0]
+            candidates = [caption, *others]
+            hits["sample"].append(bool(scores_among(judge, images, candidates).argmax() == 0))
+            hits[caption.group].append(hits["sample"][-1])
+            hits["ground truth"].append(bool(scores_among(judge, true, candidates).argmax() == 0))
+            errors.append(reprojection_error(images, cameras))
+            true_errors.append(reprojection_error(true, cameras))
+            pictures.append((caption.text, images, hits["sample"][-1]))
+    ratio = finite_mean(errors) / finite_mean(true_errors)
+    report("samples named by the evidence judge, top-1 of 60", mean(hits["sample"]), at_least=0.85)
+    for group in ("primitive", "pair", "thing"):
+        report(f"  of which {group}", mean(hits[group]))
+    report("  the judge on ground truth", mean(hits["ground truth"]))
+    report("reprojected colour error over the ground truth's own", ratio, at_most=1.5)
+    sheet(pictures, ROOT / "assets" / "pictures" / "prior-samples.png")
+    return {
+        "captions": len(asked), "guidance_scale": arguments.guidance_scale,
+        "top1_of_60": {name: mean(values) for name, values in hits.items()},
+        "consistency": {"samples": finite_mean(errors), "ground_truth": finite_mean(true_errors), "ratio": ratio},
+    }  # fmt: skip
+
+
+def sheet(
+    pictures: Sequence[tuple[str, Float[Tensor, "v 3 h w"], bool]], path: Path, *, columns: int = 4, most: int = 80
+) -> None:
+    """Four views a picture with the caption; a dot where the judge named it wrongly."""
+    step = max(1, len(pictures) // most)
+    chosen = pictures[::step][:most]
+    size, line = chosen[0][1].shape[-1], 12
+    width, height = size * VIEWS, size + line
+    canvas = Image.new("RGB", (columns * (width + 6), -(-len(chosen) // columns) * (height + 4)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (text, images, named) in enumerate(chosen):
+        x, y = index % columns * (width + 6), index // columns * (height + 4)
+        tile = (rearrange(images, "v c h w -> h (v w) c").clamp(0, 1) * 255).round().byte().numpy()
+        canvas.paste(Image.fromarray(tile), (x, y + line))
+        draw.text((x + 1, y), text if named else f"• {text}", fill="black" if named else (190, 0, 90))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, optimize=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
+
+
+def finite_mean(values: Iterable[float]) -> float:
+    return mean([value for value in values if value == value])
+
+
+def report(what: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    bar = ""
+    if at_least is not None:
+        bar = f"  bar >= {at_least}: {'met' if value >= at_least else 'MISSED'}"
+    if at_most is not None:
+        bar = f"  bar <= {at_most}: {'met' if value <= at_most else 'MISSED'}"
+    print(f"{what:58s} {value:7.3f}{bar}", flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("critics", "prior", "scenes"))
+    parser.add_argument("--limit", type=int, help="only the first captions, for a quick look; nothing is recorded")
+    parser.add_argument("--guidance-scale", type=float, default=4.0, help="of the prior's samples")
+    parser.add_argument("--list", default="test24", help="captions of scenes: test24, or tuning for choosing defaults")
+    parser.add_argument("--preset", default="tiny", help="of scenes")
+    parser.add_argument("--set", default="{}", help="overrides of the preset for scenes, as JSON")
+    parser.add_argument("--tag", default="", help="keeps an experiment's scenes apart; nothing is recorded")
+    parser.add_argument("--processes", type=int, default=2, help="scenes at a time, one thread each")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from psd.tiny.scenes import scenes
+
+    parts: dict[str, Callable[[argparse.Namespace], dict]] = {"critics": critics, "prior": prior, "scenes": scenes}
+    start = time.monotonic()
+    figures = parts[arguments.what](arguments)
+    if arguments.limit is None and not arguments.tag and arguments.list == "test24":
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        record = {**figures, "seconds": round(time.monotonic() - start)}
+        (RESULTS / f"embedded-{arguments.what}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0
