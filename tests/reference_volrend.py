@@ -32,7 +32,9 @@ def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, span: float) -
     return total
 
 
-def hash_features(params: Tensor, point: list[float], levels: int, log2_rows: int, base: int, scale: float) -> list[float]:
+def hash_features(
+    params: Tensor, point: list[float], levels: int, log2_rows: int, base: int, scale: float
+) -> list[float]:
     """Two features a level of one point in [0, 1]^3 (Instant-NGP, section 3, with tiny-cuda-nn's conventions)."""
     features, offset = [], 0
     for level in range(levels):
