@@ -1,7 +1,7 @@
 """Do the four views show one object?  Reprojected colour error through the visual hull.
 
-The views' silhouettes carve a grid of voxels; each visible surface voxel takes the colour that the *other* views give it
-and is compared with the view's own pixel.  The ground truth's own error on the same measure is the yardstick.
+The views' silhouettes carve a grid of voxels; each visible surface voxel takes the colour that the *other* views give
+it and is compared with the view's own pixel.  The ground truth's own error on the same measure is the yardstick.
 Axes: v view, h w image, n voxels.
 """
 

@@ -66,7 +66,7 @@ class ClipCritic(nn.Module):
 
 
 class CriticTask:
-    """A batch holds clean objects, for each a sibling (same words but for colours or for shapes) and a degraded twin."""
+    """A batch: clean objects, for each a sibling (same words but for colours or for shapes), and a degraded twin."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.name = arguments.model
@@ -97,10 +97,7 @@ class CriticTask:
         rows = chooser.sample(self.clean, objects)
         siblings = [self.sibling(row, chooser) for row in rows]
         images = [self.image(row, chooser) for row in rows + siblings]
-        worse, better = zip(
-            *[self.degraded_pair(row, image, chooser, generator) for row, image in zip(rows, images, strict=False)],
-            strict=True,
-        )
+        worse, better = zip(*(self.degraded_pair(row, chooser, generator) for row in rows), strict=True)
         captions = [self.captions[row] for row in rows + siblings]
         misses = [m for c in captions for m in grammar.near_misses(c, NEAR_MISSES, chooser.randrange(2**31))]
         texts = captions + misses
@@ -164,8 +161,8 @@ class CriticTask:
         return self.data.rgb[row, chooser.randrange(4)].permute(2, 0, 1).float() / 255
 
     def degraded_pair(
-        self, row: int, image: Float[Tensor, "3 h w"], chooser: random.Random, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+        self, row: int, chooser: random.Random, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
         """(worse, better): one view degraded at two strengths of one kind; half the time the better one is clean."""
         kind = chooser.choice(degrade.IMAGE_KINDS)
         low, high = STRENGTHS[self.name]
@@ -175,12 +172,13 @@ class CriticTask:
         clean = self.data.rgb[row, view].permute(2, 0, 1).float()[None] / 255
         mask = self.data.mask[row, view].float()[None] / 255
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        pair = [
-            degrade.degrade(kind, strength, clean, mask, self.data.background[row], torch.Generator().manual_seed(seed))[0]
-            if strength > 0 else clean[0]
-            for strength in (strong, weak)
-        ]  # fmt: skip
-        return pair[0], pair[1]
+
+        def spoilt(strength: float) -> Tensor:
+            """The same fault, from the same draws, at another strength."""
+            draws = torch.Generator().manual_seed(seed)
+            return degrade.degrade(kind, strength, clean, mask, self.data.background[row], draws)[0]
+
+        return spoilt(strong), spoilt(weak) if weak > 0 else clean[0]
 
     def ship(self, ema: nn.Module, folder: Path) -> None:
         if isinstance(ema, ClipCritic):
@@ -192,7 +190,7 @@ class CriticTask:
 
     @torch.no_grad()
     def sheet(self, ema: nn.Module, path: Path) -> None:
-        """One object down the rows of degradation kinds, strength growing to the right; the score is the bar's length."""
+        """One object; a row for each degradation, stronger to the right; the bar's length is the score."""
         row = self.clean[0]
         clean = self.data.rgb[row, :1].permute(0, 3, 1, 2).float() / 255
         mask = self.data.mask[row, :1].float() / 255

@@ -65,7 +65,8 @@ def build_text_encoder(vocabulary_size: int, *, layers: int = 3) -> CLIPTextMode
 
 def build_unet() -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
-        sample_size=LATENT, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(48, 96, 128), layers_per_block=1,
+        sample_size=LATENT, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 96, 128), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16, use_linear_projection=True,
@@ -196,7 +197,7 @@ def sample(
 def encode_shards(
     vae: AutoencoderTiny, vae_folder: Path, folder: Path, rank: int, world: int
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Latents ``o v c h w`` (fp16), camera conditions ``o v 16`` and captions of all finished shards, cached on disk."""
+    """Latents ``o v c h w`` (fp16), camera conditions ``o v 16``, captions of all finished shards; cached on disk."""
     weights = (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes()
     cache = folder / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}"
     cache.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """What the embedded models are worth, on committed captions that none of them was trained on.
 
 ``python -m psd.tiny evaluate critics|prior|scenes`` prints each figure beside its bar and keeps them in
-``assets/results/embedded-<name>.json``.  ``scenes`` runs the default preset on the 24 test captions, resumes, and is the
-only one that takes long.
+``assets/results/embedded-<name>.json``.  ``scenes`` runs the default preset on the 24 test captions, resumes, and is
+the only one that takes long.
 """
 
 from __future__ import annotations
