@@ -114,15 +114,15 @@ def test_lock_dies_with_its_process(folder: RunFolder) -> None:
         "import sys, psd.store; folder = psd.store.RunFolder.open(sys.argv[1]); folder.set_state('running');"
         "print('locked', flush=True); sys.stdin.read()"
     )
-    owner = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert owner.stdout and owner.stdout.readline() == "locked\n"
-    with pytest.raises(StoreError, match="written by another process"):
-        RunFolder.open(folder.path)
-    assert read_status(folder.path).state == "running"
-    owner.kill()
-    owner.communicate()
+    command = [sys.executable, "-c", code, str(folder.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout and owner.stdout.readline() == "locked\n"
+            with pytest.raises(StoreError, match="written by another process"):
+                RunFolder.open(folder.path)
+            assert read_status(folder.path).state == "running"
+        finally:
+            owner.kill()
     assert read_status(folder.path).state == "interrupted"
     RunFolder.open(folder.path).close()
 
