@@ -35,6 +35,12 @@ CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
 TICK_S = 0.7
 FIRST = ("method", "steps")  # beside preset and seed; the other fields are in their groups
 TITLES = {"run": "Machine", "preference": "Preference and rewards", "negative": "Negative embedding"}
+# The run is asked for once the viewer is on the page (`panes.viewer_pane` says why).
+MOUNTED = """async (last) => {
+    while (!document.querySelector("#viewer")) await new Promise((resolve) => setTimeout(resolve, 50));
+    await new Promise((resolve) => setTimeout(resolve, 250));
+    return [last];
+}"""
 ADDRESS = "(run) => { if (run) history.replaceState(null, '', '?run=' + encodeURIComponent(run)) }"
 
 
@@ -76,7 +82,10 @@ def build(
 
         def refresh(run: str, old: list) -> list[Any]:
             """What has changed since this page last asked; everything else is skipped."""
-            watched = watcher.watched(run) if run else Watched()
+            try:
+                watched = watcher.watched(run) if run else Watched()
+            except StoreError as error:  # its folder was deleted, say
+                watched = Watched(run, state="interrupted", message=str(error))
             new = [pane.key(watched) for pane in shown]
             updates: list[Any] = []
             for pane, before, now in zip(shown, old or [None] * len(shown), new, strict=True):
@@ -113,11 +122,13 @@ def build(
 
         news = {"fn": refresh, "inputs": [run_id, keys], "outputs": [keys, *(c for p in shown for c in p.components)]}
         timer.tick(**news, **QUIET)
-        blocks.load(attach, last, [run_id, asked.message, asked.prompt, *values], **QUIET).then(**news, **QUIET)
+        blocks.load(attach, last, [run_id, asked.message, asked.prompt, *values], js=MOUNTED, **QUIET).then(
+            **news, **QUIET
+        )
         for trigger in (asked.run.click, asked.prompt.submit):
             trigger(
                 start, [name, asked.prompt, *values], [run_id, last, asked.message], trigger_mode="once", **QUIET
-            ).then(**news, **QUIET).then(None, run_id, None, js=ADDRESS, **QUIET)
+            ).then(**news, **QUIET).then(None, last, None, js=ADDRESS, **QUIET)
         asked.stop.click(watcher.stop, run_id, None, **QUIET).then(**news, **QUIET)
         name.input(load_preset, name, values, **QUIET)
         for part in parts:
@@ -139,21 +150,22 @@ def _wire_live(worker: Worker, part: controls.Control, run_id: gr.State) -> None
             gr.Warning(str(error))
 
     for component in part.components:
-        component.input(change, [run_id, *part.components], None, trigger_mode="always_last", **QUIET)
+        component.input(  # pyright: ignore[reportAttributeAccessIssue] - sliders and numbers have it
+            change, [run_id, *part.components], None, trigger_mode="always_last", **QUIET
+        )
 
 
 def _stage() -> list[Pane]:
-    """Status and picture on top, the tabs below."""
-    shown = [panes.status_pane(), panes.picture_pane()]
-    with gr.Tabs(elem_id="tabs") as tabs:
+    """Status, picture beside mesh, downloads; the tabs below."""
+    shown = [panes.status_pane()]
+    with gr.Row(elem_id="hero"):
+        shown += [panes.picture_pane(), panes.viewer_pane()]
+    shown.append(panes.files_pane())
+    with gr.Tabs(elem_id="tabs"):
         for title, make in TABS.items():
-            with gr.Tab(title, id=title):
+            with gr.Tab(title):
                 shown.append(make())
-
-    def select(watched: Watched) -> list[Any]:
-        return [gr.Tabs(selected="Mesh") if watched.view.mesh else gr.skip()]
-
-    return [*shown, Pane([tabs], lambda w: (w.run_id, w.view.mesh is not None), select)]
+    return shown
 
 
 TABS = {

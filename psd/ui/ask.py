@@ -1,4 +1,4 @@
-"""The prompt box, with Run and Stop; for a closed vocabulary also suggestions while typing and a builder of captions."""
+"""The prompt box, with Run and Stop; for a closed vocabulary also suggestions while typing and a caption builder."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:
             )  # fmt: skip
         with gr.Row():
             relation = gr.Dropdown([none, *vocabulary.RELATIONS], value="", label="and", info="Two plain shapes only.")
-            other_colour = gr.Dropdown([*vocabulary.COLOURS], value="blue", label="second colour", info="Not the first.")
-            other = gr.Dropdown([*vocabulary.PRIMITIVES], value="cube", label="second object", info="What it stands by.")
+            other_colour = gr.Dropdown([*vocabulary.COLOURS], value="blue", label="its colour", info="Not the first.")
+            other = gr.Dropdown([*vocabulary.PRIMITIVES], value="cube", label="second object", info="Beside or below.")
 
     def chosen(*words: str) -> list[Any]:
         caption = built(*words)

@@ -82,7 +82,7 @@ def _component(name: str, info: FieldInfo, value: Any) -> Component:
     return gr.Slider(**_scale(info, value), **shared)
 
 
-def _scale(info: FieldInfo, value: float) -> dict[str, float]:
+def _scale(info: FieldInfo, value: float) -> dict[str, Any]:
     """A slider's range: the declared bounds, but no further than is useful around ``value``."""
     low, high = bounds(info)
     assert low is not None and high is not None
@@ -109,7 +109,8 @@ def _weights(name: str, preset: Preset) -> Control:
              "maximum": max(5.0, _round_up(2 * weight) if weight else 5.0)}
             for reward, weight in named
         ]  # fmt: skip
-        return shown + [{"label": "unused", "value": 0.0, "visible": False, "maximum": 5.0}] * (REWARD_SLOTS - len(named))
+        unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 5.0}
+        return shown + [unused] * (REWARD_SLOTS - len(named))
 
     info = Preset.model_fields[name]
     sliders = [

@@ -1,8 +1,9 @@
-"""A watched run as HTML and tables: pure functions of `Watched`, everything escaped, sizes fixed so that nothing moves."""
+"""A watched run as HTML and tables: pure functions, everything escaped, sizes fixed so that nothing moves."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -71,6 +72,8 @@ def status(watched: Watched) -> str:
     cells = "".join(f'<span class="slot"><small>{name}</small><b>{value}</b></span>' for name, value in slots)
     word = STATES.get(watched.state, watched.state)
     trouble = " ".join(filter(None, (view.problem or watched.message, view.cure)))
+    if not trouble and watched.is_over and view.mesh is None:
+        trouble = view.warning  # why there is no mesh
     return (
         f'<div class="status-line"><span class="badge {watched.state}" role="status">{html.escape(word)}</span>'
         f'<span class="what" title="{html.escape(watched.prompt)}">{html.escape(watched.prompt)}</span>{cells}</div>'
@@ -102,7 +105,9 @@ def picture(watched: Watched) -> str:
 
 def shot_names(count: int) -> list[str]:
     """What the fixed preview cameras show: an orbit that starts at the front (+x) and turns counter-clockwise."""
-    return {1: ["front"], 4: ["front", "left", "back", "right"]}.get(count, [f"{360 * i // count}°" for i in range(count)])
+    return {1: ["front"], 4: ["front", "left", "back", "right"]}.get(
+        count, [f"{360 * i // count}°" for i in range(count)]
+    )
 
 
 def verdict(view: View) -> str:
@@ -111,12 +116,12 @@ def verdict(view: View) -> str:
     for name, curve in view.curves.items():
         if not name.startswith(("reward/", "judge/")):
             continue
-        kind, _, plain = name.partition("/")
+        role = "optimised" if name.startswith("reward/") else "only watches"
         points = list(curve.points())
         best = max(points, key=lambda point: point[1])
         rows.append(
-            f"<tr><th scope=row>{html.escape(plain)}</th><td>{'optimised' if kind == 'reward' else 'only watches'}</td>"
-            f"<td>{points[0][1]:.3f}</td><td>{curve.last:.3f}</td><td>{best[1]:.3f} <small>step {best[0]}</small></td></tr>"
+            f"<tr><th scope=row>{html.escape(plain(name))}</th><td>{role}</td><td>{points[0][1]:.3f}</td>"
+            f"<td>{points[-1][1]:.3f}</td><td>{best[1]:.3f} <small>step {best[0]}</small></td></tr>"
         )
     body = "".join(rows) or '<tr><td colspan=5 class="none">No scores yet.</td></tr>'
     heads = "".join(f"<th scope=col>{head}</th>" for head in ("score", "role", "first", "now", "best"))
@@ -156,7 +161,9 @@ def downloads(watched: Watched) -> str:
         if watched.view.mesh is not None and (watched.folder / EXPORTS / file).is_file():
             address = url(watched, f"{EXPORTS}/{file}", watched.view.mesh.step)
             saved = f"{name}{Path(file).suffix}"
-            links.append(f'<a class="file" href="{address}" download="{saved}" aria-label="Download {saved}">{label}</a>')
+            links.append(
+                f'<a class="file" href="{address}" download="{saved}" aria-label="Download {saved}">{label}</a>'
+            )
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
     return f'<div class="files">{"".join(links)}</div>'
@@ -176,7 +183,11 @@ def facts(view: View) -> str:
 
 def note(text: str, kind: str = "problem") -> str:
     """A line below the prompt; empty for no text."""
-    return f'<p class="note {kind}" role="{"alert" if kind == "problem" else "status"}">{html.escape(text)}</p>' if text else ""
+    return (
+        f'<p class="note {kind}" role="{"alert" if kind == "problem" else "status"}">{html.escape(text)}</p>'
+        if text
+        else ""
+    )
 
 
 def number(value: object) -> str:
@@ -198,9 +209,13 @@ def url(watched: Watched, file: str, version: int) -> str:
     return f"gradio_api/file={quote((watched.folder / file).as_posix())}?v={version}"
 
 
-def frame(view: View, prefix: str, unit: str) -> tuple[pd.DataFrame | None, dict[str, str]]:
-    """The points of all curves whose name begins with ``prefix``, and a colour for each series; None while empty."""
-    series = {name.removeprefix(prefix) or name: curve for name, curve in view.curves.items() if name.startswith(prefix)}
-    rows = [(step, value, name) for name, curve in series.items() for step, value in curve.points()]
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(series)}
+def frame(view: View, names: Sequence[str], unit: str) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """The points of the named curves and a colour for each series; None while there is none."""
+    rows = [(step, value, plain(name)) for name in names for step, value in view.curves[name].points()]
+    colours = {plain(name): COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     return (pd.DataFrame(rows, columns=["step", unit, "series"]) if rows else None), colours
+
+
+def plain(metric: str) -> str:
+    """A metric's name as a person reads it: without its group and the folder of what ships."""
+    return metric.partition("/")[2].removeprefix("assets/").replace("_", " ")

@@ -1,4 +1,4 @@
-"""The parts of the page that show a run.  A new tab is a function here that returns a `Pane`, and one line in `build`."""
+"""The parts of the page that show a run.  A new tab is a function here that returns a `Pane`, and a line in `TABS`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def curves_pane() -> Pane:
         view = watched.view
         return [_lines(view, "reward/", "reward"), _lines(view, "judge/", "score"), markup.verdict(view)]
 
-    return Pane([train, judge, table], lambda w: (w.run_id, _drawn(w.view, ("reward/", "judge/"))), values)
+    return Pane([train, judge, table], lambda w: (w.run_id, _drawn(w.view, "reward/", "judge/")), values)
 
 
 def negative_pane() -> Pane:
@@ -56,33 +56,47 @@ def negative_pane() -> Pane:
 
     def values(watched: Watched) -> list[Any]:
         view = watched.view
-        return [_lines(view, "negative/rms", "RMS"), _lines(view, "negative/cosine", "cosine"), markup.tokens(view)]
+        return [_lines(view, "negative/drift", "RMS"), _lines(view, "negative/cosine", "cosine"), markup.tokens(view)]
 
-    return Pane([drift, cosine, table], lambda w: (w.run_id, _drawn(w.view, ("negative/",))), values)
+    return Pane([drift, cosine, table], lambda w: (w.run_id, _drawn(w.view, "negative/")), values)
 
 
-def mesh_pane() -> Pane:
-    """The result: a viewer, the turntable, every file."""
-    with gr.Row(elem_id="result"):
-        viewer = gr.Model3D(
-            label="Mesh: drag to turn, scroll to zoom", height=460, interactive=False, elem_id="viewer", scale=3,
-            clear_color=(0.0, 0.0, 0.0, 0.0), min_width=300,
-        )  # fmt: skip
-        with gr.Column(scale=2, min_width=260):
-            film = gr.HTML(markup.film(Watched()), elem_id="film")
-            files = gr.HTML(markup.downloads(Watched()), elem_id="downloads")
-            facts = gr.HTML(markup.facts(View()), elem_id="facts", elem_classes="table")
+def viewer_pane() -> Pane:
+    """The mesh, to turn and zoom.
+
+    It stands outside the tabs and gets its value once a mesh: Gradio 6.31 draws no mesh where the value comes before
+    the component is on the page, or twice while the renderer loads.
+    """
+    viewer = gr.Model3D(
+        label="Mesh: drag to turn, scroll to zoom",
+        interactive=False,
+        elem_id="viewer",
+        clear_color=(0.0, 0.0, 0.0, 0.0),
+    )
 
     def values(watched: Watched) -> list[Any]:
         mesh = watched.view.mesh
-        path = str(watched.folder / mesh.file) if mesh and mesh.file else None
-        return [path, markup.film(watched), markup.downloads(watched), markup.facts(watched.view)]
+        return [str(watched.folder / mesh.file) if mesh and mesh.file else None]
 
-    def key(watched: Watched) -> Hashable:
-        mesh = watched.view.mesh
-        return watched.run_id, mesh.step if mesh else None, watched.is_over
+    return Pane([viewer], lambda w: w.view.mesh and (w.run_id, w.view.mesh.step), values)
 
-    return Pane([viewer, film, files, facts], key, values)
+
+def files_pane() -> Pane:
+    """Every file of the result, to take away."""
+    files = gr.HTML(markup.downloads(Watched()), elem_id="downloads")
+    return Pane([files], markup.downloads, lambda w: [markup.downloads(w)])
+
+
+def mesh_pane() -> Pane:
+    """The turntable and the mesh in numbers."""
+    with gr.Row():
+        film = gr.HTML(markup.film(Watched()), elem_id="film", min_width=260)
+        facts = gr.HTML(markup.facts(View()), elem_id="facts", elem_classes="table", min_width=260)
+
+    def values(watched: Watched) -> list[Any]:
+        return [markup.film(watched), markup.facts(watched.view)]
+
+    return Pane([film, facts], lambda w: w.view.mesh and (w.run_id, w.view.mesh.step), values)
 
 
 def log_pane() -> Pane:
@@ -102,13 +116,13 @@ def _chart(title: str, unit: str) -> gr.LinePlot:
 
 def _lines(view: View, prefix: str, unit: str) -> Any:
     """The chart's data; limits and colours depend on the run alone, so that Gradio redraws within the same chart."""
-    frame, colours = markup.frame(view, prefix, unit)
+    frame, colours = markup.frame(view, [name for name in view.curves if name.startswith(prefix)], unit)
     if frame is None:
         return None
     return gr.LinePlot(frame, color_map=colours, x_lim=[0, view.total_steps or None])
 
 
-def _drawn(view: View, prefixes: tuple[str, ...]) -> Hashable:
+def _drawn(view: View, *prefixes: str) -> Hashable:
     """Changes with every point of the named curves."""
-    curves = {name: curve for name, curve in view.curves.items() if name.startswith(prefixes)}
-    return view.total_steps, tuple((name, curve.count) for name, curve in curves.items())
+    last = tuple((name, curve.last) for name, curve in view.curves.items() if name.startswith(prefixes))
+    return view.total_steps, last

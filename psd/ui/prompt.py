@@ -1,8 +1,8 @@
-"""Help with a closed set of prompts: completions while typing, a check in words, and captions built from known words."""
+"""Help with a closed set of prompts: completions while typing, a check in words, captions built from known words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -20,14 +20,19 @@ class Caption(Protocol):
 class Vocabulary(Protocol):
     """A closed grammar of captions; `psd.tiny.grammar` is one.  Complaints are ValueErrors."""
 
-    COLOURS: Mapping[str, Any]
-    MODIFIERS: Sequence[str]
-    RELATIONS: Sequence[str]
-    PRIMITIVES: Sequence[str]
-    THINGS: Mapping[str, Any]
-    parse: Callable[[str], Caption]
-    nearest: Callable[..., list[str]]
-    all_captions: Callable[[], Iterable[Caption]]
+    @property
+    def COLOURS(self) -> Mapping[str, Any]: ...
+    @property
+    def MODIFIERS(self) -> Sequence[str]: ...
+    @property
+    def RELATIONS(self) -> Sequence[str]: ...
+    @property
+    def PRIMITIVES(self) -> Sequence[str]: ...
+    @property
+    def THINGS(self) -> Mapping[str, Any]: ...
+    def parse(self, text: str, /) -> Caption: ...
+    def nearest(self, text: str, n: int, /) -> list[str]: ...
+    def all_captions(self) -> Iterable[Caption]: ...
 
 
 def complaint(vocabulary: Vocabulary, prompt: str) -> str:

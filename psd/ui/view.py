@@ -10,7 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from psd.events import (
-    Event, Failed, Finished, LiveChanged, Meshed, NegativeUpdated, Previewed, Started, Stepped, Warned,
+    Event,
+    Failed,
+    Finished,
+    LiveChanged,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
 )  # fmt: skip
 
 BUCKETS = 300  # of a curve; each gives at most two points, so a series never exceeds 600
@@ -38,21 +47,19 @@ class Curve:
 
     buckets: tuple[Bucket, ...] = ()
     stride: int = 1
-    last: float | None = None
+    last: tuple[int, float] | None = None
 
     def added(self, step: int, value: float) -> Curve:
+        """With one more value; one that is not later than the last is told twice and changes nothing."""
+        if self.last and step <= self.last[0]:
+            return self
         new = Bucket((step, value), (step, value))
         if self.buckets and self.buckets[-1].count < self.stride:
-            return replace(self, buckets=(*self.buckets[:-1], self.buckets[-1].merged(new)), last=value)
+            return replace(self, buckets=(*self.buckets[:-1], self.buckets[-1].merged(new)), last=(step, value))
         if len(self.buckets) < BUCKETS:
-            return replace(self, buckets=(*self.buckets, new), last=value)
+            return replace(self, buckets=(*self.buckets, new), last=(step, value))
         pairs = zip(self.buckets[::2], self.buckets[1::2], strict=True)
         return Curve(tuple(a.merged(b) for a, b in pairs), 2 * self.stride, self.last).added(step, value)
-
-    @property
-    def count(self) -> int:
-        """How many values came in."""
-        return sum(bucket.count for bucket in self.buckets)
 
     def points(self) -> Iterator[tuple[int, float]]:
         """The points to draw, by step."""
@@ -78,6 +85,7 @@ class View:
     changes: int = 0  # of live sliders, so far
     scores: Mapping[str, float] = field(default_factory=dict)
     log: tuple[str, ...] = ()
+    warning: str = ""  # the last one
     problem: str = ""
     cure: str = ""
 
@@ -109,13 +117,15 @@ def fold(view: View, event: Event) -> View:
         case NegativeUpdated():
             return replace(view, negative=event, curves=_extended(view.curves, event.step, event.metrics))
         case Previewed():
-            return replace(view, preview=replace(event, images={}))
+            means = {name: sum(scores) / len(scores) for name, scores in event.rewards.items()}
+            curves = _extended(view.curves, event.step, means)
+            return replace(view, preview=replace(event, images={}), curves=curves)
         case Meshed():
             faces = event.statistics.get("faces")
             event = replace(event, mesh=None, turntable=None)
             return _logged(replace(view, mesh=event), event, "mesh ready" + (f": {faces:,} faces" if faces else ""))
         case Warned():
-            return _logged(view, event, event.message)
+            return _logged(replace(view, warning=event.message), event, event.message)
         case LiveChanged():
             values = ", ".join(f"{name} = {value}" for name, value in event.values.items())
             return _logged(replace(view, changes=view.changes + 1), event, f"changed while running: {values}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -70,7 +71,14 @@ class Watcher:
         elif state == "running" and view.step >= view.total_steps:
             state = "meshing"
         return Watched(
-            job.id, job.folder, state, job.status.message, job.preset.prompt, view, self._shots(job.folder, memory)
+            job.id,
+            job.folder,
+            state,
+            job.status.message,
+            job.preset.prompt,
+            view,
+            self._shots(job.folder, memory),
+            resident_bytes(),
         )
 
     def _stored(self, run_id: str, folder: Path, memory: _Memory) -> Watched:
@@ -89,3 +97,9 @@ class Watcher:
         if memory.shots is None and preview and preview.file and (folder / preview.file).is_file():
             memory.shots = len(decode_views(folder / preview.file))
         return memory.shots or 4
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system has no /proc to ask."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

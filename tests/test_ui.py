@@ -1,0 +1,263 @@
+"""The page without a browser: the fold, the curves, the controls made from the preset, the help with words."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from fake_run import fake_run, views
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psd.events import (
+    Event,
+    Failed,
+    Finished,
+    LiveChanged,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+    from_json,
+    to_json,
+)
+from psd.files import StoreError
+from psd.preset import Preset
+from psd.tiny import grammar
+from psd.ui import controls, markup
+from psd.ui.markup import Watched
+from psd.ui.prompt import EXAMPLES, built, complaint, suggestions
+from psd.ui.view import BUCKETS, Curve, View, fold
+from psd.ui.watch import Watcher
+from psd.worker import Worker
+
+STORY: list[Event] = [
+    Started(step=0, preset={"prompt": "a red mug"}, total_steps=4, views=4, environment={}, notes=("cpu",)),
+    Previewed(step=0, images={"rgb": views(0)}, rewards={"reward/r": [1.0, 3.0]}, file="public/previews/000000.jpg"),
+    Stepped(step=1, t=900, metrics={"loss/tv": 0.1, "pair/gap": 0.2}, time_s=2.0),
+    Stepped(step=2, t=800, metrics={"reward/r": 4.0, "judge/j": 5.0}, time_s=4.0),
+    NegativeUpdated(
+        step=2, tokens=("low",), drift=(0.5,), nearest=("red",), metrics={"negative/drift": 0.5}, time_s=4.0
+    ),
+    Previewed(step=2, images={"rgb": views(2)}, rewards={"reward/r": [4.0, 4.0]}, file="public/previews/000002.jpg"),
+    LiveChanged(step=2, values={"guidance_scale": 6.0}),
+    Warned(step=2, message="a warning"),
+    Meshed(step=2, mesh=None, turntable=views(1), statistics={"faces": 1234}, file="public/exports/mesh.glb"),
+    Finished(step=2, reason="stopped", scores={"judge/j": 5.0}, time_s=5.0),
+]
+
+
+def told(events: list[Event]) -> View:
+    view = View()
+    for event in events:
+        view = fold(view, event)
+    return view
+
+
+def test_fold_changes_neither_view_nor_event() -> None:
+    view = View()
+    for event in STORY:
+        before = copy.deepcopy((view, event.step, getattr(event, "metrics", None), getattr(event, "rewards", None)))
+        after = fold(view, event)
+        assert before == (view, event.step, getattr(event, "metrics", None), getattr(event, "rewards", None))
+        assert after == fold(view, event), "the same arguments gave another view"
+        view = after
+
+
+def test_the_view_tells_the_story() -> None:
+    view = told(STORY)
+    assert (view.step, view.total_steps, view.reason, view.time_s) == (2, 4, "stopped", 5.0)
+    assert view.steps_per_s == pytest.approx(0.5) and view.remaining_s == pytest.approx(4.0)
+    assert view.mesh and view.mesh.statistics["faces"] == 1234 and view.warning == "a warning"
+    assert list(view.curves["reward/r"].points()) == [(0, 2.0), (2, 4.0)]  # a mean of views, and once a step
+    assert list(view.curves["judge/j"].points()) == [(2, 5.0)]
+    assert list(view.curves) == ["reward/r", "judge/j", "negative/drift"], "only what is drawn is kept"
+    text = "\n".join(view.log)
+    assert all(part in text for part in ("cpu", "guidance_scale = 6.0", "a warning", "1,234 faces", "stopped"))
+
+
+def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
+    view = told([*STORY[:4], Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
+    assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
+    shown = markup.status(Watched("run", state="failed", view=view))
+    assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
+
+
+def test_a_view_from_json_lines_is_the_live_view() -> None:
+    """What was shown live is shown again after a restart: arrays are no part of a view."""
+    assert told([from_json(to_json(event)) for event in STORY]) == told(STORY)
+
+
+def test_a_view_holds_no_array() -> None:
+    view = told(STORY)
+    assert view.preview and view.mesh
+    assert not view.preview.images and view.mesh.mesh is None and view.mesh.turntable is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3 * BUCKETS + 7))
+def test_a_curve_stays_small_and_keeps_its_extremes(values: list[float]) -> None:
+    curve = Curve()
+    for step, value in enumerate(values):
+        curve = curve.added(step, value)
+    points = list(curve.points())
+    assert len(points) <= 2 * BUCKETS and points == sorted(points)
+    assert max(value for _, value in points) == max(values) and min(value for _, value in points) == min(values)
+    assert all(values[step] == value for step, value in points), "a point that nobody measured"
+    assert sum(bucket.count for bucket in curve.buckets) == len(values)
+    if len(values) <= BUCKETS:
+        assert points == list(enumerate(values))
+
+
+# ---- controls
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[controls.Control]:
+    with gr.Blocks(analytics_enabled=False):
+        return [controls.control(name, Preset()) for name in Preset.model_fields if name not in controls.ELSEWHERE]
+
+
+def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Control]) -> None:
+    assert {part.name for part in parts} | set(controls.ELSEWHERE) == set(Preset.model_fields)
+    for part in parts:
+        info = Preset.model_fields[part.name]
+        extra = info.json_schema_extra
+        assert isinstance(extra, dict)
+        for component in part.components:
+            if not component.visible:
+                continue
+            assert component.label and info.description and info.description in component.info, part.name
+            assert str(extra["symbol"]) in component.label and str(extra["unit"]) in component.label
+        assert part.live == bool(extra["live"]) == ("Live." in part.components[0].info)
+
+
+def test_what_the_controls_show_is_the_preset(parts: list[controls.Control]) -> None:
+    preset = Preset()
+    shown = [component.value for part in parts for component in part.components]
+    values = controls.read_all(parts, shown, preset)
+    assert Preset.make({"prompt": preset.prompt, **values}) == preset
+
+
+def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> None:
+    """Sliders whose range ends below the new value move their end as well."""
+    other = Preset().changed(
+        {"steps": 9000, "method": "sds", "guidance_scale": 100.0, "elevation_deg": (5.0, 6.0), "negative": False,
+         "rewards": {"a/one": 3.0, "b/two": 0.5}, "negative_lr": 0.5, "negative_prompt": "ugly"}
+    )  # fmt: skip
+    given: list = []
+    for part in parts:
+        updates = part.write(other)
+        assert len(updates) == len(part.components)
+        for update in updates:
+            if isinstance(update, gr.Slider):
+                assert update.minimum <= update.value <= update.maximum, part.name
+            given.append(update.value if isinstance(update, gr.components.Component) else update)
+    assert other.changed(controls.read_all(parts, given, other)) == other
+
+
+def test_sliders_stay_within_the_declared_bounds(parts: list[controls.Control]) -> None:
+    for part in parts:
+        low, high = controls.bounds(Preset.model_fields[part.name])
+        for component in part.components:
+            if isinstance(component, gr.Slider) and part.name != "rewards":
+                assert low is not None and high is not None
+                assert low <= component.minimum < component.maximum <= high, part.name
+
+
+# ---- words
+
+
+def test_examples_are_captions() -> None:
+    assert not [text for text in EXAMPLES if complaint(grammar, text)]
+
+
+@pytest.mark.parametrize("typed", ["", "a", "a red mu", "snow", "a red unicorn", "xyzzy", "a blue cube on top of a y"])
+def test_suggestions_are_captions_and_go_on_where_they_can(typed: str) -> None:
+    found = suggestions(grammar, typed)
+    assert 1 <= len(found) <= 6 and len(set(found)) == len(found)
+    assert not [text for text in found if complaint(grammar, text)]
+    if typed in ("a red mu", "a blue cube on top of a y"):
+        assert all(text.startswith(typed) for text in found)
+
+
+def test_an_unknown_word_is_named_with_known_captions() -> None:
+    said = complaint(grammar, "a red unicorn")
+    assert "unicorn" in said and any(text in said for text in suggestions(grammar, "a red unicorn"))
+
+
+def test_the_builder_speaks_the_grammar() -> None:
+    assert built("", "orange", "mug", "", "blue", "cube") == "an orange mug"
+    assert built("tall", "red", "chair", "", "", "") == "a tall red chair"
+    pair = built("", "red", "cube", "on top of", "blue", "sphere")
+    assert pair == "a red cube on top of a blue sphere" == grammar.parse(pair).text
+
+
+# ---- what is shown
+
+
+HOSTILE = '<img src=x onerror="alert(1)">${1+1}{{this}}'
+
+
+@pytest.mark.parametrize("show", [markup.status, markup.picture, markup.downloads, markup.film])
+def test_what_people_typed_is_never_markup(show: Callable[[Watched], str], tmp_path: Path) -> None:
+    exports = tmp_path / markup.EXPORTS
+    exports.mkdir(parents=True)
+    for name in markup.DOWNLOADS:
+        (exports / name).touch()
+    view = told([*STORY[:-1], Failed(step=2, message=HOSTILE, cure=HOSTILE)])
+    shown = show(Watched("id", tmp_path, state="failed", prompt=HOSTILE, view=view))
+    assert "<img src=x" not in shown and 'onerror="' not in shown
+
+
+def test_tokens_and_notes_are_escaped() -> None:
+    view = fold(View(), NegativeUpdated(step=1, tokens=("<s>",), drift=(0.1,), nearest=("<b>",)))
+    assert "<s>" not in markup.tokens(view) and "&lt;s&gt;" in markup.tokens(view)
+    assert "<img" not in markup.note(HOSTILE)
+
+
+def test_each_view_of_a_preview_has_its_square() -> None:
+    shown = markup.picture(Watched("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4))
+    assert re.findall(r"margin-left:-(\d)00%", shown) == ["0", "1", "2", "3"] and shown.count("width:400%") == 4
+    assert shown.count("gradio_api/file=runs/id/public/previews/000000.jpg?v=0") == 4
+
+
+def test_curves_of_the_run_have_colours_apart() -> None:
+    view = fold(View(), Stepped(step=1, t=1, metrics={f"reward/{i}": 1.0 for i in range(6)}))
+    frame, colours = markup.frame(view, list(view.curves), "reward")
+    assert frame is not None and len(frame) == 6 and len(set(colours.values())) == 6
+    assert markup.frame(View(), [], "reward") == (None, {})
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "–"), (0.4, "0:00"), (61, "1:01"), (3661, "1:01:01")])
+def test_durations(seconds: float | None, text: str) -> None:
+    assert markup.duration(seconds) == text
+
+
+# ---- live and stored
+
+
+def test_a_stored_run_shows_what_the_live_one_showed(tmp_path: Path) -> None:
+    worker = Worker(fake_run, tmp_path)
+    run_id = worker.submit(Preset(steps=6, prompt="a red mug"))
+    while not worker.snapshot(run_id).status.state == "finished":
+        worker.wait(run_id, worker.snapshot(run_id).events, timeout_s=1.0)
+    live = Watcher(worker, tmp_path).watched(run_id)
+    assert worker.shutdown()
+    later = Worker(fake_run, tmp_path)
+    stored = Watcher(later, tmp_path).watched(run_id)
+    assert later.shutdown()
+    assert (stored.view, stored.state, stored.prompt, stored.shots) == (live.view, "finished", "a red mug", 4)
+    assert stored.view.step == 6 and stored.view.curves
+
+
+@pytest.mark.parametrize("run_id", ["..", "../secret", "", "/etc", "20260101-000000_a_s0_00000000"])
+def test_an_address_names_runs_only(run_id: str, tmp_path: Path) -> None:
+    worker = Worker(fake_run, tmp_path / "runs")
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(StoreError, match="no run"):
+        Watcher(worker, tmp_path / "runs").watched(run_id)
+    assert worker.shutdown()
