@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from psd.preset import PRESETS, Preset, PresetError
+from psd.preset import PRESETS, MissingError, Preset
 from psd.prior import DiffusersPrior
 from psd.protocols import Models, Reward
 from psd.rewards import BlackBoxReward, load_reward
@@ -22,7 +22,7 @@ def load_models(preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str]
     """Everything that ``preset`` names, loaded once a process and shared (all networks are frozen).
 
     ``black_boxes`` adds rewards that are plain callables; the preset weighs them by name in ``rewards``.
-    Raises `PresetError` for words that the prior never learned and for models that are not there.
+    Raises `PresetError` for words that the prior never learned, `MissingError` for models that are not there.
     """
     if preset.threads:
         torch.set_num_threads(preset.threads)
@@ -49,7 +49,9 @@ def choose_device(wish: str) -> tuple[torch.device, str]:
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wish != "auto":
         if not found[wish]:
-            raise PresetError(f"device={wish} is not available here; `python -m psd doctor` says why, device=auto runs")
+            raise MissingError(
+                f"device={wish} is not available here: use device=auto; `python -m psd doctor` says more"
+            )
         return torch.device(wish), f"device {wish}, as asked"
     name = next(name for name, available in found.items() if available)
     return torch.device(name), f"device {name}: the fastest found"
@@ -61,7 +63,7 @@ def resolve(source: str) -> str:
     if shipped.is_dir():
         return str(shipped)
     if source.startswith(("assets/", "/", "./", "../")) and not Path(source).is_dir():
-        raise PresetError(f"no model at {source!r}: `python -m psd doctor` lists what is here")
+        raise MissingError(f"no model at {source!r}: `python -m psd doctor` lists what is here")
     return source
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from psd.tiny import captions, data, evaluate, train
+from psd.tiny import captions, card, data, evaluate, train
 
-COMMANDS = {"captions": captions, "data": data, "train": train, "evaluate": evaluate}
+COMMANDS = {"captions": captions, "data": data, "train": train, "evaluate": evaluate, "ship": card}
 
 
 def main() -> None:
