@@ -61,16 +61,17 @@ def decimate(
     """At most ``limit`` faces by quadric collapses; the surface stays closed.  Raises `MeshError` if it cannot."""
     import fast_simplification
 
-    result, target = (vertices, faces), limit
-    for _ in range(5):
-        if 0 < len(result[1]) <= limit:
-            return result
+    if len(faces) <= limit:
+        return vertices, faces
+    target, left = limit, 0
+    while target >= 4:
         fewer, kept = fast_simplification.simplify(vertices, faces, target_count=target)[:2]
-        result = drop_floaters(*separate(fewer, kept.astype(np.int32)))
-        target -= max(1, 2 * (len(result[1]) - limit))  # what came apart needed more faces
-        if target < 4:
-            break
-    raise MeshError(f"{limit} faces are too few for this surface ({len(result[1])} are left): allow more faces")
+        fewer, kept = drop_floaters(*separate(fewer, kept.astype(np.int32)))
+        left = len(kept)
+        if 0 < left <= limit:
+            return fewer, kept
+        target -= max(target // 50, 2 * (left - limit))  # what came apart needed more faces
+    raise MeshError(f"{limit} faces are too few for this surface ({left} are left): allow more faces")
 
 
 def separate(
