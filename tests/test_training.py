@@ -1,0 +1,149 @@
+"""Training of the embedded models: resumed equals uninterrupted, warm starts keep count, the yardsticks measure."""
+
+import argparse
+import hashlib
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from psd.cameras import turntable
+from psd.tiny import grammar
+from psd.tiny.card import card
+from psd.tiny.consistency import foreground, project, reprojection_error
+from psd.tiny.critics import sibling_keys
+from psd.tiny.render import ground_truth
+from psd.tiny.train import batch_generator, fit, learning_rate
+
+
+class Line:
+    """A task small enough for a test: fit a line to noisy points."""
+
+    name, batch = "line", 4
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.model = nn.Linear(1, 1)
+        nn.init.constant_(self.model.weight, start)
+        nn.init.constant_(self.model.bias, start)
+
+    def loss(self, iteration, objects, generator):
+        x = torch.rand(objects, 1, generator=generator)
+        return (self.model(x) - 3 * x - 1).square().mean(), {}
+
+    def ship(self, ema, folder):
+        (folder / "weights.json").write_text(json.dumps([p.item() for p in ema.parameters()]))
+
+    def sheet(self, ema, path):
+        path.write_text("")
+
+
+def arguments(work, iterations, **changes):
+    defaults = {
+        "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
+        "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1,
+    }  # fmt: skip
+    return argparse.Namespace(**{**defaults, **changes})
+
+
+def weights(folder):
+    return json.loads((folder / "line" / "shipped" / "weights.json").read_text())
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path):
+    fit(Line(), arguments(tmp_path / "whole", 40, keep=(20,)))
+    # the schedule is set by the total, which an interrupted training has from the start: stop in the middle by error
+    broken = Line()
+    plain = broken.loss
+
+    def failing(iteration, objects, generator):
+        if iteration == 25:
+            raise KeyboardInterrupt
+        return plain(iteration, objects, generator)
+
+    broken.loss = failing
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, arguments(tmp_path / "parts", 40, keep=(20,)))
+    fit(Line(start=9.0), arguments(tmp_path / "parts", 40, keep=(20,)))
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_warm_start_goes_on_counting(tmp_path):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "training.json").write_text('{"iterations": 100}')
+    fit(Line(), arguments(tmp_path, 110, warm_start=str(tmp_path / "from")))
+    record = json.loads((tmp_path / "line" / "shipped" / "training.json").read_text())
+    assert record["iterations"] == 110 and record["objects_seen"] == 440
+
+
+def test_a_gradient_that_is_no_number_stops_the_training(tmp_path):
+    task = Line()
+    task.loss = lambda *_: (task.model.weight.sum() * float("nan"), {})
+    with pytest.raises(FloatingPointError, match="line.*iteration 0"):
+        fit(task, arguments(tmp_path, 2))
+
+
+def test_learning_rate_warms_up_stays_and_cools_down():
+    rates = [learning_rate(i, 1000, 1.0, warmup=100) for i in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0 and rates[749] == 1.0
+    assert all(a >= b for a, b in zip(rates[750:], rates[751:], strict=False)) and rates[1000] == pytest.approx(0.02)
+
+
+def test_batches_depend_on_seed_iteration_and_rank():
+    draws = {
+        tuple(torch.rand(3, generator=batch_generator(*key)).tolist())
+        for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    }
+    assert len(draws) == 4
+    assert torch.equal(
+        torch.rand(3, generator=batch_generator(5, 6, 1)), torch.rand(3, generator=batch_generator(5, 6, 1))
+    )
+
+
+def test_sibling_keys_join_captions_that_differ_in_colours_or_in_shapes_only():
+    one, recoloured, reshaped, other = (
+        sibling_keys(grammar.parse(text))
+        for text in ("a red cube", "a blue cube", "a red cone", "a blue cone")
+    )  # fmt: skip
+    assert one[0] == recoloured[0] and one[1] != recoloured[1]
+    assert one[1] == reshaped[1] and one[0] != reshaped[0]
+    assert not set(one) & set(other)
+
+
+def truth(text, background=None):
+    return ground_truth([grammar.parse(text)], turntable(4), 64, background=background)
+
+
+def test_projection_puts_points_where_the_rays_go():
+    from psd.cameras import rays
+
+    cameras = turntable(3, elevation_deg=25)
+    origins, directions = rays(cameras, 16)
+    points = (origins + 2.5 * directions)[0, 1].reshape(-1, 3)
+    pixel, _ = project(points, cameras, 16)
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    expected = torch.stack([x, y], dim=-1).reshape(-1, 2).float()
+    torch.testing.assert_close(pixel[1], expected, atol=1e-3, rtol=0)
+
+
+def test_foreground_is_the_truths_mask():
+    views = truth("a red cube")
+    mask, true = foreground(views.rgb[0]), views.mask[0] > 0.5
+    assert (mask & true).sum() / (mask | true).sum() > 0.9
+
+
+@pytest.mark.parametrize("text", ["a red cube", "a blue torus", "a snowman"])
+def test_views_of_one_object_agree_better_than_views_of_two(text):
+    views = truth(text)
+    stranger = truth("a green duck", background=views.background)
+    mixed = views.rgb[0].clone()
+    mixed[1] = stranger.rgb[0, 1]
+    assert reprojection_error(mixed, turntable(4)) > 1.4 * reprojection_error(views.rgb[0], turntable(4))
+
+
+def test_the_card_holds_the_weights_sums(tmp_path):
+    (tmp_path / "training.json").write_text('{"model": "reward", "iterations": 7}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    text = card("reward", tmp_path)
+    assert "iterations: 7" in text
+    assert f"{hashlib.sha256(b'weights').hexdigest()}  model.safetensors" in text
