@@ -22,10 +22,13 @@ from huggingface_hub import hf_hub_download
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
+from transformers.utils.logging import disable_progress_bar
 
 from psd.cameras import Cameras, mvdream_condition
 from psd.multiview import join_views
 from psd.preset import PresetError
+
+disable_progress_bar()  # of loading weights, which takes no time; downloads keep theirs
 
 AUTOENCODERS = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 DISPLAY_WORDS = 1000  # of a large vocabulary, the most frequent whole words are offered for nearest-token displays

@@ -7,6 +7,7 @@ variance, and noise is added before decoding, so that the decoder forgives the s
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -68,6 +69,11 @@ class AutoencoderTask:
     def ship(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, AutoencoderTiny)
         save_half(ema, folder / "vae")
+        # diffusers writes a key that it then warns of when it reads it
+        path = folder / "vae" / "config.json"
+        config = json.loads(path.read_text())
+        config.pop("block_out_channels", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
     @torch.no_grad()
     def sheet(self, ema: nn.Module, path: Path) -> None:
