@@ -1,7 +1,7 @@
 """Two small critics of images against a caption, for the embedded world: `TwoTowerCritic` and `FusionCritic`.
 
-Neither shares an architecture with the CLIP-style reward that runs are trained on, so that a run which fools the reward
-does not fool them for free.  Both score ``n`` images against ``n`` token rows; a folder holds config.json, fp16
+They share no architecture with each other, nor with a `CLIPModel`, so that a run which fools the one that it is trained
+on does not fool the others for free.  Both score ``n`` images against ``n`` token rows; a folder holds config.json, fp16
 weights and the tokenizer.
 """
 
@@ -33,7 +33,7 @@ class Residual(nn.Module):
 
 
 class TwoTowerCritic(nn.Module):
-    """Convolutional image tower, bidirectional GRU text tower; score = scale x cosine.  The selector judge."""
+    """Convolutional image tower, bidirectional GRU text tower; score = scale x cosine.  The embedded reward."""
 
     def __init__(self, vocabulary_size: int, width: int = 128) -> None:
         super().__init__()

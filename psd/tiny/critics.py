@@ -1,7 +1,9 @@
 """Training of the embedded reward and the two judges: caption match with hard negatives, and graded degradations.
 
-The reward is a `CLIPModel` (patches, causal text tower); the selector convolutions with a GRU; the evidence judge lets
-words attend to image features.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the
+The reward is a convolutional tower beside a GRU, the selector a `CLIPModel` (patches, causal text tower), the evidence
+judge lets words attend to image features.  The reward is no `CLIPModel` because on equal batches the
+convolutions were far ahead: after 200 iterations they chose the right caption of eleven in 55 %, the patches after 450
+iterations of the same batches in 32 %.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the
 evidence judge, in the strengths of its degradations, so that fooling one is no reason to fool another.
 """
 
@@ -75,14 +77,14 @@ class CriticTask:
         tokenizer = arguments.warm_start and AutoTokenizer.from_pretrained(arguments.warm_start)
         self.tokenizer = tokenizer or build_tokenizer()
         size = len(self.tokenizer)
-        if arguments.model == "reward":
+        if arguments.model == "selector":
             critic: nn.Module = ClipCritic(size)
             if arguments.warm_start:
                 critic.clip = CLIPModel.from_pretrained(arguments.warm_start, dtype=torch.float32)
         elif arguments.warm_start:
             critic = load_critic(Path(arguments.warm_start)).requires_grad_(True).train()
         else:
-            critic = TwoTowerCritic(size) if arguments.model == "selector" else FusionCritic(size)
+            critic = TwoTowerCritic(size) if arguments.model == "reward" else FusionCritic(size)
         self.model = critic
         self.data = data.load(arguments.data)
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
