@@ -64,7 +64,7 @@ def status(watched: Watched) -> str:
     share = view.step / view.total_steps if view.total_steps else 0.0
     speed, left = view.steps_per_s, view.remaining_s
     slots = (
-        ("step", f"{view.step} / {view.total_steps}" if view.total_steps else "–"),
+        ("step", f"{view.step} / {view.total_steps} · {share:.0%}" if view.total_steps else "–"),
         ("speed", f"{speed:.2f} it/s" if speed and not watched.is_over else "–"),
         ("left" if not watched.is_over else "took", duration(left if not watched.is_over else view.time_s or None)),
         ("memory", f"{watched.memory_bytes / 2**30:.1f} GB" if watched.memory_bytes else "–"),
@@ -93,14 +93,14 @@ def picture(watched: Watched) -> str:
             "loading": "Loading the models. The first picture follows within seconds.",
         }.get(watched.state, "The first picture is on its way." if not watched.is_over else "This run made no picture.")
         empty = '<div class="shot empty"></div>' * 4
-        return f'<div class="shots" style="--views:4">{empty}<p class="hint">{text}</p></div>'
+        return f'<div class="shots">{empty}<p class="hint">{text}</p></div>'
     count, address = watched.shots, url(watched, view.preview.file, view.preview.step)
     shots = "".join(
         f'<div class="shot"><img src="{address}" alt="{name} view at step {view.preview.step}" '
         f'style="width:{count}00%;margin-left:-{i}00%"><span>{name}</span></div>'
         for i, name in enumerate(shot_names(count))
     )
-    return f'<div class="shots" style="--views:{count}">{shots}</div>'
+    return f'<div class="shots">{shots}</div>'
 
 
 def shot_names(count: int) -> list[str]:
