@@ -85,7 +85,25 @@ def test_equal_rewards_leave_the_averaged_base_bit_for_bit(reading: str, scaling
     )
     found = apply(step)
     assert torch.equal(found.gradient, averaged_base(step))
-    assert found.metrics["pair/ratio"] == 0 and found.gaps == {"constant": 0.0}
+    assert found.metrics["pair/ratio"] == found.metrics["pair/confidence"] == 0
+    assert found.gaps == {"constant": 0.0}
+
+
+def test_a_reward_without_slope_steers_nowhere_not_even_along_rounding_errors() -> None:
+    class Rounding(ToyPrior):
+        """As real networks do: the last bits depend on the size of the batch."""
+
+        def predict_noise(self, z_t, t, embedding, cameras):
+            return super().predict_noise(z_t, t, embedding, cameras) * (1 + 1e-12 * len(z_t))
+
+    class Flat(QuadraticReward):
+        def __call__(self, images, prompt):
+            return super().__call__(images.detach(), prompt) + 0 * images.sum((-3, -2, -1))
+
+    step = make_step(candidates=1, scaling="hard", prior=Rounding(torch.float64), rewards={"flat": Flat()})
+    found = apply(step)
+    assert found.gaps["flat"] > 0
+    assert torch.equal(found.gradient, averaged_base(step))
 
 
 @pytest.mark.parametrize("reading", PAIRS)
@@ -240,7 +258,12 @@ def test_a_black_box_ranks() -> None:
 
 
 def test_a_black_box_ranks_what_another_reward_steers() -> None:
-    step = make_step(candidates=1, rewards={"quadratic": QuadraticReward(), "black box": BlackBox()})
+    class Ranking(BlackBox):
+        def __call__(self, images, prompt):
+            assert not images.requires_grad, "asked for a gradient"
+            return super().__call__(images, prompt)
+
+    step = make_step(candidates=1, rewards={"quadratic": QuadraticReward(), "black box": Ranking()})
     found = apply(step)
     assert set(found.gaps) == {"quadratic", "black box"} and found.metrics["pair/ratio"] > 0
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from psd.cameras import Cameras, rays, turntable
+from psd.cameras import Cameras, rays, sample_orbits
 from psd.preset import Preset, PresetError
 from psd.protocols import Models, Render
 from psd.score import GapScale
@@ -217,7 +217,9 @@ def make_step(
     images.requires_grad_()
     z0 = prior.encode(images)
     noise = torch.randn(candidates, *z0.shape, generator=generator, dtype=torch.float64)
-    cameras = turntable(prior.views)[torch.zeros(groups, dtype=torch.long)]
+    cameras = sample_orbits(  # each group from elsewhere
+        groups, prior.views, elevation_deg=(0, 30), fovy_deg=(40, 40), distance_factor=(1, 1), generator=generator
+    )
     gap_scale = GapScale(preset.gap_ema, len(prior.alpha_bar))
     if warm:
         gap_scale.update(dict.fromkeys(rewards, 0.05), t)
