@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from psd.preset import Preset
 
 RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
-NOTHING = 1e-4  # a cell is skipped if one sample in it could not absorb more than this share of the light
+# A cell is skipped if no sample in it could absorb more than this share of the light.  A tenth of it gave the same
+# object (a fit with detached parts: PSNR 23.83 against 23.84, IoU .883 against .882) from twice the samples.
+NOTHING = 1e-3
 
 
 @dataclass(frozen=True)

@@ -437,8 +437,9 @@ def sphere_views(cameras: Cameras, size: int, radius: float, background: torch.T
 
 
 def test_fits_a_coloured_sphere_without_fog() -> None:
-    preset = Preset.make({"grid_size": 24, "ray_samples": 32})
-    scene, generator, steps = make_scene(preset), seeded(), 60
+    weights = {"weight_tv": 5, "weight_opacity": 10, "weight_entropy": 100}
+    preset = Preset.make({"grid_size": 24, "ray_samples": 32, **weights})
+    scene, generator, steps = make_scene(preset), seeded(), 45
     optimiser = torch.optim.Adam(scene.parameter_groups(preset), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]
     for step in range(steps):
@@ -452,7 +453,7 @@ def test_fits_a_coloured_sphere_without_fog() -> None:
         render = scene.render(cameras, 24, background=background, generator=generator)
         target = sphere_views(cameras, 24, 0.6, background)
         terms = {**render.regularisers, **scene.regularisers()}
-        loss = (render.rgb - target).square().sum() / 8 + sum(
+        loss = (render.rgb - target).square().sum() / 2 + sum(
             getattr(preset, f"weight_{name}") * value for name, value in terms.items()
         )
         optimiser.zero_grad()
@@ -464,5 +465,6 @@ def test_fits_a_coloured_sphere_without_fog() -> None:
     truth = sphere_views(cameras, 32, 0.6, WHITE)
     empty = (truth == 1).all(dim=2, keepdim=True)
     psnr = -10 * (render.rgb - truth).square().mean().log10().item()
+    away = F.max_pool2d((~empty)[0].float(), 5, 1, 2)[None] == 0  # pixels on the edge are rightly mixed
     assert psnr > 25
-    assert render.opacity[empty].mean() < 0.03 and render.opacity[~empty].mean() > 0.95
+    assert render.opacity[away].mean() < 0.005 and render.opacity[~empty].mean() > 0.95
