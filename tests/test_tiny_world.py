@@ -49,6 +49,7 @@ def test_the_world_is_as_large_as_promised():
 
 
 def test_articles_capitals_and_stops_are_forgiven():
+    assert Caption("cube", "orange").text == "an orange cube" and Caption("cube", "red").text == "a red cube"
     assert parse("A orange Cube.") == parse("orange cube") == Caption("cube", "orange")
     assert parse("an purple ice cream cone").kind == "ice cream cone"
 
@@ -124,8 +125,8 @@ def test_near_misses_of_trained_captions_are_trained():
 
 
 def test_random_captions_differ_in_meaning():
-    drawn = grammar.random_captions(300, 0)
-    assert len({caption.meaning for caption in drawn}) == 300
+    drawn = grammar.random_captions(2500, 0)  # most of the singles, "a snowman" and "a white snowman" among them
+    assert len({caption.meaning for caption in drawn}) == 2500
     assert set(Counter(caption.group for caption in drawn)) == {"primitive", "pair", "thing"}
 
 
