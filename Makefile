@@ -87,7 +87,7 @@ $(VENV)/app.stamp: requirements.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: requirements-test.txt $(VENV)/app.stamp
-	$(BIN)/pip install -r requirements-test.txt
+	$(BIN)/pip install --quiet -r requirements-test.txt
 	@touch $@
 
 browser:
