@@ -1,8 +1,8 @@
-"""Two small critics of images against a caption, for the embedded world: `TwoTowerCritic` and `FusionCritic`.
+"""Two small critics of images against a caption, for the embedded world: `TwoTowerCritic` and `ModulatedCritic`.
 
 They share no architecture with each other, nor with a `CLIPModel`, so that a run which fools the one that it is trained
-on does not fool the others for free.  Both score ``n`` images against ``n`` token rows; a folder holds config.json, fp16
-weights and the tokenizer.
+on does not fool the others for free.  Both score ``n`` images against ``n`` token rows; a folder holds config.json,
+fp16 weights and the tokenizer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -61,50 +60,58 @@ class TwoTowerCritic(nn.Module):
         return self.log_scale.exp() * (image * text).sum(-1)
 
 
-class FusionCritic(nn.Module):
-    """Words attend to image patches, a small head scores the pair (the shape of ImageReward).  The evidence judge."""
+class ModulatedCritic(nn.Module):
+    """The caption modulates convolutions over the image (FiLM, Perez et al. 2018); a head scores what comes out.
 
-    def __init__(self, vocabulary_size: int, width: int = 96, layers: int = 2) -> None:
+    Words are read by one-dimensional convolutions.  The evidence judge.
+    """
+
+    def __init__(self, vocabulary_size: int, width: int = 96) -> None:
         super().__init__()
-        self.config = {"critic": "fusion", "vocabulary_size": vocabulary_size, "width": width, "layers": layers}
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 48, 4, 4), nn.GELU(), nn.Conv2d(48, 64, 3, 1, 1), nn.GELU(), nn.Conv2d(64, width, 2, 2),
+        self.config = {"critic": "modulated", "vocabulary_size": vocabulary_size, "width": width}
+        self.image_tower = nn.Sequential(
+            nn.Conv2d(3, 32, 5, 2, 2), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
+            nn.Conv2d(64, width, 3, 2, 1), Residual(width, width, 1),
         )  # fmt: skip
-        self.place = nn.Parameter(torch.randn(64, width) * 0.02)
-        image_layer = nn.TransformerEncoderLayer(width, 4, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.image_layers = nn.TransformerEncoder(image_layer, 2, enable_nested_tensor=False)
+        self.place = nn.Parameter(torch.zeros(width, 8, 8))
         self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=0)
-        self.order = nn.Parameter(torch.randn(32, width) * 0.02)
-        fusion_layer = nn.TransformerDecoderLayer(width, 4, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.fusion_layers = nn.TransformerDecoder(fusion_layer, layers)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.order = nn.Parameter(torch.randn(32, width) * 0.1)
+        self.words = nn.ModuleList([nn.Conv1d(width, width, 3, 1, 1), nn.Conv1d(width, width, 3, 1, 1)])
+        self.modulation = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList([nn.Conv2d(width, width, 3, 2, 1), nn.Conv2d(width, width, 3, 1, 1)])
+        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
-    def encode_image(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n p d"]:
-        patches = rearrange(self.stem(images * 2 - 1), "n d h w -> n (h w) d")
-        return self.image_layers(patches + self.place)
+    def encode_image(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n d 8 8"]:
+        return self.image_tower(images * 2 - 1) + self.place
 
-    def encode_text(self, tokens: Int[Tensor, "m l"]) -> Float[Tensor, "m l d"]:
-        # padding rows carry zeros; the mask is rebuilt from them in `score`
-        words = self.embedding(tokens) + self.order[: tokens.shape[1]]
-        return words * (tokens != 0)[..., None]
+    def encode_text(self, tokens: Int[Tensor, "m l"]) -> Float[Tensor, "m d6"]:
+        keep = (tokens != 0)[:, None]
+        states = (self.embedding(tokens) + self.order[: tokens.shape[1]]).mT * keep
+        for words in self.words:
+            states = nn.functional.gelu(words(states)) * keep  # padding stays zero, as beyond the end
+        return self.modulation(states.masked_fill(~keep, float("-inf")).amax(dim=2))
 
-    def score(self, image: Float[Tensor, "n p d"], text: Float[Tensor, "n l d"]) -> Float[Tensor, " n"]:
-        padding = (text == 0).all(-1)
-        fused = self.fusion_layers(text, image, tgt_key_padding_mask=padding)
-        return self.head(fused[:, 0])[:, 0]  # the start token has read the sentence and the image
+    def score(self, image: Float[Tensor, "n d 8 8"], text: Float[Tensor, "n d6"]) -> Float[Tensor, " n"]:
+        features = image
+        for block, modulation in zip([*self.blocks, nn.Identity()], text.chunk(3, dim=1), strict=True):
+            scale, shift = modulation[..., None, None].chunk(2, dim=1)
+            normed = nn.functional.group_norm(features, 8)
+            features = block(nn.functional.gelu(normed * (1 + scale) + shift))
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+        return self.head(pooled)[:, 0]
 
 
-CRITICS = {"two_tower": TwoTowerCritic, "fusion": FusionCritic}
+CRITICS = {"two_tower": TwoTowerCritic, "modulated": ModulatedCritic}
 
 
-def save_critic(critic: TwoTowerCritic | FusionCritic, folder: Path) -> None:
+def save_critic(critic: TwoTowerCritic | ModulatedCritic, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous().cpu() for name, value in critic.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(critic.config, indent=1) + "\n")
 
 
-def load_critic(folder: Path) -> TwoTowerCritic | FusionCritic:
+def load_critic(folder: Path) -> TwoTowerCritic | ModulatedCritic:
     config = json.loads((folder / "config.json").read_text())
     critic = CRITICS[config.pop("critic")](**config)
     critic.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import CLIPModel
 
 from psd.cameras import Cameras, mvdream_condition, turntable
-from psd.judges import FusionCritic, TwoTowerCritic, save_critic
+from psd.judges import ModulatedCritic, TwoTowerCritic, save_critic
 from psd.multiview import join_views
 from psd.preset import PresetError
 from psd.prior import DiffusersPrior
@@ -176,7 +176,7 @@ def test_clip_text_tower_reads_every_word(reward_folder):
     assert len({reward(images, caption).item() for caption in captions}) == 3
 
 
-@pytest.mark.parametrize("kind", [TwoTowerCritic, FusionCritic])
+@pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic])
 def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -197,7 +197,7 @@ def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
 
 def test_padding_does_not_change_a_critics_score():
     torch.manual_seed(0)
-    critic = FusionCritic(20).eval()
+    critic = ModulatedCritic(20).eval()
     image = critic.encode_image(torch.rand(1, 3, 64, 64))
     short, long = torch.tensor([[1, 5, 6, 3]]), torch.tensor([[1, 5, 6, 3, 0, 0]])
     with torch.no_grad():

@@ -23,11 +23,12 @@ ABOUT = {
     "prior-early": "An early checkpoint of the same prior, coarse on purpose: evidence on what preference is worth "
     "where the prior is unsure.",
     "reward": "The reward that runs are trained on: a convolutional image tower and a GRU "
-    "(`psd.judges.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on graded degradations; it never saw diffusion noise.",
+    "(`psd.judges.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on graded degradations; it "
+    "never saw diffusion noise.",
     "selector": "The selector judge, which the app may use for early stop and best checkpoint: a `CLIPModel` (8 px "
     "patches, causal text tower).",
-    "evidence": "The evidence judge: words attend to image features (`psd.judges.FusionCritic`).  It measures; no run "
-    "ever sees it.",
+    "evidence": "The evidence judge: the caption modulates convolutions over the image "
+    "(`psd.judges.ModulatedCritic`).  It measures; no run ever sees it.",
 }
 DATA = (
     "Objects of the project's own caption grammar (`psd/tiny/grammar.py`), rendered by its own sphere tracer; no "

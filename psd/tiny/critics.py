@@ -1,10 +1,10 @@
 """Training of the embedded reward and the two judges: caption match with hard negatives, and graded degradations.
 
-The reward is a convolutional tower beside a GRU, the selector a `CLIPModel` (patches, causal text tower), the evidence
-judge lets words attend to image features.  The reward is no `CLIPModel` because on equal batches the
-convolutions were far ahead: after 200 iterations they chose the right caption of eleven in 55 %, the patches after 450
-iterations of the same batches in 32 %.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the
-evidence judge, in the strengths of its degradations, so that fooling one is no reason to fool another.
+The reward is a convolutional tower beside a GRU, the selector a `CLIPModel` (patches, causal text tower); in the
+evidence judge the caption modulates convolutions (FiLM).  The reward is no `CLIPModel` because on equal batches
+convolutions were far ahead: after 200 iterations they chose the right caption of eleven in 55 %, patches after 450 in
+32 %.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the evidence judge, in the
+strengths of its degradations, so that fooling one is no reason to fool another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from psd.judges import FusionCritic, TwoTowerCritic, load_critic, save_critic
+from psd.judges import ModulatedCritic, TwoTowerCritic, load_critic, save_critic
 from psd.rewards import CLIP_MEAN, CLIP_STD
 from psd.tiny import data, degrade, grammar
 from psd.tiny.autoencoder import save_half
@@ -84,7 +84,7 @@ class CriticTask:
         elif arguments.warm_start:
             critic = load_critic(Path(arguments.warm_start)).requires_grad_(True).train()
         else:
-            critic = TwoTowerCritic(size) if arguments.model == "reward" else FusionCritic(size)
+            critic = TwoTowerCritic(size) if arguments.model == "reward" else ModulatedCritic(size)
         self.model = critic
         self.data = data.load(arguments.data)
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
@@ -186,7 +186,7 @@ class CriticTask:
         if isinstance(ema, ClipCritic):
             save_half(ema.clip, folder)
         else:
-            assert isinstance(ema, TwoTowerCritic | FusionCritic)
+            assert isinstance(ema, TwoTowerCritic | ModulatedCritic)
             save_critic(copy.deepcopy(ema), folder)
         self.tokenizer.save_pretrained(folder)
 
