@@ -25,7 +25,7 @@ from psd.events import (
     Warned,
     to_json,
 )
-from psd.methods import METHODS
+from psd.methods import METHODS, sds
 from psd.preset import PresetError
 from psd.preview import image_statistics
 from psd.run import draw_background, run
@@ -108,7 +108,7 @@ def test_a_run_tells_its_story_in_order(with_mesh: None) -> None:
 
 
 def test_metrics_are_named_and_finite_and_measured_when_shown() -> None:
-    stepped = steps_of(list(run(make_preset(), make_models())))
+    stepped = steps_of(list(run(make_preset(steps=5), make_models())))
     for event in stepped:
         assert isinstance(event, Stepped) and 0 <= event.t < 1000
         assert all(type(value) is float and math.isfinite(value) for value in event.metrics.values())
@@ -117,7 +117,7 @@ def test_metrics_are_named_and_finite_and_measured_when_shown() -> None:
         assert {"time/render", "time/encode", "time/unet", "time/decode", "time/reward", "time/backward"} <= set(parts)
         total = parts.pop("time/step")
         assert sum(parts.values()) == pytest.approx(total) and all(value >= 0 for value in parts.values())
-        assert ("reward/quadratic" in event.metrics) == ("image/coverage" in event.metrics) == (event.step % 3 == 0)
+        assert ("reward/quadratic" in event.metrics) == ("image/coverage" in event.metrics) == (event.step in (3, 5))
         assert ("negative/drift" in event.metrics) == ("time/negative" in event.metrics) == (event.step % 2 == 0)
 
 
@@ -188,6 +188,37 @@ def test_a_stopped_run_is_meshed_and_a_resumed_one_makes_the_same_mesh(with_mesh
     whole = list(run(make_preset(), make_models()))
     assert isinstance(first[-2], Meshed) and isinstance(first[-1], Finished) and first[-1].reason == "stopped"
     assert essence(rest[-2]) == essence(whole[-2]) != essence(first[-2])
+
+
+def test_a_checkpoint_from_the_middle_does_not_follow_the_run() -> None:
+    whole = list(run(make_preset(checkpoint_s=1e-9), make_models()))
+    middle = next(event for event in whole if isinstance(event, Checkpointed) and event.step == 3)
+    rest = list(run(make_preset(), make_models(), resume=middle))
+    assert list(map(essence, steps_of(rest))) == list(map(essence, steps_of(whole)[3:]))
+
+
+def test_checkpoints_come_when_their_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr("psd.run.time.monotonic", lambda: seconds[0])
+    saved = []
+    for event in run(make_preset(steps=10, checkpoint_s=20), make_models()):
+        saved += [event.step] * isinstance(event, Checkpointed)
+        seconds[0] += 7 * isinstance(event, Stepped)  # the consumer takes its time
+    assert saved == [3, 6, 9, 10]  # every 21 s, and at the end
+
+
+def test_every_step_draws_its_own_noise_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noises(seed: int) -> list[torch.Tensor]:
+        seen = []
+        monkeypatch.setitem(METHODS, "sds", lambda step: seen.append(step.noise) or sds(step))
+        list(run(make_preset(method="sds", steps=3, seed=seed), make_models()))
+        return seen
+
+    first, again, other = noises(0), noises(0), noises(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    different = [*first, *other]
+    assert not any(torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+    assert abs(torch.cat(different).mean()) < 0.1 and abs(torch.cat(different).std() - 1) < 0.1
 
 
 def test_checkpoints_are_arrays_and_json() -> None:
