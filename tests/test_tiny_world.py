@@ -64,7 +64,15 @@ def test_unknown_words_are_named_and_the_nearest_captions_offered():
 
 @pytest.mark.parametrize(
     "text",
-    ["sphere red a", "a sphere", "a red burger", "a red cube next to a red cone", "a glossy cube", "", "low quality"],
+    [
+        "sphere red a",
+        "a sphere",
+        "a red burger",
+        "a red cube next to a red cone",
+        "a glossy red cube",
+        "",
+        "low quality",
+    ],
 )
 def test_known_words_in_no_known_order_are_refused(text):
     with pytest.raises(UnknownCaption) as caught:
