@@ -23,8 +23,8 @@ from psd.protocols import Control
 from psd.tiny import grammar
 from psd.worker import MakeEvents, Worker
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-PATIENCE_MS = 60_000  # the machine may be busy
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+PATIENCE_MS = 120_000  # the machine may be busy
 ARGUMENTS = (
     "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader"
@@ -41,11 +41,11 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
             live = dict(control.live())
             yield LiveChanged(step=step, values=live)
         step += 1
-        time.sleep(0.1)
+        time.sleep(0.25)
         scores = {"reward/tiny": step**0.5, "judge/other": 2.0 - 1.0 / step}
-        yield Stepped(step=step, t=500, metrics=scores, time_s=0.1 * step)
+        yield Stepped(step=step, t=500, metrics=scores, time_s=0.25 * step)
         views = np.full((4, 32, 32, 3), (10 * step % 256, 90, 160), np.uint8)
-        yield Previewed(step=step, images={"rgb": views}, time_s=0.1 * step)
+        yield Previewed(step=step, images={"rgb": views}, time_s=0.25 * step)
         drift = {"negative/drift": 0.01 * step, "negative/cosine_start": 1.0}
         yield NegativeUpdated(
             step=step, tokens=("low", "quality"), drift=(0.1, 0.2), nearest=("low", "red"), metrics=drift
@@ -57,8 +57,8 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
         colours=np.full((len(BALL.vertices), 3), (200, 80, 40), np.uint8),
     )
     film = np.full((6, 32, 32, 3), 200, np.uint8)
-    yield Meshed(step=step, mesh=mesh, turntable=film, statistics={"faces": len(mesh.faces)}, time_s=0.1 * step)
-    yield Finished(step=step, reason="stopped" if control.stopping() else "completed", time_s=0.1 * step)
+    yield Meshed(step=step, mesh=mesh, turntable=film, statistics={"faces": len(mesh.faces)}, time_s=0.25 * step)
+    yield Finished(step=step, reason="stopped" if control.stopping() else "completed", time_s=0.25 * step)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,9 @@ def download_glb(page: Page, folder: Path) -> trimesh.Trimesh:
     target = folder / download.value.suggested_filename
     download.value.save_as(target)
     assert target.suffix == ".glb"
-    return trimesh.load(target, force="mesh")
+    mesh = trimesh.load(target, force="mesh")
+    assert isinstance(mesh, trimesh.Trimesh)
+    return mesh
 
 
 def test_a_run_from_the_builder_to_the_downloaded_mesh(
@@ -159,7 +161,10 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     private = second.split("/public/")[0] + "/status.json"
     assert page.request.get(address + private).status in (403, 404), "more than public/ is served"
     expect(page.locator("#tabs svg.marks").first).to_be_visible(timeout=PATIENCE_MS)
+    third = expect_new_picture(page, after=second)
     page.evaluate("window.chart = document.querySelector('#tabs svg.marks')")
+    expect_new_picture(page, after=expect_new_picture(page, after=third))
+    assert page.evaluate("window.chart.isConnected"), "the chart was drawn anew: it flickers"
 
     page.get_by_role("button", name="Guidance").click()
     slider = page.locator("#control-guidance_scale input[type=number]")
@@ -167,8 +172,6 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     slider.press("Tab")
     page.get_by_role("tab", name="Log").click()
     expect(page.locator("#log textarea")).to_have_value(re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS)
-    page.get_by_role("tab", name="Curves").click()
-    assert page.evaluate("window.chart.isConnected"), "the chart was drawn anew: it flickers"
 
     assert "?run=" in page.url
     page.reload()
@@ -187,33 +190,32 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     expect(other.locator("#run")).to_be_enabled()
 
 
-def test_unknown_words_are_answered_in_words(open_page: Callable[..., Page], address: str) -> None:
-    page = open_page(address)
+def test_bad_input_is_answered_in_words(open_page: Callable[..., Page], address: str) -> None:
+    page = open_page(address + "?run=../../secret")
+    problem = page.locator("#message [role=alert]")
+    expect(problem).to_contain_text("no run", timeout=PATIENCE_MS)
+
     prompt = page.locator("#prompt textarea")
     prompt.fill("a red unicorn")
     prompt.press("Enter")
-    expect(page.locator("#message [role=alert]")).to_contain_text("unicorn", timeout=PATIENCE_MS)
+    expect(problem).to_contain_text("unicorn", timeout=PATIENCE_MS)
     expect(prompt).to_have_value("a red unicorn")
     expect(page.locator(".badge")).to_have_text("Ready")
+
     suggestion = page.locator("#suggestions button").first
+    expect(suggestion).not_to_have_text("a red mushroom", timeout=PATIENCE_MS)  # no more the examples
     text = suggestion.inner_text()
     suggestion.click()
     expect(prompt).to_have_value(text, timeout=PATIENCE_MS)
     assert grammar.parse(text)
 
 
-def test_a_stranger_in_the_address_is_answered_in_words(open_page: Callable[..., Page], address: str) -> None:
-    page = open_page(address + "?run=../../secret")
-    expect(page.locator("#message [role=alert]")).to_contain_text("no run", timeout=PATIENCE_MS)
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1920, "light")])
-def test_nothing_is_wider_than_the_window(
-    open_page: Callable[..., Page], address: str, width: int, scheme: str
-) -> None:
-    page = open_page(address, viewport={"width": width, "height": 900}, color_scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("#run").bounding_box()["y"] < 700  # type: ignore[index]
+def test_nothing_is_wider_than_the_window(open_page: Callable[..., Page], address: str) -> None:
+    page = open_page(address)
+    for width in (390, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        expect(page.locator("#run")).to_be_in_viewport()  # without scrolling
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], tmp_path: P
     first = expect_new_picture(page)
     expect_new_picture(page, after=first)
     page.locator("#stop").click()
-    expect(page.locator(".badge")).to_have_text("Stopped", timeout=2 * PATIENCE_MS)
+    expect(page.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
     page.wait_for_selector("#viewer canvas")
     assert len(download_glb(page, tmp_path).faces) > 0
     assert next(server, None) is None

@@ -75,6 +75,7 @@ def build(
             with gr.Column(elem_id="settings"):
                 name, parts = _settings(preset, first)
         run_id, keys = gr.State(""), gr.State([])
+        base = gr.State(first.model_dump())  # whose values the controls show: a preset, or the run attached to
         last = gr.BrowserState("", storage_key="psd-last-run", secret="psd")
         timer = gr.Timer(TICK_S, active=False)
         shown += [_buttons(asked), Pane([timer], lambda w: w.is_over, lambda w: [gr.Timer(active=not w.is_over)])]
@@ -96,19 +97,25 @@ def build(
             """Show the run that the address names, else the one that this browser started last, with its values."""
             named = request.query_params.get("run", "")
             if not (named or remembered):
-                return [gr.skip()] * (3 + len(values))
+                return [gr.skip()] * (4 + len(values))
             try:
                 watched = watcher.watched(named or remembered)
                 made = read_preset(watched.folder)
             except StoreError as error:
-                return ["", markup.note(str(error)) if named else "", *[gr.skip()] * (1 + len(values))]
-            return [watched.run_id, "", made.prompt, *[update for part in parts for update in part.write(made)]]
+                return ["", markup.note(str(error)) if named else "", *[gr.skip()] * (2 + len(values))]
+            return [
+                watched.run_id,
+                "",
+                made.prompt,
+                made.model_dump(),
+                *[update for part in parts for update in part.write(made)],
+            ]
 
-        def start(base_name: str, prompt: str, *given: Any) -> list[Any]:
+        def start(shown_values: dict, prompt: str, *given: Any) -> list[Any]:
             """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
             try:
-                base = Preset.load(base_name)
-                wanted = base.changed({"prompt": prompt.strip(), **controls.read_all(parts, given, base)})
+                before = Preset.make(shown_values)
+                wanted = before.changed({"prompt": prompt.strip(), **controls.read_all(parts, given, before)})
                 vocabulary = vocabularies.get(wanted.prior)
                 problem = complaint(vocabulary, wanted.prompt) if vocabulary else ""
                 started = "" if problem else worker.submit(wanted)
@@ -118,19 +125,19 @@ def build(
 
         def load_preset(chosen: str) -> list[Any]:
             loaded = Preset.load(chosen)
-            return [update for part in parts for update in part.write(loaded)]
+            return [loaded.model_dump(), *[update for part in parts for update in part.write(loaded)]]
 
         news = {"fn": refresh, "inputs": [run_id, keys], "outputs": [keys, *(c for p in shown for c in p.components)]}
         timer.tick(**news, **QUIET)
-        blocks.load(attach, last, [run_id, asked.message, asked.prompt, *values], js=MOUNTED, **QUIET).then(
+        blocks.load(attach, last, [run_id, asked.message, asked.prompt, base, *values], js=MOUNTED, **QUIET).then(
             **news, **QUIET
         )
         for trigger in (asked.run.click, asked.prompt.submit):
             trigger(
-                start, [name, asked.prompt, *values], [run_id, last, asked.message], trigger_mode="once", **QUIET
+                start, [base, asked.prompt, *values], [run_id, last, asked.message], trigger_mode="once", **QUIET
             ).then(**news, **QUIET).then(None, last, None, js=ADDRESS, **QUIET)
         asked.stop.click(watcher.stop, run_id, None, **QUIET).then(**news, **QUIET)
-        name.input(load_preset, name, values, **QUIET)
+        name.input(load_preset, name, [base, *values], **QUIET)
         for part in parts:
             if part.live:
                 _wire_live(worker, part, run_id)

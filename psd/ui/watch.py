@@ -64,6 +64,8 @@ class Watcher:
             memory.view = fold(memory.view, event)
         memory.index += len(events)
         state, view = job.status.state, memory.view
+        if state in ("finished", "stopped", "failed") and not view.reason:
+            state = "running"  # the status is written a moment before its event is told: the page must not miss it
         if state == "queued" and not job.ahead:
             state = "loading"
         elif state == "running" and job.id in self._stopping:
