@@ -430,13 +430,14 @@ def test_degradations_grow_with_their_strength_from_nothing(kind, mushroom):
     assert torch.equal(spoilt(0.7), spoilt(0.7))
 
 
-def test_holes_show_the_background_and_only_in_the_object(mushroom):
+def test_holes_show_the_background_and_are_in_the_object_of_every_view(mushroom):
     images, mask, background = mushroom.rgb[0], mushroom.mask[0], mushroom.background[0]
-    after = degrade.degrade("holes", 0.6, images, mask, background, seeded(2))
-    changed = ((after - images).abs().amax(1) > 0.3) & (mask > 0.99)
-    assert changed.any()
-    assert ((after - background[:, None, None]).abs().amax(1)[changed] < 0.7).all()
-    assert torch.allclose(after[(mask == 0)[:, None].expand_as(after)], images[(mask == 0)[:, None].expand_as(after)])
+    for seed in range(8):
+        after = degrade.degrade("holes", 0.6, images, mask, background, seeded(seed))
+        erased = (after - background[:, None, None]).abs().amax(1) < 0.02
+        assert (erased & (mask > 0.99)).flatten(1).any(1).all()
+        outside = (mask == 0)[:, None].expand_as(after)
+        assert torch.allclose(after[outside], images[outside])
 
 
 def test_fog_gathers_around_the_object(mushroom):
