@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ class Line:
     name, batch = "line", 4
 
     def __init__(self, start: float = 0.0) -> None:
-        self.model = nn.Linear(1, 1)
+        self.model: Any = nn.Linear(1, 1)
         nn.init.constant_(self.model.weight, start)
         nn.init.constant_(self.model.bias, start)
 
@@ -78,7 +79,7 @@ def test_warm_start_goes_on_counting(tmp_path):
 
 def test_a_gradient_that_is_no_number_stops_the_training(tmp_path):
     task = Line()
-    task.loss = lambda *_: (task.model.weight.sum() * float("nan"), {})
+    task.loss = lambda iteration, objects, generator: (task.model.weight.sum() * float("nan"), {})
     with pytest.raises(FloatingPointError, match="line.*iteration 0"):
         fit(task, arguments(tmp_path, 2))
 
