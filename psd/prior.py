@@ -11,6 +11,7 @@ import json
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -41,13 +42,14 @@ class DiffusersPrior:
         self.source, self.device, self.dtype = source, device, dtype
         index = read_json(source, "model_index.json")
         vae_class = AUTOENCODERS[read_json(source, "vae/config.json")["_class_name"]]
-        self.unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype)
-        self.vae = vae_class.from_pretrained(source, subfolder="vae", torch_dtype=dtype)
-        self.text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=dtype)
+        # Any: the libraries annotate these calls more narrowly than they behave
+        self.unet: Any = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype)
+        self.vae: Any = vae_class.from_pretrained(source, subfolder="vae", torch_dtype=dtype)
+        self.text_encoder: Any = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
         for network in (self.unet, self.vae, self.text_encoder):
             network.to(device).eval().requires_grad_(False)
-        scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
+        scheduler: Any = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
         self.prediction_type: str = scheduler.config["prediction_type"]
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise PresetError(f"{source} predicts {self.prediction_type!r}; supported are epsilon and v_prediction")
@@ -69,14 +71,14 @@ class DiffusersPrior:
         """Latents of images in [0, 1]: the mean for a variational autoencoder, times its scaling factor."""
         pixels = rearrange(images, "b v c h w -> (b v) c h w").to(self.dtype) * 2 - 1
         encoded = self.vae.encode(pixels)
-        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean  # pyright: ignore
+        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
         latents = latents.float() * self.vae.config["scaling_factor"]
         return rearrange(latents, "(b v) c h w -> b v c h w", v=images.shape[1])
 
     def decode(self, z0: Float[Tensor, "b v c h2 w2"]) -> Float[Tensor, "b v 3 h w"]:
         """Images of latents, nominally in [0, 1] but not clamped."""
         latents = rearrange(z0, "b v c h w -> (b v) c h w").to(self.dtype) / self.vae.config["scaling_factor"]
-        images = self.vae.decode(latents).sample.float() / 2 + 0.5  # pyright: ignore
+        images = self.vae.decode(latents).sample.float() / 2 + 0.5
         return rearrange(images, "(b v) c h w -> b v c h w", v=z0.shape[1])
 
     def _token_ids(self, prompt: str) -> Tensor:

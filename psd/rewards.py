@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -53,7 +54,8 @@ class ClipReward:
 
     def __init__(self, source: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.name, self.device, self.dtype = source, device, dtype
-        self.model = CLIPModel.from_pretrained(source, dtype=dtype).to(device).eval().requires_grad_(False)
+        model: Any = CLIPModel.from_pretrained(source, dtype=dtype)
+        self.model = model.to(device).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.size: int = self.model.config.vision_config.image_size
         self.mean = torch.tensor(CLIP_MEAN, device=device).view(3, 1, 1)

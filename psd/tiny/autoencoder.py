@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -46,7 +47,7 @@ class AutoencoderTask:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.batch = arguments.batch
         self.device = torch.device(arguments.device)
-        self.model: nn.Module = (
+        self.model: Any = (
             AutoencoderTiny.from_pretrained(arguments.warm_start, subfolder="vae") if arguments.warm_start else build()
         )
         self.images = rearrange(data.load(arguments.data, fields=("rgb",)).rgb, "o v h w c -> (o v) c h w")
@@ -76,7 +77,7 @@ class AutoencoderTask:
         path.write_text(json.dumps(config, indent=2) + "\n")
 
     @torch.no_grad()
-    def sheet(self, ema: nn.Module, path: Path) -> None:
+    def sheet(self, ema: Any, path: Path) -> None:
         """Images above their reconstructions, 12 columns."""
         images = self.images[:: max(1, len(self.images) // 36)][:36].to(self.device).float() / 127.5 - 1
         decoded = ema.decode(ema.encode(images).latents).sample

@@ -14,6 +14,7 @@ import copy
 import random
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -49,9 +50,11 @@ class ClipCritic(nn.Module):
             image_size=64,
             patch_size=8,
         )
-        self.clip = CLIPModel(
+        self.clip: Any = CLIPModel(
             CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
         )
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
 
@@ -78,14 +81,14 @@ class CriticTask:
         self.tokenizer = tokenizer or build_tokenizer()
         size = len(self.tokenizer)
         if arguments.model == "selector":
-            critic: nn.Module = ClipCritic(size)
+            critic: Any = ClipCritic(size)
             if arguments.warm_start:
                 critic.clip = CLIPModel.from_pretrained(arguments.warm_start, dtype=torch.float32)
         elif arguments.warm_start:
             critic = load_critic(Path(arguments.warm_start)).requires_grad_(True).train()
         else:
             critic = TwoTowerCritic(size) if arguments.model == "reward" else ModulatedCritic(size)
-        self.model = critic
+        self.model: Any = critic
         self.data = data.load(arguments.data)
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
         self.captions = {i: grammar.parse(self.data.captions[i]) for i in self.clean}
@@ -191,7 +194,7 @@ class CriticTask:
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
-    def sheet(self, ema: nn.Module, path: Path) -> None:
+    def sheet(self, ema: Any, path: Path) -> None:
         """One object; a row for each degradation, stronger to the right; the bar's length is the score."""
         row = self.clean[0]
         clean = self.data.rgb[row, :1].permute(0, 3, 1, 2).float() / 255

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -54,7 +55,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_text_encoder(vocabulary_size: int, *, layers: int = 3) -> CLIPTextModel:
     # eos_token_id 3, not transformers' legacy 2: with 2 it pools at the highest token id and ignores every later word.
-    encoder = CLIPTextModel(
+    encoder: Any = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=layers,
             num_attention_heads=4, max_position_embeddings=TOKENS, pad_token_id=0, bos_token_id=1, eos_token_id=3,
@@ -106,8 +107,8 @@ class DenoiserTask:
         else:
             self.tokenizer = build_tokenizer()
             unet, text = build_unet(), build_text_encoder(len(self.tokenizer))
-        self.model = nn.ModuleDict({"unet": unet, "text_encoder": text})
-        self.vae = (
+        self.model: Any = nn.ModuleDict({"unet": unet, "text_encoder": text})
+        self.vae: Any = (
             AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
         )
         self.vae_folder = Path(arguments.vae)
@@ -151,7 +152,7 @@ class DenoiserTask:
         }  # fmt: skip
         (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
-    def sheet(self, ema: nn.Module, path: Path) -> None:
+    def sheet(self, ema: Any, path: Path) -> None:
         """Guided samples of captions that were never trained on, four views a row, two columns."""
         captions = json.loads((grammar.LISTS / "tuning.json").read_text())["captions"]
         embeddings = ema["text_encoder"](
@@ -168,7 +169,7 @@ class DenoiserTask:
         image.save(path)
 
 
-def predict(unet: nn.Module, z_t: Tensor, t: Tensor, embedding: Tensor, condition: Tensor) -> Tensor:
+def predict(unet: Any, z_t: Tensor, t: Tensor, embedding: Tensor, condition: Tensor) -> Tensor:
     """The network's output for ``b v`` latents; t is (b) or one integer, condition ``b v 16``, embedding ``b l d``."""
     views = z_t.shape[1]
     rows = repeat(embedding, "b l d -> (b v) l d", v=views)
@@ -180,11 +181,11 @@ def predict(unet: nn.Module, z_t: Tensor, t: Tensor, embedding: Tensor, conditio
 
 @torch.no_grad()
 def sample(
-    unet: nn.Module, embeddings: Tensor, negative: Tensor, *, guidance_scale: float, seed: int, steps: int = 30,
+    unet: Any, embeddings: Tensor, negative: Tensor, *, guidance_scale: float, seed: int, steps: int = 30,
     rescale: float = 0.5, azimuth_deg: float = 0.0, elevation_deg: float = 15.0,
 ) -> Tensor:  # fmt: skip
     """DDIM samples ``b v c h w`` of four orthogonal views for each embedding ``b l d``, with guidance and rescaling."""
-    scheduler = DDIMScheduler.from_config(build_scheduler().config, clip_sample=False, timestep_spacing="trailing")
+    scheduler: Any = DDIMScheduler.from_config(build_scheduler().config, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
     objects, device = len(embeddings), embeddings.device
     rig = cameras.turntable(VIEWS, elevation_deg=elevation_deg, start_deg=azimuth_deg)
@@ -201,9 +202,7 @@ def sample(
     return z
 
 
-def encode_shards(
-    vae: AutoencoderTiny, vae_folder: Path, folder: Path, rank: int, world: int
-) -> tuple[Tensor, Tensor, list[str]]:
+def encode_shards(vae: Any, vae_folder: Path, folder: Path, rank: int, world: int) -> tuple[Tensor, Tensor, list[str]]:
     """Latents ``o v c h w`` (fp16), camera conditions ``o v 16``, captions of all finished shards; cached on disk."""
     weights = (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes()
     cache = folder / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}"

@@ -15,7 +15,7 @@ import platform
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ class Task(Protocol):
     """What is trained.  ``model`` holds every trained parameter; ``ema`` has the same structure."""
 
     name: str
-    model: nn.Module
+    model: Any  # an nn.Module
     batch: int  # objects an iteration in all, over all processes
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
@@ -37,7 +37,7 @@ class Task(Protocol):
         """Write ``ema`` in the format in which it ships (diffusers/transformers folders, fp16 safetensors)."""
         ...
 
-    def sheet(self, ema: nn.Module, path: Path) -> None:
+    def sheet(self, ema: Any, path: Path) -> None:
         """A picture of what the model does now."""
         ...
 
