@@ -1,5 +1,7 @@
 """The page in Chromium: run, watch, steer, reload, stop, take the mesh away; nothing leaves the machine.
 
+Everything is done from the keyboard, which also spares the mouse's wait for a still frame on a busy machine.
+
 Most tests drive a scripted engine (`scripted`, a test double); the last one drives the real models in assets/.
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import app
 from psd import ui
@@ -115,15 +117,20 @@ def choose(page: Page, label: str, value: str) -> None:
     """Pick from a dropdown as a person at the keyboard would."""
     box = page.get_by_label(label, exact=True)
     box.fill(value)
-    page.get_by_role("option", name=value, exact=True).click()
+    expect(page.get_by_role("option", name=value, exact=True)).to_be_visible(timeout=PATIENCE_MS)
+    box.press("Enter")
+
+
+def press(button: Locator) -> None:
+    expect(button).to_be_enabled(timeout=PATIENCE_MS)
+    button.press("Enter")
 
 
 def run_steps(page: Page, steps: int) -> None:
     field = page.locator("#control-steps input[type=number]")
     field.fill(str(steps))
     field.press("Tab")
-    page.locator("#run").focus()
-    page.keyboard.press("Enter")
+    press(page.locator("#run"))
 
 
 def expect_new_picture(page: Page, after: str | None = None) -> str:
@@ -137,7 +144,7 @@ def expect_new_picture(page: Page, after: str | None = None) -> str:
 
 def download_glb(page: Page, folder: Path) -> trimesh.Trimesh:
     with page.expect_download() as download:
-        page.get_by_role("link", name="Download GLB").click()
+        page.get_by_role("link", name="Download GLB").press("Enter")
     target = folder / download.value.suggested_filename
     download.value.save_as(target)
     assert target.suffix == ".glb"
@@ -150,7 +157,7 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     open_page: Callable[..., Page], address: str, tmp_path: Path
 ) -> None:
     page = open_page(address)
-    page.get_by_role("button", name="Build a prompt").click()
+    press(page.get_by_role("button", name="Build a prompt"))
     choose(page, "object", "rocket")
     expect(page.locator("#prompt textarea")).to_have_value("a red rocket", timeout=PATIENCE_MS)
 
@@ -166,11 +173,11 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     expect_new_picture(page, after=expect_new_picture(page, after=third))
     assert page.evaluate("window.chart.isConnected"), "the chart was drawn anew: it flickers"
 
-    page.get_by_role("button", name="Guidance").click()
+    press(page.get_by_role("button", name="Guidance"))
     slider = page.locator("#control-guidance_scale input[type=number]")
     slider.fill("9.5")
     slider.press("Tab")
-    page.get_by_role("tab", name="Log").click()
+    press(page.get_by_role("tab", name="Log"))
     expect(page.locator("#log textarea")).to_have_value(re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS)
 
     assert "?run=" in page.url
@@ -179,7 +186,7 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     expect(page.locator("#prompt textarea")).to_have_value("a red rocket", timeout=PATIENCE_MS)
     expect_new_picture(page)
 
-    page.locator("#stop").click()
+    press(page.locator("#stop"))
     expect(page.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
     page.wait_for_selector("#viewer canvas")
     assert len(download_glb(page, tmp_path).faces) == len(BALL.faces)
@@ -205,7 +212,7 @@ def test_bad_input_is_answered_in_words(open_page: Callable[..., Page], address:
     suggestion = page.locator("#suggestions button").first
     expect(suggestion).not_to_have_text("a red mushroom", timeout=PATIENCE_MS)  # no more the examples
     text = suggestion.inner_text()
-    suggestion.click()
+    press(suggestion)
     expect(prompt).to_have_value(text, timeout=PATIENCE_MS)
     assert grammar.parse(text)
 
@@ -222,10 +229,10 @@ def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], tmp_path: P
     """From a prompt to a GLB with what ships; a missing model is a failure, not a reason to skip."""
     server = serve(app.make_events, tmp_path / "runs")
     page = open_page(next(server))
-    run_steps(page, 12)
+    run_steps(page, 300)  # more than there is time for: it is stopped
     first = expect_new_picture(page)
     expect_new_picture(page, after=first)
-    page.locator("#stop").click()
+    press(page.locator("#stop"))
     expect(page.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
     page.wait_for_selector("#viewer canvas")
     assert len(download_glb(page, tmp_path).faces) > 0

@@ -161,9 +161,8 @@ def downloads(watched: Watched) -> str:
         if watched.view.mesh is not None and (watched.folder / EXPORTS / file).is_file():
             address = url(watched, f"{EXPORTS}/{file}", watched.view.mesh.step)
             saved = f"{name}{Path(file).suffix}"
-            links.append(
-                f'<a class="file" href="{address}" download="{saved}" aria-label="Download {saved}">{label}</a>'
-            )
+            said = f'download="{saved}" aria-label="Download {label} as {saved}"'
+            links.append(f'<a class="file" href="{address}" {said}>{label}</a>')
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
     return f'<div class="files">{"".join(links)}</div>'
