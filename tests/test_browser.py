@@ -89,6 +89,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from serve(scripted, tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="module")
+def real_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from serve(app.make_events, tmp_path_factory.mktemp("real"))
+
+
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens pages that may ask nobody but this machine, each as a new visitor; any script error fails the test."""
@@ -225,15 +230,13 @@ def test_nothing_is_wider_than_the_window(open_page: Callable[..., Page], addres
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], tmp_path: Path) -> None:
+def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], real_address: str, tmp_path: Path) -> None:
     """From a prompt to a GLB with what ships; a missing model is a failure, not a reason to skip."""
-    server = serve(app.make_events, tmp_path / "runs")
-    page = open_page(next(server))
-    run_steps(page, 300)  # more than there is time for: it is stopped
+    page = open_page(real_address)
+    run_steps(page, 2000)
     first = expect_new_picture(page)
     expect_new_picture(page, after=first)
     press(page.locator("#stop"))
     expect(page.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
     page.wait_for_selector("#viewer canvas")
     assert len(download_glb(page, tmp_path).faces) > 0
-    assert next(server, None) is None
