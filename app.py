@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +17,29 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from psd import ui
 from psd.archive import default_root
 from psd.events import Checkpointed, Event
-from psd.preset import Preset, available
+from psd.preset import Preset, PresetError, available
 from psd.tiny import grammar
 from psd.worker import Controls, Worker
+
+LOADING = threading.Lock()  # a run that starts early waits for the models instead of loading them twice
 
 
 def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
     """The engine; imported by the worker's thread, so that the page is there before torch is."""
-    from psd.models import load_models
-    from psd.run import run
+    with LOADING:
+        from psd.models import load_models
+        from psd.run import run
 
-    return run(preset, load_models(preset), control=control, resume=resume)
+        models = load_models(preset)
+    return run(preset, models, control=control, resume=resume)
+
+
+def load_ahead(preset: Preset) -> None:
+    """Load the models while somebody thinks of a prompt; what is missing is said now and again by the run."""
+    try:
+        make_events(preset, Controls(preset), None)
+    except (PresetError, OSError) as error:
+        print(f"Cannot load the models of this preset yet: {error}", file=sys.stderr)
 
 
 def main() -> None:
@@ -38,6 +52,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny", choices=available(), help="the preset to start from")
     parser.add_argument("--runs", type=Path, default=default_root(), help="where runs are kept (or PSD_RUNS)")
     given = parser.parse_args()
+    threading.Thread(target=load_ahead, args=[Preset.load(given.preset)], name="load-ahead", daemon=True).start()
     worker = Worker(make_events, given.runs)
     blocks = ui.build(worker, root=given.runs, preset=given.preset, vocabularies={"assets/prior": grammar})
     try:

@@ -228,6 +228,8 @@ def test_nothing_is_wider_than_the_window(open_page: Callable[..., Page], addres
         page.set_viewport_size({"width": width, "height": 900})
         expect(page.locator("#run")).to_be_in_viewport()  # without scrolling
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        box = page.locator("#layout").bounding_box()
+        assert box and box["width"] > 0.9 * width, "an empty page is narrower than a full one: it would jump"
 
 
 def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], real_address: str, tmp_path: Path) -> None:

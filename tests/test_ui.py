@@ -234,6 +234,12 @@ def test_curves_of_the_run_have_colours_apart() -> None:
     assert markup.frame(View(), [], "reward") == (None, {})
 
 
+def test_padding_shares_a_row() -> None:
+    padded = NegativeUpdated(step=1, tokens=("low", "_", "_"), drift=(0.1, 0.3, 0.4), nearest=("low", "a", "a"))
+    shown = markup.tokens(fold(View(), padded))
+    assert shown.count("<tr><th scope=row>") == 2 and "_ × 2" in shown and "0.3536" in shown
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(None, "–"), (0.4, "0:00"), (61, "1:01"), (3661, "1:01:01")])
 def test_durations(seconds: float | None, text: str) -> None:
     assert markup.duration(seconds) == text

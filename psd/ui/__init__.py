@@ -34,7 +34,7 @@ __all__ = ["appearance", "build"]
 CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
 TICK_S = 0.7
 FIRST = ("method", "steps")  # beside preset and seed; the other fields are in their groups
-TITLES = {"run": "Machine", "preference": "Preference and rewards", "negative": "Negative embedding"}
+TITLES = {"run": "Machine", "models": "Reward weights", "negative": "Negative embedding"}
 # The run is asked for once the viewer is on the page (`panes.viewer_pane` says why).
 MOUNTED = """async (last) => {
     while (!document.querySelector("#viewer")) await new Promise((resolve) => setTimeout(resolve, 50));

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,8 +15,8 @@ import pandas as pd
 from psd.store import slug
 from psd.ui.view import View
 
-# Okabe and Ito's colours that read on white and on black; told apart with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# After Okabe and Ito (told apart with any colour vision), shifted to a contrast of 3 on white and on dark slate.
+COLOURS = ("#2f8fcc", "#d55e00", "#009e73", "#cc79a7", "#808080", "#a6761d")
 DOWNLOADS = {
     "mesh.glb": "GLB",
     "mesh.obj": "OBJ",
@@ -132,14 +134,19 @@ def tokens(view: View) -> str:
     """Each token of the negative prompt: how far it has moved, and the word it is nearest to now."""
     if view.negative is None:
         return '<p class="none">The negative embedding has not moved yet.</p>'
-    largest = max(view.negative.drift, default=0.0) or 1.0
+    merged = []  # neighbours with the same token (padding) share a row: RMS drift, most common word
+    positions = zip(view.negative.tokens, view.negative.drift, view.negative.nearest, strict=True)
+    for token, group in groupby(positions, key=lambda position: position[0]):
+        _, drifts, words = zip(*group, strict=True)
+        name = f"{token} × {len(words)}" if len(words) > 1 else token
+        drift = (sum(value * value for value in drifts) / len(drifts)) ** 0.5
+        merged.append((name, drift, Counter(words).most_common(1)[0][0]))
+    largest = max(drift for _, drift, _ in merged) or 1.0
     rows = "".join(
-        f'<tr><th scope=row>{html.escape(token)}</th><td class="bar"><i style="width:{drift / largest:.0%}"></i>'
-        f"<span>{drift:.4f}</span></td><td>{html.escape(nearest)}</td></tr>"
-        for token, drift, nearest in zip(
-            view.negative.tokens, view.negative.drift, view.negative.nearest, strict=True
-        )
-    )  # fmt: skip
+        f'<tr><th scope=row>{html.escape(name)}</th><td class="bar"><i style="width:{drift / largest:.0%}"></i>'
+        f"<span>{drift:.4f}</span></td><td>{html.escape(word)}</td></tr>"
+        for name, drift, word in merged
+    )
     heads = "".join(f"<th scope=col>{head}</th>" for head in ("token", "drift (RMS)", "nearest word now"))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
