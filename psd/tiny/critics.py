@@ -2,7 +2,7 @@
 
 The reward is a convolutional tower beside a GRU, the selector a `CLIPModel` (patches, causal text tower); in the
 evidence judge the caption modulates convolutions (FiLM).  The reward is no `CLIPModel` because on equal batches
-convolutions were far ahead: after 200 iterations they chose the right caption of eleven in 55 %, patches after 450 in
+convolutions were far ahead: after 200 iterations they chose the right caption of ten in 55 %, patches after 450 in
 32 %.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the evidence judge, in the
 strengths of its degradations, so that fooling one is no reason to fool another.
 """
