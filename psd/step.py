@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from psd import score
@@ -216,5 +216,5 @@ def unit(value: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
     return torch.where(length > 0, value / length.clamp_min(torch.finfo(value.dtype).tiny), torch.zeros_like(value))
 
 
-def per_view(value: Float[Tensor, "b v"]) -> Float[Tensor, "b v 1 1 1"]:
+def per_view(value: Shaped[Tensor, "b v"]) -> Shaped[Tensor, "b v 1 1 1"]:
     return value[:, :, None, None, None]

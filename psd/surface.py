@@ -66,7 +66,7 @@ def decimate(
     target, left = limit, 0
     while target >= 4:
         fewer, kept = fast_simplification.simplify(vertices, faces, target_count=target)[:2]
-        fewer, kept = drop_floaters(*separate(fewer, kept.astype(np.int32)))
+        fewer, kept = drop_floaters(*separate(fewer.astype(np.float32), kept.astype(np.int32)))
         left = len(kept)
         if 0 < left <= limit:
             return fewer, kept

@@ -1,4 +1,4 @@
-"""What every test gets: one thread, no hub, no telemetry, the same examples on every run."""
+"""What every test gets: one thread, no hub, no telemetry, checked shapes, the same examples on every run."""
 
 import os
 
@@ -12,9 +12,11 @@ os.environ.update(
 )
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 
+jaxtyping.install_import_hook("psd", "signatures.check_shapes")
 torch.set_num_threads(1)
 
 # No deadline: the machine's load is not the code's fault.  The database would make one run depend on the last.

@@ -336,8 +336,8 @@ def test_glb_colours_are_linear_eight_bits_on_a_matt_material(tmp_path: Path) ->
 
 
 def test_linear_light_has_its_fixed_points() -> None:
-    ramp = linear(np.arange(256, dtype=np.uint8))
-    assert ramp[[0, 188, 255]].tolist() == [0, 128, 255] and (np.diff(ramp.astype(int)) >= 0).all()
+    ramp = linear(np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1))
+    assert ramp[[0, 188, 255], 1].tolist() == [0, 128, 255] and (np.diff(ramp.astype(int), axis=0) >= 0).all()
 
 
 @pytest.mark.parametrize("suffix", ["obj", "ply"])
@@ -381,7 +381,11 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
 
 def test_statistics_are_json_and_weld_seams() -> None:
     mesh = pyramid()
-    flat = replace(mesh, vertices=mesh.vertices[mesh.faces.ravel()], faces=np.arange(12, dtype=np.int32).reshape(4, 3))
+    corners = mesh.faces.ravel()
+    flat = replace(
+        mesh, vertices=mesh.vertices[corners], normals=mesh.normals[corners], colours=mesh.colours[corners],
+        faces=np.arange(12, dtype=np.int32).reshape(4, 3),
+    )  # fmt: skip
     for given in (mesh, flat):
         measured = json.loads(json.dumps(statistics(given), allow_nan=False))
         assert measured["vertices"] == measured["faces"] == 4 and measured["watertight"]

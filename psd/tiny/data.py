@@ -37,10 +37,10 @@ class Shard:
     """``n`` objects, in order; fields that were not asked for are empty."""
 
     captions: list[str]
-    rgb: UInt8[Tensor, "n v h w 3"]
-    mask: UInt8[Tensor, "n v h w"]  # coverage, 255 = all
-    camera: Float[Tensor, "n v 16"]  # psd.cameras.mvdream_condition
-    background: Float[Tensor, "n 3"]
+    rgb: Tensor  # uint8 n v h w 3
+    mask: Tensor  # uint8 n v h w: coverage, 255 = all
+    camera: Tensor  # float n v 16: psd.cameras.mvdream_condition
+    background: Tensor  # float n 3
 
 
 FIELDS = ("rgb", "mask", "camera", "background")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from psd.tiny.grammar import Caption, neighbours
@@ -144,7 +144,7 @@ def _smooth(images: Float[Tensor, "v c h w"], deviation: float) -> Float[Tensor,
     return F.conv2d(across, kernel.mT, groups=images.shape[1])
 
 
-def _discs(centres: Float[Tensor, "n 2"], radii: Float[Tensor, " n"], size: int) -> Float[Tensor, "n h w"]:
+def _discs(centres: Num[Tensor, "n 2"], radii: Float[Tensor, " n"], size: int) -> Float[Tensor, "n h w"]:
     """Coverage by discs of the given centres (row, column) and radii in pixels, soft over one pixel."""
     rows = torch.arange(size, dtype=torch.float32)
     offset = rows - centres[..., None]  # n 2 size
