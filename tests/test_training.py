@@ -71,10 +71,11 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path):
 
 def test_warm_start_goes_on_counting(tmp_path):
     (tmp_path / "from").mkdir()
-    (tmp_path / "from" / "training.json").write_text('{"iterations": 100}')
-    fit(Line(), arguments(tmp_path, 110, warm_start=str(tmp_path / "from")))
+    (tmp_path / "from" / "training.json").write_text('{"iterations": 100, "seconds": 50, "history": "Older."}')
+    fit(Line(), arguments(tmp_path, 110, warm_start=str(tmp_path / "from"), history=" Newer."))
     record = json.loads((tmp_path / "line" / "shipped" / "training.json").read_text())
     assert record["iterations"] == 110 and record["objects_seen"] == 440
+    assert record["seconds"] >= 50 and record["history"] == "Older. Newer."
 
 
 def test_a_gradient_that_is_no_number_stops_the_training(tmp_path):

@@ -53,6 +53,12 @@ class ClipCritic(nn.Module):
         self.clip: Any = CLIPModel(
             CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
         )
+        # Words and places as large as the layers' outputs, else they drown: see psd.tiny.denoiser.build_text_encoder.
+        words, patches = self.clip.text_model.embeddings, self.clip.vision_model.embeddings
+        nn.init.normal_(words.token_embedding.weight, std=1.0)
+        nn.init.normal_(words.position_embedding.weight, std=0.5)
+        nn.init.normal_(patches.patch_embedding.weight, std=0.05)  # 192 standardised values: features of std 0.7
+        nn.init.normal_(patches.position_embedding.weight, std=0.5)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)

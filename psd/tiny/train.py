@@ -76,8 +76,9 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
         iteration = first = state["iteration"]
         spent_s, first_warm = state["spent_s"], state["first_warm"]
     elif arguments.warm_start:
-        first = json.loads((Path(arguments.warm_start) / "training.json").read_text())["iterations"]
-        iteration = first_warm = first  # the task loaded the weights; the schedule starts afresh, the count goes on
+        earlier = json.loads((Path(arguments.warm_start) / "training.json").read_text())
+        iteration = first = first_warm = earlier["iterations"]  # the schedule starts afresh, the count goes on
+        spent_s = earlier["seconds"]
     start, last_save, running = time.monotonic(), time.monotonic(), None
 
     def save(done: int) -> None:
@@ -163,6 +164,9 @@ def ship(
         else arguments.device,
         "torch": torch.__version__.split("+")[0],
     }
+    if arguments.warm_start:
+        earlier = json.loads((Path(arguments.warm_start) / "training.json").read_text())
+        record["history"] = earlier.get("history", "") + arguments.history
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -203,6 +207,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="where to ship the EMA weights (default: in --work)")
     parser.add_argument("--vae", default="work/train/vae/shipped/vae", help="the autoencoder, for the prior")
     parser.add_argument("--from", dest="warm_start", help="shipped folder to start from, with its iteration count")
+    parser.add_argument("--history", default="", help="what the record of a warm start says beside the numbers")
     parser.add_argument("--keep", type=int, nargs="*", default=(), help="iterations whose EMA is kept aside")
     parser.add_argument("--save-s", type=float, default=300, help="seconds between checkpoints")
     parser.add_argument("--log-every", type=int, default=50)
