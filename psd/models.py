@@ -12,7 +12,7 @@ from torch import Tensor
 from psd.preset import PRESETS, MissingError, Preset
 from psd.prior import DiffusersPrior
 from psd.protocols import Models, Reward
-from psd.rewards import BlackBoxReward, load_reward
+from psd.rewards import BlackBoxReward, ClipReward, CriticReward, load_reward
 from psd.scene import make_scene
 
 ROOT = PRESETS.parent
@@ -75,7 +75,7 @@ def load_prior(source: str, device: torch.device) -> DiffusersPrior:
 
 
 @lru_cache(maxsize=8)
-def load_judge(source: str, device: torch.device) -> Reward:
+def load_judge(source: str, device: torch.device) -> ClipReward | CriticReward:
     reward = load_reward(resolve(source), device=device, dtype=torch.float32 if device.type == "cpu" else torch.float16)
     reward.name = source
     return reward

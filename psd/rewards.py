@@ -7,7 +7,7 @@ critics of `psd.judges`; `BlackBoxReward` wraps any Python callable, which then 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from transformers import AutoTokenizer, CLIPModel
 
 from psd.judges import load_critic
 from psd.preset import PresetError
-from psd.protocols import Reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -70,11 +69,17 @@ class ClipReward:
         )
         return torch.nn.functional.normalize(features.pooler_output[0].float(), dim=-1)
 
-    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
+    def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v d"]:
         pixels = (fit(rearrange(images, "b v c h w -> (b v) c h w"), self.size) - self.mean) / self.std
         features = self.model.get_image_features(pixel_values=pixels.to(self.dtype)).pooler_output.float()
-        cosine = torch.nn.functional.normalize(features, dim=-1) @ self._text(prompt)
-        return rearrange(cosine * self.model.logit_scale.exp().float(), "(b v) -> b v", v=images.shape[1])
+        return torch.nn.functional.normalize(features, dim=-1).unflatten(0, images.shape[:2])
+
+    def compare(self, features: Float[Tensor, "b v d"], prompt: str) -> Float[Tensor, "b v"]:
+        cosine = features.flatten(0, 1) @ self._text(prompt)
+        return (cosine * self.model.logit_scale.exp().float()).unflatten(0, features.shape[:2])
+
+    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
+        return self.compare(self.encode_image(images), prompt)
 
 
 class CriticReward:
@@ -93,11 +98,16 @@ class CriticReward:
     def _encode_text(self, prompt: str) -> Tensor:
         return self.critic.encode_text(token_ids(self.tokenizer, prompt, self.name).to(self.device))
 
-    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
+    def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v *d"]:
         features = self.critic.encode_image(fit(rearrange(images, "b v c h w -> (b v) c h w"), 64))
-        text = self._text(prompt)
-        scores = self.critic.score(features, text.expand(len(features), *text.shape[1:]))
-        return rearrange(scores, "(b v) -> b v", v=images.shape[1])
+        return features.unflatten(0, images.shape[:2])
+
+    def compare(self, features: Float[Tensor, "b v *d"], prompt: str) -> Float[Tensor, "b v"]:
+        rows, text = features.flatten(0, 1), self._text(prompt)
+        return self.critic.score(rows, text.expand(len(rows), *text.shape[1:])).unflatten(0, features.shape[:2])
+
+    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
+        return self.compare(self.encode_image(images), prompt)
 
 
 class BlackBoxReward:
@@ -118,7 +128,15 @@ class BlackBoxReward:
         return scores
 
 
-def load_reward(source: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Reward:
+def scores_among(
+    judge: ClipReward | CriticReward, images: Float[Tensor, "b v 3 h w"], prompts: Sequence[str]
+) -> Float[Tensor, "b v m"]:
+    """The images' scores for each of ``m`` prompts; they are encoded once, and the numbers are those of the calls."""
+    features = judge.encode_image(images)
+    return torch.stack([judge.compare(features, prompt) for prompt in prompts], dim=-1)
+
+
+def load_reward(source: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> ClipReward | CriticReward:
     """The reward in a folder or hub repository, by its configuration."""
     config = Path(source) / "config.json"
     if config.is_file() and "critic" in json.loads(config.read_text()):

@@ -14,7 +14,7 @@ from psd.judges import ModulatedCritic, TwoTowerCritic, save_critic
 from psd.multiview import join_views
 from psd.preset import PresetError
 from psd.prior import DiffusersPrior
-from psd.rewards import BlackBoxReward, ClipReward, load_reward
+from psd.rewards import BlackBoxReward, ClipReward, load_reward, scores_among
 from psd.tiny.critics import ClipCritic
 from psd.tiny.denoiser import build_text_encoder, build_tokenizer
 
@@ -193,6 +193,29 @@ def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
     torch.testing.assert_close(scores[0], expected, atol=2e-2, rtol=2e-2)  # weights ship in half precision
     scores.sum().backward()
     assert images.grad is not None and images.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic, ClipCritic])
+def test_scores_among_captions_are_the_calls_own_and_the_images_are_encoded_once(kind, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    critic = kind(len(tokenizer)).eval()
+    if isinstance(critic, ClipCritic):
+        critic.clip.save_pretrained(tmp_path)
+    else:
+        save_critic(critic, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward = load_reward(str(tmp_path), device=CPU)
+    calls = []
+    encode = reward.encode_image
+    reward.encode_image = lambda images: calls.append(len(images)) or encode(images)  # type: ignore[method-assign]
+    images = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    captions = ["a red cube", "a blue cone on top of a red cube", "a snowman"]
+    with torch.no_grad():
+        scores = scores_among(reward, images, captions)
+        assert calls == [2]
+        assert torch.equal(scores, torch.stack([reward(images, caption) for caption in captions], dim=-1))
+    assert scores.shape == (2, 4, 3) and len(set(scores[0, 0].tolist())) == 3
 
 
 def test_padding_does_not_change_a_critics_score():

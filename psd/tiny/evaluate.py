@@ -22,7 +22,7 @@ from torch import Tensor
 
 from psd.cameras import Cameras, turntable
 from psd.models import ROOT, load_judge, load_prior
-from psd.protocols import Reward
+from psd.rewards import ClipReward, CriticReward, scores_among
 from psd.tiny import captions as lists
 from psd.tiny import degrade, grammar
 from psd.tiny.consistency import reprojection_error
@@ -53,11 +53,11 @@ def rows(name: str) -> list[tuple[grammar.Caption, list[grammar.Caption]]]:
     return [(grammar.parse(text), [grammar.parse(d) for d in others]) for text, others in lists.load_list(name).items()]
 
 
-def scores_among(
-    judge: Reward, images: Float[Tensor, "v 3 h w"], candidates: Sequence[grammar.Caption]
+def judged(
+    judge: ClipReward | CriticReward, images: Float[Tensor, "v 3 h w"], captions: Sequence[grammar.Caption]
 ) -> Float[Tensor, " m"]:
-    """The judge's score of the images, mean over views, for each candidate caption."""
-    return torch.stack([judge(images[None], caption.text).mean() for caption in candidates])
+    """The judge's score of the images, mean over views, for each caption."""
+    return scores_among(judge, images[None], [caption.text for caption in captions])[0].mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------------- critics
@@ -85,11 +85,11 @@ def critics(arguments: argparse.Namespace) -> dict:
                 kind, strength, views.rgb[0], views.mask[0], views.background[0], generator, mistaken=mistaken
             )
         for name, judge in judges.items():
-            scores = scores_among(judge, views.rgb[0], [caption, *others])
+            scores = judged(judge, views.rgb[0], [caption, *others])
             top[name].append(bool(scores.argmax() == 0))
             hard[name] += (scores[0] > scores[1 : 1 + lists.NEAR_MISSES]).tolist()
             for kind, images in spoilt.items():
-                pair[name][kind].append(bool(scores[0] > scores_among(judge, images, [caption])[0]))
+                pair[name][kind].append(bool(scores[0] > judged(judge, images, [caption])[0]))
     figures = {}
     for name in judges:
         kinds = {kind: mean(hits) for kind, hits in pair[name].items()}
@@ -128,9 +128,9 @@ def prior(arguments: argparse.Namespace) -> dict:
         ):
             true = truth(caption, index, cameras).rgb[0]
             candidates = [caption, *others]
-            hits["sample"].append(bool(scores_among(judge, images, candidates).argmax() == 0))
+            hits["sample"].append(bool(judged(judge, images, candidates).argmax() == 0))
             hits[caption.group].append(hits["sample"][-1])
-            hits["ground truth"].append(bool(scores_among(judge, true, candidates).argmax() == 0))
+            hits["ground truth"].append(bool(judged(judge, true, candidates).argmax() == 0))
             errors.append(reprojection_error(images, cameras))
             true_errors.append(reprojection_error(true, cameras))
             pictures.append((caption.text, images, hits["sample"][-1]))

@@ -27,7 +27,7 @@ from psd.preset import Preset
 from psd.rasterise import rasterise
 from psd.run import run
 from psd.tiny import grammar
-from psd.tiny.evaluate import CPU, mean, report, rows, scores_among, truth
+from psd.tiny.evaluate import CPU, judged, mean, report, rows, truth
 
 PROPORTIONS = 12  # ground truths with other proportions; the best silhouette agreement counts
 SIZE = 64
@@ -64,9 +64,9 @@ def measure(caption: grammar.Caption, others: Sequence[grammar.Caption], mesh: M
     judge = load_judge("assets/evidence", CPU)
     rgb = torch.from_numpy(rasterise(mesh, four, SIZE).rgb[0])
     with torch.no_grad():
-        scores = scores_among(judge, rearrange(rgb, "v h w c -> v c h w"), [caption, *others])
+        scores = judged(judge, rearrange(rgb, "v h w c -> v c h w"), [caption, *others])
         true = truth(caption, 0, four, background=torch.ones(1, 3)).rgb[0]
-        true_score = scores_among(judge, true, [caption])[0]
+        true_score = judged(judge, true, [caption])[0]
     facts = statistics(mesh)
     iou = silhouette_iou(rasterise(mesh, around, SIZE).mask[0], caption, around)
     return Measured(
