@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import CLIPModel
 
 from psd.cameras import Cameras, mvdream_condition, turntable
-from psd.judges import ModulatedCritic, TwoTowerCritic, save_critic
+from psd.judges import ModulatedCritic, TwoTowerCritic, WordCritic, save_critic
 from psd.multiview import join_views
 from psd.preset import PresetError
 from psd.prior import DiffusersPrior
@@ -176,7 +176,7 @@ def test_clip_text_tower_reads_every_word(reward_folder):
     assert len({reward(images, caption).item() for caption in captions}) == 3
 
 
-@pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic])
+@pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic, WordCritic])
 def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -195,7 +195,7 @@ def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
     assert images.grad is not None and images.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic, ClipCritic])
+@pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic, WordCritic, ClipCritic])
 def test_scores_among_captions_are_the_calls_own_and_the_images_are_encoded_once(kind, tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -218,9 +218,10 @@ def test_scores_among_captions_are_the_calls_own_and_the_images_are_encoded_once
     assert scores.shape == (2, 4, 3) and len(set(scores[0, 0].tolist())) == 3
 
 
-def test_padding_does_not_change_a_critics_score():
+@pytest.mark.parametrize("kind", [ModulatedCritic, WordCritic])
+def test_padding_does_not_change_a_critics_score(kind):
     torch.manual_seed(0)
-    critic = ModulatedCritic(20).eval()
+    critic = kind(20).eval()
     image = critic.encode_image(torch.rand(1, 3, 64, 64))
     short, long = torch.tensor([[1, 5, 6, 3]]), torch.tensor([[1, 5, 6, 3, 0, 0]])
     with torch.no_grad():
@@ -230,6 +231,15 @@ def test_padding_does_not_change_a_critics_score():
             atol=1e-5,
             rtol=1e-5,
         )
+
+
+def test_the_referee_is_small_and_reads_the_order_of_words():
+    torch.manual_seed(0)
+    critic = WordCritic(70).eval()
+    assert 2 * sum(p.numel() for p in critic.parameters()) < 1_000_000  # bytes as they ship
+    image = critic.encode_image(torch.rand(1, 3, 64, 64))
+    one, other = (critic.score(image, critic.encode_text(torch.tensor([ids]))) for ids in ([1, 5, 6, 3], [1, 6, 5, 3]))
+    assert abs(float((one - other).detach())) > 1e-4
 
 
 def test_black_box_reward_checks_its_shape():

@@ -29,6 +29,8 @@ ABOUT = {
     "patches, causal text tower).",
     "evidence": "The evidence judge: the caption modulates convolutions over the image "
     "(`psd.judges.ModulatedCritic`).  It measures; no run ever sees it.",
+    "referee": "The second evidence judge, of yet another architecture: words attend to patches "
+    "(`psd.judges.WordCritic`).  It measures; no run ever sees it.",
 }
 DATA = (
     "Objects of the project's own caption grammar (`psd/tiny/grammar.py`), rendered by its own sphere tracer; no "
@@ -66,6 +68,8 @@ def measured(name: str) -> dict[str, str]:
         return {}
     record = json.loads(path.read_text())
     if name in CRITICS:
+        if name not in record:  # measured before this critic was trained
+            return {}
         return {key.replace("_", " "): f"{value:.3f}" for key, value in record[name].items()}
     top1 = {f"top-1 of 60, {key}": f"{value:.3f}" for key, value in record["top1_of_60"].items()}
     return {**top1, "reprojected colour error over ground truth's": f"{record['consistency']['ratio']:.2f}"}

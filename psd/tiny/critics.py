@@ -1,10 +1,10 @@
-"""Training of the embedded reward and the two judges: caption match with hard negatives, and graded degradations.
+"""Training of the embedded reward and the judges: caption match with hard negatives, and graded degradations.
 
 The reward is a convolutional tower beside a GRU, the selector a `CLIPModel` (patches, causal text tower); in the
-evidence judge the caption modulates convolutions (FiLM).  The reward is no `CLIPModel` because on equal batches
+evidence judge the caption modulates convolutions (FiLM); in the referee words look at patches.  The reward is no `CLIPModel` because on equal batches
 convolutions were far ahead: after 200 iterations they chose the right caption of ten in 55 %, patches after 450 in
-32 %.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the evidence judge, in the
-strengths of its degradations, so that fooling one is no reason to fool another.
+32 %.  None ever sees diffusion noise.  They differ in architecture, seed, data and, for the evidence judges, in the
+strengths of their degradations, so that fooling one is no reason to fool another.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from psd.judges import ModulatedCritic, TwoTowerCritic, load_critic, save_critic
+from psd.judges import Critic, ModulatedCritic, TwoTowerCritic, WordCritic, load_critic, save_critic
 from psd.rewards import CLIP_MEAN, CLIP_STD
 from psd.tiny import data, degrade, grammar
 from psd.tiny.autoencoder import save_half
 from psd.tiny.denoiser import TOKENS, build_tokenizer
 
-STRENGTHS = {"reward": (0.1, 1.0), "selector": (0.15, 0.9), "evidence": (0.05, 0.8)}
+STRENGTHS = {"reward": (0.1, 1.0), "selector": (0.15, 0.9), "evidence": (0.05, 0.8), "referee": (0.1, 0.7)}
+BUILD = {"reward": TwoTowerCritic, "evidence": ModulatedCritic, "referee": WordCritic}
 NEAR_MISSES = 4  # captions with one thing wrong, for each image
 RANDOM_CAPTIONS = 4
 
@@ -93,7 +94,7 @@ class CriticTask:
         elif arguments.warm_start:
             critic = load_critic(Path(arguments.warm_start)).requires_grad_(True).train()
         else:
-            critic = TwoTowerCritic(size) if arguments.model == "reward" else ModulatedCritic(size)
+            critic = BUILD[arguments.model](size)
         self.model: Any = critic
         self.data = data.load(arguments.data)
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
@@ -195,7 +196,7 @@ class CriticTask:
         if isinstance(ema, ClipCritic):
             save_half(ema.clip, folder)
         else:
-            assert isinstance(ema, TwoTowerCritic | ModulatedCritic)
+            assert isinstance(ema, Critic)
             save_critic(copy.deepcopy(ema), folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""Training of the embedded models: ``python -m psd.tiny train {vae,prior,reward,selector,evidence}``.
+"""Training of the embedded models: ``python -m psd.tiny train {vae,prior,reward,selector,evidence,referee}``.
 
 One loop for all of them; what differs (network, loss, shipped format) is a `Task`.  Batches depend only on
 (seed, iteration, rank), so a resumed training is the uninterrupted one.  On a CPU several one-thread processes average
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-NAMES = ("vae", "prior", "reward", "selector", "evidence")
+NAMES = ("vae", "prior", "reward", "selector", "evidence", "referee")
 
 
 class Task(Protocol):
