@@ -16,10 +16,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from psd import ui
 from psd.archive import default_root
+from psd.drive import Controls
 from psd.events import Checkpointed, Event
 from psd.preset import Preset, PresetError, available
 from psd.tiny import grammar
-from psd.worker import Controls, Worker
+from psd.worker import Worker
 
 LOADING = threading.Lock()  # a run that starts early waits for the models instead of loading them twice
 

@@ -16,12 +16,13 @@ from types import FrameType
 
 from psd import bench, doctor
 from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
+from psd.drive import Controls, MakeEvents, drive
 from psd.events import Event, Failed, Finished
 from psd.files import StoreError, explaining
-from psd.preset import PRESETS, MissingError, Preset, PresetError, assignments, available, parameter_table
+from psd.parameters import assignments, parameter_table
+from psd.preset import PRESETS, MissingError, Preset, PresetError, available
 from psd.progress import Progress
 from psd.store import RunFolder
-from psd.worker import Controls, MakeEvents, drive
 
 OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
 FORMATS = ("glb", "obj", "ply", "stl")
@@ -112,11 +113,12 @@ def parser() -> argparse.ArgumentParser:
 
     again = command("resume", "go on with a run from its newest checkpoint")
     again.add_argument("folder", help="a run's folder, or its name below the runs' root")
-    again.add_argument("--steps", help="a new total, or +N for N more than planned")
+    again.add_argument("--more", type=int, default=0, metavar="N", help="N steps more, as its last ones were")
 
     mesh = command("export", "write a run's mesh again, from its newest checkpoint")
     mesh.add_argument("folder", help="a run's folder, or its name below the runs' root")
     mesh.add_argument("--format", default=",".join(FORMATS), help="any of glb,obj,ply,stl (default: all)")
+    mesh.add_argument("--scene", choices=("best", "last"), help="by the selector judge (default: the preset's export)")
     mesh.add_argument("--texture", action="store_true", help="bake a texture instead of vertex colours")
     mesh.add_argument("--threshold", type=float, help="density of the surface (default: the one that fits the renders)")
     mesh.add_argument("--out", type=Path, help="where the files go (default: the run's public/exports)")
@@ -154,15 +156,10 @@ def start(arguments: argparse.Namespace, prepare: Prepare) -> int:
 def resume(arguments: argparse.Namespace, prepare: Prepare) -> int:
     path = run_folder(arguments.folder)
     preset, status, checkpoint = read_preset(path), read_status(path), latest_checkpoint(path)
-    if arguments.steps is not None:
-        try:
-            steps = int(arguments.steps) + (preset.steps if arguments.steps.startswith("+") else 0)
-        except ValueError:
-            raise PresetError(f"--steps {arguments.steps} is neither a total nor +N") from None
-        preset = preset.changed({"steps": steps})
+    preset = preset.changed({"extra_steps": preset.extra_steps + arguments.more})
     reached = checkpoint.step if checkpoint else 0
-    if reached > preset.steps or (reached == preset.steps and status.state == "finished"):
-        raise PresetError(f"the run has done {reached} of {preset.steps} steps: add some with --steps +N")
+    if reached == preset.total_steps and status.state == "finished":
+        raise PresetError(f"the run has done all of its {reached} steps: add some with --more N")
     make_events = ready(prepare, preset)
     with RunFolder.open(path, preset) as folder:
         control = Controls(preset)
@@ -226,37 +223,18 @@ def export(arguments: argparse.Namespace) -> int:
     if strange := [name for name in formats if name not in FORMATS]:
         raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FORMATS)}")
     path = run_folder(arguments.folder)
-    preset, checkpoint = read_preset(path), latest_checkpoint(path)
-    if checkpoint is None:
-        raise PresetError(f"{path} has no whole checkpoint: nothing to make a mesh of")
-
-    import torch
 
     from psd.export import export as write
-    from psd.mesh import MeshError, extract
-    from psd.scene import make_scene
-    from psd.state import below
+    from psd.remesh import remesh
 
-    scene = make_scene(preset)
-    scene.load_state(below("scene/", {name: torch.tensor(array) for name, array in checkpoint.tensors.items()}))
-    scene.advance(checkpoint.step / preset.steps)
-    try:
-        mesh = extract(
-            scene,
-            resolution=preset.mesh_resolution,
-            faces=preset.mesh_faces,
-            threshold=arguments.threshold,
-            texture=arguments.texture or preset.texture,
-        )
-    except MeshError as error:
-        raise PresetError(str(error)) from None
+    mesh, step = remesh(path, scene=arguments.scene, threshold=arguments.threshold, texture=arguments.texture or None)
     out = arguments.out or path / "public" / "exports"
     with explaining(out):
         out.mkdir(parents=True, exist_ok=True)
     for note in mesh.notes:
         print(note, file=sys.stderr)
     for name in formats:
-        print(write(mesh, out / f"mesh.{name}", provenance=provenance(path, checkpoint.step)))
+        print(write(mesh, out / f"mesh.{name}", provenance=provenance(path, step)))
     return OK
 
 

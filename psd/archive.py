@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from psd.events import KINDS, Checkpointed, Event, Previewed, Started, Warned, from_json
+from psd.events import KINDS, Checkpointed, Event, LiveChanged, Previewed, Started, Warned, from_json
 from psd.files import StoreError, explaining, locked
 from psd.pictures import decode_views
 from psd.preset import Preset
@@ -33,6 +33,11 @@ class Status:
     step: int = 0
     total: int = 0
     prompt: str = ""
+    seed: int = 0
+    method: str = ""
+    best_step: int = 0  # of the preview that the selector judge liked best; 0: none was judged
+    best_score: float | None = None
+    preview: str = ""  # file of the last preview
     message: str = ""
     time_s: float = 0.0  # of the last event, as the run counts it
     created: str = ""  # ISO 8601 with the offset
@@ -51,6 +56,17 @@ class Run:
     @property
     def id(self) -> str:
         return self.folder.name
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it stays when room is made."""
+        return (self.folder / "pinned").is_file()
+
+    @property
+    def thumbnail(self) -> Path | None:
+        """The preview that the selector judge liked best, else the last one: views side by side."""
+        files = [preview_file(self.status.best_step, "rgb"), self.status.preview]
+        return next((self.folder / file for file in files if file and (self.folder / file).is_file()), None)
 
 
 def default_root() -> Path:
@@ -105,12 +121,7 @@ def replay(folder: Path | str) -> Iterator[Event]:
     """
     folder = Path(folder)
     read_status(folder)
-    events, cut = _read_events(folder / "events.jsonl")
-    told: list[Event] = []
-    for event in events:
-        if isinstance(event, Started):
-            told = [earlier for earlier in told if earlier.step <= event.step]
-        told.append(event)
+    told, cut = _told(folder)
     missing = 0
     for event in told:
         if isinstance(event, Previewed):
@@ -123,6 +134,17 @@ def replay(folder: Path | str) -> Iterator[Event]:
         yield Warned(step=last, message="events.jsonl ends in the middle of a line: the last event is lost")
     if missing:
         yield Warned(step=last, message=f"{missing} preview files are missing")
+
+
+def changes_since(folder: Path | str, step: int) -> list[tuple[int, Mapping[str, Any]]]:
+    """Live changes after the checkpoint of ``step``, each with the step that it came after, in order."""
+    changes = (event for event in _told(folder)[0] if isinstance(event, LiveChanged))
+    return [(event.step, event.values) for event in changes if event.step >= step]
+
+
+def history(folder: Path | str, checkpoint: Checkpointed | None) -> list[Event]:
+    """What a resumed run has told before ``checkpoint``, without arrays."""
+    return [event for event in _told(folder)[0] if checkpoint and event.step <= checkpoint.step]
 
 
 def latest_checkpoint(folder: Path | str) -> Checkpointed | None:
@@ -176,6 +198,19 @@ def _read_preview(folder: Path, step: int) -> dict[str, np.ndarray]:
         return {}
     others = {path.stem.partition("_")[2]: path for path in sorted(rgb.parent.glob(f"{step:06d}_*.png"))}
     return {name: decode_views(path) for name, path in {"rgb": rgb, **others}.items()}
+
+
+def _told(folder: Path | str) -> tuple[list[Event], bool]:
+    """Events without what a resumed run did over, and whether the last line was cut short."""
+    events, cut = _read_events(Path(folder) / "events.jsonl")
+    told: list[Event] = []
+    for event in events:
+        if isinstance(event, Started):
+            told = [earlier for earlier in told if earlier.step <= event.step]
+        if isinstance(event, LiveChanged):  # made again after a resume
+            told = [earlier for earlier in told if replace(earlier, time_s=event.time_s) != event]
+        told.append(event)
+    return told, cut
 
 
 # pieces ----------------------------------------------------------------------------------------------------------

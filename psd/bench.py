@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psd.drive import Controls, MakeEvents, drive
 from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
-from psd.worker import Controls, MakeEvents, drive
 
 if TYPE_CHECKING:
     from psd.protocols import Models

@@ -45,7 +45,8 @@ class Stepped(Event):
 
     ``reward/<name>`` mean raw reward of the current render (on steps that measure it), ``judge/<name>`` the same for
     judges, ``pair/gap``, ``pair/confidence``, ``pair/ratio`` (preference over base), ``pair/win_first``,
-    ``loss/<regulariser>``, ``negative/<statistic>``, ``image/<statistic>``, ``time/<part>`` seconds.
+    ``loss/<regulariser>``, ``negative/<statistic>``, ``image/<statistic>``, ``time/<part>`` seconds, and
+    ``memory/peak_bytes`` (with the previews): the most that the device, or on a CPU the process, has held so far.
     """
 
     t: int  # diffusion step of the score, 0 .. T - 1
@@ -86,12 +87,16 @@ class Checkpointed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Meshed(Event):
-    """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made."""
+    """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made.
+
+    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).
+    """
 
     arrays: ClassVar[tuple[str, ...]] = ("mesh", "turntable")
 
     mesh: Mesh | None
     turntable: np.ndarray | None = None
+    scene_step: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
 
@@ -104,6 +109,26 @@ class Warned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestKept(Event):
+    """The selector judge has never scored a preview higher; every checkpoint from now on also holds this scene.
+
+    The score chose the scene, so it flatters it: report another judge's.
+    """
+
+    judge: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarmed(Event):
+    """A detector of `psd.monitor` spoke up; ``kind`` is "hacking" or "plateau", ``since`` the step where it began."""
+
+    kind: str
+    since: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class LiveChanged(Event):
     """A live slider was moved; ``values`` hold from the next step on."""
 
@@ -112,7 +137,7 @@ class LiveChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The loop is over; ``reason`` is "completed" or "stopped"."""
+    """The loop is over; ``reason`` is "completed", "stopped" (by its user) or "stopped early" (by ``early_stop``)."""
 
     reason: str
     scores: dict[str, float] = field(default_factory=dict)
@@ -130,7 +155,8 @@ class Failed(Event):
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        Started, Stepped, NegativeUpdated, Previewed, Checkpointed, Meshed, Warned, LiveChanged, Finished, Failed,
+        Started, Stepped, NegativeUpdated, Previewed, Checkpointed, BestKept, Alarmed, Meshed, Warned, LiveChanged,
+        Finished, Failed,
     )
 }  # fmt: skip
 

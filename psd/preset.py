@@ -8,18 +8,18 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 LARGEST_FILE = 100_000  # characters of YAML
 MOST_MODELS = 8  # rewards or judges of one run
+EVIDENCE = "assets/evidence"  # the judge that no run may see, so that results can be measured with it
 LONGEST_NAME = 300  # characters of a folder or hub id
 
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
@@ -61,6 +61,13 @@ class Preset(BaseModel):
     prompt: str = setting("a red mushroom", "What to make.", group="run", min_length=1, max_length=300)
     seed: int = setting(0, "Same seed, same run (bit for bit on a CPU).", group="run", ge=0, le=2**31 - 1)
     steps: int = setting(120, "Optimisation steps.", group="run", ge=1, le=100_000)
+    extra_steps: int = setting(
+        0, "Steps after those, with the last noise levels and learning rates: an extended run.", group="run", ge=0,
+        le=100_000,
+    )
+    early_stop: Literal["off", "hacking", "plateau", "both"] = setting(
+        "off", "End when the selector judge falls while the reward climbs, or when it climbs no more.", group="run"
+    )
     method: Method = setting("psd", "What turns predictions and rewards into a direction.", group="run")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to run.", group="run")
     threads: int = setting(0, "CPU threads; 0 leaves torch's own choice.", group="run", ge=0, le=256)
@@ -70,7 +77,9 @@ class Preset(BaseModel):
     rewards: dict[str, float] = setting(
         {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True
     )
-    judges: list[str] = setting(["assets/selector"], "Rewards that are only watched, never optimised.", group="models")
+    judges: list[str] = setting(
+        ["assets/selector"], "Rewards that are only watched; the first is the selector judge.", group="models"
+    )
 
     # guidance
     guidance_scale: float = setting(
@@ -178,6 +187,9 @@ class Preset(BaseModel):
     preview_every: int = setting(5, "Steps between previews.", group="output", ge=1, le=10_000)
     preview_size: int = setting(96, "Pixels of a preview.", group="output", unit="px", ge=16, le=1024)
     checkpoint_s: float = setting(20.0, "Seconds between checkpoints.", group="output", unit="s", gt=0, le=30)
+    export: Literal["best", "last"] = setting(
+        "last", "Mesh the scene that the selector judge liked best, or the last one.", group="output"
+    )
     mesh_resolution: int = setting(96, "Cells of the iso-surface grid.", group="output", ge=16, le=512)
     mesh_faces: int = setting(20_000, "Most faces of the mesh.", group="output", ge=100, le=500_000)
     texture: bool = setting(False, "Bake a UV texture (slower) instead of vertex colours.", group="output")
@@ -202,11 +214,16 @@ class Preset(BaseModel):
             low, high = getattr(self, name)
             if not smallest <= low <= high <= largest:
                 raise ValueError(f"{name}=({low}, {high}) must satisfy {smallest} <= low <= high <= {largest}")
-        if not self.rewards and self.method not in ("sds", "csd"):
+        if not self.rewards and self.optimises_reward:
             raise ValueError(f"method={self.method} needs a reward: name one in rewards, or choose sds or csd")
         for name, weight in self.rewards.items():
             if not 0 <= weight <= 100:
                 raise ValueError(f"rewards[{shown(name)}]={weight} must lie in [0, 100]")
+        if self.export == "best" or self.early_stop != "off":
+            if not self.judges:
+                raise ValueError("export=best and early_stop need a selector judge: name one in judges")
+            if self.judges[0] == EVIDENCE:
+                raise ValueError(f"{EVIDENCE} measures results and must not choose them: name another judge first")
         if len(set(self.judges)) < len(self.judges):
             raise ValueError(f"judges={shown(self.judges)} names one twice: once is enough")
         for key, names in {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}.items():
@@ -249,6 +266,18 @@ class Preset(BaseModel):
     def changed(self, values: Mapping[str, Any]) -> Preset:
         """A checked copy with other values."""
         return Preset.make({**self.model_dump(), **values})
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps + self.extra_steps
+
+    @property
+    def optimises_reward(self) -> bool:
+        return self.method not in ("sds", "csd")
+
+    def progress(self, step: int) -> float:
+        """Share of the schedule that is done after ``step`` steps; it stays at 1 during ``extra_steps``."""
+        return min(step / self.steps, 1.0)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -322,58 +351,3 @@ def parse(text: str) -> dict[str, Any]:
 def available() -> list[str]:
     """Names of the shipped presets."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def assignments(pairs: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` strings of the command line: texts as they stand, other values as YAML (``rewards={name: 2}``)."""
-    values = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        key = key.strip()
-        if not separator or not key:
-            raise PresetError(f"{shown(pair)} is not key=value")
-        field = Preset.model_fields.get(key)
-        if field is not None and (field.annotation is str or get_origin(field.annotation) is Literal):
-            values[key] = value  # so that prompt=no means the word, and prompt=a: b is no mapping
-        else:
-            values[key] = parse_value(value)
-    return values
-
-
-def parameter_table() -> str:
-    """All parameters as Markdown tables, one for each group: what README.md shows."""
-    lines: list[str] = []
-    group = ""
-    for name, field in Preset.model_fields.items():
-        extra = cast(dict[str, Any], field.json_schema_extra)
-        if extra["group"] != group:
-            group = extra["group"]
-            lines += ["", f"**{group}**", "", "| key | default | values | what it does |", "|---|---|---|---|"]
-        symbol = f" *{extra['symbol']}*" if extra["symbol"] else ""
-        live = " Live." if extra["live"] else ""
-        default = yaml.safe_dump(
-            Preset.model_fields[name].get_default(call_default_factory=True),
-            default_flow_style=True,
-            allow_unicode=True,
-        )
-        default = default.removesuffix("...\n").strip()
-        lines.append(f"| `{name}`{symbol} | `{default}` | {_values(field)} | {field.description}{live} |")
-    return "\n".join(lines).strip() + "\n"
-
-
-def _values(field: FieldInfo) -> str:
-    """What a field accepts, in words: choices, or the interval with its unit."""
-    if get_origin(field.annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
-    if field.annotation is bool:
-        return "`true`, `false`"
-    bounds = {
-        sign: getattr(rule, sign) for rule in field.metadata for sign in ("ge", "gt", "le", "lt") if hasattr(rule, sign)
-    }
-    unit = cast(dict[str, Any], field.json_schema_extra)["unit"]
-    if not bounds:
-        kinds = {str: "text", dict[str, float]: "names with weights", list[str]: "names", tuple[float, float]: "a pair"}
-        return f"{kinds[field.annotation]} {unit}".rstrip()
-    low = f"above {bounds['gt']}" if "gt" in bounds else f"{bounds['ge']}"
-    high = f"below {bounds['lt']}" if "lt" in bounds else f"{bounds['le']}"
-    return f"{low} to {high} {unit}".rstrip()

@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from psd import __version__, methods, score
+from psd import __version__, memory, methods, monitor, score
 from psd.cameras import sample_orbits
 from psd.clock import Clock
 from psd.events import (
+    Alarmed,
+    BestKept,
     Checkpointed,
     Event,
     Failed,
@@ -36,8 +38,8 @@ from psd.events import (
 )  # fmt: skip
 from psd.preset import Preset, PresetError
 from psd.preview import Preview, preview
-from psd.protocols import Control, Models, NoControl, Scene
-from psd.state import State
+from psd.protocols import Control, Models, NoControl
+from psd.state import State, revived
 from psd.step import Step
 
 # Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
@@ -54,11 +56,11 @@ def run(
 ) -> Iterator[Event]:
     """Distils ``preset.prompt`` into a scene and meshes it, telling the world as it goes.
 
-    Started; per step Stepped, now and then Previewed, NegativeUpdated, Checkpointed, LiveChanged; at the end, and after
-    a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same events (times apart),
-    and ``resume`` goes on bit for bit.  A non-finite value ends the run with Failed, after a Checkpointed of the last
-    good state.  `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU: honestly, if it
-    synchronises).
+    Started; per step Stepped, now and then Previewed, BestKept, Alarmed, NegativeUpdated, Checkpointed, LiveChanged; at
+    the end, and after a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same
+    events (times and memory apart), and ``resume`` goes on bit for bit.  A non-finite value ends the run with Failed,
+    after a Checkpointed of the last good state.  `PresetError` comes before Started, on the first ``next``.  ``clock``
+    measures (a GPU: honestly, if it synchronises).
     """
     methods.check(preset, models)
     state = State.create(preset, models)
@@ -75,12 +77,13 @@ def run(
         return timed(event, earlier + time.monotonic() - begun)
 
     yield now(started(preset, models, state.step))
-    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
+    state.scene.advance(preset.progress(max(state.step - 1, 0)))  # as the last step left it
     seen = preview(state.scene, preset, models) if state.step == 0 else None
     if seen is not None:
         yield now(shown(seen, state.step))
 
-    while state.step < preset.steps and not control.stopping():
+    early = False
+    while state.step < preset.total_steps and not (early or control.stopping()):
         # ---- the hand on the controls
         wish = {**state.live, **control.live()}
         if wish not in (state.live, refused):
@@ -91,6 +94,8 @@ def run(
                 yield now(Warned(step=state.step, message=f"The new values were not taken: {error}"))
             else:
                 changes = {name: value for name, value in wish.items() if state.live.get(name) != value}
+                if "rewards" in changes:
+                    state.monitor = monitor.Monitor()  # other weights, another curve
                 state.live = wish
                 yield now(LiveChanged(step=state.step, values=changes))
 
@@ -108,13 +113,20 @@ def run(
         metrics |= clock.lap()
 
         # ---- what the world sees of it
-        last = state.step == preset.steps
-        seen = preview(state.scene, preset, models) if last or state.step % preset.preview_every == 0 else None
-        yield now(Stepped(step=state.step, t=t, metrics=metrics | (seen.metrics if seen else {})))
+        last = state.step == preset.total_steps
+        on_grid = state.step % preset.preview_every == 0
+        seen = preview(state.scene, preset, models) if last or on_grid else None
+        if seen is not None:
+            metrics |= seen.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
+        yield now(Stepped(step=state.step, t=t, metrics=metrics))
         if negative is not None:
             yield now(negative)
         if seen is not None:
             yield now(shown(seen, state.step))
+        if seen is not None and on_grid:  # an extended run judges what the whole one would
+            for event in judged(live, models, state, seen):
+                early |= isinstance(event, Alarmed) and preset.early_stop in (event.kind, "both")
+                yield now(event)
         if time.monotonic() - saved >= preset.checkpoint_s and not last:
             yield now(state.checkpoint())
             saved = time.monotonic()
@@ -124,9 +136,9 @@ def run(
     if seen is None:
         seen = preview(state.scene, preset, models)
         yield now(shown(seen, state.step))
-    for event in surface(state.scene, preset, models, state.step):
+    for event in surface(preset, models, state):
         yield now(event)
-    reason = "completed" if state.step == preset.steps else "stopped"
+    reason = "completed" if state.step == preset.total_steps else "stopped early" if early else "stopped"
     yield now(Finished(step=state.step, reason=reason, scores=seen.means))
 
 
@@ -139,7 +151,7 @@ def optimise(
     Raises `NonFiniteError`, naming the tensor, before the scene, its optimiser or a running mean has changed.
     """
     prior, scene = models.prior, state.scene
-    progress = state.step / preset.steps
+    progress = preset.progress(state.step)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
     scene.advance(progress)
@@ -212,7 +224,7 @@ def optimise(
 
 def draw_timestep(preset: Preset, models: Models, state: State) -> int:
     bounds = score.timestep_bounds(
-        state.step / preset.steps, low=(preset.t_min_start, preset.t_min_end),
+        preset.progress(state.step), low=(preset.t_min_start, preset.t_min_end),
         high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction,
         total=len(models.prior.alpha_bar),
     )  # fmt: skip
@@ -260,9 +272,27 @@ def started(preset: Preset, models: Models, step: int) -> Started:
         "threads": str(torch.get_num_threads()),
     }
     return Started(
-        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.steps, views=models.prior.views,
+        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps, views=models.prior.views,
         environment=environment, notes=models.notes,
     )  # fmt: skip
+
+
+def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Iterator[BestKept | Alarmed]:
+    """What the selector judge, the first of the judges, makes of a preview: a new best, alarms."""
+    selector = next(iter(models.judges.values()), None)
+    if selector is None:
+        return
+    found = seen.means[f"judge/{selector.name}"]
+    if state.best is None or found > state.best.score:
+        state.keep_best(found)
+        yield BestKept(step=state.step, judge=selector.name, score=found)
+    reward = None
+    if preset.optimises_reward:
+        optimised = ((weight, models.rewards[name]) for name, weight in preset.rewards.items())
+        reward = sum(weight * seen.means[f"reward/{it.name}"] / it.scale for weight, it in optimised)
+    state.monitor, alarms = monitor.fold(state.monitor, state.step, found, reward)
+    for alarm in alarms:
+        yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
 
 
 def shown(seen: Preview, step: int) -> Previewed:
@@ -277,12 +307,17 @@ def failed(error: score.NonFiniteError, step: int, t: int) -> Failed:
     )
 
 
-def surface(scene: Scene, preset: Preset, models: Models, step: int) -> Iterator[Event]:
-    """The mesh with a turntable of the field, and what the user should know of it."""
+def surface(preset: Preset, models: Models, state: State) -> Iterator[Event]:
+    """The mesh of the last or of the best scene with a turntable, and what the user should know of it."""
     from psd.mesh import MeshError, extract, statistics
     from psd.turntable import turntable
 
-    device = models.prior.device
+    device, step, scene = models.prior.device, state.step, state.scene
+    best = state.best if preset.export == "best" else None
+    if best is not None:
+        scene = revived(preset, models.scene, best.scene, best.step)
+    elif preset.export == "best":
+        yield Warned(step=step, message="No preview was judged before the end: the mesh is that of the last scene.")
     try:
         mesh = extract(
             scene, resolution=preset.mesh_resolution, faces=preset.mesh_faces, texture=preset.texture, device=device
@@ -293,4 +328,5 @@ def surface(scene: Scene, preset: Preset, models: Models, step: int) -> Iterator
     for note in mesh.notes:
         yield Warned(step=step, message=note)
     film = turntable(scene, size=preset.preview_size, device=device)
-    yield Meshed(step=step, mesh=mesh, turntable=film, statistics=statistics(mesh))
+    scene_step = best.step if best is not None else None
+    yield Meshed(step=step, mesh=mesh, turntable=film, scene_step=scene_step, statistics=statistics(mesh))

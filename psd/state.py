@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psd.events import Checkpointed
+from psd.monitor import Monitor
 from psd.negative import Negative
 from psd.preset import Preset, PresetError
 from psd.protocols import Models, Scene
 from psd.score import GapScale
 
-VERSION = 1
+VERSION = 2
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The scene that the selector judge liked best, among the previews."""
+
+    step: int
+    score: float
+    scene: Mapping[str, np.ndarray]
 
 
 @dataclass
@@ -29,6 +41,8 @@ class State:
     generator: torch.Generator  # on the CPU, whatever the device: the same draws everywhere
     step: int = 0
     live: dict[str, Any] = field(default_factory=dict)  # overrides of live fields, as last set
+    monitor: Monitor = Monitor()
+    best: Best | None = None
 
     @classmethod
     def create(cls, preset: Preset, models: Models) -> State:
@@ -44,7 +58,11 @@ class State:
     def decay(self, preset: Preset) -> None:
         """Learning rates fall exponentially to ``lr_final`` of their start at the end of the run."""
         for group in self.optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * preset.lr_final ** (self.step / preset.steps)
+            group["lr"] = group["initial_lr"] * preset.lr_final ** preset.progress(self.step)
+
+    def keep_best(self, score: float) -> None:
+        scene = {name: to_numpy(tensor) for name, tensor in self.scene.state().items()}
+        self.best = Best(self.step, score, scene)
 
     def checkpoint(self, generator_state: Tensor | None = None) -> Checkpointed:
         """A copy of everything; ``generator_state`` stands in for the generator's when a step was begun in vain."""
@@ -53,8 +71,12 @@ class State:
         tensors |= {f"negative/{name}": tensor for name, tensor in optimiser_state(self.negative.optimiser).items()}
         tensors["negative_value"] = self.negative.value
         tensors["generator"] = self.generator.get_state() if generator_state is None else generator_state
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+        arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         values = {"version": VERSION, "step": self.step, "live": dict(self.live), "gap_scale": self.gap_scale.state()}
+        values["monitor"] = self.monitor.to_json()
+        if self.best is not None:
+            arrays |= {f"best/{name}": array for name, array in self.best.scene.items()}
+            values["best"] = {"step": self.best.step, "score": self.best.score}
         return Checkpointed(step=self.step, tensors=arrays, values=values)
 
     def restore(self, checkpoint: Checkpointed) -> None:
@@ -78,9 +100,27 @@ class State:
         self.gap_scale.load_state(values["gap_scale"])
         self.generator.set_state(tensors["generator"])
         self.step, self.live = values["step"], dict(values["live"])
+        self.monitor = Monitor.from_json(values["monitor"])
+        if "best" in values:
+            self.best = Best(**values["best"], scene=below("best/", checkpoint.tensors))
 
 
-def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def revived(
+    preset: Preset, make_scene: Callable[[Preset], Scene], arrays: Mapping[str, np.ndarray], step: int
+) -> Scene:
+    """A scene as it was after ``step``."""
+    scene = make_scene(preset)
+    scene.load_state({name: torch.tensor(array) for name, array in arrays.items()})
+    scene.advance(preset.progress(max(step - 1, 0)))
+    return scene
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A copy that later steps leave alone."""
+    return tensor.detach().cpu().numpy().copy()
+
+
+def below(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

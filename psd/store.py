@@ -37,7 +37,19 @@ from psd.archive import (
     read_preset,
     read_status,
 )
-from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned, to_json
+from psd.events import (
+    BestKept,
+    Checkpointed,
+    Event,
+    Failed,
+    Finished,
+    Meshed,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+    to_json,
+)
 from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, replace_file
 from psd.pictures import encode_views, write_films
 from psd.preset import Preset
@@ -74,7 +86,11 @@ class RunFolder:
             for part in ("public/previews", "public/exports", "checkpoints"):
                 (path / part).mkdir(parents=True)
         lock = Lock(path / "lock")
-        folder = cls(path, preset, Status("queued", total=preset.steps, prompt=preset.prompt, created=_iso(now)), lock)
+        status = Status(
+            "queued", total=preset.total_steps, prompt=preset.prompt, seed=preset.seed, method=preset.method,
+            created=_iso(now),
+        )  # fmt: skip
+        folder = cls(path, preset, status, lock)
         given = preset.model_dump(mode="json", exclude_unset=True)
         replace_file(path / "preset.yaml", _yaml(given).encode())
         replace_file(path / "preset.resolved.yaml", resolved.encode())
@@ -93,7 +109,7 @@ class RunFolder:
         folder = cls(path, preset or read_preset(path), status, lock)
         if preset:
             replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
-            folder.status = replace(status, total=preset.steps)
+            folder.status = replace(status, total=preset.total_steps)
         for name in ("events.jsonl", "metrics.jsonl"):
             if lost := cut_partial_line(path / name):
                 folder.log(f"{name} ended in the middle of a line: {lost} bytes taken off")
@@ -132,12 +148,16 @@ class RunFolder:
     def _follow(self, event: Event) -> None:
         """Keep status.json in step with the events."""
         self.status = replace(self.status, step=event.step, time_s=event.time_s)
+        if isinstance(event, Previewed):
+            self.status = replace(self.status, preview=event.file or "")
+        elif isinstance(event, BestKept):
+            self.status = replace(self.status, best_step=event.step, best_score=event.score)
         match event:
             case Started():
                 self.status = replace(self.status, total=event.total_steps)
                 self.set_state("running")
             case Finished():
-                self.set_state("finished" if event.reason == "completed" else "stopped")
+                self.set_state("stopped" if event.reason == "stopped" else "finished")
             case Failed():
                 self.set_state("failed", event.message)
             case Checkpointed():
@@ -187,7 +207,7 @@ class RunFolder:
         from psd.export import export
 
         assert event.mesh is not None
-        origin = provenance(self.path, event.step)
+        origin = provenance(self.path, event.step if event.scene_step is None else event.scene_step)
         exports = self.path / "public" / "exports"
         new = self.path / "exports.new"
         with explaining(exports):

@@ -1,136 +1,39 @@
 """Jobs: one thread a device takes presets from a queue, drives their events into run folders, and listens to its users.
 
-Knows neither models nor the algorithm: ``make_events(preset, control, resume)`` returns any iterator of events.  What
-consumers get are the stored events: arrays are dropped once they are in files, so a long run costs no memory.
+Knows neither models nor the algorithm (`psd.drive.MakeEvents`).  What consumers get are the stored events: arrays are
+dropped once they are in files, and the rest is kept as JSON lines, so a long run costs little memory.  ``owner`` is the
+secret of the browser or script that asks (`psd.shelf`): it may steer its own runs, and anybody may watch.
 """
 
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from psd.archive import ACTIVE, Status, latest_checkpoint
-from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed
+from psd import shelf
+from psd.archive import Run, Status, default_root, find_run, history, latest_checkpoint, list_runs, read_preset
+from psd.drive import Controls, MakeEvents, Screen, drive, light
+from psd.estimate import Pace, Pacer, measure, shape
+from psd.events import Checkpointed, Event, Finished, from_json, to_json
 from psd.files import StoreError
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 
-
-class Controls:
-    """The hand on the controls of one run (`psd.protocols.Control`), safe to use from any thread."""
-
-    def __init__(self, preset: Preset) -> None:
-        self._preset = preset
-        self._live: dict[str, Any] = {}
-        self._changing = threading.Lock()
-        self._stopping = threading.Event()
-        self._going = threading.Event()
-        self._going.set()
-
-    def live(self) -> Mapping[str, Any]:
-        return self._live  # replaced as a whole, never changed
-
-    def change(self, values: Mapping[str, Any]) -> None:
-        """Move live sliders; raises PresetError for a field that is not live or a value that is out of bounds."""
-        for name in values:
-            if name not in LIVE_FIELDS:
-                raise PresetError(f"{name} cannot change during a run; these can: {', '.join(LIVE_FIELDS)}")
-        with self._changing:
-            checked = self._preset.changed({**self._live, **values})
-            self._live = {name: getattr(checked, name) for name in {**self._live, **values}}
-
-    def stopping(self) -> bool:
-        return self._stopping.is_set()
-
-    def stop(self) -> None:
-        """Ask for the end: the run still exports what it has."""
-        self._stopping.set()
-        self._going.set()
-
-    @property
-    def paused(self) -> bool:
-        return not self._going.is_set()
-
-    def pause(self) -> None:
-        if not self.stopping():
-            self._going.clear()
-
-    def resume(self) -> None:
-        self._going.set()
-
-    def wait_while_paused(self) -> None:
-        self._going.wait()
+MOST_QUEUED = 50
+MOST_OVER = 20  # runs that are over and still have their events in memory
 
 
-LIVE_FIELDS = tuple(name for name, info in Preset.model_fields.items() if (info.json_schema_extra or {}).get("live"))  # type: ignore[union-attr]
+@dataclass(frozen=True)
+class Limits:
+    """Above either of them the oldest runs go; never one that is pinned or goes on."""
 
-MakeEvents = Callable[[Preset, Controls, Checkpointed | None], Iterator[Event]]
-
-
-def drive(
-    make_events: MakeEvents, folder: RunFolder, control: Controls, resume: Checkpointed | None = None
-) -> Iterator[Event]:
-    """Run to the end, yielding each event as stored.
-
-    An exception of the run or of the store becomes a Failed with a cure, its traceback in log.txt; whatever was
-    written before stays.  A pause holds the run between two events.  Only BaseExceptions such as KeyboardInterrupt
-    pass through.
-    """
-    step, time_s = (resume.step, resume.time_s) if resume else (0, 0.0)
-    try:
-        events = make_events(folder.preset, control, resume)
-        while (event := next(events, None)) is not None:
-            step, time_s = event.step, event.time_s
-            yield folder.write(event)
-            if control.paused:
-                folder.set_state("paused")
-                control.wait_while_paused()
-                folder.set_state("running")
-    except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a Failed that the user sees
-        yield _record_failure(folder, failure(error, step, time_s))
-    else:
-        if folder.status.state in ACTIVE:
-            message = "the run ended without saying why"
-            yield _record_failure(folder, Failed(step=step, time_s=time_s, message=message, cure="report this"))
-
-
-def failure(error: Exception, step: int, time_s: float) -> Failed:
-    """An exception in words."""
-    message, cure = str(error) or type(error).__name__, getattr(error, "cure", "")
-    if isinstance(error, StoreError):
-        message = message.removesuffix(f": {cure}")
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        message, cure = f"out of memory: {message}", "lower render_size, ray_samples, grid_size or candidates"
-    elif not cure and not isinstance(error, PresetError):
-        message, cure = f"{type(error).__name__}: {message}", "log.txt in the run folder has the details"
-    text = "".join(traceback.format_exception(error))
-    return Failed(step=step, time_s=time_s, message=message, cure=cure, traceback=text)
-
-
-def _record_failure(folder: RunFolder, event: Failed) -> Event:
-    """Store a failure; on a full disk the consumers at least hear of it."""
-    try:
-        return folder.write(event)
-    except StoreError as error:
-        return replace(event, message=f"{event.message} (and it could not be stored: {error})", traceback="")
-
-
-def light(event: Event) -> Event:
-    """The event without its arrays, which are in its file."""
-    match event:
-        case Previewed():
-            return replace(event, images={})
-        case Checkpointed():
-            return replace(event, tensors={}, values={})
-        case Meshed():
-            return replace(event, mesh=None, turntable=None)
-        case _:
-            return event
+    runs: int = 500
+    total_bytes: float = 20 * 2**30
 
 
 @dataclass(frozen=True)
@@ -143,6 +46,8 @@ class Job:
     status: Status
     events: int  # how many there are; `Worker.events_since` takes an index below it
     ahead: int  # jobs that go first; 0 when running or over
+    wait_s: float | None  # until it starts, from measured speeds; 0 when started, None where one is not known yet
+    left_s: float | None  # from its start, or from now on, to its mesh
     live: Mapping[str, Any]
 
 
@@ -151,106 +56,241 @@ class _Entry:
     folder: RunFolder
     control: Controls
     resume: Checkpointed | None
-    events: list[Event] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
+    pacer: Pacer = field(default_factory=Pacer)
 
 
 class Worker:
-    """One daemon thread for one device; jobs run first in, first out.  All methods may be called from any thread."""
+    """One daemon thread for one device; jobs run first in, first out.  All methods may be called from any thread.
 
-    def __init__(self, make_events: MakeEvents, root: Path | None = None) -> None:
-        self._make_events, self._root = make_events, root
+    ``admit`` refuses a preset by raising `PresetError` (a prompt filter); ``screen`` looks at previews before they are
+    stored (`psd.drive.Screen`).  Methods that steer raise `psd.shelf.NotYoursError` for a run of another owner.
+    """
+
+    def __init__(
+        self,
+        make_events: MakeEvents,
+        root: Path | None = None,
+        *,
+        limits: Limits | None = None,
+        admit: Callable[[Preset], None] | None = None,
+        screen: Screen | None = None,
+    ) -> None:
+        self._make_events, self._root = make_events, (root or default_root()).absolute()
+        self._limits, self._admit, self._screen = limits or Limits(), admit, screen
         self._entries: dict[str, _Entry] = {}
         self._queue: deque[str] = deque()
         self._changed = threading.Condition()
+        self._device = threading.Lock()  # held by whoever computes: a run, or a warm-up
+        self._paces: dict[Hashable, Pace] = {}
+        self._zips = TemporaryDirectory(prefix="psd-zip-")
         self._closing = False
+        shelf.make_room(self._root, self._limits.runs, self._limits.total_bytes)
         self._thread = threading.Thread(target=self._work, name="psd-worker", daemon=True)
         self._thread.start()
 
-    def submit(self, preset: Preset, resume: Path | None = None) -> str:
+    # ---- start
+
+    def submit(self, preset: Preset, resume: Path | None = None, owner: str = "") -> str:
         """Queue a run, or the rest of an earlier one from its newest checkpoint; returns the run's id at once.
 
-        Raises StoreError when the folder cannot be made or another process writes it.
+        Raises PresetError for a prompt that is not admitted, and StoreError when the queue or the disk is full, the
+        folder cannot be made, or another process writes it.
         """
-        folder = RunFolder.open(resume, preset) if resume else RunFolder.create(preset, self._root)
-        checkpoint = latest_checkpoint(resume) if resume else None
+        if self._closing:
+            raise RuntimeError("the worker has been shut down: make a new one")
+        if len(self._queue) >= MOST_QUEUED:
+            raise StoreError(f"{MOST_QUEUED} runs are waiting already", "try again when some of them are done")
+        if self._admit is not None:
+            self._admit(preset)
+        shelf.require_room(self._root)
+        if resume is None:
+            folder, checkpoint, lines = RunFolder.create(preset, self._root), None, []
+            shelf.claim(folder.path, owner)
+        else:
+            folder = RunFolder.open(resume, preset)
+            checkpoint = latest_checkpoint(resume)
+            earlier = self._entries.get(folder.id)  # whose consumers go on counting
+            lines = earlier.lines if earlier else [to_json(event) for event in history(resume, checkpoint)]
+        folder.set_state("queued")
         with self._changed:
-            if self._closing:
-                folder.close()
-                raise RuntimeError("the worker has been shut down: make a new one")
-            folder.set_state("queued")
-            self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint)
+            self._entries.pop(folder.id, None)
+            self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, lines)
             self._queue.append(folder.id)
             self._changed.notify_all()
         return folder.id
 
-    def stop(self, run_id: str) -> None:
+    def extend(self, run_id: str, steps: int = 0, owner: str = "") -> None:
+        """Go on with a run that is over or was interrupted, with ``steps`` more past its planned end.
+
+        The schedules of noise levels and learning rates stay at their last values there (``Preset.extra_steps``), so
+        on a CPU the result is that of a run which was planned as long.
+        """
+        folder = self.folder(run_id)
+        shelf.require_owner(folder, owner)
+        if (entry := self._entries.get(run_id)) and not entry.over.is_set():
+            raise PresetError("the run is still going: extend it when it is over")
+        preset = read_preset(folder)
+        preset = preset.changed({"extra_steps": preset.extra_steps + steps})
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint and checkpoint.step >= preset.total_steps and not steps:
+            raise PresetError(f"the run has done all of its {checkpoint.step} steps: say how many more")
+        self.submit(preset, resume=folder)
+
+    def estimate(self, preset: Preset) -> Pace | None:
+        """The pace of runs like ``preset``: known from an earlier one, else from a warm-up of a few seconds.
+
+        None while the device is busy with something else: call it in a thread, and again later.  Raises PresetError
+        for what cannot run.
+        """
+        if (known := self._paces.get(shape(preset))) or not self._device.acquire(blocking=False):
+            return known
+        try:
+            self._paces[shape(preset)] = pace = measure(self._make_events, preset)
+            return pace
+        finally:
+            self._device.release()
+
+    # ---- steer
+
+    def stop(self, run_id: str, owner: str = "") -> None:
         """End a run after its current step, keeping and exporting what it reached; a queued one leaves the queue."""
-        entry = self._entry(run_id)
-        entry.control.stop()
+        self._owned(run_id, owner)
         with self._changed:
-            if run_id in self._queue:
-                self._queue.remove(run_id)
-                end = Finished(step=entry.folder.status.step, reason="stopped")
-                for event in drive(lambda *_: iter([end]), entry.folder, entry.control):
-                    self._record(entry, event)
-                self._end(entry)
+            self._stop(run_id)
 
-    def pause(self, run_id: str) -> None:
+    def pause(self, run_id: str, owner: str = "") -> None:
         """Hold a run between two events; it keeps its memory and its place."""
-        self._entry(run_id).control.pause()
+        self._owned(run_id, owner).control.pause()
 
-    def resume(self, run_id: str) -> None:
-        self._entry(run_id).control.resume()
+    def resume(self, run_id: str, owner: str = "") -> None:
+        entry = self._owned(run_id, owner)
+        entry.pacer = Pacer()  # the pause was no work
+        entry.control.resume()
 
-    def change(self, run_id: str, values: Mapping[str, Any]) -> None:
+    def change(self, run_id: str, values: Mapping[str, Any], owner: str = "") -> None:
         """Move live sliders of a run (`Controls.change`); they hold from its next step on."""
-        self._entry(run_id).control.change(values)
+        self._owned(run_id, owner).control.change(values)
+
+    # ---- watch
 
     def events_since(self, run_id: str, index: int = 0) -> list[Event]:
         """Events from ``index`` on, without arrays; any number of consumers keep their own index."""
-        return self._entry(run_id).events[index:]
+        return [from_json(line) for line in self._entry(run_id).lines[index:]]
 
     def wait(self, run_id: str, index: int = 0, timeout_s: float | None = None) -> list[Event]:
         """`events_since`, but wait until there is one, the run is over, or the time is up."""
         entry = self._entry(run_id)
         with self._changed:
-            self._changed.wait_for(lambda: len(entry.events) > index or entry.over.is_set(), timeout_s)
-        return entry.events[index:]
+            self._changed.wait_for(lambda: len(entry.lines) > index or entry.over.is_set(), timeout_s)
+        return [from_json(line) for line in entry.lines[index:]]
 
     def snapshot(self, run_id: str) -> Job:
         entry = self._entry(run_id)
         with self._changed:
-            running = sum(not other.over.is_set() and key not in self._queue for key, other in self._entries.items())
-            ahead = running + self._queue.index(run_id) if run_id in self._queue else 0
+            first = [self._entries[key] for key in self._before(run_id)]
+            waits = [self._left_s(other) for other in first]
             folder = entry.folder
             return Job(
-                folder.id, folder.path, folder.preset, folder.status, len(entry.events), ahead, entry.control.live()
-            )
+                folder.id, folder.path, folder.preset, folder.status, len(entry.lines), len(first),
+                None if None in waits else sum(filter(None, waits), 0.0), self._left_s(entry), entry.control.live(),
+            )  # fmt: skip
 
     def jobs(self) -> list[Job]:
-        """All jobs of this worker, in the order of submission."""
-        return [self.snapshot(run_id) for run_id in list(self._entries)]
+        """The jobs of this worker that go on or ended lately, in the order of submission."""
+        with self._changed:
+            return [self.snapshot(run_id) for run_id in self._entries]
+
+    # ---- the shelf
+
+    def folder(self, run_id: str) -> Path:
+        """The folder of any run under the root; raises StoreError for an id that is none."""
+        return find_run(run_id, self._root)
+
+    def runs(self, owner: str = "") -> list[Run]:
+        """All runs under the root, newest first; with an ``owner`` only theirs."""
+        runs = list_runs(self._root)
+        return [run for run in runs if shelf.owned(run.folder, owner)] if owner else runs
+
+    def owns(self, run_id: str, owner: str) -> bool:
+        """Whether ``owner`` may steer the run."""
+        try:
+            shelf.require_owner(self.folder(run_id), owner)
+        except StoreError:
+            return False
+        return True
+
+    def pin(self, run_id: str, pinned: bool, owner: str = "") -> None:
+        """Keep a run whatever the limits say, or no longer."""
+        folder = self.folder(run_id)
+        shelf.require_owner(folder, owner)
+        shelf.pin(folder, pinned)
+
+    def delete(self, run_id: str, owner: str = "") -> None:
+        """Remove a run for good; raises StoreError while it goes on."""
+        folder = self.folder(run_id)
+        shelf.require_owner(folder, owner)
+        shelf.delete(folder)
+        with self._changed:
+            self._entries.pop(run_id, None)
+
+    def zip(self, run_id: str) -> Path:
+        """A run as one file (`psd.shelf.pack`), made anew; it goes with the worker."""
+        folder = self.folder(run_id)
+        return shelf.pack(folder, Path(self._zips.name) / f"{folder.name}.zip")
 
     def shutdown(self, timeout_s: float = 30.0) -> bool:
         """Stop everything, keeping results; False when the current step did not end in time."""
         with self._changed:
             self._closing = True
-            waiting = list(self._queue)
-        for run_id in waiting:
-            self.stop(run_id)
-        for entry in self._entries.values():
-            entry.control.stop()
-        with self._changed:
+            for run_id in list(self._queue):
+                self._stop(run_id)
+            for entry in self._entries.values():
+                entry.control.stop()
             self._changed.notify_all()
         self._thread.join(timeout_s)
+        self._zips.cleanup()
         return not self._thread.is_alive()
+
+    # ---- inside
 
     def _entry(self, run_id: str) -> _Entry:
         try:
             return self._entries[run_id]
         except KeyError:
             raise StoreError(f"no job {run_id[:80]!r} here", "choose one of the list of jobs") from None
+
+    def _owned(self, run_id: str, owner: str) -> _Entry:
+        entry = self._entry(run_id)
+        shelf.require_owner(entry.folder.path, owner)
+        return entry
+
+    def _before(self, run_id: str) -> list[str]:
+        """The jobs that go first, the running one included."""
+        if run_id not in self._queue:
+            return []
+        running = [key for key, other in self._entries.items() if not other.over.is_set() and key not in self._queue]
+        return running + list(self._queue)[: self._queue.index(run_id)]
+
+    def _left_s(self, entry: _Entry) -> float | None:
+        """Seconds of work to its mesh: by its own speed, else by that of an earlier run of its shape."""
+        if entry.over.is_set():
+            return 0.0
+        known = self._paces.get(shape(entry.folder.preset))
+        own = entry.pacer.pace
+        pace = Pace(own.step_s, known.end_s if known else 0.0) if own else known
+        return pace.left_s(entry.folder.preset, entry.folder.status.step) if pace else None
+
+    def _stop(self, run_id: str) -> None:
+        entry = self._entries[run_id]
+        entry.control.stop()
+        if run_id in self._queue:
+            self._queue.remove(run_id)
+            end = Finished(step=entry.folder.status.step, reason="stopped")
+            for event in drive(lambda *_: iter([end]), entry.folder, entry.control):
+                self._record(entry, event)
+            self._end(entry)
 
     def _work(self) -> None:
         while True:
@@ -259,18 +299,26 @@ class Worker:
                 if not self._queue:
                     return
                 entry = self._entries[self._queue.popleft()]
-            for event in drive(self._make_events, entry.folder, entry.control, entry.resume):
-                self._record(entry, event)
+            with self._device:
+                for event in drive(self._make_events, entry.folder, entry.control, entry.resume, self._screen):
+                    self._record(entry, event)
             entry.resume = None  # its tensors are not needed any more
             with self._changed:
                 self._end(entry)
+            shelf.make_room(self._root, self._limits.runs, self._limits.total_bytes, spare=[entry.folder.id])
 
     def _record(self, entry: _Entry, event: Event) -> None:
+        entry.pacer.add(event)
         with self._changed:
-            entry.events.append(light(event))
+            entry.lines.append(to_json(light(event)))
             self._changed.notify_all()
 
     def _end(self, entry: _Entry) -> None:
         entry.folder.close()
+        if (pace := entry.pacer.pace) and pace.end_s:
+            self._paces[shape(entry.folder.preset)] = pace
         entry.over.set()
+        over = [run_id for run_id, other in self._entries.items() if other.over.is_set()]
+        for run_id in over[:-MOST_OVER]:
+            del self._entries[run_id]  # its folder tells the rest
         self._changed.notify_all()

@@ -31,11 +31,11 @@ def fake_run(preset: Preset, control: Control, resume: Checkpointed | None = Non
     step = resume.step if resume else 0
     walk = resume.tensors["walk"] if resume else np.zeros(3, np.float32)
     yield Started(
-        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.steps, views=4,
+        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps, views=4,
         environment={"torch": "none"}, notes=("nothing chosen",), time_s=0.5 * step,
     )  # fmt: skip
     live: dict = {}
-    while step < preset.steps and not control.stopping():
+    while step < preset.total_steps and not control.stopping():
         if control.live() != live:
             live = dict(control.live())
             yield LiveChanged(step=step, values=live)
@@ -50,5 +50,5 @@ def fake_run(preset: Preset, control: Control, resume: Checkpointed | None = Non
             yield Checkpointed(step=step, tensors={"walk": walk}, values={"third": 1 / 3}, time_s=0.5 * step)
     yield Warned(step=step, message="this is a fake")
     yield Meshed(step=step, mesh=None, statistics={"faces": 0})
-    reason = "stopped" if step < preset.steps else "completed"
+    reason = "stopped" if step < preset.total_steps else "completed"
     yield Finished(step=step, reason=reason, scores={"tiny": float(walk[0])}, time_s=0.5 * step)

@@ -19,12 +19,13 @@ from psd import bench, doctor
 from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
 from psd.archive import latest_checkpoint, list_runs, read_preset, read_status, replay
 from psd.clock import Clock
+from psd.drive import Controls, MakeEvents
 from psd.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
-from psd.preset import MissingError, Preset, PresetError, available, parameter_table
+from psd.parameters import parameter_table
+from psd.preset import MissingError, Preset, PresetError, available
 from psd.progress import PLAIN_EVERY, Progress, duration
 from psd.scene import make_scene
 from psd.store import RunFolder
-from psd.worker import Controls, MakeEvents
 from tests.fake_run import fake_run
 from tests.toy import make_models, make_preset
 
@@ -160,22 +161,22 @@ def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixtu
     told = [event for event in replay(folder) if isinstance(event, Stepped)]
     assert told == [event for event in fake_run(read_preset(folder), Controls(Preset())) if isinstance(event, Stepped)]
     assert main(["resume", str(folder)], prepare=fake) == BAD_INPUT
-    assert "add some with --steps +N" in capsys.readouterr().err
+    assert "add some with --more N" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("steps", "total"), [("+3", 9), ("8", 8)])
-def test_resume_with_more_steps(root: Path, steps: str, total: int) -> None:
+def test_resume_with_more_steps(root: Path) -> None:
     main(["run", "x", "--steps", "6"], prepare=fake)
     folder = the_run(root)
-    assert main(["resume", str(folder), "--steps", steps], prepare=fake) == OK
-    assert read_preset(folder).steps == total and read_status(folder).step == total
+    for total in (9, 12):
+        assert main(["resume", str(folder), "--more", "3"], prepare=fake) == OK
+        assert read_preset(folder).total_steps == total == read_status(folder).step == read_status(folder).total
+    assert read_preset(folder).steps == 6, "the schedule stays"
 
 
-@pytest.mark.parametrize("steps", ["+x", "3", "+0"])
-def test_resume_with_wrong_steps(root: Path, steps: str) -> None:
+def test_resume_with_fewer_steps(root: Path) -> None:
     main(["run", "x", "--steps", "6"], prepare=fake)
-    assert main(["resume", str(the_run(root)), "--steps", steps], prepare=fake) == BAD_INPUT
-    assert read_preset(the_run(root)).steps == 6
+    assert main(["resume", str(the_run(root)), "--more", "-1"], prepare=fake) == BAD_INPUT
+    assert read_preset(the_run(root)).total_steps == 6
 
 
 def test_resume_of_a_run_that_is_being_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ JSON = st.recursive(
 )
 BY_TYPE: dict[str, st.SearchStrategy] = {
     "int": st.integers(0, 10**9),
+    "int | None": st.none() | st.integers(0, 10**9),
     "float": NUMBER,
     "str": TEXT,
     "str | None": st.none() | TEXT,

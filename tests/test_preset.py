@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psd.preset import PRESETS, Preset, PresetError, assignments, available, parameter_table, parse
+from psd.parameters import assignments, parameter_table
+from psd.preset import PRESETS, Preset, PresetError, available, parse
 
 FIELDS = Preset.model_fields
 NUMBERS = {name: field for name, field in FIELDS.items() if field.annotation in (int, float)}

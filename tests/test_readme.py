@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from psd.preset import Method, Preset, Reading, assignments, available, parameter_table
+from psd.parameters import assignments, parameter_table
+from psd.preset import Method, Preset, Reading, available
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 import psd.files
 import psd.store
 from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
+from psd.drive import light
 from psd.events import Checkpointed, Event, Failed, Finished, Previewed, Started, Stepped, Warned
 from psd.files import StoreError
 from psd.pictures import decode_views, encode_views, write_films
 from psd.preset import Preset
 from psd.protocols import NoControl
 from psd.store import RunFolder, slug
-from psd.worker import light
 from tests.fake_run import fake_run, views
 
 PRESET = Preset(prompt="a red mushroom", seed=3, steps=6)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from psd.archive import latest_checkpoint, read_status, replay
+from psd.drive import Controls, MakeEvents, drive, failure, light
 from psd.events import Checkpointed, Event, Failed, Finished, LiveChanged, Previewed, Started, Stepped
 from psd.files import StoreError
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
-from psd.worker import Controls, MakeEvents, Worker, drive, failure, light
+from psd.worker import Worker
 from tests.fake_run import fake_run
 
 PRESET = Preset(prompt="a red mushroom", steps=6)

@@ -1,0 +1,90 @@
+"""How long and how large: the pace of runs, measured, for the time before a start and in the queue.
+
+A pace holds for presets of one `shape`: everything that changes what a step costs, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from psd.drive import Controls, MakeEvents
+from psd.events import Event, Failed, Finished, Started, Stepped
+from psd.preset import Preset, PresetError
+
+WARM_UP_STEPS = 8
+LEAST_STEPS = 3  # of a live run, before its speed counts
+# What a user may change without changing the cost of a step.
+FREE = {
+    "prompt", "negative_prompt", "seed", "steps", "extra_steps", "early_stop", "export", "checkpoint_s",
+    *(name for name in Preset.model_fields if name.endswith("_lr") or name.startswith(("t_", "weight_", "blob_"))),
+    *(name for name, field in Preset.model_fields.items() if (field.json_schema_extra or {}).get("live")),  # type: ignore[union-attr]
+} - {"rewards"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pace:
+    """``step_s`` is the mean, previews and updates included; ``end_s`` is the mesh and what goes with it."""
+
+    step_s: float
+    end_s: float
+    memory_bytes: float = 0.0  # the most that was held; 0: not measured
+
+    def left_s(self, preset: Preset, done: int = 0) -> float:
+        """Seconds from step ``done`` to the exported mesh."""
+        return (preset.total_steps - done) * self.step_s + self.end_s
+
+
+def shape(preset: Preset) -> Hashable:
+    values = {name: value for name, value in preset.model_dump().items() if name not in FREE}
+    return repr({**values, "rewards": sorted(preset.rewards)})
+
+
+class Pacer:
+    """Folds a run's events into its pace."""
+
+    def __init__(self) -> None:
+        self._first: Event | None = None
+        self._last: Event | None = None
+        self._end_s, self._memory = 0.0, 0.0
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._first = event
+            case Stepped():
+                self._last = event
+                self._memory = max(self._memory, event.metrics.get("memory/peak_bytes", 0.0))
+            case Finished() if self._last:
+                self._end_s = event.time_s - self._last.time_s
+
+    @property
+    def pace(self) -> Pace | None:
+        """None until `LEAST_STEPS` steps are known."""
+        if self._first is None or self._last is None or self._last.step - self._first.step < LEAST_STEPS:
+            return None
+        seconds = self._last.time_s - self._first.time_s
+        return Pace(seconds / (self._last.step - self._first.step), self._end_s, self._memory)
+
+
+def measure(make_events: MakeEvents, preset: Preset) -> Pace:
+    """The pace of ``preset`` from a warm-up of its own: `WARM_UP_STEPS` steps and the mesh, nothing written.
+
+    Costs about as many steps.  Previews and updates of the negative come as often as in the run, as far as so few steps
+    allow: at least once, hence a little too dear.  Raises what the run would, `PresetError` for its failure.
+    """
+    warm_up = preset.changed(
+        {
+            "steps": WARM_UP_STEPS, "extra_steps": 0, "early_stop": "off", "negative_t_max": 1.0,
+            "preview_every": min(preset.preview_every, WARM_UP_STEPS),
+            "negative_every": min(preset.negative_every, WARM_UP_STEPS),
+        }
+    )  # fmt: skip
+    pacer = Pacer()
+    for event in make_events(warm_up, Controls(warm_up), None):
+        pacer.add(event)
+        if isinstance(event, Failed):
+            raise PresetError(f"{event.message}: {event.cure}")
+    pace = pacer.pace
+    assert pace is not None
+    return pace

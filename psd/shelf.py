@@ -1,0 +1,152 @@
+"""The shelf of runs: who may steer one, which are kept, what goes when there is too much, and a run as one file.
+
+An owner is a secret that a browser or a script keeps; a run's folder holds its SHA-256 only (``owner``).  A run without
+one, made on the command line, obeys everybody who can open the page.  ``pinned`` is an empty file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from psd.archive import ACTIVE, Run, list_runs, read_status
+from psd.files import Lock, StoreError, explaining, replace_file
+
+LEAST_FREE_BYTES = 200 * 2**20  # on the disk of the runs, to start another
+PACKED = ("preset.yaml", "preset.resolved.yaml", "environment.json", "events.jsonl", "metrics.jsonl")  # and public/
+DELETED = ".deleted-"
+
+
+class NotYoursError(StoreError):
+    """The run belongs to somebody else."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"the run {run_id} belongs to another browser", "watch it, or duplicate it: the copy is yours to steer"
+        )
+
+
+def new_owner() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def claim(folder: Path, owner: str) -> None:
+    """Write down whose run this is; an empty owner leaves it to everybody."""
+    if owner:
+        replace_file(folder / "owner", _hashed(owner).encode())
+
+
+def owned(folder: Path, owner: str) -> bool:
+    """Whether the holder of ``owner`` started this run."""
+    path = folder / "owner"
+    if not owner or not path.is_file():
+        return False
+    with explaining(path):
+        return hmac.compare_digest(path.read_bytes(), _hashed(owner).encode())
+
+
+def require_owner(folder: Path, owner: str) -> None:
+    """Raises NotYoursError unless the run is the holder's, or nobody's."""
+    if (folder / "owner").is_file() and not owned(folder, owner):
+        raise NotYoursError(folder.name)
+
+
+def pin(folder: Path, pinned: bool) -> None:
+    """A pinned run is never deleted to make room."""
+    with explaining(folder):
+        (folder / "pinned").touch() if pinned else (folder / "pinned").unlink(missing_ok=True)
+
+
+def delete(folder: Path) -> None:
+    """Remove a run for good; raises StoreError while it is queued, running or paused.
+
+    The folder leaves the list at once, under another name, and then the disk.
+    """
+    if read_status(folder).state in ACTIVE:
+        raise StoreError(f"{folder.name} is still going", "stop it first")
+    lock = Lock(folder / "lock")  # nobody may resume it now
+    gone = folder.with_name(DELETED + folder.name)
+    try:
+        with explaining(folder):
+            os.replace(folder, gone)
+            shutil.rmtree(gone)
+    finally:
+        lock.release()
+
+
+def size_bytes(folder: Path) -> int:
+    """What a run takes on the disk, as far as it can be read: files may go meanwhile."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(where, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def make_room(root: Path, most_runs: int, most_bytes: float, spare: Iterable[str] = ()) -> list[str]:
+    """Delete the oldest runs until at most so many and so much are left; returns their ids.
+
+    Runs that are pinned, that go on, or that ``spare`` names stay, whatever they take.  What an interrupted deletion
+    left behind goes first.
+    """
+    if root.is_dir():
+        for left in root.glob(f"{DELETED}*"):
+            shutil.rmtree(left, ignore_errors=True)  # in use on Windows, say: next time
+    spared = set(spare)
+    runs = list_runs(root)
+    sizes = {run.id: size_bytes(run.folder) for run in runs}
+    count, total = len(runs), sum(sizes.values())
+    gone: list[str] = []
+    for run in reversed(runs):
+        if count <= most_runs and total <= most_bytes:
+            break
+        if not _may_go(run, spared):
+            continue
+        try:
+            delete(run.folder)
+        except StoreError:
+            continue  # somebody has just resumed it
+        count, total = count - 1, total - sizes[run.id]
+        gone.append(run.id)
+    return gone
+
+
+def require_room(root: Path) -> None:
+    """Raises StoreError when the disk is about to be full: better before a run than in its middle."""
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < LEAST_FREE_BYTES:
+        raise StoreError(
+            f"the disk is full: {free / 2**20:.0f} MiB free at {root}, a run needs {LEAST_FREE_BYTES / 2**20:.0f}",
+            "delete runs, or point PSD_RUNS at another disk",
+        )
+
+
+def pack(folder: Path, path: Path) -> Path:
+    """A run as one zip: preset, events, pictures and meshes; no checkpoint, no log, no owner.
+
+    Whoever may watch a run may have it.
+    """
+    files = [folder / name for name in PACKED] + sorted((folder / "public").rglob("*"))
+    with explaining(path), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for file in files:
+            if file.is_file() and not file.name.startswith("."):
+                archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
+    return path
+
+
+def _may_go(run: Run, spared: set[str]) -> bool:
+    return run.id not in spared and run.status.state not in (*ACTIVE, "unreadable") and not run.pinned
+
+
+def _hashed(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()
