@@ -83,7 +83,7 @@ def test_known_words_in_no_known_order_are_refused(text):
 def test_training_never_meets_a_held_out_caption():
     chosen = lists.sample_training_captions(4000, seed=3)
     assert not any(grammar.is_held_out(caption) for caption in chosen)
-    singles = {(caption.kind, caption.meaning.colour) for caption in chosen}
+    singles = {(caption.kind, caption.main_colour) for caption in chosen}
     singles |= {(caption.other_kind, caption.other_colour) for caption in chosen if caption.relation}
     assert ("sphere", "yellow") not in singles  # held out alone, so not in a pair either
     assert grammar.is_held_out(Caption("sphere", "yellow", "tiny"))
@@ -132,6 +132,13 @@ def test_near_misses_of_trained_captions_are_trained():
         assert not any(grammar.is_held_out(miss) for miss in grammar.near_misses(caption, 15, 0))
 
 
+def test_side_by_side_has_no_order_but_on_top_has_one():
+    beside, above = parse("a red cube next to a blue cone"), parse("a red cube on top of a blue cone")
+    assert beside.meaning == parse("a blue cone next to a red cube").meaning
+    assert beside.meaning != parse("a blue cube next to a red cone").meaning
+    assert above.meaning != above.mirrored.meaning == parse("a blue cone on top of a red cube").meaning
+
+
 def test_random_captions_differ_in_meaning():
     drawn = grammar.random_captions(2500, 0)  # most of the singles, "a snowman" and "a white snowman" among them
     assert len({caption.meaning for caption in drawn}) == 2500
@@ -146,6 +153,7 @@ def test_the_committed_lists_are_held_out_disjoint_and_remade_identically(tmp_pa
         chosen = [parse(text) for text in lists.load_list(name)]
         assert Counter(caption.group for caption in chosen) == {"primitive": primitives, "pair": pairs, "thing": things}
         assert all(grammar.is_held_out(caption) for caption in chosen)
+        assert all(grammar.is_held_out(caption.mirrored) for caption in chosen if caption.relation)
         assert seen.isdisjoint(caption.meaning for caption in chosen)
         seen |= {caption.meaning for caption in chosen}
     assert len(lists.load_list("evaluation")) >= 200 and len(lists.load_list("test24")) == 24
@@ -404,7 +412,7 @@ def test_objects_stand_out_from_their_backgrounds():
     chosen = lists.sample_training_captions(40, seed=5)
     views = ground_truth(chosen, cameras_for(40), 8, generator=seeded(6))
     for caption, background in zip(chosen, views.background):
-        colour = torch.tensor(grammar.COLOURS[caption.meaning.colour or "red"])
+        colour = torch.tensor(grammar.COLOURS[caption.main_colour or "red"])
         assert (colour - background).norm() > 0.2, caption.text
 
 

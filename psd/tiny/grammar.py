@@ -130,9 +130,27 @@ class Caption:
         )
 
     @property
+    def main_colour(self) -> str | None:
+        """The colour word, or the one that goes without saying."""
+        return self.colour or NOUNS[self.kind].natural
+
+    @property
+    def mirrored(self) -> Caption:
+        """The same two parts told in the other order, each with its colour; pairs only."""
+        assert self.other_kind is not None
+        return replace(
+            self, kind=self.other_kind, colour=self.other_colour, other_kind=self.kind, other_colour=self.colour
+        )
+
+    @property
     def meaning(self) -> Caption:
-        """Equal for captions that mean the same picture: "a snowman" and "a white snowman"."""
-        return replace(self, colour=self.colour or NOUNS[self.kind].natural)
+        """Equal for captions that mean the same picture: "a snowman" and "a white snowman".
+
+        Seen from behind, "a cube next to a cone" is "a cone next to a cube", and who is shown a picture without its
+        camera cannot tell them apart: they mean the same.
+        """
+        caption = replace(self, colour=self.main_colour)
+        return min(caption, caption.mirrored, key=str) if self.relation == "next to" else caption
 
     @property
     def is_valid(self) -> bool:
@@ -227,7 +245,7 @@ def is_held_out(caption: Caption) -> bool:
     colour and kind never meet, whatever the modifier, in pairs neither.  Of the other pairs, those whose text has a
     SHA-256 divisible by 10 are held out too.
     """
-    if _combination_held_out(caption.kind, caption.meaning.colour):
+    if _combination_held_out(caption.kind, caption.main_colour):
         return True
     if not caption.relation:
         return False

@@ -54,7 +54,7 @@ def build(caption: Caption, generator: torch.Generator | None, *, canonical: boo
     Proportions vary with ``generator``; ``canonical=True`` (or no generator) gives the one reference object.
     """
     draw = Draw(None if canonical else generator)
-    main = COLOURS[caption.meaning.colour or "white"]
+    main = COLOURS[caption.main_colour or "white"]
     parts = _fit(_stack(BUILDERS[caption.kind](main, draw), main, striped=caption.modifier == "striped"), 1.0)
     if caption.relation:
         other_main = COLOURS[str(caption.other_colour)]
