@@ -6,6 +6,26 @@ import os
 import sys
 from pathlib import Path
 
+from psd.preset import Preset
+
+SMALLER = {
+    "render_size": 16,
+    "ray_samples": 8,
+    "groups": 1,
+    "candidates": 2,
+}  # halved when memory is short, down to this
+
+
+def smaller(preset: Preset) -> Preset:
+    """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is."""
+    halves = {name: max(least, getattr(preset, name) // 2) for name, least in SMALLER.items()}
+    return preset.changed({name: min(half, getattr(preset, name)) for name, half in halves.items()})
+
+
+def in_words(preset: Preset) -> str:
+    """``render_size 32, ray_samples 24, groups 1, candidates 2``"""
+    return ", ".join(f"{name} {getattr(preset, name)}" for name in SMALLER)
+
 
 def resident_bytes() -> int:
     """Memory of this process; 0 where the system has no /proc to ask."""

@@ -118,7 +118,7 @@ def _plateau(monitor: Monitor) -> tuple[Monitor, list[Alarm]]:
     gain = median(monitor.judges[-quarter:]) - median(monitor.judges[-2 * quarter : -quarter])
     error = MEDIAN_ERROR * noise(monitor.judges) * (2 / quarter) ** 0.5
     enough = PLATEAU_SPANS * span(monitor.judges)
-    if gain > enough:
+    if gain > 2 * enough:
         return replace(monitor, told=_without("plateau", monitor.told)), []
     if gain + PLATEAU_ERRORS * error > enough or "plateau" in monitor.told:
         return monitor, []

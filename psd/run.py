@@ -59,8 +59,8 @@ def run(
     Started; per step Stepped, now and then Previewed, BestKept, Alarmed, NegativeUpdated, Checkpointed, LiveChanged; at
     the end, and after a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same
     events (times and memory apart), and ``resume`` goes on bit for bit.  A non-finite value ends the run with Failed,
-    after a Checkpointed of the last good state.  `PresetError` comes before Started, on the first ``next``.  ``clock``
-    measures (a GPU: honestly, if it synchronises).
+    after a Checkpointed of the last good state; out of memory it goes on smaller (`psd.memory.smaller`), once.
+    `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU: honestly, if it synchronises).
     """
     methods.check(preset, models)
     state = State.create(preset, models)
@@ -69,6 +69,8 @@ def run(
     embedding = models.prior.embed(preset.prompt).detach().float()
     control, clock = control or NoControl(), clock or Clock()
     refused: dict = {}  # live values that were no good: said once
+    if state.smaller:
+        preset = memory.smaller(preset)
     live = preset.changed(state.live)
     begun = saved = time.monotonic()
     earlier = resume.time_s if resume is not None else 0.0
@@ -103,12 +105,27 @@ def run(
         clock.restart()
         draws = state.generator.get_state()
         t = draw_timestep(live, models, state)
+        done = None
         try:
-            metrics, negative = optimise(live, models, state, embedding, t, clock)
+            done = optimise(live, models, state, embedding, t, clock)
         except score.NonFiniteError as error:
             yield now(state.checkpoint(draws))
             yield now(failed(error, state.step, t))
             return
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        if done is None:  # out of memory, and out of the exception, whose frames hold the step's tensors
+            state.generator.set_state(draws)
+            if state.smaller:
+                yield now(state.checkpoint())
+                yield now(too_large(preset, state.step))
+                return
+            state.smaller, preset = True, memory.smaller(preset)
+            live = preset.changed(state.live)
+            yield now(Warned(step=state.step, message=f"Out of memory: going on with {memory.in_words(preset)}."))
+            continue
+        metrics, negative = done
         state.step += 1
         metrics |= clock.lap()
 
@@ -304,6 +321,15 @@ def failed(error: score.NonFiniteError, step: int, t: int) -> Failed:
         step=step,
         message=f"step {step + 1}, t = {t}: {error}",
         cure="lower guidance_scale, the weights or the learning rates; the checkpoint holds the last good state",
+    )
+
+
+def too_large(preset: Preset, step: int) -> Failed:
+    return Failed(
+        step=step,
+        message=f"out of memory at step {step + 1}, even with {memory.in_words(preset)}",
+        cure="free memory, or lower render_size, ray_samples, groups, candidates or grid_size; the checkpoint holds the"
+        " last good state",
     )
 
 

@@ -43,6 +43,7 @@ class State:
     live: dict[str, Any] = field(default_factory=dict)  # overrides of live fields, as last set
     monitor: Monitor = Monitor()
     best: Best | None = None
+    smaller: bool = False  # memory was short once (`psd.memory.smaller`)
 
     @classmethod
     def create(cls, preset: Preset, models: Models) -> State:
@@ -73,7 +74,7 @@ class State:
         tensors["generator"] = self.generator.get_state() if generator_state is None else generator_state
         arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         values = {"version": VERSION, "step": self.step, "live": dict(self.live), "gap_scale": self.gap_scale.state()}
-        values["monitor"] = self.monitor.to_json()
+        values |= {"monitor": self.monitor.to_json(), "smaller": self.smaller}
         if self.best is not None:
             arrays |= {f"best/{name}": array for name, array in self.best.scene.items()}
             values["best"] = {"step": self.best.step, "score": self.best.score}
@@ -100,7 +101,7 @@ class State:
         self.gap_scale.load_state(values["gap_scale"])
         self.generator.set_state(tensors["generator"])
         self.step, self.live = values["step"], dict(values["live"])
-        self.monitor = Monitor.from_json(values["monitor"])
+        self.monitor, self.smaller = Monitor.from_json(values["monitor"]), values["smaller"]
         if "best" in values:
             self.best = Best(**values["best"], scene=below("best/", checkpoint.tensors))
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import BlackBox, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
+from toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
 
 from psd.clock import Clock
 from psd.events import (
+    Alarmed,
+    BestKept,
     Checkpointed,
     Event,
     Failed,
@@ -28,6 +30,7 @@ from psd.events import (
 from psd.methods import METHODS, sds
 from psd.preset import PresetError
 from psd.preview import image_statistics
+from psd.protocols import Models
 from psd.run import draw_background, run
 
 
@@ -408,3 +411,124 @@ def test_clock_charges_the_outermost_part() -> None:
     with clock.part("unet"):
         pass
     assert clock.lap() == {"time/negative": 1.0, "time/unet": 4.0, "time/other": 5.0, "time/step": 10.0}
+
+
+# ----------------------------------------------------------------------------------------- best, early stop, extension
+
+
+def moody_judge(turn: int):
+    """Likes the previews better and better until the one numbered ``turn``, then less and less."""
+
+    class Moody:
+        name, scale, differentiable, count = "moody", 1.0, False, 0
+
+        def __call__(self, images, prompt):
+            self.count += 1
+            return images.new_full(images.shape[:2], float(turn - abs(self.count - turn)))
+
+    return Moody()
+
+
+def judged_by(judge) -> Models:
+    return replace(make_models(), judges={"moody": judge})
+
+
+JUDGED = {"judges": ["moody"], "preview_every": 1}
+
+
+def test_the_best_scene_is_kept_and_exported(with_mesh: None) -> None:
+    events = list(run(make_preset(export="best", **JUDGED), judged_by(moody_judge(4))))
+    kept = [event for event in events if isinstance(event, BestKept)]
+    assert [event.step for event in kept] == [1, 2, 3] and kept[-1].judge == "moody"  # the fourth look is at step 3
+    meshed = next(event for event in events if isinstance(event, Meshed))
+    short = list(run(make_preset(preview_every=1), make_models(), control=Hand(3)))
+    until_3 = next(event for event in short if isinstance(event, Meshed))
+    assert (
+        meshed.scene_step == 3 and until_3.scene_step is None and meshed.mesh is not None and until_3.mesh is not None
+    )
+    assert np.array_equal(meshed.mesh.vertices, until_3.mesh.vertices)
+
+
+def test_the_best_survives_stop_and_resume() -> None:
+    preset = make_preset(export="best", **JUDGED)
+    whole = list(run(preset, judged_by(moody_judge(4))))
+    first = list(run(preset, judged_by(moody_judge(4)), control=Hand(5)))
+    later = moody_judge(4)
+    later.count = 6  # looks at 0 to 5
+    rest = list(run(preset, judged_by(later), resume=last_checkpoint(first)))
+    assert essence(last_checkpoint(rest)) == essence(last_checkpoint(whole))
+    assert not any(isinstance(event, BestKept) for event in rest)
+
+
+def test_without_a_judged_preview_the_last_scene_is_meshed_and_that_is_said(with_mesh: None) -> None:
+    events = list(run(make_preset(steps=2, preview_every=9, export="best", judges=["judge"]), make_models()))
+    assert any(isinstance(event, Warned) and "last scene" in event.message for event in events)
+    assert next(event for event in events if isinstance(event, Meshed)).scene_step is None
+
+
+@pytest.mark.parametrize(
+    ("early_stop", "reason"), [("plateau", "stopped early"), ("both", "stopped early"), ("off", "completed")]
+)
+def test_early_stop_ends_what_no_longer_rises(early_stop: str, reason: str) -> None:
+    judge = replace(make_models(), judges={"flat": ConstantReward()})
+    preset = make_preset(steps=30, preview_every=1, early_stop=early_stop, judges=["flat"], method="sds")
+    events = list(run(preset, judge))
+    alarms = [event for event in events if isinstance(event, Alarmed)]
+    assert [event.kind for event in alarms] == ["plateau"] and isinstance(events[-1], Finished)
+    assert events[-1].reason == reason and (events[-1].step == alarms[0].step) == (early_stop != "off")
+
+
+def test_an_extended_run_is_the_run_that_was_planned_as_long() -> None:
+    whole = list(run(make_preset(extra_steps=6), make_models()))
+    first = list(run(make_preset(), make_models()))
+    rest = list(run(make_preset(extra_steps=6), make_models(), resume=last_checkpoint(first)))
+    assert essence(last_checkpoint(rest)) == essence(last_checkpoint(whole))
+    assert list(map(essence, steps_of(rest))) == list(map(essence, steps_of(whole)[6:]))
+    plain = steps_of(list(run(make_preset(steps=12), make_models())))
+    assert list(map(essence, steps_of(whole)[:6])) != list(map(essence, plain[:6])), "12 steps anneal more slowly"
+
+
+# ---------------------------------------------------------------------------------------------------- out of memory
+
+
+class Hungry(ToyPrior):
+    """After some calls has memory for ``largest`` rows in a call, and says otherwise what torch says."""
+
+    def __init__(self, largest: int, after: int) -> None:
+        super().__init__()
+        self.largest, self.left = largest, after
+
+    def predict_noise(self, z_t, *args):
+        self.left -= 1
+        if self.left < 0 and len(z_t) > self.largest:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return super().predict_noise(z_t, *args)
+
+
+def test_out_of_memory_goes_on_smaller_from_the_last_step_once() -> None:
+    preset = make_preset(groups=2, negative=False)
+    events = list(run(preset, make_models(prior=Hungry(3, after=4))))
+    warned = [event for event in events if isinstance(event, Warned)]
+    assert len(warned) == 1 and "Out of memory" in warned[0].message and "groups 1" in warned[0].message
+    assert [event.step for event in steps_of(events)] == [1, 2, 3, 4, 5, 6] and 0 < warned[0].step < 6
+    assert isinstance(events[-1], Finished) and events[-1].reason == "completed"
+    saved = last_checkpoint(list(run(preset, make_models(prior=Hungry(3, after=4)), control=Hand(5))))
+    rest = list(run(preset, make_models(prior=Hungry(3, after=0)), resume=saved))
+    assert not any(isinstance(event, Warned) for event in rest), "a resumed run remembers that it is smaller"
+    assert essence(last_checkpoint(rest)) == essence(last_checkpoint(events))
+
+
+def test_out_of_memory_twice_says_what_was_tried_and_keeps_the_last_good_state() -> None:
+    events = list(run(make_preset(groups=2, negative=False), make_models(prior=Hungry(0, after=4))))
+    failure, saved = events[-1], events[-2]
+    assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step > 0
+    assert "even with render_size" in failure.message and "grid_size" in failure.cure
+
+
+def test_other_runtime_errors_are_no_lack_of_memory() -> None:
+    class Broken(ToyPrior):
+        def predict_noise(self, *args):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(run(make_preset(), make_models(prior=Broken())))
