@@ -143,8 +143,11 @@ def changes_since(folder: Path | str, step: int) -> list[tuple[int, Mapping[str,
 
 
 def history(folder: Path | str, checkpoint: Checkpointed | None) -> list[Event]:
-    """What a resumed run has told before ``checkpoint``, without arrays."""
-    return [event for event in _told(folder)[0] if checkpoint and event.step <= checkpoint.step]
+    """What a resumed run has told before ``checkpoint``, without arrays and without what it will tell again."""
+    if checkpoint is None:
+        return []
+    told = (event for event in _told(folder)[0] if event.step <= checkpoint.step)
+    return [event for event in told if event.step < checkpoint.step or not isinstance(event, LiveChanged)]
 
 
 def latest_checkpoint(folder: Path | str) -> Checkpointed | None:

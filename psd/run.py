@@ -60,7 +60,7 @@ def run(
     the end, and after a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same
     events (times and memory apart), and ``resume`` goes on bit for bit.  A non-finite value ends the run with Failed,
     after a Checkpointed of the last good state; out of memory it goes on smaller (`psd.memory.smaller`), once.
-    `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU: honestly, if it synchronises).
+    `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU honestly, if it synchronises).
     """
     methods.check(preset, models)
     state = State.create(preset, models)

@@ -75,7 +75,7 @@ def delete(folder: Path) -> None:
     try:
         with explaining(folder):
             os.replace(folder, gone)
-            shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # `make_room` may be clearing it as well, and tries again later
     finally:
         lock.release()
 

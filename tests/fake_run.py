@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from psd.events import (
+    BestKept,
     Checkpointed,
     Event,
     Finished,
@@ -46,6 +47,8 @@ def fake_run(preset: Preset, control: Control, resume: Checkpointed | None = Non
         if step % 2 == 0:
             images = {"rgb": views(step), "normal": 255 - views(step)}
             yield Previewed(step=step, images=images, rewards={"tiny": [0.1, 0.2, 0.3, 0.4]}, time_s=0.5 * step)
+            if step == 4:
+                yield BestKept(step=step, judge="tiny", score=4.0, time_s=0.5 * step)
             yield NegativeUpdated(step=step, tokens=("low", "quality"), drift=(0.1, 0.2), nearest=("low", "bad"))
             yield Checkpointed(step=step, tensors={"walk": walk}, values={"third": 1 / 3}, time_s=0.5 * step)
     yield Warned(step=step, message="this is a fake")
