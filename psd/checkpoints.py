@@ -177,17 +177,20 @@ class ImageRewardNetwork(nn.Module):
         self.vision_proj, self.text_proj = blip.vision_proj, blip.text_proj  # of the checkpoint; the score has no use
         self.head = score_head(head)
 
-    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores of images ``n 3 h w``, normalised as CLIP's, under one tokenised prompt ``1 l`` each."""
-        seen = self.vision_model(pixel_values=pixels).last_hidden_state
-        read = self.text_encoder(
-            input_ids=ids.expand(len(pixels), -1),
-            attention_mask=mask.expand(len(pixels), -1),
+    def see(self, pixels: Tensor) -> Tensor:
+        """What the image tower makes of images ``n 3 h w``, normalised as CLIP's: ``n p d``."""
+        return self.vision_model(pixel_values=pixels).last_hidden_state
+
+    def read(self, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scores ``n`` of seen images under one tokenised prompt ``1 l``."""
+        states = self.text_encoder(
+            input_ids=ids.expand(len(seen), -1),
+            attention_mask=mask.expand(len(seen), -1),
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
             is_decoder=False,
         ).last_hidden_state
-        return (self.head(read[:, 0])[:, 0] - self.MEAN) / self.DEVIATION
+        return (self.head(states[:, 0])[:, 0] - self.MEAN) / self.DEVIATION
 
 
 def score_head(state: State) -> nn.Sequential:

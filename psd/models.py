@@ -1,46 +1,56 @@
-"""`load_models`: the one place that chooses device and backend, loads, caches and explains."""
+"""`load_models`: the one place that chooses device, precision and backend, loads, caches and explains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from psd.preset import PRESETS, MissingError, Preset
+from psd import components, hub
+from psd.preset import MissingError, Preset
 from psd.prior import DiffusersPrior
 from psd.protocols import Models, Reward
-from psd.rewards import BlackBoxReward, ClipReward, CriticReward, load_reward
+from psd.rewards import BlackBoxReward, ImageTextReward, load_reward
 from psd.scene import make_scene
 
-ROOT = PRESETS.parent
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_models(preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str], Tensor]] | None = None) -> Models:
+def load_models(
+    preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str], Tensor]] | None = None, say: hub.Say | None = None
+) -> Models:
     """Everything that ``preset`` names, loaded once a process and shared (all networks are frozen).
 
-    ``black_boxes`` adds rewards that are plain callables; the preset weighs them by name in ``rewards``.
+    ``black_boxes`` adds rewards that are plain callables; the preset weighs them by name in ``rewards``.  ``say`` hears
+    of downloads before they begin (without it stderr does).
     Raises `PresetError` for words that the prior never learned, `MissingError` for models that are not there.
     """
     if preset.threads:
         torch.set_num_threads(preset.threads)
     device, why = choose_device(preset.device)
-    prior = load_prior(preset.prior, device)
+    dtype = choose_precision(preset.precision, device)
+    prior = load_prior(
+        preset.prior, device, dtype, loras=tuple(preset.loras.items()), decoder=preset.reward_decoder,
+        batch=preset.network_batch, compiled=preset.compile, say=say,
+    )  # fmt: skip
     for prompt in (preset.prompt, preset.negative_prompt):
         prior.embed(prompt)  # unknown words are refused here, before anything is made
     callables = black_boxes or {}
 
     def find(name: str) -> Reward:
-        return BlackBoxReward(name, callables[name]) if name in callables else load_judge(name, device)
+        if name in callables:
+            return BlackBoxReward(name, callables[name])
+        return load_judge(name, device, dtype, batch=preset.network_batch, say=say)
 
+    threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,
         rewards={name: find(name) for name in preset.rewards},
         judges={name: find(name) for name in preset.judges},
         scene=lambda chosen: make_scene(chosen, device),
-        notes=(why, f"{torch.get_num_threads()} CPU threads", f"prior {preset.prior} in {prior.dtype}"),
+        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *hub.licences(preset)),
     )
 
 
@@ -57,25 +67,37 @@ def choose_device(wish: str) -> tuple[torch.device, str]:
     return torch.device(name), f"device {name}: the fastest found"
 
 
-def resolve(source: str) -> str:
-    """A path of the repository for what ships in it, any other folder or hub id as it is; a missing folder raises."""
-    shipped = ROOT / source
-    if shipped.is_dir():
-        return str(shipped)
-    if source.startswith(("assets/", "/", "./", "../")) and not Path(source).is_dir():
-        raise MissingError(f"no model at {source!r}: `python -m psd doctor` lists what is here")
-    return source
+def choose_precision(wish: str, device: torch.device) -> torch.dtype:
+    """Of the networks: half on a GPU, single elsewhere, unless the preset says which."""
+    if wish == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return PRECISIONS[wish]
 
 
 @lru_cache(maxsize=2)
-def load_prior(source: str, device: torch.device) -> DiffusersPrior:
-    return DiffusersPrior(
-        resolve(source), device=device, dtype=torch.float32 if device.type == "cpu" else torch.float16
-    )
+def load_prior(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    loras: tuple[tuple[str, float], ...] = (),
+    decoder: str = "",
+    batch: int = 0,
+    compiled: bool = False,
+    say: hub.Say | None = None,
+) -> DiffusersPrior:
+    found = components.load(source, dtype, loras=dict(loras), say=say)
+    small = components.small_decoder(decoder, dtype, say) if decoder else None
+    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, compiled=compiled)
 
 
 @lru_cache(maxsize=8)
-def load_judge(source: str, device: torch.device) -> ClipReward | CriticReward:
-    reward = load_reward(resolve(source), device=device, dtype=torch.float32 if device.type == "cpu" else torch.float16)
-    reward.name = source
-    return reward
+def load_judge(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    batch: int = 0,
+    say: hub.Say | None = None,
+) -> ImageTextReward:
+    return load_reward(source, device=device, dtype=dtype, batch=batch, say=say)

@@ -80,6 +80,20 @@ class Preset(BaseModel):
     judges: list[str] = setting(
         ["assets/selector"], "Rewards that are only watched; the first is the selector judge.", group="models"
     )
+    loras: dict[str, float] = setting({}, "LoRAs merged into the prior, each with its weight.", group="models")
+    reward_decoder: str = setting(
+        "", "Small decoder for the images that rewards see (TAESD); empty: the prior's own.", group="models",
+        max_length=LONGEST_NAME,
+    )
+    reward_views: int = setting(0, "Views of an orbit that the rewards see; 0: all.", group="models", ge=0, le=64)
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto", "Of the networks; auto: float16 on a GPU, float32 elsewhere.", group="models"
+    )
+    network_batch: int = setting(
+        0, "Most images in a network at once, gradients recomputed: less memory, more time; 0: all.", group="models",
+        ge=0, le=1024,
+    )
+    compile: bool = setting(False, "Compile the prior's network (minutes at the start).", group="models")
 
     # guidance
     guidance_scale: float = setting(
@@ -224,9 +238,13 @@ class Preset(BaseModel):
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
             if self.judges[0] == EVIDENCE:
                 raise ValueError(f"{EVIDENCE} measures results and must not choose them: name another judge first")
+        for name, weight in self.loras.items():
+            if not -10 <= weight <= 10:
+                raise ValueError(f"loras[{shown(name)}]={weight} must lie in [-10, 10]")
         if len(set(self.judges)) < len(self.judges):
             raise ValueError(f"judges={shown(self.judges)} names one twice: once is enough")
-        for key, names in {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}.items():
+        named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges, "loras": list(self.loras)}
+        for key, names in named.items():
             if len(names) > MOST_MODELS:
                 raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
             for name in names:

@@ -1,4 +1,4 @@
-"""A frozen diffusion prior in diffusers' folder format, from a folder or a hub id: multi- or single-view.
+"""A frozen diffusion prior in diffusers' classes, from a folder, a file or a hub id: multi- or single-view.
 
 The embedded prior and the large ones take this road; nothing in the algorithm depends on which.
 A folder holds unet, vae, text_encoder, tokenizer, scheduler; ``model_index.json`` may add ``views``, ``image_size`` and
@@ -7,59 +7,59 @@ A folder holds unet, vae, text_encoder, tokenizer, scheduler; ``model_index.json
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from einops import rearrange, repeat
-from huggingface_hub import hf_hub_download
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModel
-from transformers.utils.logging import disable_progress_bar
 
 from psd.cameras import Cameras, mvdream_condition
+from psd.components import Components
 from psd.multiview import join_views
+from psd.precision import in_chunks, in_precision
 from psd.preset import PresetError
 
-disable_progress_bar()  # of loading weights, which takes no time; downloads keep theirs
-
-AUTOENCODERS = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 DISPLAY_WORDS = 1000  # of a large vocabulary, the most frequent whole words are offered for nearest-token displays
 
 
 class DiffusersPrior:
-    """`psd.protocols.Prior` over diffusers components; everything frozen, in ``dtype`` on ``device``."""
+    """`psd.protocols.Prior` over diffusers components; everything frozen, in ``dtype`` on ``device``.
 
-    def __init__(self, source: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.source, self.device, self.dtype = source, device, dtype
-        index = read_json(source, "model_index.json")
-        vae_class = AUTOENCODERS[read_json(source, "vae/config.json")["_class_name"]]
-        # Any: the libraries annotate these calls more narrowly than they behave
-        self.unet: Any = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype)
-        self.vae: Any = vae_class.from_pretrained(source, subfolder="vae", torch_dtype=dtype)
-        self.text_encoder: Any = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
-        for network in (self.unet, self.vae, self.text_encoder):
-            network.to(device).eval().requires_grad_(False)
-        scheduler: Any = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
-        self.prediction_type: str = scheduler.config["prediction_type"]
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise PresetError(f"{source} predicts {self.prediction_type!r}; supported are epsilon and v_prediction")
-        # diffusers rounds betas to float32 first; the product in float64 keeps alpha and sigma exact from there
-        self.alpha_bar = torch.cumprod(1 - scheduler.betas.double(), dim=0)
+    ``decoder`` is a small one for the images that rewards see, in place of the prior's own.  ``batch`` > 0 bounds the
+    images that pass a network at once, and has gradients recomputed piece by piece: less memory, more time, the same
+    numbers.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        components: Components,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        decoder: AutoencoderTiny | None = None,
+        batch: int = 0,
+        compiled: bool = False,
+    ) -> None:
+        self.source, self.device, self.dtype, self.batch = source, device, dtype, batch
+        self.unet, self.vae, self.text_encoder = components.unet, components.vae, components.text_encoder
+        self.decoder: Any = decoder if decoder is not None else self.vae
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format  # convolutions on tensor cores
+        for network in (self.unet, self.vae, self.text_encoder, self.decoder):
+            network.to(device=device, dtype=dtype, memory_format=layout)
+        self.tokenizer = components.tokenizer
+        self.prediction_type, self.alpha_bar = components.prediction_type, components.alpha_bar
         self.camera_conditioned = self.unet.config["class_embed_type"] == "projection"
-        self.views: int = index.get("views", 4 if self.camera_conditioned else 1)
-        self.image_size: int = index.get("image_size", self.unet.config["sample_size"] * self.vae_factor)
-        self.latent_clamp: float | None = index.get("latent_clamp")
+        self.views: int = components.index.get("views", 4 if self.camera_conditioned else 1)
+        self.image_size: int = components.index.get("image_size", self.unet.config["sample_size"] * self.vae_factor)
+        self.latent_clamp: float | None = components.index.get("latent_clamp")
         join_views(self.unet, self.views)
+        self.network: Callable[..., Any] = torch.compile(self.unet) if compiled else self.unet
 
     @property
     def vae_factor(self) -> int:
@@ -69,17 +69,25 @@ class DiffusersPrior:
 
     def encode(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v c h2 w2"]:
         """Latents of images in [0, 1]: the mean for a variational autoencoder, times its scaling factor."""
-        pixels = rearrange(images, "b v c h w -> (b v) c h w").to(self.dtype) * 2 - 1
-        encoded = self.vae.encode(pixels)
-        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
-        latents = latents.float() * self.vae.config["scaling_factor"]
-        return rearrange(latents, "(b v) c h w -> b v c h w", v=images.shape[1])
+
+        def latents(pixels: Tensor) -> Tensor:
+            encoded = self.vae.encode(pixels * 2 - 1)
+            return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+
+        flat = rearrange(images, "b v c h w -> (b v) c h w")
+        found = in_chunks(lambda part: in_precision(latents, part, self.dtype), flat, self.batch)
+        return rearrange(found * self.vae.config["scaling_factor"], "(b v) c h w -> b v c h w", v=images.shape[1])
 
     def decode(self, z0: Float[Tensor, "b v c h2 w2"]) -> Float[Tensor, "b v 3 h w"]:
         """Images of latents, nominally in [0, 1] but not clamped."""
-        latents = rearrange(z0, "b v c h w -> (b v) c h w").to(self.dtype) / self.vae.config["scaling_factor"]
-        images = self.vae.decode(latents).sample.float() / 2 + 0.5
-        return rearrange(images, "(b v) c h w -> b v c h w", v=z0.shape[1])
+
+        factor = self.decoder.config["scaling_factor"]
+
+        def images(latents: Tensor) -> Tensor:
+            return in_precision(lambda part: self.decoder.decode(part / factor).sample, latents, self.dtype)
+
+        found = in_chunks(images, rearrange(z0, "b v c h w -> (b v) c h w"), self.batch) / 2 + 0.5
+        return rearrange(found, "(b v) c h w -> b v c h w", v=z0.shape[1])
 
     def _token_ids(self, prompt: str) -> Tensor:
         """Token ids ``1 l``; words outside a closed vocabulary are refused, never silently unknown."""
@@ -128,21 +136,25 @@ class DiffusersPrior:
     ) -> Float[Tensor, "b v c h2 w2"]:
         views = z_t.shape[1]
         rows = rearrange(z_t, "b v c h w -> (b v) c h w").to(self.dtype)
-        condition = None
+        times = torch.full((1,), t, device=self.device)  # filled there: nothing is copied, so nothing waits
+        conditions = None
         if self.camera_conditioned:
-            condition = rearrange(mvdream_condition(cameras), "b v d -> (b v) d").to(self.device, self.dtype)
-        text = repeat(embedding, "b l d -> (b v) l d", v=views).to(self.dtype)
-        output = self.unet(rows, t, text, class_labels=condition).sample.float()
-        output = rearrange(output, "(b v) c h w -> b v c h w", v=views)
+            conditions = rearrange(mvdream_condition(cameras), "b v d -> (b v) d").to(self.device, self.dtype)
+        size = max(1, self.batch // views) * views if self.batch else len(rows)  # groups stay whole
+
+        def noise(text: Tensor, start: int) -> Tensor:
+            part = slice(start, start + len(text))
+            labels = None if conditions is None else conditions[part]
+            return self.network(rows[part], times, text, class_labels=labels).sample
+
+        text = repeat(embedding, "b l d -> (b v) l d", v=views)
+        starts = range(0, len(rows), size)
+        found = [
+            in_precision(lambda part, start=start: noise(part, start), text[start : start + size], self.dtype)
+            for start in starts
+        ]
+        output = rearrange(torch.cat(found), "(b v) c h w -> b v c h w", v=views)
         if self.prediction_type == "epsilon":
             return output
         alpha, sigma = self.alpha_bar[t].sqrt().item(), (1 - self.alpha_bar[t]).sqrt().item()
         return alpha * output + sigma * z_t  # v = alpha noise - sigma z0 and z_t = alpha z0 + sigma noise
-
-
-@lru_cache(maxsize=64)
-def read_json(source: str, name: str) -> dict:
-    """A JSON file of a local folder or of a hub repository."""
-    folder = Path(source)
-    path = folder / name if folder.is_dir() else Path(hf_hub_download(source, name))
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """Rewards: how well images show a prompt, per view, differentiably.
 
-`ClipReward` loads any `CLIPModel` folder or hub id (the embedded reward, PickScore); `CriticReward` loads the small
-critics of `psd.judges`; `BlackBoxReward` wraps any Python callable, which then only ranks.
+`load_reward` tells the kinds apart by what is in the folder or file: a `CLIPModel` (the embedded reward, PickScore),
+HPSv2's and ImageReward's own checkpoints, LAION's aesthetic head, the small critics of `psd.judges`.  `BlackBoxReward`
+wraps any Python callable, which then only ranks.  Images are prepared in torch as their makers do with PIL.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
+from psd import checkpoints, hub
 from psd.judges import load_critic
+from psd.precision import in_chunks, in_precision
 from psd.preset import PresetError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_LENGTH, IMAGE_REWARD_LENGTH = 77, 35  # tokens that they were trained with
 
 
 def fit(images: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 size size"]:
@@ -33,81 +37,136 @@ def fit(images: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 size 
     return resized.clamp(0, 1)
 
 
-def token_ids(tokenizer, prompt: str, source: str) -> Tensor:
-    ids = tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    if tokenizer.unk_token not in (None, tokenizer.eos_token) and (ids == tokenizer.unk_token_id).any():
+def clip_pixels(images: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 size size"]:
+    """Images in [0, 1] as CLIP's towers and BLIP's take them."""
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (fit(images, size) - mean) / std
+
+
+def tokenised(
+    tokenizer: Any, prompt: str, source: str, length: int | None = None
+) -> tuple[Int[Tensor, "1 l"], Int[Tensor, "1 l"]]:
+    """Ids and mask, padded to ``length`` (the tokenizer's own without one); words of a closed vocabulary only.
+
+    The mask is the tokenizer's: CLIP's pads with the very token that its text is read at.
+    """
+    found = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    if tokenizer.unk_token not in (None, tokenizer.eos_token) and (found.input_ids == tokenizer.unk_token_id).any():
         unknown = [
             w for w in prompt.split() if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids
         ]
         raise PresetError(
             f"{source} never learned {', '.join(map(repr, unknown))}: choose words from its tokenizer.json"
         )
-    return ids
+    return found.input_ids, found.attention_mask
 
 
-class ClipReward:
+class ImageTextReward:
+    """A reward in two halves, so that images are encoded once however many prompts they are compared with."""
+
+    differentiable = True
+    scale = 1.0  # of Bradley-Terry
+
+    def __init__(
+        self, name: str, network: nn.Module, tokenizer: Any, *, device: torch.device, dtype: torch.dtype, batch: int = 0
+    ) -> None:
+        """``batch`` > 0 bounds the images that are encoded at once."""
+        self.name, self.device, self.dtype, self.batch = name, device, dtype, batch
+        self.network: Any = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._text = lru_cache(maxsize=4096)(torch.no_grad()(self._encode_text))
+
+    def _encode_text(self, prompt: str) -> Any:
+        raise NotImplementedError
+
+    def _encode_image(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n ..."]:
+        raise NotImplementedError
+
+    def _compare(self, features: Float[Tensor, "n ..."], text: Any) -> Float[Tensor, " n"]:
+        raise NotImplementedError
+
+    def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v ..."]:
+        return in_chunks(self._encode_image, images.flatten(0, 1), self.batch).unflatten(0, images.shape[:2])
+
+    def compare(self, features: Float[Tensor, "b v ..."], prompt: str) -> Float[Tensor, "b v"]:
+        return self._compare(features.flatten(0, 1), self._text(prompt)).unflatten(0, features.shape[:2])
+
+    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
+        return self.compare(self.encode_image(images), prompt)
+
+
+class ClipReward(ImageTextReward):
     """scale x cosine of a CLIP model's image and text embeddings (PickScore's definition; logits, so tau = 1)."""
 
-    differentiable = True
-    scale = 1.0
-
-    def __init__(self, source: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.name, self.device, self.dtype = source, device, dtype
-        model: Any = CLIPModel.from_pretrained(source, dtype=dtype)
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.size: int = self.model.config.vision_config.image_size
-        self.mean = torch.tensor(CLIP_MEAN, device=device).view(3, 1, 1)
-        self.std = torch.tensor(CLIP_STD, device=device).view(3, 1, 1)
-        self._text = lru_cache(maxsize=4096)(self._encode_text)
-
-    @torch.no_grad()
     def _encode_text(self, prompt: str) -> Float[Tensor, " d"]:
-        ids = token_ids(self.tokenizer, prompt, self.name).to(self.device)
-        features = self.model.get_text_features(
-            input_ids=ids, attention_mask=ids.ne(self.tokenizer.pad_token_id).long()
-        )
-        return torch.nn.functional.normalize(features.pooler_output[0].float(), dim=-1)
+        length = min(self.tokenizer.model_max_length, CLIP_LENGTH)
+        ids, mask = (x.to(self.device) for x in tokenised(self.tokenizer, prompt, self.name, length))
+        features = self.network.get_text_features(input_ids=ids, attention_mask=mask)
+        return normalize(features.pooler_output[0].float(), dim=-1)
 
-    def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v d"]:
-        pixels = (fit(rearrange(images, "b v c h w -> (b v) c h w"), self.size) - self.mean) / self.std
-        features = self.model.get_image_features(pixel_values=pixels.to(self.dtype)).pooler_output.float()
-        return torch.nn.functional.normalize(features, dim=-1).unflatten(0, images.shape[:2])
+    def _encode_image(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        def features(pixels: Tensor) -> Tensor:
+            return self.network.get_image_features(pixel_values=pixels).pooler_output
 
-    def compare(self, features: Float[Tensor, "b v d"], prompt: str) -> Float[Tensor, "b v"]:
-        cosine = features.flatten(0, 1) @ self._text(prompt)
-        return (cosine * self.model.logit_scale.exp().float()).unflatten(0, features.shape[:2])
+        pixels = clip_pixels(images, self.network.config.vision_config.image_size)
+        return normalize(in_precision(features, pixels, self.dtype), dim=-1)
 
-    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
-        return self.compare(self.encode_image(images), prompt)
+    def _compare(self, features: Float[Tensor, "n d"], text: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+        return features @ text * self.network.logit_scale.exp().float()
 
 
-class CriticReward:
+class HpsReward(ClipReward):
+    """HPSv2.1: the raw cosine, 0.15 to 0.33; a preference has logit 100 x difference.  Comparable within one prompt."""
+
+    scale = 0.01
+
+    def _compare(self, features: Float[Tensor, "n d"], text: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+        return features @ text
+
+
+class ImageReward(ImageTextReward):
+    """ImageReward: BLIP looks at the image while it reads; about standard normal over its makers' images."""
+
+    def _encode_text(self, prompt: str) -> tuple[Tensor, Tensor]:
+        ids, mask = tokenised(self.tokenizer, prompt, self.name, IMAGE_REWARD_LENGTH)
+        return ids.to(self.device), mask.to(self.device)
+
+    def _encode_image(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p d"]:
+        pixels = clip_pixels(images, self.network.vision_model.config.image_size)
+        return in_precision(self.network.see, pixels, self.dtype)
+
+    def _compare(self, features: Float[Tensor, "n p d"], text: tuple[Tensor, Tensor]) -> Float[Tensor, " n"]:
+        return in_precision(lambda seen: self.network.read(seen, *text), features, self.dtype)
+
+
+class AestheticReward(ImageTextReward):
+    """LAION's aesthetic score, 1 to 10, of the image alone: the prompt plays no part."""
+
+    def _encode_text(self, prompt: str) -> None:
+        return None
+
+    def _encode_image(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        def features(pixels: Tensor) -> Tensor:
+            return self.network["clip"].get_image_features(pixel_values=pixels).pooler_output
+
+        pixels = clip_pixels(images, self.network["clip"].config.vision_config.image_size)
+        return normalize(in_precision(features, pixels, self.dtype), dim=-1)
+
+    def _compare(self, features: Float[Tensor, "n d"], text: None) -> Float[Tensor, " n"]:
+        return in_precision(self.network["head"], features, self.dtype)[:, 0]
+
+
+class CriticReward(ImageTextReward):
     """A critic of `psd.judges` with its tokenizer; scores are Bradley-Terry logits."""
 
-    differentiable = True
-    scale = 1.0
-
-    def __init__(self, source: str, *, device: torch.device) -> None:
-        self.name, self.device = source, device
-        self.critic = load_critic(Path(source)).to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self._text = lru_cache(maxsize=4096)(self._encode_text)
-
-    @torch.no_grad()
     def _encode_text(self, prompt: str) -> Tensor:
-        return self.critic.encode_text(token_ids(self.tokenizer, prompt, self.name).to(self.device))
+        return self.network.encode_text(tokenised(self.tokenizer, prompt, self.name)[0].to(self.device))
 
-    def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v *d"]:
-        features = self.critic.encode_image(fit(rearrange(images, "b v c h w -> (b v) c h w"), 64))
-        return features.unflatten(0, images.shape[:2])
+    def _encode_image(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n ..."]:
+        return self.network.encode_image(fit(images, 64))
 
-    def compare(self, features: Float[Tensor, "b v *d"], prompt: str) -> Float[Tensor, "b v"]:
-        rows, text = features.flatten(0, 1), self._text(prompt)
-        return self.critic.score(rows, text.expand(len(rows), *text.shape[1:])).unflatten(0, features.shape[:2])
-
-    def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
-        return self.compare(self.encode_image(images), prompt)
+    def _compare(self, features: Float[Tensor, "n ..."], text: Tensor) -> Float[Tensor, " n"]:
+        return self.network.score(features, text.expand(len(features), *text.shape[1:]))
 
 
 class BlackBoxReward:
@@ -129,16 +188,51 @@ class BlackBoxReward:
 
 
 def scores_among(
-    judge: ClipReward | CriticReward, images: Float[Tensor, "b v 3 h w"], prompts: Sequence[str]
+    judge: ImageTextReward, images: Float[Tensor, "b v 3 h w"], prompts: Sequence[str]
 ) -> Float[Tensor, "b v m"]:
     """The images' scores for each of ``m`` prompts; they are encoded once, and the numbers are those of the calls."""
     features = judge.encode_image(images)
     return torch.stack([judge.compare(features, prompt) for prompt in prompts], dim=-1)
 
 
-def load_reward(source: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> ClipReward | CriticReward:
-    """The reward in a folder or hub repository, by its configuration."""
-    config = Path(source) / "config.json"
-    if config.is_file() and "critic" in json.loads(config.read_text()):
-        return CriticReward(source, device=device)
-    return ClipReward(source, device=device, dtype=dtype)
+def load_reward(
+    source: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 0,
+    say: hub.Say | None = None,
+) -> ImageTextReward:
+    """The reward in a folder, a file or a hub repository, by what it holds; `MissingError` says what is not there."""
+    half = dtype != torch.float32
+    found = hub.fetch(source, "reward", half=half, say=say)
+
+    def tokenizer(at: Path) -> Any:
+        return AutoTokenizer.from_pretrained(str(at))
+
+    def clip(at: hub.Located) -> nn.Module:
+        return CLIPModel.from_pretrained(str(at.path), dtype=dtype, variant=at.variant)
+
+    kind, network, words = ClipReward, None, None
+    if found.path.is_dir():
+        words = tokenizer(found.path)
+        config = json.loads((found.path / "config.json").read_text(encoding="utf-8"))
+        if "critic" in config:  # tiny, and trained in float32
+            kind, network, dtype = CriticReward, load_critic(found.path), torch.float32
+        else:
+            network = clip(found)
+    else:
+        state = checkpoints.read_state(found.path)
+        if "layers.0.weight" in state:
+            at = hub.fetch(hub.part(source, "clip"), "reward", half=half, say=say)
+            head = checkpoints.score_head_from(state, dtype)
+            kind, network = AestheticReward, nn.ModuleDict({"clip": clip(at), "head": head})
+        else:
+            words = tokenizer(hub.fetch(hub.part(source, "tokenizer"), "tokenizer", say=say).path)
+            if "visual.conv1.weight" in state:
+                kind, network = HpsReward, checkpoints.clip_from_open_clip(state, dtype)
+            elif "mlp.layers.0.weight" in state:
+                kind, network = ImageReward, checkpoints.image_reward(state, dtype)
+            else:
+                raise PresetError(f"{source} is no HPSv2, ImageReward or aesthetic checkpoint: its tensors are others")
+    return kind(source, network, words, device=device, dtype=dtype, batch=batch)

@@ -18,8 +18,8 @@ MODULES = {
 HEAVY = {
     "gradio": {"psd.ui", "app"},
     "spaces": {"app"},
-    "diffusers": {"psd.prior", "psd.checkpoints", "psd.multiview", "psd.rewards", "psd.tiny"},
-    "transformers": {"psd.prior", "psd.checkpoints", "psd.multiview", "psd.rewards", "psd.tiny"},
+    "diffusers": {"psd.prior", "psd.components", "psd.checkpoints", "psd.multiview", "psd.rewards", "psd.tiny"},
+    "transformers": {"psd.prior", "psd.components", "psd.checkpoints", "psd.multiview", "psd.rewards", "psd.tiny"},
     "nerfacc": {"psd.volrend", "psd.scene"},
     "tinycudann": {"psd.fields"},
     "trimesh": {"psd.mesh", "psd.texture"},

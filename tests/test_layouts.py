@@ -141,7 +141,7 @@ def test_the_mapped_image_reward_scores_what_the_released_one_does() -> None:
     ids, mask = torch.tensor([[1, 7, 8, 2, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     pixels = torch.randn(3, 3, 12, 12).double()
     wanted = released.blip_score(released.double(state), pixels, ids.expand(3, -1), mask.expand(3, -1))
-    torch.testing.assert_close(network(pixels, ids, mask), wanted)
+    torch.testing.assert_close(network.read(network.see(pixels), ids, mask), wanted)
     assert wanted.std() > 1e-3
 
 

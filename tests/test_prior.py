@@ -11,10 +11,11 @@ from transformers import CLIPModel
 
 from psd.cameras import Cameras, mvdream_condition, turntable
 from psd.judges import ModulatedCritic, TwoTowerCritic, WordCritic, save_critic
+from psd.models import load_prior
 from psd.multiview import join_views
 from psd.preset import PresetError
 from psd.prior import DiffusersPrior
-from psd.rewards import BlackBoxReward, ClipReward, load_reward, scores_among
+from psd.rewards import BlackBoxReward, clip_pixels, load_reward, scores_among
 from psd.tiny.critics import ClipCritic
 from psd.tiny.denoiser import build_text_encoder, build_tokenizer
 
@@ -50,7 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prior(folder) -> DiffusersPrior:
-    return DiffusersPrior(str(folder), device=CPU)
+    return load_prior(str(folder), CPU)
 
 
 def inputs(prior: DiffusersPrior, groups: int = 2):
@@ -152,10 +153,10 @@ def reward_folder(tmp_path_factory):
 
 
 def test_clip_reward_is_the_models_own_logit(reward_folder):
-    reward = ClipReward(str(reward_folder), device=CPU)
+    reward = load_reward(str(reward_folder), device=CPU)
     images = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     ids = reward.tokenizer("a red cube", padding="max_length", return_tensors="pt").input_ids
-    pixels = (images.flatten(0, 1) - reward.mean) / reward.std
+    pixels = clip_pixels(images.flatten(0, 1), 64)
     model = CLIPModel.from_pretrained(reward_folder).eval()
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=ids.ne(0).long(), pixel_values=pixels).logits_per_image.view(
@@ -166,7 +167,7 @@ def test_clip_reward_is_the_models_own_logit(reward_folder):
 
 def test_clip_text_tower_reads_every_word(reward_folder):
     """transformers pools at the highest token id when eos_token_id is 2, and then ignores what comes after it."""
-    reward = ClipReward(str(reward_folder), device=CPU)
+    reward = load_reward(str(reward_folder), device=CPU)
     images = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     captions = [
         "a white cube next to a red cone",

@@ -13,7 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
-from psd.models import ROOT
+from psd.hub import ROOT
 from psd.tiny.evaluate import CRITICS, RESULTS
 
 ABOUT = {

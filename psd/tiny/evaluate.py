@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from psd.cameras import Cameras, turntable
-from psd.models import ROOT, load_judge, load_prior
+from psd.hub import ROOT
+from psd.models import load_judge, load_prior
 from psd.rewards import ClipReward, CriticReward, scores_among
 from psd.tiny import captions as lists
 from psd.tiny import degrade, grammar

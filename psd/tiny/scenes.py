@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw
 
 from psd.cameras import Cameras, turntable
 from psd.events import Failed, Meshed, Stepped
+from psd.hub import ROOT
 from psd.mesh import Mesh
-from psd.models import ROOT, load_judge, load_models
+from psd.models import load_judge, load_models
 from psd.preset import Preset
 from psd.rasterise import rasterise
 from psd.run import run

@@ -1,0 +1,67 @@
+"""LoRA files, merged into a prior's frozen weights when it is loaded: W + weight alpha / r B A (Hu et al. 2021).
+
+Merged, a LoRA costs nothing in a step.  Read are diffusers' and PEFT's names and those of kohya's trainers; a tensor
+that fits no layer is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from psd.preset import PresetError
+
+DOWN = ("_lora.down.weight", "lora_A.weight", "lora.down.weight", "lora_down.weight")
+UP = ("_lora.up.weight", "lora_B.weight", "lora.up.weight", "lora_up.weight")
+PREFIXES = {"unet.": "unet", "lora_unet_": "unet", "text_encoder.": "text", "lora_te_": "text"}
+
+
+def merge(state: Mapping[str, Tensor], unet: nn.Module, text_encoder: nn.Module, weight: float, source: str) -> None:
+    """Adds ``weight`` times the LoRA in ``state`` to the layers that it names."""
+    layers = {"unet": flat_names(unet), "text": flat_names(text_encoder)}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        layer, part = split(name, source)
+        parts.setdefault(layer, {})[part] = value
+    for layer, found in parts.items():
+        prefix = next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None)
+        path = (layer.removeprefix(prefix) if prefix else layer).replace(".", "_").removeprefix("text_model_")
+        module = layers[PREFIXES[prefix] if prefix else "unet"].get(path)
+        if module is None or not {"up", "down"} <= set(found):
+            raise PresetError(f"LoRA {source}: {layer!r} fits no layer of this prior; it was made for another model")
+        add(module, found["down"], found["up"], float(found.get("alpha", torch.tensor(len(found["down"])))), weight)
+
+
+def split(name: str, source: str) -> tuple[str, str]:
+    """Layer and part (down, up, alpha) of a tensor's name."""
+    if name.endswith(".alpha"):
+        return name.removesuffix(".alpha"), "alpha"
+    for part, endings in (("down", DOWN), ("up", UP)):
+        for ending in endings:
+            if name.endswith(ending):
+                layer = name.removesuffix(ending).rstrip(".")
+                layer = layer.replace(".processor.", ".")  # diffusers before 0.22
+                return re.sub(r"\.to_out\Z", ".to_out.0", layer), part
+    raise PresetError(f"LoRA {source}: {name!r} is neither a down nor an up projection nor its alpha")
+
+
+def flat_names(network: nn.Module) -> dict[str, nn.Module]:
+    """Layers with a weight, by their path with underscores: kohya's names cannot be split again."""
+    return {
+        name.replace(".", "_").removeprefix("text_model_"): module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+@torch.no_grad()
+def add(module: nn.Module, down: Tensor, up: Tensor, alpha: float, weight: float) -> None:
+    parameter = module.weight
+    product = up.float().flatten(1) @ down.float().flatten(1)
+    if product.numel() != parameter.numel():
+        raise PresetError(f"a LoRA of shape {tuple(product.shape)} does not fit a layer of {tuple(parameter.shape)}")
+    change = weight * alpha / down.shape[0] * product.view(parameter.shape)
+    parameter.copy_((parameter.float() + change).to(parameter.dtype))
