@@ -113,8 +113,8 @@ def provenance(folder: Path | str, step: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def replay(folder: Path | str) -> Iterator[Event]:
-    """A run's events again, without models: previews with their images, checkpoints and meshes by ``file`` only.
+def replay(folder: Path | str, *, images: bool = True) -> Iterator[Event]:
+    """A run's events again, without models: previews with their images (on demand), the rest by ``file`` only.
 
     What a resumed run did over is told once, in its last form.  A line cut short by a crash, and previews that are
     gone, end the stream with a Warned each.
@@ -124,10 +124,9 @@ def replay(folder: Path | str) -> Iterator[Event]:
     told, cut = _told(folder)
     missing = 0
     for event in told:
-        if isinstance(event, Previewed):
-            images = _read_preview(folder, event.step)
-            missing += not images
-            event = replace(event, images=images)
+        if isinstance(event, Previewed) and images:
+            event = replace(event, images=_read_preview(folder, event.step))
+            missing += not event.images
         yield event
     last = told[-1].step if told else 0
     if cut:

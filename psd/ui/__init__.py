@@ -1,10 +1,11 @@
-"""The page: inputs made from the Preset's declaration, panes that show a run, and the wires between them.
+"""The page: inputs made from the Preset's declaration, tabs that show a run, and the wires between them.
 
     view.py      fold(view, event) -> view: what a watcher knows of a run, pure
-    markup.py    view -> HTML and data frames, pure
-    panes.py     the components of each part of the page, with what they show
+    page.py      what one page looks at, and panes: components with what they show of it
+    status.py live.py curves.py negative.py mesh.py compare.py log.py    a file for the bar and for each tab
+    chart.py markup.py    SVG and HTML that they share, pure
     controls.py  the Preset's fields as components      ask.py, prompt.py  the prompt box and its help
-    watch.py     live and stored runs as views
+    watch.py     live and stored runs as views          desk.py  what the listeners of all parts share
 
 A run belongs to the server: the page holds its id, asks for news on a timer and takes only what has changed.
 """
@@ -17,15 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from psd.archive import read_preset
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, available
-from psd.ui import controls, markup, panes
-from psd.ui.ask import QUIET, Ask, ask
-from psd.ui.markup import Watched
-from psd.ui.panes import Pane
-from psd.ui.prompt import Vocabulary, complaint
+from psd.ui import controls, markup
+from psd.ui.ask import Ask, ask
+from psd.ui.compare import CompareTab
+from psd.ui.controls import Control
+from psd.ui.curves import curves_tab
+from psd.ui.desk import Desk, Looking, live_now, look, page, updates
+from psd.ui.live import LiveTab
+from psd.ui.log import log_tab
+from psd.ui.mesh import MeshTab, Remesh
+from psd.ui.negative import negative_tab
+from psd.ui.page import QUIET, Page, Pane
+from psd.ui.prompt import Vocabulary
+from psd.ui.status import Bar, status_bar
 from psd.ui.watch import Watcher
 from psd.worker import Worker
 
@@ -35,13 +45,16 @@ CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
 TICK_S = 0.7
 FIRST = ("method", "steps")  # beside preset and seed; the other fields are in their groups
 TITLES = {"run": "Machine", "models": "Reward weights", "negative": "Negative embedding"}
-# The run is asked for once the viewer is on the page (`panes.viewer_pane` says why).
-MOUNTED = """async (last) => {
-    while (!document.querySelector("#viewer")) await new Promise((resolve) => setTimeout(resolve, 50));
+# The tab's panes are filled once its components are on the page: Gradio draws no mesh that comes before its viewer.
+MOUNTED = """async () => {
+    const mesh = document.querySelector("#tabs [role=tab][aria-selected=true]")?.innerText === "Mesh";
+    for (let i = 0; mesh && i < 100 && !document.querySelector("#viewer"); i++)
+        await new Promise((resolve) => setTimeout(resolve, 50));
     await new Promise((resolve) => setTimeout(resolve, 250));
-    return [last];
 }"""
-ADDRESS = "(run) => { if (run) history.replaceState(null, '', '?run=' + encodeURIComponent(run)) }"
+FREE = "The values of the next run; those marked Live can also be moved while it goes on."
+FIXED = "Locked while this run goes on, except what is marked Live. Duplicate sets up another run."
+ADDRESS = "(run) => { history.replaceState(null, '', run ? '?run=' + encodeURIComponent(run) : '?') }"
 
 
 def appearance() -> dict[str, Any]:
@@ -59,10 +72,12 @@ def build(
     root: Path | None = None,
     preset: str = "tiny",
     vocabularies: Mapping[str, Vocabulary] | None = None,
+    remesh: Remesh | None = None,
 ) -> gr.Blocks:
     """The page over ``worker``, whose run folders are under ``root``, starting from the named preset.
 
-    ``vocabularies`` maps a prior, as presets name it, to the closed set of captions that it knows.
+    ``vocabularies`` maps a prior, as presets name it, to the closed set of captions that it knows; ``remesh`` meshes
+    the scene of a run that is over again.
     """
     watcher, vocabularies, first = Watcher(worker, root), vocabularies or {}, Preset.load(preset)
     with gr.Blocks(title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
@@ -71,121 +86,139 @@ def build(
             with gr.Column(elem_id="ask"):
                 asked = ask(first, vocabularies.get(first.prior))
             with gr.Column(elem_id="stage"):
-                shown = _stage()
+                bar = status_bar()
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    with gr.Tab("Live", id="Live"):
+                        live = LiveTab()
+                    with gr.Tab("Curves", id="Curves"):
+                        curves = curves_tab()
+                    with gr.Tab("Negative", id="Negative"):
+                        negative = negative_tab()
+                    with gr.Tab("Mesh", id="Mesh"):
+                        mesh = MeshTab(first, remesh)
+                    with gr.Tab("Compare", id="Compare"):
+                        compare = CompareTab()
+                    with gr.Tab("Log", id="Log"):
+                        log = log_tab()
             with gr.Column(elem_id="settings"):
-                name, parts = _settings(preset, first)
-        run_id, keys = gr.State(""), gr.State([])
-        base = gr.State(first.model_dump())  # whose values the controls show: a preset, or the run attached to
+                name, parts, locks = _settings(preset, first)
+        run_id, keys, tab = gr.State(""), gr.State([]), gr.State("Live")
         last = gr.BrowserState("", storage_key="psd-last-run", secret="psd")
         timer = gr.Timer(TICK_S, active=False)
-        shown += [_buttons(asked), Pane([timer], lambda w: w.is_over, lambda w: [gr.Timer(active=not w.is_over)])]
-        values = [component for part in parts for component in part.components]
+        looking = Looking(tab, live.kinds, live.follow, live.step, mesh.viewer, compare.runs, compare.step)
+        panes = [
+            *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *log, _run_button(asked),
+            *locks,
+            Pane([timer], _rests, lambda p: [gr.Timer(active=not _rests(p))]),
+        ]  # fmt: skip
 
-        def refresh(run: str, old: list) -> list[Any]:
+        def refresh(
+            run: str, old: list, tab: str, kinds: list, follow: bool, step: float, viewer: gr.Model3D, *compared: Any
+        ) -> list[Any]:
             """What has changed since this page last asked; everything else is skipped."""
-            try:
-                watched = watcher.watched(run) if run else Watched()
-            except StoreError as error:  # its folder was deleted, say
-                watched = Watched(run, state="interrupted", message=str(error))
-            new = [pane.key(watched) for pane in shown]
-            updates: list[Any] = []
-            for pane, before, now in zip(shown, old or [None] * len(shown), new, strict=True):
-                updates += [gr.skip()] * len(pane.components) if before == now else pane.values(watched)
-            return [new, *updates]
+            seen = look(tab, kinds, follow, step, viewer, *compared)
+            return updates(panes, page(watcher, run, seen), old)
 
-        def attach(remembered: str, request: gr.Request) -> list[Any]:
-            """Show the run that the address names, else the one that this browser started last, with its values."""
-            named = request.query_params.get("run", "")
-            if not (named or remembered):
-                return [gr.skip()] * (4 + len(values))
-            try:
-                watched = watcher.watched(named or remembered)
-                made = read_preset(watched.folder)
-            except StoreError as error:
-                return ["", markup.note(str(error)) if named else "", *[gr.skip()] * (2 + len(values))]
-            return [
-                watched.run_id,
-                "",
-                made.prompt,
-                made.model_dump(),
-                *[update for part in parts for update in part.write(made)],
-            ]
-
-        def start(shown_values: dict, prompt: str, *given: Any) -> list[Any]:
-            """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
-            try:
-                before = Preset.make(shown_values)
-                wanted = before.changed({"prompt": prompt.strip(), **controls.read_all(parts, given, before)})
-                vocabulary = vocabularies.get(wanted.prior)
-                problem = complaint(vocabulary, wanted.prompt) if vocabulary else ""
-                started = "" if problem else worker.submit(wanted)
-            except (PresetError, StoreError) as error:
-                problem, started = str(error), ""
-            return [started or gr.skip(), started or gr.skip(), markup.note(problem)]
-
-        def load_preset(chosen: str) -> list[Any]:
-            loaded = Preset.load(chosen)
-            return [loaded.model_dump(), *[update for part in parts for update in part.write(loaded)]]
-
-        news = {"fn": refresh, "inputs": [run_id, keys], "outputs": [keys, *(c for p in shown for c in p.components)]}
-        timer.tick(**news, **QUIET)
-        blocks.load(attach, last, [run_id, asked.message, asked.prompt, base, *values], js=MOUNTED, **QUIET).then(
-            **news, **QUIET
-        )
-        for trigger in (asked.run.click, asked.prompt.submit):
-            trigger(
-                start, [base, asked.prompt, *values], [run_id, last, asked.message], trigger_mode="once", **QUIET
-            ).then(**news, **QUIET).then(None, last, None, js=ADDRESS, **QUIET)
-        asked.stop.click(watcher.stop, run_id, None, **QUIET).then(**news, **QUIET)
-        name.input(load_preset, name, [base, *values], **QUIET)
+        desk = Desk(
+            worker, watcher, vocabularies, parts, asked.prompt, run_id, gr.State(first.model_dump()), last,
+            {"fn": refresh, "inputs": [run_id, keys, *looking.inputs],
+             "outputs": [keys, *(component for pane in panes for component in pane.components)], **QUIET},
+        )  # fmt: skip
+        timer.tick(**desk.news)
+        _wire_address(blocks, desk, asked)
+        _wire_start(desk, asked)
+        _wire_hand(desk, bar, asked)
+        name.input(lambda chosen: desk.show(Preset.load(chosen), prompt=False), name, desk.shown, **QUIET)
+        tabs.select(_selected, None, tab, **QUIET).then(None, None, None, js=MOUNTED).then(**desk.news)
+        live.wire(desk)
+        mesh.wire(desk)
+        compare.wire(desk, blocks)
         for part in parts:
             if part.live:
-                _wire_live(worker, part, run_id)
+                _wire_live(desk, part)
     return blocks
 
 
-def _wire_live(worker: Worker, part: controls.Control, run_id: gr.State) -> None:
+def _selected(event: gr.SelectData) -> str:
+    return str(event.value)
+
+
+def _rests(page: Page) -> bool:
+    """Nothing on the page can change by itself."""
+    return page.run.is_over and all(watched.is_over for watched in page.compared)
+
+
+def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
+    def attach(remembered: str, request: gr.Request) -> list[Any]:
+        """Show the run that the address names, else the one that this browser started last, with its values."""
+        named = request.query_params.get("run", "")
+        if not (named or remembered):
+            return [gr.skip(), gr.skip(), *desk.skipped()]
+        try:
+            watched = desk.watcher.watched(named or remembered)
+            return [watched.run_id, "", *desk.show(read_preset(watched.folder))]
+        except StoreError as error:
+            return ["", markup.note(str(error)) if named else "", *desk.skipped()]
+
+    blocks.load(attach, desk.last, [desk.run_id, asked.message, *desk.shown], **QUIET).then(**desk.news)
+
+
+def _wire_start(desk: Desk, asked: Ask) -> None:
+    def start(*given: Any) -> list[Any]:
+        """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
+        try:
+            run = desk.worker.submit(desk.wanted(*given))
+        except (PresetError, StoreError) as error:
+            return [gr.skip(), gr.skip(), markup.note(str(error))]
+        return [run, run, ""]
+
+    for trigger in (asked.run.click, asked.prompt.submit):
+        trigger(start, desk.shown, [desk.run_id, desk.last, asked.message], trigger_mode="once", **QUIET).then(
+            **desk.news
+        ).then(None, desk.last, None, js=ADDRESS, **QUIET)
+
+
+def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
+    def pause(run: str) -> None:
+        job = desk.worker.snapshot(run)
+        (desk.worker.resume if job.status.state == "paused" else desk.worker.pause)(run)
+
+    def duplicate(run: str) -> list[Any]:
+        """Leave the run, which goes on, with its values in the controls."""
+        try:
+            return ["", "", "", *desk.show(read_preset(desk.watcher.folder(run)))]
+        except StoreError as error:
+            return [gr.skip(), gr.skip(), markup.note(str(error)), *desk.skipped()]
+
+    bar.pause.click(pause, desk.run_id, None, **QUIET).then(**desk.news)
+    bar.stop.click(desk.watcher.stop, desk.run_id, None, **QUIET).then(**desk.news)
+    bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, asked.message, *desk.shown], **QUIET).then(
+        **desk.news
+    ).then(None, desk.last, None, js=ADDRESS, **QUIET)
+
+
+def _wire_live(desk: Desk, part: Control) -> None:
     """A live control changes the run that is watched, if it is still going; otherwise it waits for the next run."""
 
     def change(run: str, *given: Any) -> None:
-        job = next((job for job in worker.jobs() if job.id == run and job.status.state in ("running", "paused")), None)
-        if job is None:
+        preset = live_now(desk, run)
+        if preset is None:
             return
         try:
-            worker.change(run, {part.name: part.read(given, job.preset)})
+            desk.worker.change(run, {part.name: part.read(given, preset)})
         except PresetError as error:
             gr.Warning(str(error))
 
     for component in part.components:
         component.input(  # pyright: ignore[reportAttributeAccessIssue] - sliders and numbers have it
-            change, [run_id, *part.components], None, trigger_mode="always_last", **QUIET
+            change, [desk.run_id, *part.components], None, trigger_mode="always_last", **QUIET
         )
 
 
-def _stage() -> list[Pane]:
-    """Status, picture beside mesh, downloads; the tabs below."""
-    shown = [panes.status_pane()]
-    with gr.Row(elem_id="hero"):
-        shown += [panes.picture_pane(), panes.viewer_pane()]
-    shown.append(panes.files_pane())
-    with gr.Tabs(elem_id="tabs"):
-        for title, make in TABS.items():
-            with gr.Tab(title):
-                shown.append(make())
-    return shown
-
-
-TABS = {
-    "Curves": panes.curves_pane,
-    "Negative": panes.negative_pane,
-    "Mesh": panes.mesh_pane,
-    "Log": panes.log_pane,
-}
-
-
-def _settings(name: str, preset: Preset) -> tuple[gr.Dropdown, list[controls.Control]]:
+def _settings(name: str, preset: Preset) -> tuple[gr.Dropdown, list[Control], list[Pane]]:
     """Preset and seed, then every field of the preset by its declared group."""
     parts = []
+    locked = gr.HTML(markup.note(FREE, "hint"), elem_id="locked")
     choices = gr.Dropdown(
         available(), value=name, label="preset", info="Sets every value below; the prompt stays.", elem_id="preset"
     )
@@ -198,14 +231,19 @@ def _settings(name: str, preset: Preset) -> tuple[gr.Dropdown, list[controls.Con
     for group, fields in controls.grouped([field for field in Preset.model_fields if field not in elsewhere]).items():
         with gr.Accordion(TITLES.get(group, group.capitalize()), open=False):
             parts += [controls.control(field, preset) for field in fields]
-    return choices, parts
+    return choices, parts, _locks([choices, dice], parts, locked)
 
 
-def _buttons(asked: Ask) -> Pane:
-    """Run when nothing runs, Stop when something does."""
+def _locks(others: list[Component], parts: list[Control], locked: gr.HTML) -> list[Pane]:
+    """While a run is watched only what it listens to can be moved; a line above says why."""
+    components = [*others, *(component for part in parts if not part.live for component in part.components)]
 
-    def values(watched: Watched) -> list[Any]:
-        stoppable = not watched.is_over and watched.state != "stopping"
-        return [gr.Button(interactive=watched.is_over), gr.Button(interactive=stoppable)]
+    def values(page: Page) -> list[Any]:
+        free = page.run.is_over
+        return [markup.note(FREE if free else FIXED, "hint"), *[gr.update(interactive=free)] * len(components)]
 
-    return Pane([asked.run, asked.stop], lambda w: (w.is_over, w.state == "stopping"), values)
+    return [Pane([locked, *components], lambda p: p.run.is_over, values)]
+
+
+def _run_button(asked: Ask) -> Pane:
+    return Pane([asked.run], lambda p: p.run.is_over, lambda p: [gr.Button(interactive=p.run.is_over)])

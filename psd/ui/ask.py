@@ -1,4 +1,4 @@
-"""The prompt box, with Run and Stop; for a closed vocabulary also suggestions while typing and a caption builder."""
+"""The prompt box with Run; for a closed vocabulary also suggestions while typing and a caption builder."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import gradio as gr
 
 from psd.preset import Preset
 from psd.ui import markup
+from psd.ui.page import QUIET
 from psd.ui.prompt import EXAMPLES, Vocabulary, built, complaint, suggestions
 
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 CHIPS = 6
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What the rest of the page wires: the prompt, the line for messages below it, and the two buttons."""
+    """What the rest of the page wires: the prompt, the line for messages below it, and the button."""
 
     prompt: gr.Textbox
     message: gr.HTML
     run: gr.Button
-    stop: gr.Button
 
 
 def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
@@ -33,12 +32,10 @@ def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
         elem_id="prompt", submit_btn=False,
     )  # fmt: skip
     message = gr.HTML("", elem_id="message")
-    with gr.Row(elem_id="buttons"):
-        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
-        stop = gr.Button("Stop & keep", variant="stop", interactive=False, elem_id="stop", min_width=120)
+    run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
     if vocabulary:
         _help(prompt, message, vocabulary)
-    return Ask(prompt, message, run, stop)
+    return Ask(prompt, message, run)
 
 
 def _help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from psd.events import (
     Event,
@@ -23,8 +23,13 @@ from psd.events import (
 )  # fmt: skip
 
 BUCKETS = 300  # of a curve; each gives at most two points, so a series never exceeds 600
+MOMENTS = 200  # previews, and states of the negative embedding, that can be looked back at
+CHANGES = 200  # of live values, the last ones
 LOG_LINES = 300
-SPEED_WINDOW = 20  # steps over which the speed is averaged
+SPEED_WINDOW = 20  # steps over which speed and winners are averaged
+WATCHED = ("reward/", "judge/", "negative/", "image/", "pair/", "time/", "memory/")  # metrics that are kept
+
+T = TypeVar("T", bound=Event)
 
 
 @dataclass(frozen=True)
@@ -66,23 +71,82 @@ class Curve:
         for bucket in self.buckets:
             yield from sorted({bucket.low, bucket.high})
 
+    def scaled(self, zero: float | None = None, one: float | None = None) -> Curve:
+        """The same curve with ``zero`` at 0 and ``one`` at 1: its smallest and its largest value unless given."""
+        values = [value for bucket in self.buckets for _, value in (bucket.low, bucket.high)]
+        zero = min(values) if zero is None else zero
+        span = ((max(values) if one is None else one) - zero) or 1.0
+
+        def moved(point: tuple[int, float]) -> tuple[int, float]:
+            return point[0], (point[1] - zero) / span
+
+        buckets = tuple(Bucket(moved(bucket.low), moved(bucket.high), bucket.count) for bucket in self.buckets)
+        return replace(self, buckets=buckets, last=moved(self.last) if self.last else None)
+
+    def until(self, step: int) -> Curve:
+        """Without what came after ``step``."""
+        if self.last is None or self.last[0] <= step:
+            return self
+        buckets = tuple(bucket for bucket in self.buckets if max(bucket.low, bucket.high)[0] <= step)
+        return Curve(buckets, self.stride, max(buckets[-1].low, buckets[-1].high) if buckets else None)
+
+
+@dataclass(frozen=True)
+class Moments(Generic[T]):
+    """At most MOMENTS events of a kind, evenly thinned, and always the newest."""
+
+    items: tuple[T, ...] = ()
+    stride: int = 1
+    count: int = 0  # of all events, dropped ones too
+
+    def added(self, event: T) -> Moments[T]:
+        """With one more; one that is not later than the last is told twice and takes its place."""
+        if self.items and event.step <= self.items[-1].step:
+            return replace(self, items=(*self.items[:-1], event))
+        newest_is_kept = (self.count - 1) % self.stride == 0
+        items, stride = self.items if newest_is_kept else self.items[:-1], self.stride
+        if len(items) >= MOMENTS:
+            items, stride = items[::2], 2 * stride
+        return Moments((*items, event), stride, self.count + 1)
+
+    def until(self, step: int) -> Moments[T]:
+        """Without what came after ``step``."""
+        items = tuple(event for event in self.items if event.step <= step)
+        return self if items == self.items else Moments(items, self.stride, (len(items) - 1) * self.stride + 1)
+
+    def at(self, step: int) -> T | None:
+        """The newest at ``step`` or before it, else the first."""
+        earlier = [event for event in self.items if event.step <= step]
+        return earlier[-1] if earlier else next(iter(self.items), None)
+
+    @property
+    def last(self) -> T | None:
+        return self.items[-1] if self.items else None
+
 
 @dataclass(frozen=True)
 class View:
-    """Everything that the events of one run tell; without arrays, so it stays small."""
+    """Everything that the events of one run tell; without arrays, so it stays small.
+
+    Curves go by the metric's name; three are made here: ``weighted/reward`` (the sum that the weights in force make of
+    the rewards), ``winner/first`` (share of steps that the first candidate won) and ``speed/steps_per_s``, the last two
+    averaged over about SPEED_WINDOW steps.
+    """
 
     reason: str = ""  # why the run ended: completed, stopped or failed; empty while it goes on
     step: int = 0
     total_steps: int = 0
     time_s: float = 0.0
     preset: Mapping[str, Any] = field(default_factory=dict)
+    live: Mapping[str, Any] = field(default_factory=dict)  # values that were changed during the run
     notes: tuple[str, ...] = ()
     clock: tuple[tuple[int, float], ...] = ()  # (step, time_s) of the last steps
-    curves: Mapping[str, Curve] = field(default_factory=dict)  # "reward/<name>", "judge/<name>", "negative/<statistic>"
-    negative: NegativeUpdated | None = None
-    preview: Previewed | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    negative_start: NegativeUpdated | None = None
+    negatives: Moments[NegativeUpdated] = Moments()
+    previews: Moments[Previewed] = Moments()
     mesh: Meshed | None = None
-    changes: int = 0  # of live sliders, so far
+    changes: tuple[LiveChanged, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     log: tuple[str, ...] = ()
     warning: str = ""  # the last one
@@ -100,26 +164,29 @@ class View:
     def remaining_s(self) -> float | None:
         return (self.total_steps - self.step) / self.steps_per_s if self.steps_per_s else None
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of the rewards that count, as they are in force now."""
+        rewards = {**self.preset, **self.live}.get("rewards", {})
+        return {name: weight for name, weight in rewards.items() if weight > 0}
+
 
 def fold(view: View, event: Event) -> View:
     """The view after ``event``; neither argument changes."""
+    if isinstance(event, Started):
+        return _started(view, event)
     view = replace(view, step=max(view.step, event.step), time_s=max(view.time_s, event.time_s))
     match event:
-        case Started():
-            view = replace(
-                view, preset=event.preset, total_steps=event.total_steps, notes=event.notes,
-                clock=((event.step, event.time_s),),
-            )  # fmt: skip
-            return _logged(view, event, "models ready: " + "; ".join(event.notes or ("started",)))
         case Stepped():
-            clock = (*view.clock, (event.step, event.time_s))[-SPEED_WINDOW:]
-            return replace(view, clock=clock, curves=_extended(view.curves, event.step, event.metrics))
+            view = replace(view, clock=(*view.clock, (event.step, event.time_s))[-SPEED_WINDOW:])
+            return _measured(view, event.step, event.metrics)
         case NegativeUpdated():
-            return replace(view, negative=event, curves=_extended(view.curves, event.step, event.metrics))
+            view = replace(view, negatives=view.negatives.added(event), negative_start=view.negative_start or event)
+            return _measured(view, event.step, event.metrics)
         case Previewed():
             means = {name: sum(scores) / len(scores) for name, scores in event.rewards.items()}
-            curves = _extended(view.curves, event.step, means)
-            return replace(view, preview=replace(event, images={}), curves=curves)
+            view = replace(view, previews=view.previews.added(replace(event, images={})))
+            return _measured(view, event.step, means)
         case Meshed():
             faces = event.statistics.get("faces")
             event = replace(event, mesh=None, turntable=None)
@@ -128,7 +195,8 @@ def fold(view: View, event: Event) -> View:
             return _logged(replace(view, warning=event.message), event, event.message)
         case LiveChanged():
             values = ", ".join(f"{name} = {value}" for name, value in event.values.items())
-            return _logged(replace(view, changes=view.changes + 1), event, f"changed while running: {values}")
+            view = replace(view, changes=(*view.changes, event)[-CHANGES:], live={**view.live, **event.values})
+            return _logged(view, event, f"changed while running: {values}")
         case Finished():
             return _logged(replace(view, reason=event.reason, scores=event.scores), event, event.reason)
         case Failed():
@@ -137,12 +205,32 @@ def fold(view: View, event: Event) -> View:
     return view
 
 
-WATCHED = ("reward/", "judge/", "negative/")
+def _started(view: View, event: Started) -> View:
+    """From the start, or on from a checkpoint: what came after it is forgotten, since it happens anew."""
+    step = event.step
+    view = replace(
+        view, reason="", problem="", cure="", step=step, time_s=event.time_s, total_steps=event.total_steps,
+        preset=event.preset, notes=event.notes, clock=((step, event.time_s),),
+        curves={name: curve.until(step) for name, curve in view.curves.items()},
+        negatives=view.negatives.until(step), previews=view.previews.until(step),
+        changes=tuple(change for change in view.changes if change.step <= step),
+    )  # fmt: skip
+    return _logged(view, event, "models ready: " + "; ".join(event.notes or ("started",)))
 
 
-def _extended(curves: Mapping[str, Curve], step: int, metrics: Mapping[str, float]) -> Mapping[str, Curve]:
-    watched = {name: value for name, value in metrics.items() if name.startswith(WATCHED)}
-    return {**curves, **{name: curves.get(name, Curve()).added(step, value) for name, value in watched.items()}}
+def _measured(view: View, step: int, metrics: Mapping[str, float]) -> View:
+    """With another point on each curve that is watched."""
+    points = {name: value for name, value in metrics.items() if name.startswith(WATCHED)}
+    rewards = {name: points.get(f"reward/{name}") for name in view.weights}
+    if rewards and None not in rewards.values():
+        points["weighted/reward"] = sum(view.weights[name] * (value or 0.0) for name, value in rewards.items())
+    if (first := points.pop("pair/win_first", None)) is not None:
+        earlier = view.curves.get("winner/first", Curve()).last
+        points["winner/first"] = earlier[1] + (first - earlier[1]) / SPEED_WINDOW if earlier else first
+    if view.steps_per_s and "time/step" in points:
+        points["speed/steps_per_s"] = view.steps_per_s
+    added = {name: view.curves.get(name, Curve()).added(step, value) for name, value in points.items()}
+    return replace(view, curves={**view.curves, **added})
 
 
 def _logged(view: View, event: Event, text: str) -> View:

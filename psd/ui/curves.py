@@ -1,0 +1,118 @@
+"""The Curves tab: what is optimised against what only watches, and what the pictures say that no reward saw."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Hashable, Mapping, Sequence
+
+import gradio as gr
+
+from psd.events import LiveChanged
+from psd.ui.chart import line_chart
+from psd.ui.markup import number, plain, table
+from psd.ui.page import Pane
+from psd.ui.view import Curve, View
+
+IMAGE = {  # the statistics of the pictures that lie in [0, 1], as they are told
+    "image/saturation": "saturation",
+    "image/contrast": "contrast",
+    "image/edge_density": "edge density",
+    "image/colour_entropy": "colour entropy",
+    "image/coverage": "coverage",
+    "image/view_consistency": "view consistency",
+}
+
+
+def curves_tab() -> list[Pane]:
+    verdict = gr.HTML(table_of_scores(View()), elem_id="verdict", elem_classes="table")
+    charts = gr.HTML(curves(View()), elem_id="charts")
+    return [
+        Pane([verdict], lambda p: drawn(p.run.view, "reward/", "judge/"), lambda p: [table_of_scores(p.run.view)],
+             "Curves"),
+        Pane([charts], lambda p: drawn(p.run.view, ""), lambda p: [curves(p.run.view)], "Curves"),
+    ]  # fmt: skip
+
+
+def curves(view: View) -> str:
+    """Every chart of the tab, in one grid."""
+    steps, rules = view.total_steps or 1, change_rules(view.changes)
+
+    def named(*names: str, **called: str) -> dict[str, Curve]:
+        chosen = {name: plain(name) for name in names} | {key.replace("__", "/"): name for key, name in called.items()}
+        return {said: view.curves[name] for name, said in chosen.items() if name in view.curves}
+
+    def group(prefix: str) -> dict[str, Curve]:
+        return named(*(name for name in view.curves if name.startswith(prefix)))
+
+    weighted = named(weighted__reward="weighted sum") if len(view.weights) > 1 else {}
+    statistics = {said: view.curves.get(name, Curve()) for name, said in IMAGE.items()}
+    charts = [
+        line_chart("Reward against judge", "each as a share of its own range", against(view), steps=steps, rules=rules,
+                   bounds=(0.0, 1.0)),
+        line_chart("Rewards, optimised", "raw score", {**group("reward/"), **weighted}, steps=steps, rules=rules),
+        line_chart("Judges, only watch", "raw score", group("judge/"), steps=steps, rules=rules),
+        line_chart("Pictures", "no reward sees these numbers", statistics, steps=steps, rules=rules),
+        line_chart("Preference over base", "|preference term| / |base term|", named("pair/ratio"), steps=steps,
+                   rules=rules),
+        line_chart("Reward gap", "winner minus loser, in running means", named("pair/gap", "pair/confidence"),
+                   steps=steps, rules=rules),
+        line_chart("Winner", "share of steps that the first candidate won", named(winner__first="first candidate"),
+                   steps=steps, rules=rules, bounds=(0.0, 1.0)),
+        line_chart("Speed", "steps a second", named(speed__steps_per_s="speed"), steps=steps, rules=rules),
+        line_chart("Memory", "GB, the most held so far", memory(view), steps=steps, rules=rules),
+    ]  # fmt: skip
+    return f'<div class="charts">{"".join(charts)}{time_of_a_step(view)}</div>'
+
+
+def against(view: View) -> dict[str, Curve]:
+    """The weighted reward and every judge, each scaled to its own range, so that parting company shows."""
+    names = ["weighted/reward", *(name for name in view.curves if name.startswith("judge/"))]
+    called = {name: "reward" if name == "weighted/reward" else f"judge {plain(name)}" for name in names}
+    return {called[name]: view.curves[name].scaled() for name in names if name in view.curves}
+
+
+def memory(view: View) -> dict[str, Curve]:
+    curve = view.curves.get("memory/peak_bytes")
+    return {"peak": curve.scaled(0.0, 2.0**30)} if curve else {}
+
+
+def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:
+    """One vertical line for each step at which live values changed."""
+    told: dict[int, Mapping] = {}
+    for change in changes:
+        told[change.step] = {**told.get(change.step, {}), **change.values}
+    return [(step, ", ".join(f"{name} = {value}" for name, value in values.items())) for step, values in told.items()]
+
+
+def table_of_scores(view: View) -> str:
+    """First, best and latest value of every reward and judge."""
+    rows = []
+    for name, curve in view.curves.items():
+        if not name.startswith(("reward/", "judge/")):
+            continue
+        points = list(curve.points())
+        best = max(points, key=lambda point: point[1])
+        role = "optimised" if name.startswith("reward/") else "only watches"
+        rows.append([html.escape(plain(name)), role, number(points[0][1]), number(points[-1][1]),
+                     f"{number(best[1])} <small>step {best[0]}</small>"])  # fmt: skip
+    return table(("score", "role", "first", "now", "best"), rows, "No scores yet.")
+
+
+def time_of_a_step(view: View) -> str:
+    """Where the last step's time went."""
+    parts = {name: curve.last[1] for name, curve in view.curves.items() if name.startswith("time/") and curve.last}
+    whole = parts.pop("time/step", None)
+    rows = []
+    for name, seconds in sorted(parts.items(), key=lambda part: -part[1]):
+        share = seconds / whole if whole else 0.0
+        rows.append([html.escape(plain(name)), f'<i style="width:{share:.0%}"></i><span>{seconds:.3f} s</span>',
+                     f"{share:.0%}"])  # fmt: skip
+    body = table(("part", "time", "share"), rows, "no values yet").replace("<td><i", '<td class="bar"><i')
+    said = f"{whole:.2f} s" if whole else ""
+    return f'<figure class="chart table"><figcaption>Last step <small>{said}</small></figcaption>{body}</figure>'
+
+
+def drawn(view: View, *prefixes: str) -> Hashable:
+    """Changes with every point of the named curves, and with every rule."""
+    last = tuple((name, curve.last) for name, curve in view.curves.items() if name.startswith(prefixes))
+    return view.total_steps, len(view.changes), last

@@ -1,0 +1,114 @@
+"""What the parts of the page share: the worker behind it, the run it looks at, the values of its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from psd.files import StoreError
+from psd.preset import Preset, PresetError
+from psd.ui import controls
+from psd.ui.compare import MOST
+from psd.ui.controls import Control
+from psd.ui.page import Look, Page, Pane, Watched
+from psd.ui.prompt import Vocabulary, complaint
+from psd.ui.watch import Watcher
+from psd.worker import Worker
+
+
+@dataclass
+class Desk:
+    """Services and shared components; listeners of every part are written against it."""
+
+    worker: Worker
+    watcher: Watcher
+    vocabularies: Mapping[str, Vocabulary]
+    parts: Sequence[Control]
+    prompt: gr.Textbox
+    run_id: gr.State  # of the run that is watched
+    base: gr.State  # the preset whose values the controls show, as a dictionary: a preset, or the run attached to
+    last: gr.BrowserState  # the run that this browser started last
+    news: Mapping[str, Any]  # the listener that brings the page up to date: fn, inputs, outputs
+
+    @property
+    def shown(self) -> list[Component]:
+        """What `show` gives and `wanted` takes."""
+        return [self.base, self.prompt, *(component for part in self.parts for component in part.components)]
+
+    def wanted(self, base: Mapping[str, Any], prompt: str, *given: Any) -> Preset:
+        """The preset that the controls say; raises PresetError, also for words that the prior does not know."""
+        before = Preset.make(base)
+        made = before.changed({"prompt": prompt.strip(), **controls.read_all(self.parts, given, before)})
+        vocabulary = self.vocabularies.get(made.prior)
+        if vocabulary and (problem := complaint(vocabulary, made.prompt)):
+            raise PresetError(problem)
+        return made
+
+    def show(self, preset: Preset, *, prompt: bool = True) -> list[Any]:
+        """Updates that let the controls say ``preset``."""
+        parts = [update for part in self.parts for update in part.write(preset)]
+        return [preset.model_dump(), preset.prompt if prompt else gr.skip(), *parts]
+
+    def skipped(self) -> list[Any]:
+        return [gr.skip()] * len(self.shown)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """The components that say what the page looks at, in the order that `look` takes their values."""
+
+    tab: gr.State
+    kinds: gr.CheckboxGroup
+    follow: gr.Checkbox
+    step: gr.Slider
+    viewer: gr.Model3D
+    compared: gr.Dropdown
+    compared_step: gr.Slider
+
+    @property
+    def inputs(self) -> list[Component]:
+        return [self.tab, self.kinds, self.follow, self.step, self.viewer, self.compared, self.compared_step]
+
+
+def look(
+    tab: str, kinds: list[str], follow: bool, step: float, viewer: object, compared: list[str], compared_step: float
+) -> Look:
+    camera = tuple(getattr(viewer, "camera_position", Look.camera))
+    return Look(
+        tab, tuple(kinds), follow, int(step or 0), camera, tuple(compared or ())[:MOST], int(compared_step or 0)
+    )
+
+
+def page(watcher: Watcher, run: str, seen: Look) -> Page:
+    """The run that is watched, and on the Compare tab those beside it."""
+    try:
+        watched = watcher.watched(run) if run else Watched()
+    except StoreError as error:  # its folder was deleted, say
+        watched = Watched(run, state="interrupted", message=str(error))
+    compared = []
+    for run_id in seen.compared if seen.tab == "Compare" else ():
+        try:
+            compared.append(watcher.watched(run_id))
+        except StoreError:  # gone: the others still compare
+            continue
+    return Page(watched, seen, tuple(compared))
+
+
+def updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:
+    """The new keys, then what has changed for each component; everything else is skipped."""
+    keys, found = [], []
+    for pane, before in zip(panes, old or [None] * len(panes), strict=True):
+        key = pane.key(now) if pane.is_shown(now) else before
+        keys.append(key)
+        found += [gr.skip()] * len(pane.components) if key == before else pane.values(now)
+    return [keys, *found]
+
+
+def live_now(desk: Desk, run: str) -> Preset | None:
+    """The preset of the watched run while it can be steered."""
+    job = next((job for job in desk.worker.jobs() if job.id == run and job.status.state in ("running", "paused")), None)
+    return job.preset.changed(job.live) if job else None

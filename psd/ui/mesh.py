@@ -1,0 +1,179 @@
+"""The Mesh tab: the surface to turn and zoom, its files, and the same scene meshed at another threshold."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gradio as gr
+
+from psd.files import StoreError
+from psd.preset import Preset, PresetError
+from psd.store import slug
+from psd.ui.markup import EXPORTS, note, number, url
+from psd.ui.page import QUIET, Page, Pane, Watched
+from psd.ui.view import View
+
+if TYPE_CHECKING:
+    from psd.ui.desk import Desk
+
+DOWNLOADS = {
+    "mesh.glb": "GLB",
+    "mesh.obj": "OBJ",
+    "mesh.ply": "PLY",
+    "mesh.stl": "STL",
+    "turntable.mp4": "Turntable",
+    "statistics.json": "Statistics",
+}
+REACH = 4.0  # the slider goes from a fraction of the automatic threshold to this multiple of it
+
+
+class Remesh(Protocol):
+    """Meshes a run's scene again; `psd.remesh` is one.  Both raise PresetError or StoreError with the cure."""
+
+    def count(self, folder: Path, threshold: float, kept: str) -> int:
+        """Faces of the surface at ``threshold`` (a density), before decimation; ``kept`` is "last" or "best"."""
+        ...
+
+    def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
+        """Writes every format into the run's folder, as an event of the run."""
+        ...
+
+
+class MeshTab:
+    """The tab's components, in the current Blocks context."""
+
+    def __init__(self, preset: Preset, remesh: Remesh | None) -> None:
+        self._remesh = remesh
+        with gr.Row(elem_id="mesh-row"):
+            self.viewer = gr.Model3D(
+                label="Drag to turn, scroll to zoom", interactive=False, elem_id="viewer",
+                clear_color=(0.0, 0.0, 0.0, 0.0), min_width=300, scale=3,
+            )  # fmt: skip
+            with gr.Column(min_width=280, scale=2):
+                files = gr.HTML(downloads(Watched()), elem_id="downloads")
+                with gr.Group(elem_id="remesh"):
+                    self.kept = gr.Radio(
+                        [("last step", "last"), ("best by the selector judge", "best")], value="last", label="scene",
+                        info="Which state of the run is meshed.",
+                    )  # fmt: skip
+                    self.threshold = gr.Slider(
+                        0.1, 40.0, value=10.0, step=0.01, label="threshold (τ) [density]", elem_id="threshold",
+                        info="Where the surface lies: lower is fuller.",
+                    )  # fmt: skip
+                    self.count = gr.HTML(note("", "hint"), elem_id="face-count")
+                    self.faces = gr.Slider(
+                        100, 100_000, value=preset.mesh_faces, step=100, label="most faces", elem_id="most-faces",
+                        info="The surface is simplified to this many.",
+                    )  # fmt: skip
+                    self.texture = gr.Checkbox(preset.texture, label="bake a texture", info="Slower; for Blender.")
+                    self.make = gr.Button("Make the mesh again", interactive=False, elem_id="remesh-button")
+                    self.message = gr.HTML("", elem_id="remesh-message")
+        with gr.Row():
+            film = gr.HTML(turntable(Watched()), elem_id="film", min_width=260)
+            facts = gr.HTML(statistics(View()), elem_id="facts", elem_classes="table", min_width=260)
+        self.panes = [
+            Pane([self.viewer], _shown, self._viewer, "Mesh"),
+            Pane([files], lambda p: downloads(p.run), lambda p: [downloads(p.run)], "Mesh"),
+            Pane([film, facts], _shown, lambda p: [turntable(p.run), statistics(p.run.view)], "Mesh"),
+            Pane([self.threshold], lambda p: (p.run.run_id, threshold(p.run.view)), _range, "Mesh"),
+            Pane([self.make], lambda p: self._can_make(p), lambda p: [gr.Button(interactive=self._can_make(p))],
+                 "Mesh"),
+        ]  # fmt: skip
+
+    def wire(self, desk: Desk) -> None:
+        def count(run: str, threshold: float, kept: str) -> str:
+            if self._remesh is None or not run:
+                return ""
+            try:
+                return note(
+                    f"{self._remesh.count(desk.watcher.folder(run), threshold, kept):,} faces before simplifying",
+                    "hint",
+                )
+            except (PresetError, StoreError) as error:
+                return note(str(error))
+            return note(f"{faces:,} faces before simplifying", "hint")
+
+        def make(run: str, threshold: float, faces: float, texture: bool, kept: str) -> str:
+            assert self._remesh is not None
+            try:
+                self._remesh.export(
+                    desk.watcher.folder(run), threshold=threshold, faces=int(faces), texture=texture, kept=kept
+                )
+            except (PresetError, StoreError) as error:
+                return note(str(error))
+            return note("Made. The files above are the new ones.", "hint")
+
+        asked = {"fn": count, "inputs": [desk.run_id, self.threshold, self.kept], "outputs": self.count}
+        self.threshold.input(**asked, trigger_mode="always_last", **QUIET)
+        self.kept.input(**asked, **QUIET)
+        self.make.click(
+            make, [desk.run_id, self.threshold, self.faces, self.texture, self.kept], self.message, queue=True,
+            show_progress="minimal", api_visibility="private",
+        ).then(**desk.news)  # fmt: skip
+
+    def _can_make(self, page: Page) -> bool:
+        return self._remesh is not None and page.run.is_over and page.run.view.mesh is not None
+
+    @staticmethod
+    def _viewer(page: Page) -> list[Any]:
+        """A new value would turn the camera back, so its place goes along."""
+        mesh = page.run.view.mesh
+        file = str(page.run.folder / mesh.file) if mesh and mesh.file else None
+        return [gr.Model3D(file, camera_position=page.look.camera)]
+
+
+def threshold(view: View) -> float | None:
+    """Of the run's own mesh: where the slider starts."""
+    value = view.mesh.statistics.get("threshold") if view.mesh else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _range(page: Page) -> list[Any]:
+    middle = threshold(page.run.view)
+    if middle is None:
+        return [gr.skip()]
+    return [gr.Slider(minimum=round(middle / REACH, 3), maximum=round(middle * REACH, 3), value=round(middle, 3))]
+
+
+def _shown(page: Page) -> object:
+    mesh = page.run.view.mesh
+    return mesh and (page.run.run_id, mesh.step, mesh.time_s)
+
+
+def downloads(watched: Watched) -> str:
+    """A link for each file that exists; the others are greyed out, so that nothing moves when they come."""
+    name = slug(watched.prompt)
+    links = []
+    for file, label in DOWNLOADS.items():
+        path = watched.folder / EXPORTS / file
+        if watched.view.mesh is not None and path.is_file():
+            address = url(watched, f"{EXPORTS}/{file}", path.stat().st_mtime_ns)
+            saved = f"{name}{path.suffix}"
+            said = f'download="{saved}" aria-label="Download {label} as {saved}"'
+            links.append(f'<a class="file" href="{address}" {said}>{label}</a>')
+        else:
+            links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
+    return f'<div class="files">{"".join(links)}</div>'
+
+
+def turntable(watched: Watched) -> str:
+    """The film, looping silently."""
+    mesh = watched.view.mesh
+    if mesh is None or not (watched.folder / EXPORTS / "turntable.mp4").is_file():
+        return '<div class="film empty"><p class="hint">The turntable appears with the mesh.</p></div>'
+    address = url(watched, f"{EXPORTS}/turntable.mp4", mesh.step)
+    return f'<div class="film"><video src="{address}" autoplay loop muted playsinline controls></video></div>'
+
+
+def statistics(view: View) -> str:
+    """The mesh in numbers."""
+    if view.mesh is None:
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(number(value))}</td></tr>"
+        for name, value in view.mesh.statistics.items()
+        if isinstance(value, bool | int | float | str)
+    )
+    return f"<table><tbody>{rows}</tbody></table>"
