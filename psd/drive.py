@@ -100,8 +100,9 @@ def drive(
     control: Controls,
     resume: Checkpointed | None = None,
     screen: Screen | None = None,
+    until: int | None = None,
 ) -> Iterator[Event]:
-    """Run to the end, yielding each event as stored.
+    """Run to the end, or stop after step ``until``, yielding each event as stored.
 
     An exception of the run or of the store becomes a Failed with a cure, its traceback in log.txt; whatever was
     written before stays.  A pause holds the run between two events.  Only BaseExceptions such as KeyboardInterrupt
@@ -119,6 +120,8 @@ def drive(
                 LOG.warning("run %s, step %d: a preview was refused: %s", folder.id, step, reason)
                 raise RefusedError(f"a picture was refused at step {step}: {reason}")
             yield folder.write(event)
+            if until is not None and step >= until:
+                control.stop()
             if control.paused:
                 folder.set_state("paused")
                 control.wait_while_paused()

@@ -57,6 +57,7 @@ class _Entry:
     control: Controls
     resume: Checkpointed | None
     lines: list[str] = field(default_factory=list)
+    until: int | None = None
     over: threading.Event = field(default_factory=threading.Event)
     pacer: Pacer = field(default_factory=Pacer)
 
@@ -92,9 +93,10 @@ class Worker:
 
     # ---- start
 
-    def submit(self, preset: Preset, resume: Path | None = None, owner: str = "") -> str:
+    def submit(self, preset: Preset, resume: Path | None = None, owner: str = "", until: int | None = None) -> str:
         """Queue a run, or the rest of an earlier one from its newest checkpoint; returns the run's id at once.
 
+        ``until`` stops it after that step; `extend` by nothing then goes on with the run that was planned, bit for bit.
         Raises PresetError for a prompt that is not admitted, and StoreError when the queue or the disk is full, the
         folder cannot be made, or another process writes it.
         """
@@ -116,7 +118,7 @@ class Worker:
         folder.set_state("queued")
         with self._changed:
             self._entries.pop(folder.id, None)
-            self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, lines)
+            self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, lines, until)
             self._queue.append(folder.id)
             self._changed.notify_all()
         return folder.id
@@ -300,7 +302,8 @@ class Worker:
                     return
                 entry = self._entries[self._queue.popleft()]
             with self._device:
-                for event in drive(self._make_events, entry.folder, entry.control, entry.resume, self._screen):
+                events = drive(self._make_events, entry.folder, entry.control, entry.resume, self._screen, entry.until)
+                for event in events:
                     self._record(entry, event)
             entry.resume = None  # its tensors are not needed any more
             with self._changed:

@@ -23,6 +23,7 @@ from gradio.components import Component
 from psd.archive import read_preset
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, available
+from psd.shelf import new_owner
 from psd.ui import controls, markup
 from psd.ui.ask import Ask, ask
 from psd.ui.compare import CompareTab
@@ -69,17 +70,16 @@ def appearance() -> dict[str, Any]:
 def build(
     worker: Worker,
     *,
-    root: Path | None = None,
     preset: str = "tiny",
     vocabularies: Mapping[str, Vocabulary] | None = None,
     remesh: Remesh | None = None,
 ) -> gr.Blocks:
-    """The page over ``worker``, whose run folders are under ``root``, starting from the named preset.
+    """The page over ``worker``, starting from the named preset.
 
     ``vocabularies`` maps a prior, as presets name it, to the closed set of captions that it knows; ``remesh`` meshes
     the scene of a run that is over again.
     """
-    watcher, vocabularies, first = Watcher(worker, root), vocabularies or {}, Preset.load(preset)
+    watcher, vocabularies, first = Watcher(worker), vocabularies or {}, Preset.load(preset)
     with gr.Blocks(title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         gr.HTML(markup.HEADER, elem_id="header")
         with gr.Column(elem_id="layout"):
@@ -104,24 +104,22 @@ def build(
                 name, parts, locks = _settings(preset, first)
         run_id, keys, tab = gr.State(""), gr.State([]), gr.State("Live")
         last = gr.BrowserState("", storage_key="psd-last-run", secret="psd")
+        owner = gr.BrowserState("", storage_key="psd-owner", secret="psd")
         timer = gr.Timer(TICK_S, active=False)
-        looking = Looking(tab, live.kinds, live.follow, live.step, mesh.viewer, compare.runs, compare.step)
+        looking = Looking(mesh.viewer, tab, live.kinds, live.follow, live.step, compare.runs, compare.step)
         panes = [
             *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *log, _run_button(asked),
             *locks,
             Pane([timer], _rests, lambda p: [gr.Timer(active=not _rests(p))]),
         ]  # fmt: skip
 
-        def refresh(
-            run: str, old: list, tab: str, kinds: list, follow: bool, step: float, viewer: gr.Model3D, *compared: Any
-        ) -> list[Any]:
+        def refresh(run: str, owner: str, old: list, viewer: gr.Model3D, *seen: Any) -> list[Any]:
             """What has changed since this page last asked; everything else is skipped."""
-            seen = look(tab, kinds, follow, step, viewer, *compared)
-            return updates(panes, page(watcher, run, seen), old)
+            return updates(panes, page(worker, watcher, run, owner, look(viewer, *seen)), old)
 
         desk = Desk(
-            worker, watcher, vocabularies, parts, asked.prompt, run_id, gr.State(first.model_dump()), last,
-            {"fn": refresh, "inputs": [run_id, keys, *looking.inputs],
+            worker, watcher, vocabularies, parts, asked.prompt, run_id, gr.State(first.model_dump()), last, owner,
+            {"fn": refresh, "inputs": [run_id, owner, keys, *looking.inputs],
              "outputs": [keys, *(component for pane in panes for component in pane.components)], **QUIET},
         )  # fmt: skip
         timer.tick(**desk.news)
@@ -149,49 +147,60 @@ def _rests(page: Page) -> bool:
 
 
 def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
-    def attach(remembered: str, request: gr.Request) -> list[Any]:
+    def attach(remembered: str, secret: str, request: gr.Request) -> list[Any]:
         """Show the run that the address names, else the one that this browser started last, with its values."""
         named = request.query_params.get("run", "")
+        owner = secret or new_owner()
         if not (named or remembered):
-            return [gr.skip(), gr.skip(), *desk.skipped()]
+            return [owner, gr.skip(), gr.skip(), *desk.skipped()]
         try:
             watched = desk.watcher.watched(named or remembered)
-            return [watched.run_id, "", *desk.show(read_preset(watched.folder))]
+            return [owner, watched.run_id, "", *desk.show(read_preset(watched.folder))]
         except StoreError as error:
-            return ["", markup.note(str(error)) if named else "", *desk.skipped()]
+            return [owner, "", markup.note(str(error)) if named else "", *desk.skipped()]
 
-    blocks.load(attach, desk.last, [desk.run_id, asked.message, *desk.shown], **QUIET).then(**desk.news)
+    shown = [desk.owner, desk.run_id, asked.message, *desk.shown]
+    blocks.load(attach, [desk.last, desk.owner], shown, **QUIET).then(**desk.news)
 
 
 def _wire_start(desk: Desk, asked: Ask) -> None:
-    def start(*given: Any) -> list[Any]:
+    def start(owner: str, *given: Any) -> list[Any]:
         """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
         try:
-            run = desk.worker.submit(desk.wanted(*given))
+            run = desk.worker.submit(desk.wanted(*given), owner=owner)
         except (PresetError, StoreError) as error:
             return [gr.skip(), gr.skip(), markup.note(str(error))]
         return [run, run, ""]
 
     for trigger in (asked.run.click, asked.prompt.submit):
-        trigger(start, desk.shown, [desk.run_id, desk.last, asked.message], trigger_mode="once", **QUIET).then(
-            **desk.news
-        ).then(None, desk.last, None, js=ADDRESS, **QUIET)
+        trigger(
+            start, [desk.owner, *desk.shown], [desk.run_id, desk.last, asked.message], trigger_mode="once", **QUIET
+        ).then(**desk.news).then(None, desk.last, None, js=ADDRESS, **QUIET)
 
 
 def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
-    def pause(run: str) -> None:
-        job = desk.worker.snapshot(run)
-        (desk.worker.resume if job.status.state == "paused" else desk.worker.pause)(run)
+    def pause(run: str, owner: str) -> None:
+        paused = desk.worker.snapshot(run).status.state == "paused"
+        (desk.worker.resume if paused else desk.worker.pause)(run, owner)
+
+    def go_on(run: str, more: float, owner: str) -> str:
+        try:
+            desk.worker.extend(run, int(more or 0), owner)
+        except (PresetError, StoreError) as error:
+            return markup.note(str(error))
+        return ""
 
     def duplicate(run: str) -> list[Any]:
         """Leave the run, which goes on, with its values in the controls."""
         try:
-            return ["", "", "", *desk.show(read_preset(desk.watcher.folder(run)))]
+            return ["", "", "", *desk.show(read_preset(desk.worker.folder(run)))]
         except StoreError as error:
             return [gr.skip(), gr.skip(), markup.note(str(error)), *desk.skipped()]
 
-    bar.pause.click(pause, desk.run_id, None, **QUIET).then(**desk.news)
-    bar.stop.click(desk.watcher.stop, desk.run_id, None, **QUIET).then(**desk.news)
+    mine = [desk.run_id, desk.owner]
+    bar.pause.click(pause, mine, None, **QUIET).then(**desk.news)
+    bar.stop.click(desk.watcher.stop, mine, None, **QUIET).then(**desk.news)
+    bar.go_on.click(go_on, [desk.run_id, bar.more, desk.owner], asked.message, **QUIET).then(**desk.news)
     bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, asked.message, *desk.shown], **QUIET).then(
         **desk.news
     ).then(None, desk.last, None, js=ADDRESS, **QUIET)
@@ -200,18 +209,18 @@ def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
 def _wire_live(desk: Desk, part: Control) -> None:
     """A live control changes the run that is watched, if it is still going; otherwise it waits for the next run."""
 
-    def change(run: str, *given: Any) -> None:
+    def change(run: str, owner: str, *given: Any) -> None:
         preset = live_now(desk, run)
         if preset is None:
             return
         try:
-            desk.worker.change(run, {part.name: part.read(given, preset)})
-        except PresetError as error:
+            desk.worker.change(run, {part.name: part.read(given, preset)}, owner)
+        except (PresetError, StoreError) as error:
             gr.Warning(str(error))
 
     for component in part.components:
         component.input(  # pyright: ignore[reportAttributeAccessIssue] - sliders and numbers have it
-            change, [desk.run_id, *part.components], None, trigger_mode="always_last", **QUIET
+            change, [desk.run_id, desk.owner, *part.components], None, trigger_mode="always_last", **QUIET
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 
 from psd.ui.markup import number
@@ -17,6 +17,7 @@ from psd.ui.view import Curve
 # After Okabe and Ito (told apart with any colour vision), shifted to a contrast of 3 on white and on dark slate.
 COLOURS = ("#2f8fcc", "#d55e00", "#009e73", "#cc79a7", "#808080", "#a6761d")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2", "12 4")
+Place = Callable[[float, float], tuple[float, float]]  # step and value -> x and y
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 28
 # Cividis, read from dark to light by every colour vision (Nunez, Anderton and Renslow 2018).
@@ -73,8 +74,7 @@ def line_chart(
     )
 
 
-def _grid(ticks: Sequence[float], steps: int, place: object) -> str:
-    assert callable(place)
+def _grid(ticks: Sequence[float], steps: int, place: Place) -> str:
     parts = []
     for value in ticks:
         _, y = place(0, value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from psd.archive import preview_file, read_preset
+from psd.archive import Run, preview_file
 from psd.files import StoreError
 from psd.pictures import decode_views
 from psd.preset import Method, Preset, PresetError, available
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 MOST = 8  # runs side by side
 FIRST_STEPS = 120  # of the slider, until there is a run
 CONSISTENCY = "image/view_consistency"
+
+
+def named(run: Run) -> str:
+    """A run in a list."""
+    status = run.status
+    return f"{status.prompt} · {status.method} · seed {status.seed} · {status.state} · {status.created[5:16]}"
 
 
 def label(watched: Watched) -> str:
@@ -211,45 +217,46 @@ class CompareTab:
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
         def choices(chosen: list[str]) -> Any:
-            known = [(told, run_id) for run_id, told in desk.watcher.listed()]
-            there = {run_id for _, run_id in known}
-            return gr.Dropdown(known, value=[run_id for run_id in chosen if run_id in there])
+            known = {run.id: named(run) for run in desk.worker.runs()}
+            return gr.Dropdown(
+                [(told, run_id) for run_id, told in known.items()], value=[run for run in chosen if run in known]
+            )
 
-        def started(presets: Sequence[Preset], until: int | None = None) -> list[Any]:
-            runs = [desk.worker.submit(preset, until=until) for preset in presets]
+        def started(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
+            runs = [desk.worker.submit(preset, owner=owner, until=until) for preset in presets]
             return [choices(runs), runs, ""]
 
         def refused(error: Exception) -> list[Any]:
             return [gr.skip(), gr.skip(), note(str(error))]
 
-        def start(methods: list[str], presets: list[str], *given: Any) -> list[Any]:
+        def start(methods: list[str], presets: list[str], owner: str, *given: Any) -> list[Any]:
             if not 2 <= len(methods) + len(presets) <= MOST:
                 return refused(PresetError(f"choose 2 to {MOST} methods and presets to compare"))
             try:
-                return started(variants(desk.wanted(*given), methods, presets))
+                return started(variants(desk.wanted(*given), methods, presets), owner)
             except (PresetError, StoreError) as error:
                 return refused(error)
 
-        def sweep(count: float, until: float, *given: Any) -> list[Any]:
+        def sweep(count: float, until: float, owner: str, *given: Any) -> list[Any]:
             try:
-                return started(seeds(desk.wanted(*given), int(count)), int(until))
+                return started(seeds(desk.wanted(*given), int(count)), owner, int(until))
             except (PresetError, StoreError) as error:
                 return refused(error)
 
-        def go_on(chosen: list[str]) -> str:
+        def go_on(chosen: list[str], owner: str) -> str:
             best = best_to_continue([desk.watcher.watched(run) for run in chosen])
             if best is None:
                 return note("There is nothing to continue: each run is at its end, or some still go on.")
             try:
-                desk.worker.submit(read_preset(best.folder), resume=best.folder)
+                desk.worker.extend(best.run_id, owner=owner)
             except (PresetError, StoreError) as error:
                 return note(str(error))
             return note(f"{label(best)} goes on to step {best.view.total_steps}.", "hint")
 
         shown = [self.runs, remembered, self.message]
-        self.start.click(start, [self.methods, self.presets, *desk.shown], shown, **QUIET).then(**desk.news)
-        self.sweep.click(sweep, [self.count, self.until, *desk.shown], shown, **QUIET).then(**desk.news)
-        self.go_on.click(go_on, self.runs, self.message, **QUIET).then(**desk.news)
+        self.start.click(start, [self.methods, self.presets, desk.owner, *desk.shown], shown, **QUIET).then(**desk.news)
+        self.sweep.click(sweep, [self.count, self.until, desk.owner, *desk.shown], shown, **QUIET).then(**desk.news)
+        self.go_on.click(go_on, [self.runs, desk.owner], self.message, **QUIET).then(**desk.news)
         self.runs.input(lambda chosen: chosen, self.runs, remembered, **QUIET).then(**desk.news)
         self.runs.focus(choices, self.runs, self.runs, **QUIET)
         self.step.input(**desk.news, trigger_mode="always_last")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from psd.events import LiveChanged
 from psd.ui.chart import line_chart
-from psd.ui.markup import number, plain, table
+from psd.ui.markup import note, number, plain, table
 from psd.ui.page import Pane
 from psd.ui.view import Curve, View
 
@@ -24,9 +24,11 @@ IMAGE = {  # the statistics of the pictures that lie in [0, 1], as they are told
 
 
 def curves_tab() -> list[Pane]:
+    alarm = gr.HTML(alarms(View()), elem_id="alarms")
     verdict = gr.HTML(table_of_scores(View()), elem_id="verdict", elem_classes="table")
     charts = gr.HTML(curves(View()), elem_id="charts")
     return [
+        Pane([alarm], lambda p: alarms(p.run.view), lambda p: [alarms(p.run.view)], "Curves"),
         Pane([verdict], lambda p: drawn(p.run.view, "reward/", "judge/"), lambda p: [table_of_scores(p.run.view)],
              "Curves"),
         Pane([charts], lambda p: drawn(p.run.view, ""), lambda p: [curves(p.run.view)], "Curves"),
@@ -82,6 +84,18 @@ def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:
     for change in changes:
         told[change.step] = {**told.get(change.step, {}), **change.values}
     return [(step, ", ".join(f"{name} = {value}" for name, value in values.items())) for step, values in told.items()]
+
+
+def alarms(view: View) -> str:
+    """What the detectors said of the selector judge, and which scene they would keep."""
+    said = [f"Step {alarm.step}, {alarm.kind}: {alarm.message}." for alarm in view.alarms]
+    best = view.best
+    kept = (
+        f"Selector judge {plain(f'judge/{best.judge}')}: best scene so far at step {best.step} ({number(best.score)}), "
+        "kept in every checkpoint. The score chose it, so it flatters it."
+        if best else "No preview has been judged yet."
+    )  # fmt: skip
+    return "".join(note(text) for text in said[-3:]) + note(kept, "hint")
 
 
 def table_of_scores(view: View) -> str:

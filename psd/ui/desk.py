@@ -32,6 +32,7 @@ class Desk:
     run_id: gr.State  # of the run that is watched
     base: gr.State  # the preset whose values the controls show, as a dictionary: a preset, or the run attached to
     last: gr.BrowserState  # the run that this browser started last
+    owner: gr.BrowserState  # the secret of this browser, by which its runs are its own
     news: Mapping[str, Any]  # the listener that brings the page up to date: fn, inputs, outputs
 
     @property
@@ -61,29 +62,30 @@ class Desk:
 class Looking:
     """The components that say what the page looks at, in the order that `look` takes their values."""
 
+    viewer: gr.Model3D
     tab: gr.State
     kinds: gr.CheckboxGroup
     follow: gr.Checkbox
     step: gr.Slider
-    viewer: gr.Model3D
     compared: gr.Dropdown
     compared_step: gr.Slider
 
     @property
     def inputs(self) -> list[Component]:
-        return [self.tab, self.kinds, self.follow, self.step, self.viewer, self.compared, self.compared_step]
+        return [self.viewer, self.tab, self.kinds, self.follow, self.step, self.compared, self.compared_step]
 
 
 def look(
-    tab: str, kinds: list[str], follow: bool, step: float, viewer: object, compared: list[str], compared_step: float
+    viewer: object, tab: str, kinds: list[str], follow: bool, step: float, compared: list[str], compared_step: float
 ) -> Look:
-    camera = tuple(getattr(viewer, "camera_position", Look.camera))
+    longitude, latitude, radius = getattr(viewer, "camera_position", Look.camera)  # absent until it is turned
     return Look(
-        tab, tuple(kinds), follow, int(step or 0), camera, tuple(compared or ())[:MOST], int(compared_step or 0)
-    )
+        tab, tuple(kinds), follow, int(step or 0), (longitude, latitude, radius), tuple(compared or ())[:MOST],
+        int(compared_step or 0),
+    )  # fmt: skip
 
 
-def page(watcher: Watcher, run: str, seen: Look) -> Page:
+def page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look) -> Page:
     """The run that is watched, and on the Compare tab those beside it."""
     try:
         watched = watcher.watched(run) if run else Watched()
@@ -95,7 +97,7 @@ def page(watcher: Watcher, run: str, seen: Look) -> Page:
             compared.append(watcher.watched(run_id))
         except StoreError:  # gone: the others still compare
             continue
-    return Page(watched, seen, tuple(compared))
+    return Page(watched, seen, bool(run) and worker.owns(run, owner), tuple(compared))
 
 
 def updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:

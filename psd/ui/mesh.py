@@ -88,7 +88,7 @@ class MeshTab:
                 return ""
             try:
                 return note(
-                    f"{self._remesh.count(desk.watcher.folder(run), threshold, kept):,} faces before simplifying",
+                    f"{self._remesh.count(desk.worker.folder(run), threshold, kept):,} faces before simplifying",
                     "hint",
                 )
             except (PresetError, StoreError) as error:
@@ -99,7 +99,7 @@ class MeshTab:
             assert self._remesh is not None
             try:
                 self._remesh.export(
-                    desk.watcher.folder(run), threshold=threshold, faces=int(faces), texture=texture, kept=kept
+                    desk.worker.folder(run), threshold=threshold, faces=int(faces), texture=texture, kept=kept
                 )
             except (PresetError, StoreError) as error:
                 return note(str(error))

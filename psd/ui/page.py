@@ -30,6 +30,8 @@ class Watched:
     shots: int = 4  # views side by side in a preview's file
     memory_bytes: int = 0  # of this process
     ahead: int = 0  # runs that go first
+    wait_s: float | None = None  # until they are done, where that is known
+    left_s: float | None = None  # of its own work
 
     @property
     def is_over(self) -> bool:
@@ -53,6 +55,7 @@ class Look:
 class Page:
     run: Watched = field(default_factory=Watched)
     look: Look = field(default_factory=Look)
+    is_mine: bool = False  # this browser may steer the run
     compared: tuple[Watched, ...] = ()
 
 

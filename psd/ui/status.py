@@ -18,6 +18,8 @@ class Bar:
 
     pause: gr.Button
     stop: gr.Button
+    go_on: gr.Button
+    more: gr.Number  # steps past the planned end
     duplicate: gr.Button
     panes: list[Pane]
 
@@ -26,27 +28,33 @@ def status_bar() -> Bar:
     with gr.Column(elem_id="bar"):
         line = gr.HTML(status(Watched()), elem_id="status")
         with gr.Row(elem_id="hand"):
-            pause = gr.Button("Pause", interactive=False, elem_id="pause", min_width=96, size="md")
-            stop = gr.Button("Stop & keep", variant="stop", interactive=False, elem_id="stop", min_width=96, size="md")
-            duplicate = gr.Button("Duplicate", interactive=False, elem_id="duplicate", min_width=96, size="md")
-    buttons = [pause, stop, duplicate]
-    return Bar(
-        pause, stop, duplicate,
-        [
-            Pane([line], lambda p: status(p.run), lambda p: [status(p.run)]),
-            Pane(buttons, lambda p: (p.run.state, bool(p.run.run_id)), lambda p: _buttons(p.run)),
-        ],
-    )  # fmt: skip
+            pause = gr.Button("Pause", interactive=False, elem_id="pause", min_width=96)
+            stop = gr.Button("Stop & keep", variant="stop", interactive=False, elem_id="stop", min_width=96)
+            go_on = gr.Button("Go on", interactive=False, elem_id="go-on", min_width=96)
+            more = gr.Number(
+                0, minimum=0, maximum=100_000, precision=0, label="steps more", interactive=False, elem_id="more",
+                min_width=96, container=False,
+            )  # fmt: skip
+            duplicate = gr.Button("Duplicate", interactive=False, elem_id="duplicate", min_width=96)
+    hand = [pause, stop, go_on, more, duplicate]
+    panes = [
+        Pane([line], lambda p: status(p.run), lambda p: [status(p.run)]),
+        Pane(hand, lambda p: (p.run.state, p.run.run_id, p.is_mine), _hand),
+    ]
+    return Bar(pause, stop, go_on, more, duplicate, panes)
 
 
-def _buttons(watched: Watched) -> list[Any]:
-    going = not watched.is_over
+def _hand(page: Page) -> list[Any]:
+    """A run of another browser can be watched and duplicated only; one that is over can go on."""
+    run, mine = page.run, page.is_mine
+    can_go_on = mine and run.is_over and bool(run.run_id)
+    left = run.view.total_steps - run.view.step
     return [
-        gr.Button(
-            "Continue" if watched.state == "paused" else "Pause", interactive=watched.state in ("running", "paused")
-        ),
-        gr.Button(interactive=going and watched.state != "stopping"),
-        gr.Button(interactive=bool(watched.run_id)),
+        gr.Button("Continue" if run.state == "paused" else "Pause", interactive=mine and run.state in PAUSABLE),
+        gr.Button(interactive=mine and not run.is_over and run.state != "stopping"),
+        gr.Button(f"Go on to step {run.view.total_steps}" if left else "Go on for … steps", interactive=can_go_on),
+        gr.Number(0 if left else max(10, run.view.total_steps // 4), interactive=can_go_on and not left),
+        gr.Button(interactive=bool(run.run_id)),
     ]
 
 
@@ -54,14 +62,15 @@ def status(watched: Watched) -> str:
     """State, progress, speed, time left, memory, and what went wrong with its cure."""
     view = watched.view
     share = view.step / view.total_steps if view.total_steps else 0.0
-    speed, left = view.steps_per_s, view.remaining_s
+    speed = view.steps_per_s
+    left = view.remaining_s if watched.left_s is None else watched.left_s  # to the mesh, where that is known
     over = watched.is_over
     slots = (
         ("step", f"{view.step} / {view.total_steps} · {share:.0%}" if view.total_steps else "–"),
         ("speed", f"{speed:.2f} it/s" if speed and not over else "–"),
         ("took" if over else "left", duration((view.time_s or None) if over else left)),
         ("memory", f"{watched.memory_bytes / 2**30:.1f} GB" if watched.memory_bytes else "–"),
-        ("queue", f"{watched.ahead} ahead" if watched.ahead else "–"),
+        ("queue", f"{watched.ahead} ahead · {duration(watched.wait_s)}" if watched.ahead else "–"),
     )
     cells = "".join(f'<span class="slot"><small>{name}</small><b>{value}</b></span>' for name, value in slots)
     trouble = " ".join(filter(None, (view.problem or watched.message, view.cure)))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from psd.events import (
+    Alarmed,
+    BestKept,
     Event,
     Failed,
     Finished,
@@ -147,6 +149,8 @@ class View:
     previews: Moments[Previewed] = Moments()
     mesh: Meshed | None = None
     changes: tuple[LiveChanged, ...] = ()
+    best: BestKept | None = None
+    alarms: tuple[Alarmed, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     log: tuple[str, ...] = ()
     warning: str = ""  # the last one
@@ -193,6 +197,10 @@ def fold(view: View, event: Event) -> View:
             return _logged(replace(view, mesh=event), event, "mesh ready" + (f": {faces:,} faces" if faces else ""))
         case Warned():
             return _logged(replace(view, warning=event.message), event, event.message)
+        case BestKept():
+            return replace(view, best=event)
+        case Alarmed():
+            return _logged(replace(view, alarms=(*view.alarms, event)), event, f"{event.kind}: {event.message}")
         case LiveChanged():
             values = ", ".join(f"{name} = {value}" for name, value in event.values.items())
             view = replace(view, changes=(*view.changes, event)[-CHANGES:], live={**view.live, **event.values})
@@ -214,6 +222,8 @@ def _started(view: View, event: Started) -> View:
         curves={name: curve.until(step) for name, curve in view.curves.items()},
         negatives=view.negatives.until(step), previews=view.previews.until(step),
         changes=tuple(change for change in view.changes if change.step <= step),
+        alarms=tuple(alarm for alarm in view.alarms if alarm.step <= step),
+        best=view.best if view.best and view.best.step <= step else None,
     )  # fmt: skip
     return _logged(view, event, "models ready: " + "; ".join(event.notes or ("started",)))
 
