@@ -6,6 +6,7 @@ Axes: v view, h w image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from psd.protocols import Models, Scene
 from psd.score import require_finite
 
 VIEWS = 4
+BINS = 6  # levels of a channel in the histograms: 216 colours
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
 
 
@@ -60,21 +62,37 @@ def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
 
 
 def image_statistics(rgb: Float[Tensor, "v 3 h w"], opacity: Float[Tensor, "v 1 h w"]) -> dict[str, float]:
-    """Signs of collapse and of reward hacking, in [0, 1]; the first two weighted by opacity, so the object's own.
+    """Signs of collapse and of reward hacking, in [0, 1]; all but edges and coverage weighted by opacity: the object's.
 
     saturation: mean of max - min over channels; contrast: standard deviation of luminance; edge_density: mean absolute
-    luminance step to the right and lower neighbour; coverage: mean opacity.
+    luminance step to the right and lower neighbour; colour_entropy: of the histogram over `BINS` levels a channel, 1
+    where all colours are as frequent; coverage: mean opacity; view_consistency: overlap of the colour histograms of two
+    views, averaged over pairs (1: every side has the same colours, or there is one only).
     """
     weight = opacity / opacity.sum().clamp_min(1e-6)
     luminance = torch.einsum("vchw,c->vhw", rgb, rgb.new_tensor(LUMINANCE))[:, None]
     mean = (weight * luminance).sum()
+    histograms = colour_histograms(rgb, opacity)
+    colours = colour_histograms(*(rearrange(value, "v c h w -> 1 c (v h) w") for value in (rgb, opacity)))[0]
+    first, second = torch.triu_indices(len(rgb), len(rgb), offset=1)
+    overlaps = torch.minimum(histograms[first], histograms[second]).sum(1)
     edges = (luminance.diff(dim=-1).abs().mean() + luminance.diff(dim=-2).abs().mean()) / 2
     return {
         "image/saturation": float((weight * (rgb.amax(1, keepdim=True) - rgb.amin(1, keepdim=True))).sum()),
         "image/contrast": float((weight * (luminance - mean).square()).sum().sqrt()),
         "image/edge_density": float(edges),
+        "image/colour_entropy": float(-(colours * colours.clamp_min(1e-12).log()).sum() / math.log(BINS**3)),
         "image/coverage": float(opacity.mean()),
+        "image/view_consistency": float(overlaps.mean()) if len(overlaps) else 1.0,
     }
+
+
+def colour_histograms(rgb: Float[Tensor, "v 3 h w"], weight: Float[Tensor, "v 1 h w"]) -> Float[Tensor, "v n"]:
+    """Shares of `BINS` ** 3 colours in each view; all 0 where nothing has weight."""
+    levels = (rgb * BINS).long().clamp(0, BINS - 1)
+    bins = ((levels[:, 0] * BINS + levels[:, 1]) * BINS + levels[:, 2]).flatten(1)
+    counts = rgb.new_zeros(len(rgb), BINS**3).scatter_add_(1, bins, weight.flatten(1))
+    return counts / counts.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 def to_uint8(images: Float[Tensor, "v 3 h w"]) -> UInt8[np.ndarray, "v h w 3"]:

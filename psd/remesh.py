@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from psd.archive import latest_checkpoint, read_preset
-from psd.mesh import Mesh, MeshError, extract
+from psd.archive import latest_checkpoint, read_preset, read_status
+from psd.events import Meshed, Warned
+from psd.mesh import Mesh, MeshError, extract, statistics
 from psd.preset import PresetError
 from psd.scene import make_scene
 from psd.state import below, revived
+from psd.store import RunFolder
 
 
 def remesh(
@@ -40,3 +42,14 @@ def remesh(
     except MeshError as error:
         raise PresetError(str(error)) from None
     return mesh, step
+
+
+def remake(folder: Path, scene: str | None = None, threshold: float | None = None) -> None:
+    """`remesh` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes on."""
+    mesh, step = remesh(folder, scene=scene, threshold=threshold)
+    status = read_status(folder)
+    with RunFolder.open(folder) as run:
+        for note in mesh.notes:
+            run.write(Warned(step=status.step, time_s=status.time_s, message=note))
+        facts = statistics(mesh)
+        run.write(Meshed(step=status.step, time_s=status.time_s, mesh=mesh, scene_step=step, statistics=facts))

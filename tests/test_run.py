@@ -29,7 +29,7 @@ from psd.events import (
 )
 from psd.methods import METHODS, sds
 from psd.preset import PresetError
-from psd.preview import image_statistics
+from psd.preview import BINS, image_statistics
 from psd.protocols import Models
 from psd.run import draw_background, run
 
@@ -391,13 +391,30 @@ def test_image_statistics_at_their_limits() -> None:
     full = torch.ones(2, 1, 8, 8)
     found = image_statistics(red, full)
     assert found == pytest.approx(
-        {"image/saturation": 1, "image/contrast": 0, "image/edge_density": 0, "image/coverage": 1}, abs=1e-6
+        {
+            "image/saturation": 1,
+            "image/contrast": 0,
+            "image/edge_density": 0,
+            "image/colour_entropy": 0,
+            "image/coverage": 1,
+            "image/view_consistency": 1,
+        },
+        abs=1e-6,
     )
     halves = torch.zeros(2, 3, 8, 8)
     halves[..., 4:] = 1
     found = image_statistics(halves, full)
     assert found["image/contrast"] == pytest.approx(0.5) and found["image/edge_density"] == pytest.approx(1 / 14)
     assert found["image/saturation"] == 0 and image_statistics(red, 0 * full)["image/coverage"] == 0
+    assert found["image/colour_entropy"] == pytest.approx(math.log(2) / math.log(BINS**3))
+    blue = torch.cat([red[:1], red[1:].flip(1)])  # one side red, the other blue
+    assert image_statistics(blue, full)["image/view_consistency"] == 0
+    half = torch.cat([full[:1], full[1:] * (torch.arange(8) < 4)])  # half of it out of sight
+    assert image_statistics(torch.cat([red[:1], halves[1:]]), half)["image/view_consistency"] == 0
+    assert image_statistics(red, half)["image/view_consistency"] == pytest.approx(1)
+    levels = (torch.cartesian_prod(*[torch.arange(BINS)] * 3) + 0.5) / BINS
+    every = levels.T.reshape(1, 3, BINS, BINS**2)
+    assert image_statistics(every, torch.ones(1, 1, BINS, BINS**2))["image/colour_entropy"] == pytest.approx(1)
 
 
 def test_clock_charges_the_outermost_part() -> None:

@@ -1,0 +1,82 @@
+"""What a server that strangers can reach lets in: prompts, models and pictures.  Every refusal is logged.
+
+The word list is `WORDS` (``assets/blocked_words.txt`` explains its form); the image filter is any function that takes
+the pictures of a preview and says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from psd.events import Previewed
+from psd.preset import PRESETS, Preset, PresetError, available, shown
+
+LOG = logging.getLogger(__name__)
+WORDS = PRESETS.parent / "assets" / "blocked_words.txt"
+LOOKALIKES = str.maketrans("0134578@$!|", "oieastbasil")
+
+ImageFilter = Callable[[UInt8[np.ndarray, "v h w 3"]], str]
+
+
+class PromptFilter:
+    """Refuses prompts that hold a word of a list.  Accents, case, width, digits for letters and hidden characters are
+    seen through; words inside longer words are not looked for unless the list says so.
+    """
+
+    def __init__(self, path: Path = WORDS) -> None:
+        self.path = path
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"cannot read the word list {self.path}: {error}") from None
+        entries = [plain(line.partition("#")[0]).strip() for line in lines]
+        words = [re.escape(word.rstrip("*")) + (r"\w*" if word.endswith("*") else r"\b") for word in entries if word]
+        return re.compile(r"\b(?:" + "|".join(words) + ")") if words else re.compile(r"(?!)")
+
+    def __call__(self, preset: Preset) -> None:
+        """Raises PresetError for a prompt that is refused."""
+        found = self._pattern.search(plain(preset.prompt))
+        if found:
+            LOG.warning("prompt refused for %r: %s", found.group(), shown(preset.prompt))
+            raise PresetError(f"this server makes nothing of prompts with {found.group()!r}: say it differently")
+
+
+def plain(text: str) -> str:
+    """Letters as a person reads them: no accents, no hidden characters, no digits in the place of letters."""
+    letters = unicodedata.normalize("NFKD", " ".join(text.split())).casefold()
+    seen = (letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf", "Cc"))
+    return "".join(seen).translate(LOOKALIKES)
+
+
+def only_known_models(preset: Preset) -> None:
+    """Raises PresetError for models that no shipped preset names: a stranger must not choose what a server loads."""
+    known = {model for name in available() for model in models(Preset.load(name))}
+    if strange := [model for model in models(preset) if model not in known]:
+        LOG.warning("models refused: %s", shown(strange))
+        raise PresetError(f"this server has no model {shown(strange[0])}; there are: {', '.join(sorted(known))}")
+
+
+def models(preset: Preset) -> list[str]:
+    return [preset.prior, *preset.rewards, *preset.judges]
+
+
+def image_filter(name: str) -> Callable[[Previewed], str]:
+    """The screen (`psd.drive.Screen`) that a ``module:function`` names; raises PresetError when there is none."""
+    module, _, function = name.partition(":")
+    try:
+        check: ImageFilter = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PresetError(f"no image filter {shown(name)} ({error}): name it as module:function") from None
+    return lambda event: check(event.images["rgb"])

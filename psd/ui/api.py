@@ -1,0 +1,267 @@
+"""What scripts and assistants may call: named endpoints, for `gradio_client` and, with gradio[mcp], as MCP tools.
+
+Everything that comes in is checked here or by the Preset and answered in words; nothing that goes out holds a path
+outside of what is served, or a secret of another.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, wraps
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import ValidationError, validate_call
+
+from psd import shelf
+from psd.archive import Run, read_status, replay
+from psd.drive import light
+from psd.events import to_json
+from psd.files import StoreError
+from psd.preset import Preset, PresetError, parse, shown
+from psd.worker import Worker
+
+STREAM_S = 0.5  # at most so often a stream says something
+STREAMS = 20  # at once
+LISTED = 100
+MOST_IMAGES, LARGEST_IMAGE, MOST_PIXELS = 16, 4_000_000, 2048**2  # bytes of base64; pixels of one image
+FORMATS = ("glb", "obj", "ply", "stl")
+
+Score = Callable[
+    [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
+]  # images, prompt, judge ("": default)
+Remake = Callable[[Path, str | None, float | None], object]  # a run's folder, scene, threshold
+
+
+def register(blocks: gr.Blocks, worker: Worker, *, score: Score, remake: Remake) -> None:
+    """Add the endpoints to a page; ``score`` and ``remake`` (`psd.remesh.remake`) bring in what needs torch."""
+    api = Api(worker, score, remake)
+    with blocks:
+        for endpoint in (api.start_run, api.get_status, api.stop_run, api.list_runs, api.export_mesh, api.score_images):
+            gr.api(explained(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
+        gr.api(explained_stream(api.watch_run), api_name="watch_run", concurrency_limit=STREAMS)
+
+
+class Api:
+    """The endpoints; each docstring is what `view_api()` and an assistant read."""
+
+    def __init__(self, worker: Worker, score: Score, remake: Remake) -> None:
+        self._worker, self._score, self._remake = worker, score, remake
+
+    def start_run(
+        self, prompt: str, preset: str = "tiny", seed: int = 0, overrides: str = "", owner: str = ""
+    ) -> dict[str, Any]:
+        """Queue a run that makes a 3D object of a prompt, and return at once.
+
+        Args:
+            prompt: what to make; the embedded preset knows captions such as "a red mushroom"
+            preset: name of a shipped preset
+            seed: the same seed gives the same run
+            overrides: further parameters as YAML or JSON, for instance "steps: 60"
+            owner: the secret that an earlier call returned, so that its runs have one owner; empty: a new one
+
+        Returns:
+            the status of the run (see get_status) and "owner", which stop_run and export_mesh ask for
+        """
+        values = {**(parse(overrides) if overrides.strip() else {}), "prompt": prompt, "seed": seed}
+        if preset.endswith((".yaml", ".yml")):
+            raise PresetError(f"{shown(preset)} is a file: name a shipped preset, and pass changes as overrides")
+        owner = owner or shelf.new_owner()
+        run_id = self._worker.submit(Preset.load(preset, values), owner=owner)
+        return {**self.get_status(run_id), "owner": owner}
+
+    def get_status(self, run_id: str) -> dict[str, Any]:
+        """How a run stands.
+
+        Args:
+            run_id: as start_run and list_runs tell it
+
+        Returns:
+            "state" (queued, running, paused, finished, stopped, failed, interrupted), "step" of "total", the best score
+            of the selector judge, what goes before it ("ahead", "wait_s") and how long it takes ("left_s"), and the
+            addresses of its pictures and meshes, relative to the server's
+        """
+        folder = self._worker.folder(run_id)
+        job = next((job for job in self._worker.jobs() if job.id == run_id), None)
+        told = summary(Run(folder, read_status(folder)))
+        if job is not None:
+            told |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
+        exports = sorted((folder / "public" / "exports").iterdir())
+        return told | {"files": {path.name: address(path) for path in exports if not path.name.startswith(".")}}
+
+    def stop_run(self, run_id: str, owner: str) -> dict[str, Any]:
+        """End a run after its current step; what it reached is kept and exported.
+
+        Args:
+            run_id: the run
+            owner: the secret that start_run returned
+
+        Returns:
+            its status (see get_status)
+        """
+        self._worker.stop(run_id, owner)
+        return self.get_status(run_id)
+
+    def list_runs(self, owner: str = "", limit: int = 20) -> list[dict[str, Any]]:
+        """The newest runs of this server.
+
+        Args:
+            owner: only the runs of this secret; empty: all
+            limit: at most so many, 1 to 100
+
+        Returns:
+            for each run its id, state, prompt, seed, method, steps, best judge score and thumbnail
+        """
+        if not 1 <= limit <= LISTED:
+            raise PresetError(f"limit={shown(limit)} must lie in [1, {LISTED}]")
+        return [summary(run) for run in self._worker.runs(owner)[:limit]]
+
+    def export_mesh(
+        self, run_id: str, format: str = "glb", scene: str = "", threshold: float = 0.0, owner: str = ""
+    ) -> dict[str, Any]:
+        """The mesh of a run, as it is or made again.
+
+        Args:
+            run_id: a run that has ended
+            format: glb, obj, ply or stl
+            scene: best (by the selector judge) or last; empty: the mesh as it is
+            threshold: density of the surface; 0: the one that fits the renders
+            owner: the secret that start_run returned; needed to make the mesh again
+
+        Returns:
+            "file", the address of the mesh relative to the server's
+        """
+        if format not in FORMATS:
+            raise PresetError(f"no format {shown(format)}; there are: {', '.join(FORMATS)}")
+        folder = self._worker.folder(run_id)
+        if scene or threshold:
+            if scene not in ("", "best", "last"):
+                raise PresetError(f"no scene {shown(scene)}; there are: best, last")
+            shelf.require_owner(folder, owner)
+            self._remake(folder, scene or None, threshold or None)
+        path = folder / "public" / "exports" / f"mesh.{format}"
+        if not path.is_file():
+            raise StoreError(f"the run {run_id} has no mesh yet", "wait for its end, or stop it")
+        return {"run_id": run_id, "file": address(path)}
+
+    def score_images(self, images: list[str], prompt: str, judge: str = "") -> dict[str, Any]:
+        """What a judge says of pictures; higher is better, and only scores of one prompt and judge can be compared.
+
+        Args:
+            images: PNG or JPEG files in base64, at most 16
+            prompt: what they should show
+            judge: a reward or judge that a shipped preset names; empty: the selector judge of the preset "tiny"
+
+        Returns:
+            "judge" and "scores", one for each image
+        """
+        if not 1 <= len(images) <= MOST_IMAGES:
+            raise PresetError(f"{len(images)} images: send 1 to {MOST_IMAGES}")
+        return self._score([decoded(image) for image in images], Preset.make({"prompt": prompt}).prompt, judge)
+
+    def watch_run(self, run_id: str, since: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """The events of a run as they come, until its end.
+
+        Args:
+            run_id: the run
+            since: how many events are known already
+
+        Returns:
+            lists of events: Started, Stepped with its metrics, Previewed, Finished and so on, with their step and time
+        """
+        folder = self._worker.folder(run_id)
+        try:
+            over = False
+            while not over:
+                over = read_status(folder).state not in ("queued", "running", "paused")
+                events = self._worker.wait(run_id, since, timeout_s=10.0)
+                since += len(events)
+                yield [json.loads(to_json(event)) for event in events]
+                time.sleep(STREAM_S if events else 0.0)
+        except StoreError:  # not a job of this worker, or no longer: its folder tells all
+            yield [json.loads(to_json(light(event))) for event in replay(folder)][since:]
+
+
+# ---- checks and words
+
+
+def explained(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """With arguments of the declared types, and complaints as messages instead of tracebacks."""
+    checked = validate_call(endpoint)
+
+    @wraps(endpoint)
+    def call(*args: Any, **keywords: Any) -> Any:
+        try:
+            return checked(*args, **keywords)
+        except (PresetError, StoreError, ValidationError) as error:
+            raise gr.Error(complaint(error), print_exception=False) from None
+
+    return call
+
+
+def explained_stream(endpoint: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The same for a generator."""
+    checked = validate_call(endpoint)
+
+    @wraps(endpoint)
+    def call(*args: Any, **keywords: Any) -> Iterator[Any]:
+        try:
+            yield from checked(*args, **keywords)
+        except (PresetError, StoreError, ValidationError) as error:
+            raise gr.Error(complaint(error), print_exception=False) from None
+
+    return call
+
+
+def complaint(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
+
+
+def decoded(image: str) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture in base64, with or without the head of a data URL; PresetError for anything else."""
+    from PIL import Image
+
+    if len(image) > LARGEST_IMAGE:
+        raise PresetError(f"an image of {len(image)} characters: {LARGEST_IMAGE} at most")
+    try:
+        with Image.open(
+            BytesIO(base64.b64decode(image.rpartition(",")[2], validate=True)), formats=["PNG", "JPEG"]
+        ) as it:
+            if it.width * it.height > MOST_PIXELS:
+                raise PresetError(f"an image of {it.width} x {it.height} pixels: {MOST_PIXELS} at most")
+            return np.asarray(it.convert("RGB"))
+    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
+
+
+def summary(run: Run) -> dict[str, Any]:
+    status = run.status
+    return {
+        "run_id": run.id, "state": status.state, "message": status.message, "prompt": status.prompt,
+        "seed": status.seed, "method": status.method, "step": status.step, "total": status.total,
+        "time_s": status.time_s, "best_score": status.best_score, "best_step": status.best_step, "pinned": run.pinned,
+        "thumbnail": address(run.thumbnail) if run.thumbnail else None,
+    }  # fmt: skip
+
+
+def address(path: Path) -> str:
+    """Where a public file of a run is served, relative to the server's address."""
+    serve(path.parent.parent)
+    return f"gradio_api/file={quote(path.as_posix())}"
+
+
+@cache
+def serve(public: Path) -> None:
+    """Let a run's public files be fetched; Gradio's list of such folders keeps what it is told twice twice."""
+    gr.set_static_paths(public)
