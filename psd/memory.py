@@ -10,8 +10,10 @@ from psd.preset import Preset
 
 SMALLER = {
     "render_size": 16,
+    "late_render_size": 16,
     "ray_samples": 8,
     "groups": 1,
+    "late_groups": 1,
     "candidates": 2,
 }  # halved when memory is short, down to this
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd import score
+from psd.janus import perpendicular
 from psd.preset import Preset, PresetError
 from psd.protocols import Models
 from psd.step import Latents, Pair, Sample, Score, Step, norm, per_view, pick, unit
@@ -40,6 +41,15 @@ class Denoised:
     noise: Latents
     noise_pred_c: Latents
     noise_pred_n: Latents
+    away: Latents | None = None  # Perp-Neg's correction of the conditional prediction
+
+    def guided(self, scale: float) -> Latents:
+        """Classifier-free guidance: e_n + s (e_c - e_n), with Perp-Neg's correction in the bracket."""
+        return score.guide(self.noise_pred_n, self.toward, scale)
+
+    @property
+    def toward(self) -> Latents:
+        return self.noise_pred_c if self.away is None else self.noise_pred_c + self.away
 
     def sample(self, index: Tensor) -> Sample:
         return Sample(pick(self.z_t, index), pick(self.noise, index), pick(self.noise_pred_c, index))
@@ -47,7 +57,17 @@ class Denoised:
 
 def denoise(step: Step) -> Denoised:
     z_t = step.noisy(step.noise)
-    return Denoised(z_t, step.noise, *step.predict(z_t, step.embedding, step.negative))
+    condition = step.condition
+    noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
+    away = None
+    if others:
+        main = noise_pred_c - noise_pred_n
+        pushes = [
+            weight[:, None, None, None, None] * perpendicular(other - noise_pred_n, main)
+            for weight, other in zip(condition.weights, others, strict=True)
+        ]
+        away = torch.stack(pushes).sum(0)
+    return Denoised(z_t, step.noise, noise_pred_c, noise_pred_n, away)
 
 
 def base(step: Step, found: Denoised) -> Latents:
@@ -55,7 +75,7 @@ def base(step: Step, found: Denoised) -> Latents:
 
     recon: (z0 - x0') / B, x0' the rescaled prediction; sds: w(t) (e~ - noise) / B.
     """
-    guided = score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.guidance_scale)
+    guided = found.guided(step.preset.guidance_scale)
     if step.preset.base_form == "sds":
         return step.noise_weight * (guided - found.noise)
     x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
@@ -64,7 +84,7 @@ def base(step: Step, found: Denoised) -> Latents:
 
 def rate(step: Step, found: Denoised) -> dict[str, Float[Tensor, "k b v"]]:
     """What the rewards say of each candidate's one-step prediction, guided by s_r and rescaled: an image-like x0."""
-    guided = score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.reward_guidance_scale)
+    guided = found.guided(step.preset.reward_guidance_scale)
     x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
     return step.rate(step.decode(score.rescale(x0_pred, x0_pred_c, step.preset.rescale)), step.weights)
 
@@ -93,7 +113,7 @@ def csd(step: Step) -> Score:
     s is kept so that the regularisers weigh against it as they do against SDS.
     """
     found = denoise(step)
-    direction = (found.noise_pred_c - found.noise_pred_n).mean(0)
+    direction = (found.toward - found.noise_pred_n).mean(0)
     return Score(step.noise_weight * step.preset.guidance_scale * direction, found.sample(first(step)))
 
 
@@ -112,7 +132,7 @@ def dreamdpo(step: Step) -> Score:
     """
     found = denoise(step)
     ranking = step.rank(rate(step, found), by="view", units=bradley_terry(step))
-    guided = score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.guidance_scale)
+    guided = found.guided(step.preset.guidance_scale)
     win, lose = found.sample(ranking.win), found.sample(ranking.lose)
     pushed = per_view(ranking.gap >= DREAMDPO_THRESHOLD)
     attract = pick(guided, ranking.win) - win.noise
@@ -132,7 +152,7 @@ def rewardsds(step: Step) -> Score:
         return Score(gradients.mean(0), found.sample(first(step)))
     ratings = rate(step, found)
     if step.preset.winner_by == "group":
-        ratings = {name: rating.mean(2, keepdim=True).expand_as(rating) for name, rating in ratings.items()}
+        ratings = step.of_groups(ratings)
     order = step.combine(ratings, step.weights, bradley_terry(step)).argsort(dim=0, descending=True, stable=True)
     few = min(2, len(order) // 2)
     best, worst = (torch.stack([pick(gradients, i) for i in ends]).mean(0) for ends in (order[:few], order[-few:]))
@@ -183,7 +203,7 @@ def random_pair(step: Step) -> Score:
         confidence = implicit_confidence(step, found, ranking.win, ranking.lose) * (ranking.gap > 0)
 
     # ---- 7, 8: preference score, in the form of the base
-    guided = score.guide(found.noise_pred_n, found.noise_pred_c, preset.preference_scale)
+    guided = found.guided(preset.preference_scale)
     guided_win = pick(guided, ranking.win)
     other_lose = lose.noise_pred_c if preset.reading == "B" else pick(guided, ranking.lose)
     if preset.base_form == "recon":
@@ -221,7 +241,7 @@ def steered_pair(step: Step) -> Score:
     shared = found.sample(first(step))
     if weight == 0:
         return Score(gradient, shared)
-    guided = score.guide(found.noise_pred_n, found.noise_pred_c, preset.guidance_scale)[0]
+    guided = found.guided(preset.guidance_scale)[0]
 
     # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network
     direction = step.reward_gradient(step.clean(shared.z_t, guided), step.decode)
@@ -294,8 +314,17 @@ def candidates(preset: Preset) -> int:
 
 def check(preset: Preset, models: Models) -> None:
     """Refuses what cannot work with these rewards and weights (`PresetError`): before the run, and for live changes."""
+    if preset.janus != "none" and models.prior.views > 1:
+        raise PresetError(
+            f"janus={preset.janus} is for priors of one view; this one sees {models.prior.views} and their cameras: "
+            "set janus=none"
+        )
     if preset.method in ("sds", "csd"):
         return
+    if 0 < preset.reward_views < models.prior.views and (preset.winner_by == "view" or preset.method == "dreamdpo"):
+        raise PresetError(
+            f"reward_views={preset.reward_views} leaves views unseen, and views are ranked alone here: set it to 0"
+        )
     weighted = [name for name, weight in preset.rewards.items() if weight > 0]
     if not weighted:
         raise PresetError(f"method={preset.method}: all rewards have weight 0: raise one, or set method=sds")

@@ -113,6 +113,11 @@ class Preset(BaseModel):
     t_min_end: float = setting(0.05, "Lower end of t/T after annealing.", group="guidance", ge=0.0, le=0.999)
     anneal_fraction: float = setting(0.8, "Share of the run over which t anneals.", group="guidance", gt=0, le=1)
 
+    janus: Literal["none", "views", "perp_neg"] = setting(
+        "none", "Single-view priors: name the side that a camera sees, or turn the prompt with it (Perp-Neg).",
+        group="guidance",
+    )
+
     # preference
     reading: Reading = setting(
         "S", "S: steered pair; A: random pair; B: DreamDPO-shaped pair; C: implicit reward.", group="preference"
@@ -186,6 +191,20 @@ class Preset(BaseModel):
     weight_distortion: float = setting(0.0, "Distortion: one surface along each ray.", group="scene", ge=0, le=1e4)
     weight_orientation: float = setting(0.0, "Normals that face away from the camera.", group="scene", ge=0, le=1e4)
     random_background: float = setting(0.5, "Chance of a random plain background per step.", group="scene", ge=0, le=1)
+
+    background: Literal["plain", "network"] = setting(
+        "plain", "Behind the object, where no random colour is: plain greys, or learned by direction.", group="scene"
+    )
+    shading: bool = setting(False, "Light the surface from `late_start` on, so that shape shows.", group="scene")
+    orientation_start: float = setting(
+        1.0, "Share of weight_orientation at the start; it grows until `late_start`.", group="scene", ge=0, le=1
+    )
+    weight_decay: float = setting(0.0, "Decoupled weight decay of the scene (AdamW).", group="scene", ge=0, le=1)
+    late_start: float = setting(
+        1.0, "Share of the run after which the late values hold; 1: never.", group="scene", gt=0, le=1
+    )
+    late_render_size: int = setting(64, "`render_size` after `late_start`.", group="scene", unit="px", ge=8, le=1024)
+    late_groups: int = setting(1, "`groups` after `late_start`.", group="scene", ge=1, le=16)
 
     # cameras
     groups: int = setting(1, "Orbits per step.", group="cameras", ge=1, le=16)
@@ -296,6 +315,15 @@ class Preset(BaseModel):
     def progress(self, step: int) -> float:
         """Share of the schedule that is done after ``step`` steps; it stays at 1 during ``extra_steps``."""
         return min(step / self.steps, 1.0)
+
+    def late(self, progress: float) -> bool:
+        return self.late_start < 1 and progress >= self.late_start
+
+    def at(self, progress: float) -> Preset:
+        """As it holds after a share ``progress`` of the run: large, few pictures once the shape stands."""
+        if not self.late(progress):
+            return self
+        return self.model_copy(update={"groups": self.late_groups, "render_size": self.late_render_size})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -51,7 +51,7 @@ class DiffusersPrior:
         self.decoder: Any = decoder if decoder is not None else self.vae
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format  # convolutions on tensor cores
         for network in (self.unet, self.vae, self.text_encoder, self.decoder):
-            network.to(device=device, dtype=dtype, memory_format=layout)
+            network.to(device=device, memory_format=layout)
         self.tokenizer = components.tokenizer
         self.prediction_type, self.alpha_bar = components.prediction_type, components.alpha_bar
         self.camera_conditioned = self.unet.config["class_embed_type"] == "projection"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psd.cameras import Cameras
@@ -79,6 +79,15 @@ class Render:
     regularisers: Mapping[str, Tensor] = field(default_factory=dict)  # name -> unweighted scalar
 
 
+@dataclass(frozen=True)
+class Light:
+    """A point light for each view and how it falls; where ``ambient`` is 1 there is no shading."""
+
+    position: Float[Tensor, "b v 3"]
+    ambient: Float[Tensor, " b"]  # share of the colour that needs no light
+    white: Float[Tensor, " b"]  # 1: white instead of the object's colour, so that only shape shows
+
+
 class Scene(Protocol):
     """A differentiable 3D representation inside the unit ball's bounding cube [-1, 1]^3."""
 
@@ -94,8 +103,13 @@ class Scene(Protocol):
         background: Float[Tensor, "b 3"],
         generator: torch.Generator | None = None,
         normals: bool = False,
+        learned: Bool[Tensor, " b"] | None = None,
+        light: Light | None = None,
     ) -> Render:
-        """``generator`` jitters rays and samples (training); without it the render is deterministic."""
+        """``generator`` jitters rays and samples (training); without it the render is deterministic.
+
+        ``learned`` groups stand before the scene's own background, if it has one; ``light`` shades the surface.
+        """
         ...
 
     def regularisers(self) -> dict[str, Tensor]:

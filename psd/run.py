@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from psd import __version__, memory, methods, monitor, score
+from psd import __version__, draws, memory, methods, monitor, score
 from psd.cameras import sample_orbits
 from psd.clock import Clock
 from psd.events import (
@@ -36,14 +36,12 @@ from psd.events import (
     Warned,
     timed,
 )  # fmt: skip
+from psd.janus import Conditions
 from psd.preset import Preset, PresetError
 from psd.preview import Preview, preview
 from psd.protocols import Control, Models, NoControl
 from psd.state import State, revived
 from psd.step import Step
-
-# Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
-BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
     state = State.create(preset, models)
     if resume is not None:
         state.restore(resume)
-    embedding = models.prior.embed(preset.prompt).detach().float()
+    conditions = Conditions(preset, models.prior)
     control, clock = control or NoControl(), clock or Clock()
     refused: dict = {}  # live values that were no good: said once
     if state.smaller:
@@ -103,20 +101,20 @@ def run(
 
         # ---- one step; nothing has moved yet when it refuses a value
         clock.restart()
-        draws = state.generator.get_state()
-        t = draw_timestep(live, models, state)
+        generator_state = state.generator.get_state()
+        t = draws.timestep(live, state.step, len(models.prior.alpha_bar), state.generator)
         done = None
         try:
-            done = optimise(live, models, state, embedding, t, clock)
+            done = optimise(live, models, state, conditions, t, clock)
         except score.NonFiniteError as error:
-            yield now(state.checkpoint(draws))
+            yield now(state.checkpoint(generator_state))
             yield now(failed(error, state.step, t))
             return
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
         if done is None:  # out of memory, and out of the exception, whose frames hold the step's tensors
-            state.generator.set_state(draws)
+            state.generator.set_state(generator_state)
             if state.smaller:
                 yield now(state.checkpoint())
                 yield now(too_large(preset, state.step))
@@ -161,7 +159,7 @@ def run(
 
 @torch.enable_grad()
 def optimise(
-    preset: Preset, models: Models, state: State, embedding: Float[Tensor, "l d"], t: int, clock: Clock
+    preset: Preset, models: Models, state: State, conditions: Conditions, t: int, clock: Clock
 ) -> tuple[dict[str, float], NegativeUpdated | None]:
     """One step of the scene, and of the negative embedding when it is due.
 
@@ -169,6 +167,7 @@ def optimise(
     """
     prior, scene = models.prior, state.scene
     progress = preset.progress(state.step)
+    preset = preset.at(progress)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
     scene.advance(progress)
@@ -176,9 +175,13 @@ def optimise(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
         distance_factor=preset.distance_factor, generator=state.generator,
     ).to(prior.device)  # fmt: skip
-    background = draw_background(preset, state.generator).to(prior.device)
+    background, learned = draws.background(preset, state.generator)
+    light = draws.light(cameras, state.generator) if preset.shading and preset.late(progress) else None
     with clock.part("render"):
-        render = scene.render(cameras, preset.render_size, background=background, generator=state.generator)
+        render = scene.render(
+            cameras, preset.render_size, background=background.to(prior.device), generator=state.generator,
+            learned=learned, light=light,
+        )  # fmt: skip
     score.require_finite("render", render.rgb)
     with clock.part("encode"):
         z0 = prior.encode(resized(render.rgb, prior.image_size))
@@ -191,8 +194,9 @@ def optimise(
     # ---- 3 to 8: the method's score
     step = Step(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
-        images=render.rgb.detach(), z0=z0.detach(), noise=noise, t=t, progress=progress, embedding=embedding,
-        negative=state.negative.value, negative_start=state.negative.start, clock=clock,
+        images=render.rgb.detach(), z0=z0.detach(), noise=noise, t=t, progress=progress,
+        condition=conditions.at(cameras), negative=state.negative.value, negative_start=state.negative.start,
+        clock=clock,
         pull_back=lambda gradient: torch.autograd.grad(z0, render.rgb, gradient, retain_graph=True)[0],
     )  # fmt: skip
     with torch.no_grad():
@@ -206,7 +210,7 @@ def optimise(
     roots, gradients = [z0], [found.gradient]
     if found.pixels is not None:
         roots, gradients = [*roots, render.rgb], [*gradients, found.pixels]
-    weighted = [getattr(preset, f"weight_{name}") * value for name, value in terms.items()]
+    weighted = [weight(preset, name, progress) * value for name, value in terms.items()]
     if weighted:
         roots, gradients = [*roots, torch.stack(weighted).sum()], [*gradients, None]
     state.optimiser.zero_grad(set_to_none=True)
@@ -225,7 +229,7 @@ def optimise(
         with clock.part("negative"):
             update = state.negative.update(step, found, state.generator)
         if update:
-            update |= state.negative.statistics(embedding)
+            update |= state.negative.statistics(conditions.plain)
             metrics |= update
             negative = state.negative.event(prior, preset, state.step + 1, update)
 
@@ -236,27 +240,16 @@ def optimise(
     return metrics, negative
 
 
-# --------------------------------------------------------------------------------------------------------- random draws
-
-
-def draw_timestep(preset: Preset, models: Models, state: State) -> int:
-    bounds = score.timestep_bounds(
-        preset.progress(state.step), low=(preset.t_min_start, preset.t_min_end),
-        high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction,
-        total=len(models.prior.alpha_bar),
-    )  # fmt: skip
-    return score.sample_timestep(bounds, state.generator)
-
-
-def draw_background(preset: Preset, generator: torch.Generator) -> Float[Tensor, "b 3"]:
-    """Per group a random plain colour, or one of three plain greys; always the same number of draws."""
-    chance = torch.rand(preset.groups, 1, generator=generator)
-    colour = torch.rand(preset.groups, 3, generator=generator)
-    plain = torch.tensor(BACKGROUNDS)[torch.randint(len(BACKGROUNDS), (preset.groups,), generator=generator)]
-    return torch.where(chance < preset.random_background, colour, plain)
-
-
 # -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def weight(preset: Preset, name: str, progress: float) -> float:
+    """Of a regulariser; that of orientation may grow, as normals mean nothing before there is a surface."""
+    full = getattr(preset, f"weight_{name}")
+    if name != "orientation":
+        return full
+    grown = min(1.0, progress / preset.late_start)
+    return full * (preset.orientation_start + (1 - preset.orientation_start) * grown)
 
 
 def resized(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor, "b v 3 size size"]:

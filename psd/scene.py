@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psd import volrend
+from psd.backdrop import Backdrop
 from psd.cameras import Cameras, rays
-from psd.fields import GridField, HashField
-from psd.protocols import Render
+from psd.fields import GridField, HashField, Samples
+from psd.protocols import Light, Render
 
 if TYPE_CHECKING:
     from psd.preset import Preset
@@ -29,6 +30,7 @@ RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
 # A cell is skipped if no sample in it could absorb more than this share of the light.  A tenth of it gave the same
 # object (a fit with detached parts: PSNR 23.83 against 23.84, IoU .883 against .882) from twice the samples.
 NOTHING = 1e-3
+BEHIND = "backdrop."  # of the background's names in the state
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class March:
     ray: Int[Tensor, " m"]
     t_starts: Float[Tensor, "m s"]
     t_ends: Float[Tensor, "m s"]  # = t_starts where a ray has fewer samples than s
+
+    @property
+    def sample_ray(self) -> Int[Tensor, " k"]:
+        """The ray of each kept sample."""
+        return self.ray[torch.div(self.slot, max(1, self.t_starts.shape[1]), rounding_mode="floor")]
 
     def lay(self, values: Float[Tensor, "k ..."]) -> Float[Tensor, "m s ..."]:
         """Values of the samples in their places, zero elsewhere."""
@@ -88,6 +95,8 @@ class RadianceScene:
         else:
             self.field = HashField(preset.blob_density, seed=preset.seed, device=device)
         self.field.to(device)
+        seeded = torch.Generator().manual_seed(preset.seed)
+        self.backdrop = Backdrop(seeded).to(device) if preset.background == "network" else None
         self.device = torch.device(device)
         self.step = 2 * RADIUS / (preset.ray_samples - 2)  # two intervals more than fit, for the shift
         self.weights = {
@@ -97,7 +106,10 @@ class RadianceScene:
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """Groups for Adam with their initial learning rates; shapes never change during a run."""
-        return self.field.parameter_groups(preset)
+        groups = self.field.parameter_groups(preset)
+        if self.backdrop is not None:
+            groups.append({"params": list(self.backdrop.parameters()), "lr": preset.colour_lr / 10})
+        return groups
 
     def render(
         self,
@@ -107,8 +119,10 @@ class RadianceScene:
         background: Float[Tensor, "b 3"],
         generator: torch.Generator | None = None,
         normals: bool = False,
+        learned: Bool[Tensor, " b"] | None = None,
+        light: Light | None = None,
     ) -> Render:
-        """The views on a plain background per group.
+        """The views on a plain background per group, or on the learned one.
 
         ``generator`` (CPU) moves rays inside their pixels and samples along their rays.
         """
@@ -123,7 +137,10 @@ class RadianceScene:
             shift = origins.new_full(origins.shape[:1], 0.5)
         marched = self._march(origins, directions, shift.to(origins.dtype))
         facing = self.weights["orientation"] > 0
-        found = self.field.sample(marched.points, normals=normals or facing)
+        found = self.field.sample(marched.points, normals=normals or facing or light is not None)
+        if light is not None:
+            view = torch.div(marched.sample_ray, size * size, rounding_mode="floor")
+            found = replace(found, colour=shaded(found, marched.points, light, view))
 
         def image(values: Float[Tensor, "m c"]) -> Float[Tensor, "b v c h w"]:
             """Values of the rays that met something in their pixels, zero elsewhere."""
@@ -136,7 +153,11 @@ class RadianceScene:
         depth = volrend.expected_depth(weights, t_starts, t_ends)
         seen = image(torch.cat([colour, weights.sum(-1, keepdim=True), depth[:, None]], dim=-1))
         opacity = seen[:, :, 3:4]
-        rgb = seen[:, :, :3] + (1 - opacity) * background.to(device)[:, None, :, None, None]
+        behind = background.to(device)[:, None, :, None, None]
+        if learned is not None and self.backdrop is not None:
+            own = rearrange(self.backdrop(directions), "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
+            behind = torch.where(learned.to(device)[:, None, None, None, None], own, behind)
+        rgb = seen[:, :, :3] + (1 - opacity) * behind
         normal = None
         regularisers = self._of_rays(opacity, weights, t_starts, t_ends)
         if found.normal is not None:
@@ -206,11 +227,27 @@ class RadianceScene:
 
     def state(self) -> dict[str, Tensor]:
         """Copies of everything that `render` depends on."""
-        return {name: value.detach().clone() for name, value in self.field.state_dict().items()}
+        behind = self.backdrop.state_dict(prefix=BEHIND) if self.backdrop is not None else {}
+        return {name: value.detach().clone() for name, value in {**self.field.state_dict(), **behind}.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Copies in place, so that an optimiser keeps its parameters; other keys or shapes raise RuntimeError."""
+        behind = {name.removeprefix(BEHIND): value for name, value in state.items() if name.startswith(BEHIND)}
+        if self.backdrop is not None:
+            self.backdrop.load_state_dict(behind)
+            state = {name: value for name, value in state.items() if not name.startswith(BEHIND)}
         self.field.load_state_dict(state)
+
+
+def shaded(found: Samples, points: Float[Tensor, "k 3"], light: Light, view: Int[Tensor, " k"]) -> Float[Tensor, "k 3"]:
+    """Lambert's law: colour (ambient + (1 - ambient) max(0, n . l)), as in DreamFusion (section 3.1)."""
+    assert found.normal is not None
+    views = light.position.shape[1]
+    group = torch.div(view, views, rounding_mode="floor")
+    towards = F.normalize(light.position.to(points).flatten(0, 1)[view] - points, dim=-1)
+    ambient, white = (value.to(points)[group, None] for value in (light.ambient, light.white))
+    falls = (found.normal * towards).sum(-1, keepdim=True).clamp_min(0)
+    return (found.colour + white * (1 - found.colour)) * (ambient + (1 - ambient) * falls)
 
 
 def make_scene(preset: Preset, device: torch.device | str = "cpu") -> RadianceScene:

@@ -47,9 +47,12 @@ class State:
 
     @classmethod
     def create(cls, preset: Preset, models: Models) -> State:
-        """The state before the first step.  Adam as MVDream has it: betas (.9, .99), eps 1e-15."""
+        """The state before the first step.  Adam as MVDream has it: betas (.9, .99), eps 1e-15, decoupled decay."""
         scene = models.scene(preset)
-        optimiser = torch.optim.Adam(scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15)
+        optimiser = torch.optim.Adam(
+            scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15, weight_decay=preset.weight_decay,
+            decoupled_weight_decay=True,
+        )  # fmt: skip
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
         negative = Negative.create(preset, models.prior)

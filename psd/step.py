@@ -19,6 +19,7 @@ from torch import Tensor
 from psd import score
 from psd.cameras import Cameras
 from psd.clock import Clock
+from psd.janus import Condition
 from psd.preset import Preset
 from psd.protocols import Prior, Reward
 
@@ -77,7 +78,7 @@ class Step:
     noise: Float[Tensor, "k b v c h2 w2"]
     t: int
     progress: float  # of the run, in [0, 1)
-    embedding: Float[Tensor, "l d"]  # c, the prompt's
+    condition: Condition  # c, the prompt's embedding, and what pushes away from it
     negative: Float[Tensor, "l d"]  # n, as it is now
     negative_start: Float[Tensor, "l d"]  # n0
     pull_back: Callable[[Float[Tensor, "b v c h2 w2"]], Float[Tensor, "b v 3 h w"]]  # encoder's vector-Jacobian product
@@ -128,16 +129,28 @@ class Step:
         """The mean gap in those units: 1, or 0 while the running mean of some weighted reward is unknown."""
         return float(all(self.gap_scale.mean(name, self.t) > 0 for name in self.weights))
 
+    @property
+    def embedding(self) -> Float[Tensor, "l d"] | Float[Tensor, "b l d"]:
+        return self.condition.embedding
+
+    @cached_property
+    def seen(self) -> slice | list[int]:
+        """The views that rewards see: all, or some at about equal distances."""
+        views, few = self.z0.shape[1], self.preset.reward_views
+        return [i * views // few for i in range(few)] if 0 < few < views else slice(None)
+
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def noisy(self, noise: Latents) -> Latents:
         return score.add_noise(self.z0, noise, *self.alpha_sigma)
 
-    def predict(self, z_t: Latents, *embeddings: Float[Tensor, "l d"]) -> tuple[Latents, ...]:
+    def predict(self, z_t: Latents, *embeddings: Float[Tensor, "l d"] | Float[Tensor, "b l d"]) -> tuple[Latents, ...]:
         """Noise predictions under each embedding, all rows in one network call."""
         candidates, groups = z_t.shape[:2]
         rows = rearrange(z_t, "k b v c h w -> (k b) v c h w").repeat(len(embeddings), 1, 1, 1, 1)
-        conditions = torch.stack(embeddings).repeat_interleave(candidates * groups, dim=0)
+        conditions = torch.cat(
+            [e.expand(candidates * groups, -1, -1) if e.ndim == 2 else e.repeat(candidates, 1, 1) for e in embeddings]
+        )
         cameras = self.cameras[torch.arange(groups, device=z_t.device).repeat(len(embeddings) * candidates)]
         with self.clock.part("unet"):
             noise_pred = self.prior.predict_noise(rows, self.t, conditions, cameras)
@@ -150,8 +163,9 @@ class Step:
         bound = self.prior.latent_clamp
         return x0_pred if bound is None else x0_pred.clamp(-bound, bound)
 
-    def decode(self, z0: Float[Tensor, "*k v c h2 w2"]) -> Float[Tensor, "*k v 3 h w"]:
-        """Images in [0, 1]."""
+    def decode(self, z0: Float[Tensor, "*k v c h2 w2"]) -> Float[Tensor, "*k s 3 h w"]:
+        """Images in [0, 1] of the views that the rewards see."""
+        z0 = z0[..., self.seen, :, :, :]
         with self.clock.part("decode"):
             images = clamp_keeping_gradient(self.prior.decode(z0.flatten(0, -5)), 0, 1)
         return score.require_finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
@@ -174,13 +188,18 @@ class Step:
     def rank(self, ratings: Mapping[str, Float[Tensor, "k b v"]], *, by: str, units: Mapping[str, float]) -> Ranking:
         """Best and worst of the candidates, per group (joint attention couples its views) or per view."""
         if by == "group":
-            ratings = {name: rating.mean(2, keepdim=True).expand_as(rating) for name, rating in ratings.items()}
+            ratings = self.of_groups(ratings)
         combined = self.combine(ratings, self.weights, units)
         win, lose = combined.argmax(0), combined.argmin(0)
         raw_gaps = {
             name: float((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
         }
         return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps)
+
+    def of_groups(self, ratings: Mapping[str, Float[Tensor, "k b s"]]) -> dict[str, Float[Tensor, "k b v"]]:
+        """Means over the seen views, for every view of the group."""
+        views = self.z0.shape[1]
+        return {name: rating.mean(2, keepdim=True).expand(-1, -1, views) for name, rating in ratings.items()}
 
     def reward_gradient(
         self, inputs: Float[Tensor, "b v c h w"], image: Callable[[Tensor], Float[Tensor, "b v 3 h w"]]

@@ -11,6 +11,7 @@ import torch
 from toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
 
 from psd.clock import Clock
+from psd.draws import background as draw_background
 from psd.events import (
     Alarmed,
     BestKept,
@@ -31,7 +32,7 @@ from psd.methods import METHODS, sds
 from psd.preset import PresetError
 from psd.preview import BINS, image_statistics
 from psd.protocols import Models
-from psd.run import draw_background, run
+from psd.run import run
 
 
 class Hand:
@@ -380,7 +381,7 @@ def test_events_do_not_depend_on_the_gradient_mode_of_the_consumer() -> None:
 def test_backgrounds_are_plain_and_random_as_often_as_asked() -> None:
     preset = make_preset(groups=16, random_background=0.25)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([draw_background(preset, generator) for _ in range(60)])
+    drawn = torch.cat([draw_background(preset, generator)[0] for _ in range(60)])
     grey = (drawn == drawn[:, :1]).all(-1)
     assert abs(float((~grey).float().mean()) - 0.25) < 4 * (0.25 * 0.75 / len(drawn)) ** 0.5
     assert sorted({round(value, 2) for value in drawn[grey][:, 0].tolist()}) == [0.5, 0.85, 1.0]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from psd.cameras import Cameras, rays, sample_orbits
+from psd.janus import Condition
 from psd.preset import Preset, PresetError
-from psd.protocols import Models, Render
+from psd.protocols import Light, Models, Render
 from psd.score import GapScale
 from psd.step import Step
 
@@ -150,6 +151,8 @@ class ToyScene:
         background: Tensor,
         generator: torch.Generator | None = None,
         normals=False,
+        learned: Tensor | None = None,
+        light: Light | None = None,
     ) -> Render:
         shape = (cameras.groups, cameras.views, size, size)
         jitter = None if generator is None else torch.rand(*shape, 2, generator=generator)
@@ -225,7 +228,8 @@ def make_step(
         gap_scale.update(dict.fromkeys(rewards, 0.05), t)
     return Step(
         preset=preset, prior=prior, rewards=rewards, gap_scale=gap_scale, cameras=cameras,  # type: ignore[arg-type]
-        images=images.detach(), z0=z0.detach(), noise=noise, t=t, progress=0.2, embedding=prior.embed("red cube"),
-        negative=prior.embed("low quality") + 0.1, negative_start=prior.embed("low quality"),
+        images=images.detach(), z0=z0.detach(), noise=noise, t=t, progress=0.2,
+        condition=Condition(prior.embed("red cube")), negative=prior.embed("low quality") + 0.1,
+        negative_start=prior.embed("low quality"),
         pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
     )  # fmt: skip

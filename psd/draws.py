@@ -1,0 +1,53 @@
+"""What a step draws at random beside its noises and cameras, all from the run's one generator.
+
+Axes: b group, v view.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from psd import score
+from psd.cameras import Cameras
+from psd.preset import Preset
+from psd.protocols import Light
+
+# Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
+BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
+LIGHT_DISTANCE, AMBIENT, UNSHADED, WHITE = (0.8, 1.5), 0.1, 0.25, 0.5
+
+
+def timestep(preset: Preset, step: int, total: int, generator: torch.Generator) -> int:
+    """The diffusion step ``t`` of ``total`` for the optimisation step ``step``: one for the whole batch."""
+    bounds = score.timestep_bounds(
+        preset.progress(step), low=(preset.t_min_start, preset.t_min_end),
+        high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction, total=total,
+    )  # fmt: skip
+    return score.sample_timestep(bounds, generator)
+
+
+def background(preset: Preset, generator: torch.Generator) -> tuple[Float[Tensor, "b 3"], Bool[Tensor, " b"] | None]:
+    """Per group a random plain colour, or one of three plain greys; always the same number of draws.
+
+    Where the background is learned, it takes the place of the greys: the second value says in which groups.
+    """
+    chance = torch.rand(preset.groups, 1, generator=generator)
+    colour = torch.rand(preset.groups, 3, generator=generator)
+    plain = torch.tensor(BACKGROUNDS)[torch.randint(len(BACKGROUNDS), (preset.groups,), generator=generator)]
+    random = chance < preset.random_background
+    learned = ~random[:, 0] if preset.background == "network" else None
+    return torch.where(random, colour, plain), learned
+
+
+def light(cameras: Cameras, generator: torch.Generator) -> Light:
+    """DreamFusion's (section 3.1): near the camera; a quarter of the groups unshaded, half of the others white."""
+    shape = (cameras.groups, cameras.views)
+    towards = normalize(cameras.c2w[..., :3, 3].cpu(), dim=-1)
+    away = normalize(towards + torch.randn(*shape, 3, generator=generator), dim=-1)
+    distance = LIGHT_DISTANCE[0] + (LIGHT_DISTANCE[1] - LIGHT_DISTANCE[0]) * torch.rand(*shape, 1, generator=generator)
+    unshaded, white = torch.rand(2, cameras.groups, generator=generator)
+    ambient = torch.where(unshaded < UNSHADED, 1.0, AMBIENT)
+    return Light(away * distance, ambient, ((unshaded >= UNSHADED) & (white < WHITE)).float())
