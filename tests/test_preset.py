@@ -63,7 +63,7 @@ PRESET = st.fixed_dictionaries(
         **{name: inside(name) for name in NUMBERS if not name.startswith(("t_min", "t_max"))},
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     }
-)
+).map(lambda values: values if values["judges"] else {**values, "export": "last", "early_stop": "off"})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
