@@ -1,6 +1,7 @@
 """What every test gets: one thread, no hub, no telemetry, checked shapes, the same examples on every run."""
 
 import os
+from pathlib import Path
 
 # Before torch, transformers and gradio are imported, and inherited by the processes that tests start.
 os.environ.update(
@@ -16,7 +17,10 @@ import jaxtyping
 import pytest
 import torch
 
-jaxtyping.install_import_hook("psd", "signatures.check_shapes")
+# Not in the page: the hook hides from Gradio which of its functions are generators.
+PACKAGE = Path(__file__).resolve().parent.parent / "psd"
+SHAPED = [f"psd.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("ui", "__init__")]
+jaxtyping.install_import_hook(SHAPED, "signatures.check_shapes")
 torch.set_num_threads(1)
 
 # No deadline: the machine's load is not the code's fault.  The database would make one run depend on the last.

@@ -47,8 +47,14 @@ class Server:
 
     def finished(self, **values: Any) -> dict[str, Any]:
         told = self.call("start_run", **{"prompt": "a red mushroom", "overrides": "steps: 6", **values})
-        list(self.client.submit(told["run_id"], api_name="/watch_run"))
+        self.watch(told["run_id"])
         return told
+
+    def watch(self, run_id: str, since: int = 0) -> list[list[dict[str, Any]]]:
+        """All that the stream says; the client's own iterator may end before the last of it."""
+        job = self.client.submit(run_id, since, api_name="/watch_run")
+        job.result(timeout=PATIENCE_S)
+        return job.outputs()
 
     def fetch(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S)
@@ -106,7 +112,7 @@ def test_only_the_named_endpoints_are_public_and_each_is_documented(server: Serv
 def test_a_script_starts_watches_and_fetches_a_run(server: Server) -> None:
     told = server.call("start_run", prompt="a red mushroom", seed=3, overrides="{steps: 6, method: sds}")
     assert (told["prompt"], told["seed"], told["method"], told["total"]) == ("a red mushroom", 3, "sds", 6)
-    events = [event for chunk in server.client.submit(told["run_id"], api_name="/watch_run") for event in chunk]
+    events = [event for chunk in server.watch(told["run_id"]) for event in chunk]
     assert [event["event"] for event in events][0] == "Started" and events[-1]["event"] == "Finished"
     assert [event["step"] for event in events if event["event"] == "Stepped"] == [1, 2, 3, 4, 5, 6]
     status = server.call("get_status", run_id=told["run_id"])
@@ -121,11 +127,11 @@ def test_a_script_starts_watches_and_fetches_a_run(server: Server) -> None:
 
 def test_the_stream_of_a_stored_run_goes_on_from_where_it_was_left(server: Server) -> None:
     run_id = server.finished()["run_id"]
-    (chunk,) = server.client.submit(run_id, 3, api_name="/watch_run")
+    (chunk,) = server.watch(run_id, 3)
     whole = server.worker.events_since(run_id)
     assert len(chunk) == len(whole) - 3
     server.worker._entries.pop(run_id)  # as after a restart
-    (again,) = server.client.submit(run_id, 3, api_name="/watch_run")
+    (again,) = server.watch(run_id, 3)
     assert again == chunk
 
 
@@ -136,7 +142,7 @@ def test_stop_ends_a_run_and_needs_its_owner(server: Server) -> None:
         assert "belongs to another" in server.refused("stop_run", run_id=told["run_id"], owner=owner)
     server.call("stop_run", run_id=told["run_id"], owner=told["owner"])
     server.gate.open(50)
-    list(server.client.submit(told["run_id"], api_name="/watch_run"))
+    server.watch(told["run_id"])
     assert server.call("get_status", run_id=told["run_id"])["state"] == "stopped"
     server.gate.permits = type(server.gate.permits)(0)
 
