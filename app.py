@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Before torch is imported: idle OpenMP threads that spin would take the cores from the page that shows the run.
@@ -20,6 +21,7 @@ from psd.drive import Controls
 from psd.events import Checkpointed, Event
 from psd.preset import Preset, PresetError, available
 from psd.tiny import grammar
+from psd.ui.mesh import Remesh
 from psd.worker import Worker
 
 LOADING = threading.Lock()  # a run that starts early waits for the models instead of loading them twice
@@ -33,6 +35,14 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
 
         models = load_models(preset)
     return run(preset, models, control=control, resume=resume)
+
+
+@cache
+def remesher() -> Remesh:
+    """Meshes scenes again; imported when a page first asks for it."""
+    from psd.remesh import Remesher
+
+    return Remesher()
 
 
 def load_ahead(preset: Preset) -> None:
@@ -55,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     threading.Thread(target=load_ahead, args=[Preset.load(given.preset)], name="load-ahead", daemon=True).start()
     worker = Worker(make_events, given.runs)
-    blocks = ui.build(worker, root=given.runs, preset=given.preset, vocabularies={"assets/prior": grammar})
+    blocks = ui.build(worker, preset=given.preset, vocabularies={"assets/prior": grammar}, remesher=remesher)
     try:
         blocks.launch(server_name=given.host, server_port=given.port, share=given.share, **ui.appearance())
     finally:

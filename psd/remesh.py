@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
-from psd.archive import latest_checkpoint, read_preset, read_status
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd.archive import checkpoint_steps, latest_checkpoint, read_preset, read_status
 from psd.events import Meshed, Warned
-from psd.mesh import Mesh, MeshError, extract, statistics
-from psd.preset import PresetError
+from psd.mesh import Mesh, MeshError, density_grid, extract, iso_surface, statistics
+from psd.preset import Preset, PresetError
+from psd.protocols import Scene
 from psd.scene import make_scene
 from psd.state import below, revived
 from psd.store import RunFolder
+from psd.surface import drop_floaters
+
+
+def kept_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
+    """The scene that ``preset.export`` names in the run's newest checkpoint, and its step; `PresetError` if none."""
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise PresetError(f"{folder.name} has no whole checkpoint: nothing to make a mesh of")
+    best = checkpoint.values.get("best") if preset.export == "best" else None
+    step, prefix = (best["step"], "best/") if best else (checkpoint.step, "scene/")
+    return revived(preset, make_scene, below(prefix, checkpoint.tensors), step), step
 
 
 def remesh(
@@ -26,14 +43,9 @@ def remesh(
     ``scene`` is "best" (by the selector judge) or "last"; without a judged preview the best is the last.  Needs neither
     prior nor rewards, and runs on the CPU.  Raises `PresetError` where there is no checkpoint or no surface.
     """
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        raise PresetError(f"{folder.name} has no whole checkpoint: nothing to make a mesh of")
     values = {"export": scene, "mesh_faces": faces, "texture": texture}
     preset = read_preset(folder).changed({key: value for key, value in values.items() if value is not None})
-    best = checkpoint.values.get("best") if preset.export == "best" else None
-    step, prefix = (best["step"], "best/") if best else (checkpoint.step, "scene/")
-    shape = revived(preset, make_scene, below(prefix, checkpoint.tensors), step)
+    shape, step = kept_scene(folder, preset)
     try:
         mesh = extract(
             shape, resolution=preset.mesh_resolution, faces=preset.mesh_faces, threshold=threshold,
@@ -44,12 +56,48 @@ def remesh(
     return mesh, step
 
 
-def remake(folder: Path, scene: str | None = None, threshold: float | None = None) -> None:
+def remake(
+    folder: Path,
+    scene: str | None = None,
+    threshold: float | None = None,
+    faces: int | None = None,
+    texture: bool | None = None,
+) -> None:
     """`remesh` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes on."""
-    mesh, step = remesh(folder, scene=scene, threshold=threshold)
+    mesh, step = remesh(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
     status = read_status(folder)
+    told = {"step": status.step, "time_s": status.time_s}
     with RunFolder.open(folder) as run:
         for note in mesh.notes:
-            run.write(Warned(step=status.step, time_s=status.time_s, message=note))
-        facts = statistics(mesh)
-        run.write(Meshed(step=status.step, time_s=status.time_s, mesh=mesh, scene_step=step, statistics=facts))
+            run.write(Warned(message=note, **told))
+        run.write(Meshed(mesh=mesh, scene_step=step, statistics=statistics(mesh), **told))
+
+
+class Remesher:
+    """What a page does with a run's scene (`psd.ui.mesh.Remesh`); remembers the densities that were asked for last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: tuple[object, Float[Tensor, "x y z"]] | None = None
+
+    def count(self, folder: Path, threshold: float, kept: str) -> int:
+        """Faces of the surface at ``threshold``, without floaters and before decimation."""
+        try:
+            vertices, faces = iso_surface(self._density(folder, kept), threshold)
+        except MeshError as error:
+            raise PresetError(str(error)) from None
+        return len(drop_floaters(vertices, faces)[1])
+
+    def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
+        """`remake`, with every choice made."""
+        remake(folder, kept, threshold, faces, texture)
+
+    def _density(self, folder: Path, kept: str) -> Float[Tensor, "x y z"]:
+        key = (folder, kept, checkpoint_steps(folder))
+        with self._lock:
+            if self._last is None or self._last[0] != key:
+                preset = read_preset(folder).changed({"export": kept})
+                scene, _ = kept_scene(folder, preset)
+                with torch.no_grad():
+                    self._last = key, density_grid(scene, preset.mesh_resolution)
+            return self._last[1]

@@ -2,7 +2,7 @@
 
     view.py      fold(view, event) -> view: what a watcher knows of a run, pure
     page.py      what one page looks at, and panes: components with what they show of it
-    status.py live.py curves.py negative.py mesh.py compare.py log.py    a file for the bar and for each tab
+    status.py live.py curves.py negative.py mesh.py compare.py runs.py log.py    a file for the bar and for each tab
     chart.py markup.py    SVG and HTML that they share, pure
     controls.py  the Preset's fields as components      ask.py, prompt.py  the prompt box and its help
     watch.py     live and stored runs as views          desk.py  what the listeners of all parts share
@@ -13,16 +13,16 @@ A run belongs to the server: the page holds its id, asks for news on a timer and
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from psd.archive import read_preset
+from psd.archive import ACTIVE, read_preset
 from psd.files import StoreError
-from psd.preset import Preset, PresetError, available
+from psd.preset import Preset, PresetError
 from psd.shelf import new_owner
 from psd.ui import controls, markup
 from psd.ui.ask import Ask, ask
@@ -36,6 +36,8 @@ from psd.ui.mesh import MeshTab, Remesh
 from psd.ui.negative import negative_tab
 from psd.ui.page import QUIET, Page, Pane
 from psd.ui.prompt import Vocabulary
+from psd.ui.runs import RunsTab
+from psd.ui.share import Share
 from psd.ui.status import Bar, status_bar
 from psd.ui.watch import Watcher
 from psd.worker import Worker
@@ -72,12 +74,12 @@ def build(
     *,
     preset: str = "tiny",
     vocabularies: Mapping[str, Vocabulary] | None = None,
-    remesh: Remesh | None = None,
+    remesher: Callable[[], Remesh] | None = None,
 ) -> gr.Blocks:
     """The page over ``worker``, starting from the named preset.
 
-    ``vocabularies`` maps a prior, as presets name it, to the closed set of captions that it knows; ``remesh`` meshes
-    the scene of a run that is over again.
+    ``vocabularies`` maps a prior, as presets name it, to the closed set of captions that it knows; ``remesher`` is
+    asked for when a page first meshes the scene of a run that is over again.
     """
     watcher, vocabularies, first = Watcher(worker), vocabularies or {}, Preset.load(preset)
     with gr.Blocks(title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
@@ -95,21 +97,25 @@ def build(
                     with gr.Tab("Negative", id="Negative"):
                         negative = negative_tab()
                     with gr.Tab("Mesh", id="Mesh"):
-                        mesh = MeshTab(first, remesh)
+                        mesh = MeshTab(first, remesher)
                     with gr.Tab("Compare", id="Compare"):
                         compare = CompareTab()
+                    with gr.Tab("Runs", id="Runs"):
+                        runs = RunsTab()
                     with gr.Tab("Log", id="Log"):
                         log = log_tab()
             with gr.Column(elem_id="settings"):
-                name, parts, locks = _settings(preset, first)
+                share, parts, locks = _settings(preset, first)
         run_id, keys, tab = gr.State(""), gr.State([]), gr.State("Live")
         last = gr.BrowserState("", storage_key="psd-last-run", secret="psd")
         owner = gr.BrowserState("", storage_key="psd-owner", secret="psd")
         timer = gr.Timer(TICK_S, active=False)
-        looking = Looking(mesh.viewer, tab, live.kinds, live.follow, live.step, compare.runs, compare.step)
+        looking = Looking(
+            mesh.viewer, tab, live.kinds, live.follow, live.step, compare.runs, compare.step, runs.mine
+        )  # fmt: skip
         panes = [
-            *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *log, _run_button(asked),
-            *locks,
+            *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *runs.panes, *log,
+            _run_button(asked), *locks,
             Pane([timer], _rests, lambda p: [gr.Timer(active=not _rests(p))]),
         ]  # fmt: skip
 
@@ -126,11 +132,12 @@ def build(
         _wire_address(blocks, desk, asked)
         _wire_start(desk, asked)
         _wire_hand(desk, bar, asked)
-        name.input(lambda chosen: desk.show(Preset.load(chosen), prompt=False), name, desk.shown, **QUIET)
+        share.wire(desk, blocks)
         tabs.select(_selected, None, tab, **QUIET).then(None, None, None, js=MOUNTED).then(**desk.news)
         live.wire(desk)
         mesh.wire(desk)
         compare.wire(desk, blocks)
+        runs.wire(desk)
         for part in parts:
             if part.live:
                 _wire_live(desk, part)
@@ -143,7 +150,8 @@ def _selected(event: gr.SelectData) -> str:
 
 def _rests(page: Page) -> bool:
     """Nothing on the page can change by itself."""
-    return page.run.is_over and all(watched.is_over for watched in page.compared)
+    going = any(run.status.state in ACTIVE for run in page.runs)
+    return page.run.is_over and not going and all(watched.is_over for watched in page.compared)
 
 
 def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
@@ -172,6 +180,21 @@ def _wire_start(desk: Desk, asked: Ask) -> None:
             return [gr.skip(), gr.skip(), markup.note(str(error))]
         return [run, run, ""]
 
+    def estimate(*given: Any) -> str:
+        """Time and memory by an earlier run of the kind, or a warm-up of a few steps."""
+        try:
+            preset = desk.wanted(*given)
+            pace = desk.worker.estimate(preset)
+        except (PresetError, StoreError) as error:
+            return markup.note(str(error))
+        if pace is None:
+            return markup.note("The device is busy with a run: the estimate needs it for a few seconds.", "hint")
+        memory = f" and {pace.memory_bytes / 2**30:.1f} GB" if pace.memory_bytes else ""
+        return markup.note(f"About {markup.duration(pace.left_s(preset))}{memory} on this machine.", "hint")
+
+    asked.estimate.click(
+        estimate, desk.shown, asked.message, show_progress="minimal", api_visibility="private", concurrency_limit=1
+    )
     for trigger in (asked.run.click, asked.prompt.submit):
         trigger(
             start, [desk.owner, *desk.shown], [desk.run_id, desk.last, asked.message], trigger_mode="once", **QUIET
@@ -224,13 +247,11 @@ def _wire_live(desk: Desk, part: Control) -> None:
         )
 
 
-def _settings(name: str, preset: Preset) -> tuple[gr.Dropdown, list[Control], list[Pane]]:
+def _settings(name: str, preset: Preset) -> tuple[Share, list[Control], list[Pane]]:
     """Preset and seed, then every field of the preset by its declared group."""
     parts = []
     locked = gr.HTML(markup.note(FREE, "hint"), elem_id="locked")
-    choices = gr.Dropdown(
-        available(), value=name, label="preset", info="Sets every value below; the prompt stays.", elem_id="preset"
-    )
+    share = Share(name)
     with gr.Row(elem_id="seed"):
         parts.append(controls.control("seed", preset))
         dice = gr.Button("🎲", elem_id="dice", min_width=48, scale=0)
@@ -240,7 +261,7 @@ def _settings(name: str, preset: Preset) -> tuple[gr.Dropdown, list[Control], li
     for group, fields in controls.grouped([field for field in Preset.model_fields if field not in elsewhere]).items():
         with gr.Accordion(TITLES.get(group, group.capitalize()), open=False):
             parts += [controls.control(field, preset) for field in fields]
-    return choices, parts, _locks([choices, dice], parts, locked)
+    return share, parts, _locks([*share.locked, dice], parts, locked)
 
 
 def _locks(others: list[Component], parts: list[Control], locked: gr.HTML) -> list[Pane]:

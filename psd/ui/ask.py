@@ -17,11 +17,12 @@ CHIPS = 6
 
 @dataclass(frozen=True)
 class Ask:
-    """What the rest of the page wires: the prompt, the line for messages below it, and the button."""
+    """What the rest of the page wires: the prompt, the line for messages below it, and the buttons."""
 
     prompt: gr.Textbox
     message: gr.HTML
     run: gr.Button
+    estimate: gr.Button
 
 
 def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
@@ -32,10 +33,12 @@ def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
         elem_id="prompt", submit_btn=False,
     )  # fmt: skip
     message = gr.HTML("", elem_id="message")
-    run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
+    with gr.Row(elem_id="start"):
+        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120, scale=2)
+        estimate = gr.Button("Estimate", elem_id="estimate", min_width=96, scale=1)
     if vocabulary:
         _help(prompt, message, vocabulary)
-    return Ask(prompt, message, run)
+    return Ask(prompt, message, run, estimate)
 
 
 def _help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:

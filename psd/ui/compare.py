@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from psd.archive import Run, preview_file
+from psd.archive import Run
 from psd.files import StoreError
-from psd.pictures import decode_views
 from psd.preset import Method, Preset, PresetError, available
 from psd.ui.chart import line_chart
 from psd.ui.curves import drawn
@@ -126,15 +125,25 @@ def scores(compared: Sequence[Watched]) -> str:
     return table(heads, rows, "No runs to compare.")
 
 
-def pair(page: Page) -> tuple[Any, Any] | None:
-    """The front views of the first two runs at the chosen step."""
-    found = []
-    for watched in page.compared[:2]:
+def pair(page: Page) -> str:
+    """The front views of the first two runs at the chosen step, one over the other, with a curtain between them."""
+    layers = []
+    for watched, side in zip(page.compared, ("left", "right")):
         seen = watched.view.previews.at(page.look.compared_step)
-        if seen is None or not (watched.folder / preview_file(seen.step, "rgb")).is_file():
-            return None
-        found.append(decode_views(watched.folder / preview_file(seen.step, "rgb"))[0])
-    return (found[0], found[1]) if len(found) == 2 else None
+        if seen is None or seen.file is None:
+            break
+        said = html.escape(f"{label(watched)}, front, step {seen.step}")
+        layers.append(
+            f'<div class="shot {side}"><img src="{url(watched, seen.file, seen.step)}" alt="{said}">'
+            f"<span>{html.escape(label(watched))}</span></div>"
+        )
+    if len(layers) < 2:
+        return '<p class="none">Two runs with a picture each meet here behind a curtain.</p>'
+    curtain = (
+        '<label>left run | right run<input type="range" min="0" max="100" value="50" '
+        "oninput=\"document.documentElement.style.setProperty('--curtain', this.value + '%')\"></label>"
+    )
+    return f'<div class="pair"><div class="layers">{"".join(layers)}</div>{curtain}</div>'
 
 
 def variants(wanted: Preset, methods: Sequence[str], presets: Sequence[str]) -> list[Preset]:
@@ -197,14 +206,12 @@ class CompareTab:
         nobody = Page()
         views = gr.HTML(pictures(nobody), elem_id="compare-views")
         table_ = gr.HTML(scores(()), elem_id="compare-scores", elem_classes="table")
-        slider = gr.ImageSlider(
-            label="first run | second run, front view", interactive=False, elem_id="pair", height=360, buttons=[]
-        )
+        curtain = gr.HTML(pair(nobody), elem_id="pair")
         lines = gr.HTML(charts(()), elem_id="compare-charts")
         self.panes = [
             Pane([views], lambda p: pictures(p), lambda p: [pictures(p)], "Compare"),
             Pane([table_], lambda p: scores(p.compared), lambda p: [scores(p.compared)], "Compare"),
-            Pane([slider], _pair_key, lambda p: [pair(p)], "Compare"),
+            Pane([curtain], pair, lambda p: [pair(p)], "Compare"),
             Pane([lines], lambda p: [drawn(w.view, "judge/", "weighted/", CONSISTENCY) for w in p.compared],
                  lambda p: [charts(p.compared)], "Compare"),
             Pane([self.step], most_steps, lambda p: [gr.Slider(maximum=most_steps(p), value=most_steps(p))], "Compare"),
@@ -261,11 +268,6 @@ class CompareTab:
         self.runs.focus(choices, self.runs, self.runs, **QUIET)
         self.step.input(**desk.news, trigger_mode="always_last")
         blocks.load(choices, remembered, self.runs, **QUIET)
-
-
-def _pair_key(page: Page) -> object:
-    seen = [watched.view.previews.at(page.look.compared_step) for watched in page.compared[:2]]
-    return [(watched.run_id, moment.step if moment else None) for watched, moment in zip(page.compared, seen)]
 
 
 def most_steps(page: Page) -> int:

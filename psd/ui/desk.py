@@ -69,19 +69,22 @@ class Looking:
     step: gr.Slider
     compared: gr.Dropdown
     compared_step: gr.Slider
+    only_mine: gr.Checkbox
 
     @property
     def inputs(self) -> list[Component]:
-        return [self.viewer, self.tab, self.kinds, self.follow, self.step, self.compared, self.compared_step]
+        return [self.viewer, self.tab, self.kinds, self.follow, self.step, self.compared, self.compared_step,
+                self.only_mine]  # fmt: skip
 
 
 def look(
-    viewer: object, tab: str, kinds: list[str], follow: bool, step: float, compared: list[str], compared_step: float
-) -> Look:
+    viewer: object, tab: str, kinds: list[str], follow: bool, step: float, compared: list[str], compared_step: float,
+    only_mine: bool,
+) -> Look:  # fmt: skip
     longitude, latitude, radius = getattr(viewer, "camera_position", Look.camera)  # absent until it is turned
     return Look(
         tab, tuple(kinds), follow, int(step or 0), (longitude, latitude, radius), tuple(compared or ())[:MOST],
-        int(compared_step or 0),
+        int(compared_step or 0), only_mine,
     )  # fmt: skip
 
 
@@ -97,7 +100,8 @@ def page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look) -> 
             compared.append(watcher.watched(run_id))
         except StoreError:  # gone: the others still compare
             continue
-    return Page(watched, seen, bool(run) and worker.owns(run, owner), tuple(compared))
+    runs = watcher.runs(owner if seen.only_mine else "") if seen.tab == "Runs" else ()
+    return Page(watched, seen, bool(run) and worker.owns(run, owner), tuple(compared), runs)
 
 
 def updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +11,7 @@ import gradio as gr
 
 from psd.files import StoreError
 from psd.preset import Preset, PresetError
+from psd.shelf import require_owner
 from psd.store import slug
 from psd.ui.markup import EXPORTS, note, number, url
 from psd.ui.page import QUIET, Page, Pane, Watched
@@ -30,7 +32,7 @@ REACH = 4.0  # the slider goes from a fraction of the automatic threshold to thi
 
 
 class Remesh(Protocol):
-    """Meshes a run's scene again; `psd.remesh` is one.  Both raise PresetError or StoreError with the cure."""
+    """Meshes a run's scene again; `psd.remesh.Remesher` is one.  Both raise PresetError or StoreError with the cure."""
 
     def count(self, folder: Path, threshold: float, kept: str) -> int:
         """Faces of the surface at ``threshold`` (a density), before decimation; ``kept`` is "last" or "best"."""
@@ -44,8 +46,8 @@ class Remesh(Protocol):
 class MeshTab:
     """The tab's components, in the current Blocks context."""
 
-    def __init__(self, preset: Preset, remesh: Remesh | None) -> None:
-        self._remesh = remesh
+    def __init__(self, preset: Preset, remesher: Callable[[], Remesh] | None) -> None:
+        self._remesher = remesher
         with gr.Row(elem_id="mesh-row"):
             self.viewer = gr.Model3D(
                 label="Drag to turn, scroll to zoom", interactive=False, elem_id="viewer",
@@ -84,21 +86,22 @@ class MeshTab:
 
     def wire(self, desk: Desk) -> None:
         def count(run: str, threshold: float, kept: str) -> str:
-            if self._remesh is None or not run:
+            if self._remesher is None or not run:
                 return ""
             try:
                 return note(
-                    f"{self._remesh.count(desk.worker.folder(run), threshold, kept):,} faces before simplifying",
+                    f"{self._remesher().count(desk.worker.folder(run), threshold, kept):,} faces before simplifying",
                     "hint",
                 )
             except (PresetError, StoreError) as error:
                 return note(str(error))
             return note(f"{faces:,} faces before simplifying", "hint")
 
-        def make(run: str, threshold: float, faces: float, texture: bool, kept: str) -> str:
-            assert self._remesh is not None
+        def make(run: str, owner: str, threshold: float, faces: float, texture: bool, kept: str) -> str:
+            assert self._remesher is not None
             try:
-                self._remesh.export(
+                require_owner(desk.worker.folder(run), owner)
+                self._remesher().export(
                     desk.worker.folder(run), threshold=threshold, faces=int(faces), texture=texture, kept=kept
                 )
             except (PresetError, StoreError) as error:
@@ -109,12 +112,12 @@ class MeshTab:
         self.threshold.input(**asked, trigger_mode="always_last", **QUIET)
         self.kept.input(**asked, **QUIET)
         self.make.click(
-            make, [desk.run_id, self.threshold, self.faces, self.texture, self.kept], self.message, queue=True,
+            make, [desk.run_id, desk.owner, self.threshold, self.faces, self.texture, self.kept], self.message,
             show_progress="minimal", api_visibility="private",
         ).then(**desk.news)  # fmt: skip
 
     def _can_make(self, page: Page) -> bool:
-        return self._remesh is not None and page.run.is_over and page.run.view.mesh is not None
+        return self._remesher is not None and page.is_mine and page.run.is_over and page.run.view.mesh is not None
 
     @staticmethod
     def _viewer(page: Page) -> list[Any]:

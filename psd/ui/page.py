@@ -9,6 +9,7 @@ from typing import Any
 
 from gradio.components import Component
 
+from psd.archive import Run
 from psd.ui.view import View
 
 # Of every listener that only the page uses.
@@ -49,6 +50,7 @@ class Look:
     camera: tuple[float | None, float | None, float | None] = (None, None, None)  # of the mesh viewer, as it stands
     compared: tuple[str, ...] = ()  # run ids
     compared_step: int = 0
+    only_mine: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Page:
     look: Look = field(default_factory=Look)
     is_mine: bool = False  # this browser may steer the run
     compared: tuple[Watched, ...] = ()
+    runs: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True)

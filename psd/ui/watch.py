@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 
-from psd.archive import read_status, replay
+from psd.archive import Run, read_status, replay
 from psd.drive import light
 from psd.files import StoreError
 from psd.pictures import decode_views
@@ -18,6 +19,8 @@ from psd.ui.page import Watched
 from psd.ui.view import View, fold
 from psd.worker import Job, Worker
 
+LIST_S = 2.0
+LISTED = 100  # runs, the newest
 KEPT = 32  # runs whose views stay in memory: those that somebody looked at last
 
 
@@ -36,6 +39,7 @@ class Watcher:
         self._worker = worker
         self._memories: OrderedDict[str, _Memory] = OrderedDict()
         self._stopping: set[str] = set()
+        self._listed: dict[str, tuple[float, tuple[Run, ...]]] = {}
         self._lock = threading.Lock()
 
     def watched(self, run_id: str) -> Watched:
@@ -53,6 +57,23 @@ class Watcher:
             while len(self._memories) > KEPT:
                 self._memories.popitem(last=False)
             return self._live(job, memory) if job else self._stored(run_id, folder, memory)
+
+    def runs(self, owner: str = "") -> tuple[Run, ...]:
+        """All runs, or those of ``owner``, newest first; read again at most every LIST_S seconds."""
+        now = time.monotonic()
+        with self._lock:
+            when, listed = self._listed.get(owner, (0.0, ()))
+            if now - when >= LIST_S:
+                listed = tuple(self._worker.runs(owner)[:LISTED])
+                kept = self._listed if len(self._listed) < KEPT else {}
+                self._listed = {**kept, owner: (now, listed)}
+                gr.set_static_paths([run.folder / "public" for run in listed])
+            return listed
+
+    def forget_list(self) -> None:
+        """Read it anew: something was deleted or pinned."""
+        with self._lock:
+            self._listed = {}
 
     def stop(self, run_id: str, owner: str) -> None:
         """End a live run after its current step; raises StoreError when it is not one of this worker's."""

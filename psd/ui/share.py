@@ -1,0 +1,164 @@
+"""Presets beyond the sliders: as YAML to edit, what differs, saved under a name, as one file, as commands.
+
+Saved presets stay in the browser that saved them: a server of many users has no place for everybody's.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from psd.parameters import assignments
+from psd.preset import Preset, PresetError, available, parse
+from psd.store import slug
+from psd.ui.markup import note, table
+from psd.ui.page import QUIET
+
+if TYPE_CHECKING:
+    from psd.ui.desk import Desk
+
+MOST_SAVED = 50
+LONGEST_NAME = 60
+OWN = "own: "  # before the names that a browser gave
+
+
+def differences(preset: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
+    """Field -> its value in each, where they differ."""
+    pairs = {name: (getattr(preset, name), getattr(other, name)) for name in Preset.model_fields}
+    return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
+
+
+def diff(preset: Preset, base: str) -> str:
+    """What makes ``preset`` different from the named one."""
+    rows = [
+        [html.escape(name), html.escape(str(theirs)), html.escape(str(ours))]
+        for name, (ours, theirs) in differences(preset, Preset.load(base)).items()
+    ]
+    return table(("key", base, "now"), rows, f"Nothing: these are the values of {base}.")
+
+
+def command(preset: Preset, base: str) -> str:
+    """The command line that runs ``preset`` exactly, from the named preset and what differs."""
+    words = ["python", "-m", "psd", "run", preset.prompt, "--preset", base]
+    for name, (value, _) in differences(preset, Preset.load(base)).items():
+        if name == "prompt":
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        assignments([f"{name}={text}"])  # what the command line reads; raises where it could not
+        words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
+
+
+def snippet(preset: Preset, address: str) -> str:
+    """The Python client that starts ``preset`` on this server and waits for its mesh."""
+    lines = "".join(f"    {line!r}\n" for line in preset.to_yaml().splitlines(keepends=True))
+    return (
+        "from gradio_client import Client\n\n"
+        f"preset = (\n{lines})\n"
+        f"client = Client({address!r})\n"
+        'run = client.predict(preset=preset, api_name="/start_run")\n'
+    )
+
+
+class Share:
+    """The components, in the current Blocks context."""
+
+    def __init__(self, name: str) -> None:
+        self.saved = gr.BrowserState({}, storage_key="psd-presets", secret="psd")
+        self.choice = gr.Dropdown(
+            available(), value=name, label="preset", info="Sets every value below; the prompt stays.", elem_id="preset"
+        )
+        with gr.Accordion("Preset as text, commands", open=False, elem_id="share"):
+            self.read = gr.Button("Show the values as text", elem_id="share-read")
+            self.text = gr.Code("", language="yaml", label="YAML", lines=8, max_lines=24, elem_id="share-yaml")
+            self.apply = gr.Button("Use this text", elem_id="share-apply")
+            self.message = gr.HTML("", elem_id="share-message")
+            self.diff = gr.HTML("", elem_id="share-diff", elem_classes="table")
+            with gr.Row():
+                self.name = gr.Textbox(
+                    label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
+                    min_width=120,
+                )  # fmt: skip
+                self.save = gr.Button("Save as", elem_id="share-save", min_width=96)
+            self.link = gr.HTML("", elem_id="share-file")
+            self.upload = gr.UploadButton(
+                "Load a preset file", file_types=[".yaml", ".yml"], type="binary", elem_id="share-upload"
+            )
+            self.command = gr.Code("", language="shell", label="the same run, from a terminal", interactive=False)
+            self.client = gr.Code("", language="python", label="the same run, from Python", interactive=False)
+
+    @property
+    def locked(self) -> list[gr.Dropdown | gr.Button | gr.UploadButton]:
+        """What sets values, and so waits while a run goes on."""
+        return [self.choice, self.apply, self.upload]
+
+    def wire(self, desk: Desk, blocks: gr.Blocks) -> None:
+        told = [self.text, self.diff, self.link, self.command, self.client, self.message]
+
+        def choices(saved: Mapping[str, str]) -> Any:
+            return gr.Dropdown([*available(), *(OWN + name for name in saved)])
+
+        def load(name: str, saved: Mapping[str, str]) -> list[Any]:
+            own = saved.get(name.removeprefix(OWN)) if name.startswith(OWN) else None
+            try:
+                preset = Preset.make(parse(own)) if own else Preset.load(name)
+            except PresetError as error:
+                return [note(str(error)), *desk.skipped()]
+            return ["", *desk.show(preset, prompt=False)]
+
+        def read(name: str, request: gr.Request, *given: Any) -> list[Any]:
+            """The values of the controls as text, as commands and as a file."""
+            base = available()[0] if name.startswith(OWN) else name
+            try:
+                preset = desk.wanted(*given)
+            except PresetError as error:
+                return [gr.skip()] * 5 + [note(str(error))]
+            address = request.headers.get("origin") or f"http://{request.headers['host']}"
+            return [preset.to_yaml(), diff(preset, base), file(preset), command(preset, base),
+                    snippet(preset, address), ""]  # fmt: skip
+
+        def use(text: str) -> list[Any]:
+            try:
+                return ["", *desk.show(Preset.make(parse(text)))]
+            except PresetError as error:
+                return [note(str(error)), *desk.skipped()]
+
+        def upload(data: bytes) -> list[Any]:
+            try:
+                return use(data.decode())
+            except UnicodeDecodeError:
+                return [note("This file is no text: a preset is YAML."), *desk.skipped()]
+
+        def save(name: str, saved: dict[str, str], *given: Any) -> list[Any]:
+            name = " ".join(name.split())
+            if not name:
+                return [saved, gr.skip(), note("Give it a name first.")]
+            if len(saved) >= MOST_SAVED and name not in saved:
+                return [saved, gr.skip(), note(f"This browser holds {MOST_SAVED} presets: save over one of them.")]
+            try:
+                saved = {**saved, name[:LONGEST_NAME]: desk.wanted(*given).to_yaml()}
+            except PresetError as error:
+                return [saved, gr.skip(), note(str(error))]
+            return [saved, choices(saved), note(f"Saved as {OWN}{name}.", "hint")]
+
+        self.choice.input(load, [self.choice, self.saved], [self.message, *desk.shown], **QUIET)
+        self.read.click(read, [self.choice, *desk.shown], told, **QUIET)
+        self.apply.click(use, self.text, [self.message, *desk.shown], **QUIET)
+        self.upload.upload(upload, self.upload, [self.message, *desk.shown], **QUIET)
+        self.save.click(save, [self.name, self.saved, *desk.shown], [self.saved, self.choice, self.message], **QUIET)
+        blocks.load(choices, self.saved, self.choice, **QUIET)
+
+
+def file(preset: Preset) -> str:
+    """A link that holds the preset itself, to keep or to send."""
+    name = f"{slug(preset.prompt)}.yaml"
+    return (
+        f'<a class="file" href="data:text/yaml;charset=utf-8,{quote(preset.to_yaml())}" download="{name}">'
+        f"Download {name}</a>"
+    )
