@@ -50,7 +50,9 @@ def _hand(page: Page) -> list[Any]:
     can_go_on = mine and run.is_over and bool(run.run_id)
     left = run.view.total_steps - run.view.step
     return [
-        gr.Button("Continue" if run.state == "paused" else "Pause", interactive=mine and run.state in PAUSABLE),
+        gr.Button(
+            "Continue" if run.state == "paused" else "Pause", interactive=mine and run.state in ("running", "paused")
+        ),
         gr.Button(interactive=mine and not run.is_over and run.state != "stopping"),
         gr.Button(f"Go on to step {run.view.total_steps}" if left else "Go on for … steps", interactive=can_go_on),
         gr.Number(0 if left else max(10, run.view.total_steps // 4), interactive=can_go_on and not left),
