@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: idle OpenMP threads that spin would take the cores from the page that shows the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from psd import ui
+from psd import guard, ui
 from psd.archive import default_root
-from psd.drive import Controls
+from psd.drive import Controls, MakeEvents
 from psd.events import Checkpointed, Event
 from psd.preset import Preset, PresetError, available
 from psd.tiny import grammar
+from psd.ui import api
 from psd.ui.mesh import Remesh
-from psd.worker import Worker
+from psd.worker import Limits, Worker
 
 LOADING = threading.Lock()  # a run that starts early waits for the models instead of loading them twice
+LARGEST_UPLOAD = "1mb"  # a preset is a few kB
 
 
 def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
@@ -37,12 +41,29 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
     return run(preset, models, control=control, resume=resume)
 
 
+def driver() -> MakeEvents:
+    """The engine as this machine needs it: on a Space with ZeroGPU in chunks, in a process that has the GPU."""
+    if not os.environ.get("SPACES_ZERO_GPU"):
+        return make_events
+    import spaces  # pyright: ignore[reportMissingImports] - on the Space only
+
+    from psd.chunks import chunked
+
+    return chunked(make_events, spaces.GPU)
+
+
 @cache
 def remesher() -> Remesh:
     """Meshes scenes again; imported when a page first asks for it."""
     from psd.remesh import Remesher
 
     return Remesher()
+
+
+def remake(folder: Path, scene: str | None, threshold: float | None) -> None:
+    from psd.remesh import remake
+
+    remake(folder, scene, threshold)
 
 
 def load_ahead(preset: Preset) -> None:
@@ -53,24 +74,96 @@ def load_ahead(preset: Preset) -> None:
         print(f"Cannot load the models of this preset yet: {error}", file=sys.stderr)
 
 
-def main() -> None:
+def admission(words: str, *, any_model: bool) -> Callable[[Preset], None]:
+    """What a preset must pass before it runs."""
+    checks: list[Callable[[Preset], None]] = []
+    if words != "off":
+        checks.append(guard.PromptFilter(Path(words) if words else guard.WORDS))
+    if not any_model:
+        checks.append(guard.only_known_models)
+
+    def admit(preset: Preset) -> None:
+        for check in checks:
+            check(preset)
+
+    return admit
+
+
+def logins(text: str) -> list[tuple[str, str]] | None:
+    """``name:password,name:password``"""
+    pairs = [pair.partition(":") for pair in text.split(",") if pair]
+    if wrong := [name for name, _, password in pairs if not (name and password)]:
+        raise PresetError(f"--auth: {wrong[0]!r} has no password: write name:password")
+    return [(name, password) for name, _, password in pairs] or None
+
+
+def parser() -> argparse.ArgumentParser:
+    def setting(name: str, default: str = "") -> str:
+        return os.environ.get(name, default)
+
     parser = argparse.ArgumentParser(description="PSD Studio: text to 3D in the browser.")
-    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to serve on")
+    parser.add_argument("--host", default=setting("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to serve on")
     parser.add_argument(
-        "--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT"), help="default: the first free one from 7860"
+        "--port", type=int, default=setting("GRADIO_SERVER_PORT") or None, help="default: the first free one from 7860"
     )
     parser.add_argument("--share", action="store_true", help="ask Gradio for a public link (off by default)")
-    parser.add_argument("--preset", default="tiny", choices=available(), help="the preset to start from")
+    parser.add_argument("--auth", default=setting("PSD_AUTH"), help="name:password, or several with commas")
+    parser.add_argument(
+        "--preset", default=setting("PSD_PRESET", "tiny"), choices=available(), help="the preset to start from"
+    )
     parser.add_argument("--runs", type=Path, default=default_root(), help="where runs are kept (or PSD_RUNS)")
-    given = parser.parse_args()
-    threading.Thread(target=load_ahead, args=[Preset.load(given.preset)], name="load-ahead", daemon=True).start()
-    worker = Worker(make_events, given.runs)
+    parser.add_argument(
+        "--keep-runs", type=int, default=setting("PSD_KEEP_RUNS", "500"), help="then the oldest go, but no pinned one"
+    )
+    parser.add_argument(
+        "--keep-gb", type=float, default=setting("PSD_KEEP_GB", "20"), help="the same for their size on the disk"
+    )
+    parser.add_argument(
+        "--prompt-filter", default=setting("PSD_PROMPT_FILTER"), metavar="FILE",
+        help="another list of words that prompts may not hold, or: off",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-filter", default=setting("PSD_IMAGE_FILTER"), metavar="MODULE:FUNCTION",
+        help="says what is wrong with the pictures of a preview (uint8, views x height x width x 3), or ''",
+    )  # fmt: skip
+    parser.add_argument(
+        "--any-model", action="store_true", default=bool(setting("PSD_ANY_MODEL")),
+        help="let users name any model, not only those of the shipped presets: for your own machine",
+    )  # fmt: skip
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    first = Preset.load(given.preset)
+    worker = Worker(
+        driver(),
+        given.runs,
+        limits=Limits(given.keep_runs, given.keep_gb * 2**30),
+        admit=admission(given.prompt_filter, any_model=given.any_model),
+        screen=guard.image_filter(given.image_filter) if given.image_filter else None,
+    )
+    threading.Thread(target=load_ahead, args=[first], name="load-ahead", daemon=True).start()
+
+    def score(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
+        with LOADING:
+            from psd.scoring import score_images
+        return score_images(first, images, prompt, judge)
+
     blocks = ui.build(worker, preset=given.preset, vocabularies={"assets/prior": grammar}, remesher=remesher)
+    api.register(blocks, worker, score=score, remake=remake)
     try:
-        blocks.launch(server_name=given.host, server_port=given.port, share=given.share, **ui.appearance())
+        blocks.launch(
+            server_name=given.host, server_port=given.port, share=given.share, auth=logins(given.auth),
+            max_file_size=LARGEST_UPLOAD, **ui.appearance(),
+        )  # fmt: skip
     finally:
         worker.shutdown()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PresetError as error:
+        sys.exit(f"app.py: {error}")

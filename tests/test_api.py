@@ -78,7 +78,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         guard.only_known_models(preset)
 
     worker = Worker(lambda p, c, r: (gate.run if p.seed == 7 else fake_run)(p, c, r), root, admit=admit)
-    blocks = ui.build(worker, root=root)
+    blocks = ui.build(worker)
     api.register(blocks, worker, score=score, remake=remake)
     _, url, _ = blocks.launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=2**20, **ui.appearance()
@@ -277,7 +277,7 @@ def test_a_full_disk_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_password_shuts_everything(tmp_path: Path) -> None:
     worker = Worker(fake_run, tmp_path)
-    blocks = ui.build(worker, root=tmp_path)
+    blocks = ui.build(worker)
     api.register(blocks, worker, score=score, remake=remake)
     _, url, _ = blocks.launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", auth=[("ada", "lace")], **ui.appearance()

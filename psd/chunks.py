@@ -1,0 +1,95 @@
+"""A run in chunks, for machines that lend their GPU for a minute at a time to a process of its own (ZeroGPU).
+
+``chunked(make_events, gpu)`` is again a `MakeEvents`: each chunk goes on from the checkpoint of the one before, in
+whatever process the decorator ``gpu`` makes, and its events come back pickled.  Since a chunk ends with a checkpoint
+and resuming is bit for bit on a CPU, the events of all chunks are those of the whole run.
+
+A generator in another process hears nothing of this one, so the hand on the controls is two files in a directory that
+both see: ``live.json``, and ``stop`` or ``leave`` (the chunk's time is up, or the run is paused).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from psd.drive import Controls, MakeEvents
+from psd.events import Checkpointed, Event, Failed, Finished, Started
+from psd.files import replace_file
+from psd.preset import Preset
+
+CHUNK_S = 50.0  # of the 60 that ZeroGPU lends by default: the rest is for the checkpoint
+Chunk = Callable[..., Iterator[Event]]
+
+
+class FileControl:
+    """The far end of the controls: what the files say, read at most once a step."""
+
+    def __init__(self, directory: str, deadline: float) -> None:
+        self._directory, self._deadline = Path(directory), deadline
+
+    def live(self) -> Mapping[str, Any]:
+        path = self._directory / "live.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def leaving(self) -> bool:
+        return time.monotonic() >= self._deadline or (self._directory / "leave").exists()
+
+    def stopping(self) -> bool:
+        return self.leaving or (self._directory / "stop").exists()
+
+
+def chunked(make_events: MakeEvents, gpu: Callable[[Chunk], Chunk], seconds: float = CHUNK_S) -> MakeEvents:
+    """The same events, computed by generators that ``gpu`` has decorated, each for about ``seconds``.
+
+    Raises RuntimeError when a chunk is too short for a single step.
+    """
+
+    def chunk(preset: Preset, resume: Checkpointed | None, directory: str) -> Iterator[Event]:
+        """Runs where the GPU is: to the end, or to the checkpoint after its time is up."""
+        control = FileControl(directory, time.monotonic() + seconds)
+        for event in make_events(preset, control, resume):  # pyright: ignore[reportArgumentType] - any Control will do
+            yield event
+            if isinstance(event, Checkpointed) and control.leaving and not (Path(directory) / "stop").exists():
+                return
+
+    lent = gpu(chunk)
+
+    def events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        started = False
+        with TemporaryDirectory(prefix="psd-chunk-") as directory:
+            while True:
+                tell(control, Path(directory))
+                before = resume.step if resume else 0
+                for event in lent(preset, resume, directory):
+                    tell(control, Path(directory))
+                    if isinstance(event, Checkpointed):
+                        resume = event
+                    if not (started and isinstance(event, Started)):
+                        yield event
+                    started = True
+                    if isinstance(event, Finished | Failed):
+                        return
+                reached = resume.step if resume else 0
+                if reached == before and reached < preset.total_steps:
+                    raise RuntimeError(f"a chunk of {seconds:g} s is too short for a step: lend the GPU for longer")
+
+    return events
+
+
+def tell(control: Controls, directory: Path) -> None:
+    """Pass the controls on: what they say now, for the chunk that goes on or the next one."""
+    live = json.dumps(dict(control.live())).encode()
+    path = directory / "live.json"
+    if not path.is_file() or path.read_bytes() != live:
+        replace_file(path, live)
+    for name, wanted in {"stop": control.stopping(), "leave": control.paused}.items():
+        if wanted:
+            (directory / name).touch()
+        else:
+            (directory / name).unlink(missing_ok=True)

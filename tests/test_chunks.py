@@ -1,0 +1,119 @@
+"""The driver for lent GPUs, with a decorator that forks as ZeroGPU does: pickled events, nothing shared but files."""
+
+import multiprocessing
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from psd.archive import replay
+from psd.chunks import chunked
+from psd.drive import Controls, drive
+from psd.events import Checkpointed, Event, Finished, LiveChanged, Started, Stepped
+from psd.preset import Preset
+from psd.run import run
+from psd.store import RunFolder
+from tests.fake_run import fake_run
+from tests.test_run import essence, steps_of, without_mesh  # noqa: F401  (a fixture)
+from tests.toy import make_models, make_preset
+
+PRESET = Preset(steps=12)
+
+
+def lend(generator: Callable[..., Iterator[Event]]) -> Callable[..., Iterator[Event]]:
+    """Each call in a forked process of its own, its values pickled one by one, in step with whoever takes them."""
+
+    def forked(*args: object) -> Iterator[Event]:
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        child = context.Process(target=serve, args=(generator, pickle.dumps(args), there))
+        child.start()
+        there.close()
+        try:
+            while True:
+                here.send("next")
+                value = here.recv()
+                if value is None:
+                    return
+                if isinstance(value, Exception):
+                    raise value
+                yield value
+        finally:
+            here.close()
+            child.join(20)
+
+    return forked
+
+
+def serve(generator: Callable[..., Iterator[Event]], args: bytes, pipe) -> None:
+    try:
+        values = generator(*pickle.loads(args))
+        while pipe.recv() == "next":
+            try:
+                pipe.send(next(values, None))
+            except Exception as error:  # noqa: BLE001 - goes to the other side
+                pipe.send(error)
+    except EOFError:
+        pass
+    os._exit(0)  # no clean-up of what belongs to the parent
+
+
+def test_one_chunk_is_the_run() -> None:
+    events = list(chunked(fake_run, lend)(PRESET, Controls(PRESET), None))
+    assert [str(event) for event in events] == [str(event) for event in fake_run(PRESET, Controls(PRESET))]
+
+
+def test_a_chunk_without_time_for_a_step_is_no_endless_loop() -> None:
+    engine = leaving_after(10**9)
+    with pytest.raises(RuntimeError, match="too short for a step"):
+        list(chunked(engine, lend, seconds=0.0)(make_preset(), Controls(make_preset()), None))
+
+
+def leaving_after(count: int):
+    """The engine that leaves its chunk after so many steps, whatever the clock says."""
+
+    def events(preset: Preset, control, resume: Checkpointed | None) -> Iterator[Event]:
+        models, done = make_models(), 0
+        for event in run(preset, models, control=control, resume=resume):
+            yield event
+            done += isinstance(event, Stepped)
+            if done == count:
+                control._deadline = 0.0
+
+    return events
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_engine_goes_on_bit_for_bit_in_another_process(steps: int) -> None:
+    preset = make_preset()
+    whole = list(run(preset, make_models()))
+    events = list(chunked(leaving_after(steps), lend)(preset, Controls(preset), None))
+    assert list(map(essence, steps_of(events))) == list(map(essence, steps_of(whole)))
+    last, expected = ([event for event in found if isinstance(event, Checkpointed)][-1] for found in (events, whole))
+    assert essence(last) == essence(expected) and essence(events[-1]) == essence(whole[-1])
+    assert sum(isinstance(event, Started) for event in events) == 1
+
+
+def test_stop_and_live_values_reach_the_other_process(tmp_path: Path) -> None:
+    preset, control = make_preset(steps=40), Controls(make_preset())
+    with RunFolder.create(preset, tmp_path) as folder:
+        for event in drive(chunked(leaving_after(3), lend), folder, control):
+            if isinstance(event, Stepped) and event.step == 2:
+                control.change({"guidance_scale": 2.0})
+            if isinstance(event, Stepped) and event.step == 7:
+                control.stop()
+    events = list(replay(folder.path))
+    assert isinstance(events[-1], Finished) and events[-1].reason == "stopped" and 7 <= events[-1].step <= 9
+    changes = [event for event in events if isinstance(event, LiveChanged)]
+    assert [event.values for event in changes] == [{"guidance_scale": 2.0}] and 2 <= changes[0].step <= 4
+
+
+def test_an_error_in_the_other_process_is_this_one_s() -> None:
+    def broken(*_: object) -> Iterator[Event]:
+        raise ArithmeticError("no number")
+        yield
+
+    with pytest.raises(ArithmeticError, match="no number"):
+        list(chunked(broken, lend)(PRESET, Controls(PRESET), None))
