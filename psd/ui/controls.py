@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from psd.preset import Preset
 
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
-ELSEWHERE = ("prompt", "prior", "judges")  # the prompt has its own box; models are chosen by the preset
+ELSEWHERE = ("prompt", "prior", "judges", "loras")  # the prompt has its own box; models are chosen by the preset
 SLIDER_SPAN = 10  # a slider reaches this multiple of the preset's value where the bound lies further
 
 

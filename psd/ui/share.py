@@ -90,8 +90,12 @@ class Share:
             self.upload = gr.UploadButton(
                 "Load a preset file", file_types=[".yaml", ".yml"], type="binary", elem_id="share-upload"
             )
-            self.command = gr.Code("", language="shell", label="the same run, from a terminal", interactive=False)
-            self.client = gr.Code("", language="python", label="the same run, from Python", interactive=False)
+            self.command = gr.Code(
+                "", language="shell", label="the same run, from a terminal", interactive=False, max_lines=6
+            )
+            self.client = gr.Code(
+                "", language="python", label="the same run, from Python", interactive=False, max_lines=10
+            )
 
     @property
     def locked(self) -> list[gr.Dropdown | gr.Button | gr.UploadButton]:

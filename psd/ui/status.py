@@ -54,7 +54,7 @@ def _hand(page: Page) -> list[Any]:
             "Continue" if run.state == "paused" else "Pause", interactive=mine and run.state in ("running", "paused")
         ),
         gr.Button(interactive=mine and not run.is_over and run.state != "stopping"),
-        gr.Button(f"Go on to step {run.view.total_steps}" if left else "Go on for … steps", interactive=can_go_on),
+        gr.Button(f"Go on to step {run.view.total_steps}" if left else "Go on, steps more:", interactive=can_go_on),
         gr.Number(0 if left else max(10, run.view.total_steps // 4), interactive=can_go_on and not left),
         gr.Button(interactive=bool(run.run_id)),
     ]
