@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=int, default=setting("GRADIO_SERVER_PORT") or None, help="default: the first free one from 7860"
     )
     parser.add_argument("--share", action="store_true", help="ask Gradio for a public link (off by default)")
+    parser.add_argument("--offline", action="store_true", help="never connect: use only models that are here")
     parser.add_argument("--auth", default=setting("PSD_AUTH"), help="name:password, or several with commas")
     parser.add_argument(
         "--preset", default=setting("PSD_PRESET", "tiny"), choices=available(), help="the preset to start from"
@@ -135,6 +136,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
+    if given.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     first = Preset.load(given.preset)
     worker = Worker(

@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are slow on a busy machine
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = parser().parse_args(argv)
+    if getattr(arguments, "offline", False):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
     try:
         match arguments.command:
             case "run":
@@ -104,6 +106,10 @@ def parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter; may be repeated"
         )
         sub.add_argument("--seed", type=int)
+        is_offline(sub)
+
+    def is_offline(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--offline", action="store_true", help="never connect: use only models that are here")
 
     run = command("run", "make an object from a prompt")
     run.add_argument("prompt", nargs="?", help="what to make (default: the preset's)")
@@ -114,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     again = command("resume", "go on with a run from its newest checkpoint")
     again.add_argument("folder", help="a run's folder, or its name below the runs' root")
     again.add_argument("--more", type=int, default=0, metavar="N", help="N steps more, as its last ones were")
+    is_offline(again)
 
     mesh = command("export", "write a run's mesh again, from its newest checkpoint")
     mesh.add_argument("folder", help="a run's folder, or its name below the runs' root")

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from psd import hub
 from psd.archive import default_root
-from psd.preset import PRESETS, Preset, PresetError, available
+from psd.preset import PRESETS, MissingError, Preset, PresetError, available
 
 ROOT = PRESETS.parent
 OK, NOTE, BAD = "ok", "note", "MISSING"
@@ -31,6 +32,7 @@ OPTIONAL = {
 }
 SUM = re.compile(r"\b([0-9a-f]{64})\b[\s|`*]+([\w./-]+)")
 LEAST_MEMORY = 3 * 2**30  # bytes; the default preset stays below 2.5 GB
+LARGE_MEMORY = 20 * 2**30  # bytes on a GPU; planned for 24 GB cards, not yet measured
 LEAST_DISK = 2**30
 
 
@@ -109,8 +111,18 @@ def accelerators() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
             yield Finding(f"cuda:{index}", OK, f"{about.name}, {gigabytes(about.total_memory)}")
+            if about.total_memory < LARGE_MEMORY:
+                yield Finding(
+                    f"cuda:{index}", NOTE, f"less than {gigabytes(LARGE_MEMORY)}, which `mvdream` is planned for",
+                    "preset mvdream-12gb, or a smaller network_batch",
+                )  # fmt: skip
     elif torch.backends.mps.is_available():
         yield Finding("mps", OK, "Apple GPU")
+    elif torch.version.cuda and shutil.which("nvidia-smi"):
+        yield Finding(
+            "gpu", NOTE, f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it",
+            f"update the driver to one for CUDA {torch.version.cuda}, or restart after an update of it",
+        )  # fmt: skip
     else:
         yield Finding("gpu", NOTE, "none that torch can use: the embedded presets run on the CPU")
 
@@ -162,18 +174,24 @@ def weights(assets: Path) -> Iterator[Finding]:
 
 
 def preset(name: str) -> Finding:
-    """Whether the models of a preset are here, or come from the hub at the first run."""
+    """Whether the models of a preset are here, or what its first run downloads, under which licences."""
+    what = f"preset {name}"
     try:
         chosen = Preset.load(name)
     except PresetError as error:
-        return Finding(f"preset {name}", BAD, str(error), f"git checkout -- presets/{name}.yaml")
-    sources = [chosen.prior, *chosen.rewards, *chosen.judges]
-    shipped = [source for source in sources if source.startswith("assets/")]
-    if absent := [source for source in shipped if not any((ROOT / source).rglob("*.safetensors"))]:
-        return Finding(f"preset {name}", BAD, f"no weights in {', '.join(absent)}", "clone the repository again")
-    if hub := [source for source in sources if not (ROOT / source).is_dir() and not Path(source).is_dir()]:
-        return Finding(f"preset {name}", NOTE, f"downloads {', '.join(hub)} at its first run")
-    return Finding(f"preset {name}", OK, "all models are here")
+        return Finding(what, BAD, str(error), f"git checkout -- presets/{name}.yaml")
+    try:
+        absent = [source for source, kind in hub.sources(chosen) if hub.find(source, kind) is None]
+    except MissingError as error:
+        return Finding(what, BAD, str(error), "clone the repository again")
+    if not absent:
+        return Finding(what, OK, "all models are here")
+    known = [hub.RELEASES[source] for source in absent if source in hub.RELEASES]
+    unknown = [f"{source} (of unknown size)" for source in absent if source not in hub.RELEASES]
+    size = sum(release.gigabytes for release in known)
+    parts = "; ".join([*map(str, known), *unknown])
+    cure = "start it once with a connection; what a download left incomplete is completed" if hub.offline() else ""
+    return Finding(what, NOTE, f"its first run downloads about {size:.1f} GB: {parts}", cure)
 
 
 def optional(name: str, use: str) -> Finding:

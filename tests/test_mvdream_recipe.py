@@ -152,8 +152,8 @@ class Listener(ToyPrior):
 def at(azimuth: list[float], elevation: float = 10.0):
     cameras = turntable(1)[torch.zeros(len(azimuth), dtype=torch.long)]
     return type(cameras)(
-        cameras.c2w, cameras.fovy_deg, torch.tensor(azimuth)[:, None], torch.full((len(azimuth), 1), elevation),
-        cameras.distance,
+        cameras.c2w, cameras.fovy_deg, torch.tensor(azimuth, dtype=torch.float32)[:, None],
+        torch.full((len(azimuth), 1), elevation), cameras.distance,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ PRESET = st.fixed_dictionaries(
         "negative_prompt": st.just("") | LINE,
         "prior": NAME,
         "rewards": st.dictionaries(NAME, st.floats(0, 100), min_size=1, max_size=8),
-        "judges": st.lists(NAME, max_size=8, unique=True),
+        "judges": st.lists(NAME, min_size=1, max_size=8, unique=True),
         **{name: inside(name) for name in NUMBERS if not name.startswith(("t_min", "t_max"))},
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     }

