@@ -1,6 +1,6 @@
-"""What a step draws at random beside its noises and cameras, all from the run's one generator.
+"""What a step draws at random beside its cameras, all from the run's one generator.
 
-Axes: b group, v view.
+Axes: k candidate, b group, v view, c channel, h w latent pixels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ def timestep(preset: Preset, step: int, total: int, generator: torch.Generator) 
         high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction, total=total,
     )  # fmt: skip
     return score.sample_timestep(bounds, generator)
+
+
+def noise(
+    count: int, shape: torch.Size, generator: torch.Generator, *, antithetic: bool
+) -> Float[Tensor, "k b v c h w"]:
+    """The candidates' noises; antithetic ones come in pairs e, -e (the last of an odd number alone)."""
+    if not antithetic:
+        return torch.randn(count, *shape, generator=generator)
+    half = torch.randn((count + 1) // 2, *shape, generator=generator)
+    return torch.stack([half, -half], dim=1).flatten(0, 1)[:count]
 
 
 def background(preset: Preset, generator: torch.Generator) -> tuple[Float[Tensor, "b 3"], Bool[Tensor, " b"] | None]:

@@ -12,17 +12,18 @@ DreamDPO's pair in its place, and S, the default, is our own construction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from psd import score
 from psd.janus import perpendicular
 from psd.preset import Preset, PresetError
 from psd.protocols import Models
-from psd.step import Latents, Pair, Sample, Score, Step, norm, per_view, pick, unit
+from psd.step import Latents, Pair, Ranking, Sample, Score, Step, norm, per_view, pick, unit
 
 # DreamDPO's tau: closer pairs get the winner's SDS alone; in Bradley-Terry scales (.001 for HPS, whose scale is .01).
 DREAMDPO_THRESHOLD = 0.1
@@ -31,6 +32,8 @@ REWARDSDS_ACTIVE = 0.7  # of the run; then the candidates are averaged
 # Of reading C's margin on mean squares.  Diffusion-DPO's 5000 / 2 is for unguided predictions; guidance multiplies what
 # n changes by s_p - 1 = 6.5, hence squares by 42.  Unverified: nothing was tuned on it.
 IMPLICIT_BETA = 60.0
+PERTURBATION_SIZE = 0.1  # of x0's RMS, in the estimate of a gradient
+PERTURBATION_CELL = 4  # latents along an edge that one of its random numbers stands for
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,15 @@ class Denoised:
         return self.noise_pred_c if self.away is None else self.noise_pred_c + self.away
 
     def sample(self, index: Tensor) -> Sample:
-        return Sample(pick(self.z_t, index), pick(self.noise, index), pick(self.noise_pred_c, index))
+        return chosen(self.z_t, self.noise, self.noise_pred_c, index)
 
 
 def denoise(step: Step) -> Denoised:
-    z_t = step.noisy(step.noise)
+    return denoised(step, step.noisy(step.noise), step.noise)
+
+
+def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
+    """What the network says of latents with that noise in them, under every condition, in one call."""
     condition = step.condition
     noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
     away = None
@@ -67,7 +74,7 @@ def denoise(step: Step) -> Denoised:
             for weight, other in zip(condition.weights, others, strict=True)
         ]
         away = torch.stack(pushes).sum(0)
-    return Denoised(z_t, step.noise, noise_pred_c, noise_pred_n, away)
+    return Denoised(z_t, noise, noise_pred_c, noise_pred_n, away)
 
 
 def base(step: Step, found: Denoised) -> Latents:
@@ -83,10 +90,23 @@ def base(step: Step, found: Denoised) -> Latents:
 
 
 def rate(step: Step, found: Denoised) -> dict[str, Float[Tensor, "k b v"]]:
-    """What the rewards say of each candidate's one-step prediction, guided by s_r and rescaled: an image-like x0."""
+    """What the rewards say of each candidate's prediction: one step to x0, or a few of DDIM (preset.ranking_steps)."""
+    steps, asked = step.preset.ranking_steps, step
+    x0_pred = image_like(step, found)
+    for left in range(steps - 1, 0, -1):
+        later = replace(step, t=asked.t * left // steps)
+        noise = score.noise_from_x0(found.z_t, x0_pred, *step.alpha_sigma)
+        z_t = score.add_noise(x0_pred, noise, *later.alpha_sigma)
+        found = denoised(later, z_t, noise)
+        step, x0_pred = later, image_like(later, found)
+    return asked.rate(asked.decode(x0_pred), asked.weights)
+
+
+def image_like(step: Step, found: Denoised) -> Latents:
+    """The prediction of z0, guided by s_r and rescaled: what a reward can read."""
     guided = found.guided(step.preset.reward_guidance_scale)
     x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
-    return step.rate(step.decode(score.rescale(x0_pred, x0_pred_c, step.preset.rescale)), step.weights)
+    return score.rescale(x0_pred, x0_pred_c, step.preset.rescale)
 
 
 def bradley_terry(step: Step) -> dict[str, float]:
@@ -192,7 +212,7 @@ def random_pair(step: Step) -> Score:
     if weight == 0:
         return Score(gradient, found.sample(first(step)))
 
-    # ---- 4, 5: rank the one-step predictions; best and worst of N stand for win and lose
+    # ---- 4, 5: rank the predictions; best and worst of N stand for win and lose
     ranking = step.rank(rate(step, found), by=preset.winner_by, units=step.units)
     win, lose = found.sample(ranking.win), found.sample(ranking.lose)
     pair = Pair(win, lose, ranking.gap)
@@ -202,17 +222,30 @@ def random_pair(step: Step) -> Score:
     if preset.reading == "C":
         confidence = implicit_confidence(step, found, ranking.win, ranking.lose) * (ranking.gap > 0)
 
-    # ---- 7, 8: preference score, in the form of the base
+    # ---- 7, 8: preference score sum_i a_i d_i, in the form of the base
+    credit = credits(step, ranking)[..., None, None, None]
     guided = found.guided(preset.preference_scale)
-    guided_win = pick(guided, ranking.win)
-    other_lose = lose.noise_pred_c if preset.reading == "B" else pick(guided, ranking.lose)
+    if preset.reading == "B":
+        guided = torch.where(credit < 0, found.noise_pred_c, guided)
     if preset.base_form == "recon":
-        direction = (step.clean(lose.z_t, other_lose) - step.clean(win.z_t, guided_win)) / step.rows
+        direction = -(credit * step.clean(found.z_t, guided)).sum(0) / step.rows
     else:
-        direction = step.noise_weight * score.preference_score(guided_win, win.noise, other_lose, lose.noise)
+        direction = step.noise_weight * score.preference_score(guided, found.noise, credit)
     term = weight * per_view(confidence) * direction
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
     return Score(gradient + term, win, pair, ranking.raw_gaps, metrics=metrics)
+
+
+def credits(step: Step, ranking: Ranking) -> Float[Tensor, "k b v"]:
+    """a_i, what each candidate's residual counts in the preference score; they sum to 0.
+
+    extremes: 1 for the winner, -1 for the loser; advantages: 2/N of the standardised advantages, all candidates.
+    Of two candidates both are the pair.
+    """
+    if step.preset.weighting == "advantages":
+        return score.advantages(ranking.combined) * (2 / len(ranking.combined))
+    places = torch.arange(len(ranking.combined), device=ranking.win.device)[:, None, None]
+    return (places == ranking.win).to(ranking.combined) - (places == ranking.lose).to(ranking.combined)
 
 
 def implicit_confidence(step: Step, found: Denoised, win: Tensor, lose: Tensor) -> Float[Tensor, "b 1"]:
@@ -243,22 +276,28 @@ def steered_pair(step: Step) -> Score:
         return Score(gradient, shared)
     guided = found.guided(preset.guidance_scale)[0]
 
-    # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network
-    direction = step.reward_gradient(step.clean(shared.z_t, guided), step.decode)
+    # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network; or an estimate
+    x0_pred = step.clean(shared.z_t, guided)
+    by_gradient = preset.steer_by == "gradient"
+    direction = step.reward_gradient(x0_pred, step.decode) if by_gradient else estimated_gradient(step, x0_pred)
 
     # ---- 3: the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
     nudge = preset.steer_radius * direction[0].numel() ** 0.5 * unit(direction)
-    steered_z_t = shared.z_t + alpha_sigma[1] * nudge
+    moves = torch.stack([nudge, -nudge] if preset.steer_both else [nudge])
+    z_t, noise = shared.z_t + alpha_sigma[1] * moves, shared.noise + moves
 
     # ---- 4: predictions of both, ranked; the pair is swapped if the steered member lost
     if preset.steer_conditional:
-        (noise_pred_c,) = step.predict(steered_z_t[None], step.embedding)
-        noise_pred_pair = torch.cat([noise_pred_c, found.noise_pred_c])
+        (noise_pred_c,) = step.predict(z_t, step.embedding)
+        noise_pred, kept = noise_pred_c, found.noise_pred_c
     else:  # for experiments: the guided prediction's Jacobian is not positive, and the nudge mostly loses
-        noise_pred_c, noise_pred_n = step.predict(steered_z_t[None], step.embedding, step.negative)
-        noise_pred_pair = torch.cat([score.guide(noise_pred_n, noise_pred_c, preset.guidance_scale), guided[None]])
-    steered = Sample(steered_z_t, shared.noise + nudge, noise_pred_c[0])
-    x0_pair = step.clean(torch.stack([steered.z_t, shared.z_t]), noise_pred_pair)
+        noise_pred_c, noise_pred_n = step.predict(z_t, step.embedding, step.negative)
+        noise_pred, kept = score.guide(noise_pred_n, noise_pred_c, preset.guidance_scale), guided[None]
+    if not preset.steer_both:
+        z_t, noise = torch.cat([z_t, found.z_t]), torch.cat([noise, found.noise])
+        noise_pred_c = torch.cat([noise_pred_c, found.noise_pred_c])
+        noise_pred = torch.cat([noise_pred, kept])
+    x0_pair = step.clean(z_t, noise_pred)
     ranking = step.rank(step.rate(step.decode(x0_pair), step.weights), by=preset.winner_by, units=step.units)
 
     # ---- 5: target = x0' + rho conf |z0 - x0'| P_x / |P_x|
@@ -266,18 +305,38 @@ def steered_pair(step: Step) -> Score:
     confidence = confidence * (norm(direction) > 0)[:, :, 0, 0, 0]  # no direction, no pair: no rounding errors either
     ascent = unit(pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose))
     term = -weight * per_view(confidence) * norm(gradient) * ascent
-    won = per_view(ranking.win == 0)
-    win, lose = choose(won, steered, shared), choose(won, shared, steered)
+    win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
+    pair = Pair(win, lose, ranking.gap)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
-    return Score(gradient + term, shared, Pair(win, lose, ranking.gap), ranking.raw_gaps, metrics=metrics)
+    return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
 
 
-def choose(condition: Tensor, yes: Sample, no: Sample) -> Sample:
-    return Sample(
-        torch.where(condition, yes.z_t, no.z_t),
-        torch.where(condition, yes.noise, no.noise),
-        torch.where(condition, yes.noise_pred_c, no.noise_pred_c),
-    )
+def estimated_gradient(step: Step, x0_pred: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
+    """The mixture's gradient at x0 for rewards that have none: mirrored perturbations, scored by all of them.
+
+    mean_i [R(x0 + mu d_i) - R(x0 - mu d_i)] / (2 mu) d_i, d_i smooth Gaussian fields (the reward's slope at single
+    latents is noise, and 16 times fewer dimensions are searched); by ranks, R is the centred rank among the 2 K, so
+    that only the order counts.  Each view's scores credit its own perturbation: rewards see views alone.
+    """
+    count, (height, width) = step.preset.steer_perturbations, x0_pred.shape[-2:]
+    coarse = torch.randn(
+        count * x0_pred.shape[0] * x0_pred.shape[1], x0_pred.shape[2], max(2, height // PERTURBATION_CELL),
+        max(2, width // PERTURBATION_CELL), generator=step.generator,
+    ).to(x0_pred)  # fmt: skip
+    smooth = interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    fields = smooth.view(count, *x0_pred.shape)
+    mu = PERTURBATION_SIZE * x0_pred.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
+    images = step.decode(torch.cat([x0_pred + mu * fields, x0_pred - mu * fields]))
+    ratings = step.combine(step.rate(images, step.weights), step.weights, step.units)
+    if step.preset.steer_by == "ranks":
+        ratings = ratings.argsort(dim=0, stable=True).argsort(dim=0).to(ratings) / (2 * count - 1) - 0.5
+    slopes = (ratings[:count] - ratings[count:])[..., None, None, None] / (2 * mu)
+    return (slopes * fields).mean(0)
+
+
+def chosen(z_t: Latents, noise: Latents, noise_pred_c: Latents, index: Int[Tensor, "b v"]) -> Sample:
+    """Of several members each view's own."""
+    return Sample(pick(z_t, index), pick(noise, index), pick(noise_pred_c, index))
 
 
 def pair_metrics(gap: Tensor, confidence: Tensor, first: Tensor, term: Tensor, gradient: Tensor) -> dict[str, float]:
@@ -328,11 +387,15 @@ def check(preset: Preset, models: Models) -> None:
     weighted = [name for name, weight in preset.rewards.items() if weight > 0]
     if not weighted:
         raise PresetError(f"method={preset.method}: all rewards have weight 0: raise one, or set method=sds")
+    if preset.weighting == "advantages" and preset.method == "psd" and preset.reading != "A":
+        raise PresetError(f"weighting=advantages weighs random noises: set reading=A, not {preset.reading}")
     if any(models.rewards[name].differentiable for name in weighted):
         return
     names = ", ".join(weighted)
-    if preset.method == "psd" and preset.reading == "S":
-        raise PresetError(f"reading=S needs a reward's gradient, and {names} has none: set reading=A, which only ranks")
+    if preset.method == "psd" and preset.reading == "S" and preset.steer_by == "gradient":
+        raise PresetError(
+            f"reading=S steers by a gradient, and {names} has none: set steer_by=scores, or reading=A, which only ranks"
+        )
     if preset.method == "reward_gradient":
         raise PresetError(
             f"method=reward_gradient needs a gradient, and {names} has none: set method=psd, reading=A, which ranks"

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from psd import components, hub
-from psd.preset import MissingError, Preset
+from psd.preset import MissingError, Preset, PresetError
 from psd.prior import DiffusersPrior
-from psd.protocols import Models, Reward
+from psd.protocols import Models, Prior, Reward
 from psd.rewards import BlackBoxReward, ImageTextReward, load_reward
 from psd.scene import make_scene
 
@@ -50,6 +51,7 @@ def load_models(
         rewards={name: find(name) for name in preset.rewards},
         judges={name: find(name) for name in preset.judges},
         scene=lambda chosen: make_scene(chosen, device),
+        negative_start=load_negative(preset.negative_start, prior) if preset.negative_start else None,
         notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *hub.licences(preset)),
     )
 
@@ -72,6 +74,18 @@ def choose_precision(wish: str, device: torch.device) -> torch.dtype:
     if wish == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return PRECISIONS[wish]
+
+
+def load_negative(source: str, prior: Prior) -> Tensor:
+    """A learned start of the negative embedding: the tensor ``negative`` (l d) of a safetensors file."""
+    path = hub.local(source)
+    if path is None or not path.is_file():
+        raise MissingError(f"no file at negative_start={source!r}: `python -m psd compare --help` says how it is made")
+    found, expected = load_file(path).get("negative"), prior.embed("").shape
+    if found is None or found.shape != expected:
+        shape = "no tensor `negative`" if found is None else f"shape {tuple(found.shape)}"
+        raise PresetError(f"negative_start={source!r} has {shape}; the prior needs {tuple(expected)}")
+    return found.to(prior.device)
 
 
 @lru_cache(maxsize=2)

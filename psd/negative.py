@@ -44,8 +44,9 @@ class Negative:
     optimiser: torch.optim.Adam
 
     @classmethod
-    def create(cls, preset: Preset, prior: Prior) -> Negative:
-        start = prior.embed(preset.negative_prompt).detach().float()
+    def create(cls, preset: Preset, prior: Prior, learned: Float[Tensor, "l d"] | None) -> Negative:
+        """Starts at the encoded negative prompt, or at a start ``learned`` by earlier runs (preset.negative_start)."""
+        start = (prior.embed(preset.negative_prompt) if learned is None else learned).detach().float()
         value = start.clone()
         return cls(value, start, torch.optim.Adam([value], lr=preset.negative_lr))
 
@@ -58,7 +59,7 @@ class Negative:
             return False
         return (step + 1) % preset.negative_every == 0 and t <= preset.negative_t_max * total
 
-    def update(self, step: Step, found: Score, generator: torch.Generator) -> dict[str, float]:
+    def update(self, step: Step, found: Score) -> dict[str, float]:
         """One Adam step on n, then the projection RMS(n - n0) <= r_n; returns the statistics of the update.
 
         Nothing moves when the objective needs a pair and the step had none: then the result is empty.
@@ -72,7 +73,7 @@ class Negative:
         elif kind == "reward":
             gradient = reward_gradient(step, found.shown, self.value)
         else:
-            gradient = zeroth_order_gradient(step, found.shown, self.value, self.start, generator)
+            gradient = zeroth_order_gradient(step, found.shown, self.value, self.start)
         gradient = gradient + 2 * preset.negative_pull * (self.value - self.start) / self.value.numel()
         length = score.require_finite("gradient of the negative embedding", gradient).norm()
 
@@ -170,10 +171,10 @@ def pair_gradient(
 
 
 def zeroth_order_gradient(
-    step: Step, shown: Sample, value: Float[Tensor, "l d"], start: Float[Tensor, "l d"], generator: torch.Generator
+    step: Step, shown: Sample, value: Float[Tensor, "l d"], start: Float[Tensor, "l d"]
 ) -> Float[Tensor, "l d"]:
     """mean_i [L(n + mu x_i) - L(n - mu x_i)] / (2 mu) x_i, L = -mean R / tau, Gaussian x_i: forward calls only."""
-    directions = torch.randn(PERTURBATIONS, *value.shape, generator=generator).to(value)
+    directions = torch.randn(PERTURBATIONS, *value.shape, generator=step.generator).to(value)
     mu = PERTURBATION_RMS * rms(start)
     with torch.no_grad():
         ratings = rewarded(step, shown, torch.cat([value + mu * directions, value - mu * directions]))

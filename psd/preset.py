@@ -133,7 +133,20 @@ class Preset(BaseModel):
     reward_guidance_scale: float = setting(
         7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
     )
+    preference_tilt: float = setting(
+        0.0, "Weight over t: 1 + tilt (2 t/T - 1); 1 favours high noise, -1 low.", group="preference", step=0.1, ge=-1,
+        le=1,
+    )
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
+    antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")
+    weighting: Literal["extremes", "advantages"] = setting(
+        "extremes", "Of many noises: best minus worst, or all by standardised advantage (reading A).",
+        group="preference",
+    )
+    ranking_steps: int = setting(1, "Denoising steps before noises are ranked.", group="preference", ge=1, le=10)
+    label_noise: float = setting(
+        0.0, "Chance that winner and loser are exchanged; 0.5 makes the labels random.", group="preference", ge=0, le=1
+    )
     scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
         "confidence", "How the reward gap scales the term.", group="preference"
     )
@@ -152,6 +165,12 @@ class Preset(BaseModel):
     steer_conditional: bool = setting(
         True, "Pair of conditional-only predictions (False: guided ones, for experiments).", group="preference"
     )
+    steer_both: bool = setting(False, "Steer the loser too, the other way.", group="preference")
+    steer_by: Literal["gradient", "scores", "ranks"] = setting(
+        "gradient", "Nudge along the reward's gradient, or an estimate from scores or ranks of perturbed predictions.",
+        group="preference",
+    )
+    steer_perturbations: int = setting(8, "Mirrored pairs behind the estimate.", group="preference", ge=1, le=64)
     reward_gradient_weight: float = setting(
         0.7, "Weight of the pixel gradient in method reward_gradient.", group="preference", live=True, step=0.1, ge=0,
         le=20,
@@ -159,6 +178,10 @@ class Preset(BaseModel):
 
     # negative embedding
     negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
+    negative_start: str = setting(
+        "", "Safetensors file of a learned start that replaces the negative prompt's embedding.", group="negative",
+        max_length=300,
+    )
     negative: bool = setting(True, "Learn the negative embedding along with the scene.", group="negative")
     negative_lr: float = setting(
         2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
@@ -271,7 +294,7 @@ class Preset(BaseModel):
                     raise ValueError(
                         f"{key}: {shown(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
                     )
-        for key in ("prompt", "negative_prompt"):
+        for key in ("prompt", "negative_prompt", "negative_start"):
             if not _printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
         if not self.prompt.strip():

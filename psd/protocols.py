@@ -140,6 +140,7 @@ class Models:
     judges: Mapping[str, Reward]  # only watched: selector judge and the like
     scene: Callable[[Preset], Scene]
     notes: tuple[str, ...] = ()  # what was chosen and why, for the Started event
+    negative_start: Float[Tensor, "l d"] | None = None  # read from preset.negative_start
 
 
 class Control(Protocol):

@@ -188,8 +188,8 @@ def optimise(
     score.require_finite("latents", z0)
 
     # ---- 2: noises, the same draws on every device
-    shape = (methods.candidates(preset), *z0.shape)
-    noise = torch.randn(shape, generator=state.generator).to(z0)
+    count = methods.candidates(preset)
+    noise = draws.noise(count, z0.shape, state.generator, antithetic=preset.antithetic).to(z0)
 
     # ---- 3 to 8: the method's score
     step = Step(
@@ -198,6 +198,7 @@ def optimise(
         condition=conditions.at(cameras), negative=state.negative.value, negative_start=state.negative.start,
         clock=clock,
         pull_back=lambda gradient: torch.autograd.grad(z0, render.rgb, gradient, retain_graph=True)[0],
+        generator=state.generator,
     )  # fmt: skip
     with torch.no_grad():
         found = methods.METHODS[preset.method](step)
@@ -227,7 +228,7 @@ def optimise(
     negative = None
     if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):
         with clock.part("negative"):
-            update = state.negative.update(step, found, state.generator)
+            update = state.negative.update(step, found)
         if update:
             update |= state.negative.statistics(conditions.plain)
             metrics |= update

@@ -98,13 +98,25 @@ def rescale(
 # ---------------------------------------------------------------------------------------------------------- preference
 
 
-def preference_score(noise_pred_win: Tensor, noise_win: Tensor, noise_pred_lose: Tensor, noise_lose: Tensor) -> Tensor:
-    """P = d_w - d_l, the difference of the residuals d = noise_pred - noise.
+def preference_score(
+    noise_pred: Float[Tensor, "k b v c h w"], noise: Float[Tensor, "k b v c h w"], credit: Float[Tensor, "k b v 1 1 1"]
+) -> Tensor:
+    """P = sum_i a_i d_i, d = noise_pred - noise the candidates' residuals; of a pair (1, -1) it is P = d_w - d_l.
 
     grad log p(win | z_t) = (1 - sigmoid(u)) (grad log p(z_t | win) - grad log p(z_t | lose)), where the two
     residuals stand for the two scores.  With a common z0: x0_w - x0_l = -(sigma / alpha) P.
     """
-    return (noise_pred_win - noise_win) - (noise_pred_lose - noise_lose)
+    return (credit * (noise_pred - noise)).sum(0)
+
+
+def advantages(ratings: Float[Tensor, "k b v"]) -> Float[Tensor, "k b v"]:
+    """Standardised advantages over the candidates, (r_i - mean) / std with the population's std; 0 where all agree.
+
+    Of two candidates the better has 1 and the worse -1, whatever their gap.
+    """
+    centred, spread = ratings - ratings.mean(0), ratings.std(0, correction=0)
+    tiny = torch.finfo(spread.dtype).tiny
+    return torch.where(spread > 0, centred / spread.clamp_min(tiny), torch.zeros_like(centred))
 
 
 def scaling(gap: Tensor, mean: float, kind: Literal["confidence", "linear", "hard", "dpo"], kappa: float) -> Tensor:
@@ -206,3 +218,8 @@ def gate(t: int, total: int, t_on: float) -> float:
     if t_on >= 1:
         return 1.0
     return min(max((t_on - t / total) / RAMP, 0.0), 1.0)
+
+
+def tilt(t: int, total: int, slope: float) -> float:
+    """1 + slope (2 t / T - 1): a weight over t whose mean over all t is 1; ``slope`` in [-1, 1], 0 is constant."""
+    return 1 + slope * (2 * t / total - 1)

@@ -55,7 +55,9 @@ class State:
         )  # fmt: skip
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
-        negative = Negative.create(preset, models.prior)
+        if preset.negative_start and models.negative_start is None:
+            raise PresetError(f"negative_start={preset.negative_start} was not loaded with the models: load them again")
+        negative = Negative.create(preset, models.prior, models.negative_start if preset.negative_start else None)
         gap_scale = GapScale(preset.gap_ema, len(models.prior.alpha_bar))
         return cls(scene, optimiser, negative, gap_scale, torch.Generator().manual_seed(preset.seed))
 

@@ -64,6 +64,7 @@ class Ranking:
     lose: Int[Tensor, "b v"]
     gap: Float[Tensor, "b v"]
     raw_gaps: Mapping[str, float]
+    combined: Float[Tensor, "k b v"]  # the mixture of every candidate
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Step:
     negative: Float[Tensor, "l d"]  # n, as it is now
     negative_start: Float[Tensor, "l d"]  # n0
     pull_back: Callable[[Float[Tensor, "b v c h2 w2"]], Float[Tensor, "b v 3 h w"]]  # encoder's vector-Jacobian product
+    generator: torch.Generator  # the run's, for what draws within a step
     clock: Clock = field(default_factory=Clock)
 
     # ------------------------------------------------------------------------------------------------------ constants
@@ -104,9 +106,10 @@ class Step:
 
     @property
     def preference_weight(self) -> float:
-        """lambda_t: the preset's weight behind the gate."""
-        open_share = score.gate(self.t, len(self.prior.alpha_bar), self.preset.preference_t_max)
-        return self.preset.preference_weight * open_share
+        """lambda_t: the preset's weight, tilted over t, behind the gate."""
+        total = len(self.prior.alpha_bar)
+        open_share = score.gate(self.t, total, self.preset.preference_t_max)
+        return self.preset.preference_weight * open_share * score.tilt(self.t, total, self.preset.preference_tilt)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -186,15 +189,22 @@ class Step:
         return sum((weight / units[name] * ratings[name] for name, weight in weights.items()), torch.zeros(()))
 
     def rank(self, ratings: Mapping[str, Float[Tensor, "k b v"]], *, by: str, units: Mapping[str, float]) -> Ranking:
-        """Best and worst of the candidates, per group (joint attention couples its views) or per view."""
+        """Best and worst of the candidates, per group (joint attention couples its views) or per view.
+
+        With label noise the preference of some is inverted, each by a draw of its own: the gap stays what it was.
+        """
         if by == "group":
             ratings = self.of_groups(ratings)
         combined = self.combine(ratings, self.weights, units)
+        if self.preset.label_noise > 0:
+            shape = combined.shape[1:] if by == "view" else (combined.shape[1], 1)
+            inverted = torch.rand(shape, generator=self.generator).to(combined.device) < self.preset.label_noise
+            combined = torch.where(inverted, -combined, combined)
         win, lose = combined.argmax(0), combined.argmin(0)
         raw_gaps = {
             name: float((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
         }
-        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps)
+        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps, combined)
 
     def of_groups(self, ratings: Mapping[str, Float[Tensor, "k b s"]]) -> dict[str, Float[Tensor, "k b v"]]:
         """Means over the seen views, for every view of the group."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import reference
 import torch
 from toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, make_models, make_preset, make_step
 
-from psd import methods, score
+from psd import draws, methods, score
 from psd.preset import PresetError
 from psd.step import Step, norm, pick
 
@@ -268,7 +269,185 @@ def test_a_black_box_ranks_what_another_reward_steers() -> None:
     assert set(found.gaps) == {"quadratic", "black box"} and found.metrics["pair/ratio"] > 0
 
 
+@pytest.mark.parametrize("base_form", ["recon", "sds"])
+def test_advantages_of_two_are_the_pair_and_of_many_the_weighted_residuals(base_form: str) -> None:
+    settings = {"reading": "A", "base_form": base_form, "scaling": "hard"}
+    pair = apply(make_step(candidates=2, **settings)).gradient
+    two = apply(make_step(candidates=2, weighting="advantages", **settings)).gradient
+    torch.testing.assert_close(two, pair, rtol=1e-10, atol=1e-13)
+
+    step = make_step(candidates=5, weighting="advantages", **settings)
+    with torch.no_grad():
+        found = methods.denoise(step)
+        ratings = methods.rate(step, found)["quadratic"].mean(2).numpy()
+    alpha, sigma = step.alpha_sigma
+    weight = (sigma / alpha if base_form == "recon" else sigma**2) / 8
+    expected = np.zeros(step.z0.shape)
+    for b in range(2):
+        centred = ratings[:, b] - ratings[:, b].mean()
+        for k in range(5):
+            advantage = centred[k] / math.sqrt((centred**2).mean())
+            guided = reference.guide(found.noise_pred_n[k, b].numpy(), found.noise_pred_c[k, b].numpy(), 7.5)
+            expected[b] += weight * 2 / 5 * advantage * (guided - step.noise[k, b].numpy())
+    term = apply(step).gradient - averaged_base(step)
+    if base_form == "recon":  # sum of advantages is 0, so the common render drops out of the predictions
+        np.testing.assert_allclose(term, expected, rtol=1e-8, atol=1e-11)
+    else:
+        np.testing.assert_allclose(term, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_advantages_with_random_labels_add_no_drift() -> None:
+    """Every order of the candidates' labels once: the terms cancel."""
+
+    class Ordered(Label):
+        def __init__(self, order: tuple[int, ...]) -> None:
+            self.order = order
+
+        def __call__(self, images, prompt):
+            count = len(images) // len(self.order)
+            labels = torch.tensor(self.order, dtype=torch.float64).repeat_interleave(count)
+            return labels[:, None].expand(images.shape[:2])
+
+    steps = [
+        make_step(candidates=3, reading="A", weighting="advantages", scaling="hard", rewards={"label": Ordered(order)})
+        for order in permutations((0, 1, 5))
+    ]
+    drift = sum(apply(step).gradient - averaged_base(step) for step in steps)
+    torch.testing.assert_close(drift, torch.zeros_like(steps[0].z0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("method", "reading"), [("psd", "S"), ("psd", "A"), ("best_of_n", "A")])
+def test_certain_label_noise_inverts_the_preference(method: str, reading: str) -> None:
+    class Opposite(QuadraticReward):
+        def __call__(self, images, prompt):
+            return -super().__call__(images, prompt)
+
+    count = methods.candidates(make_preset(method=method, reading=reading))
+    wrong = apply(make_step(candidates=count, reading=reading, scaling="hard", label_noise=1.0), method)
+    rewards = {"quadratic": Opposite()} if reading == "A" else None  # S steers by the gradient, which stays
+    hates = make_step(candidates=count, reading=reading, scaling="hard", rewards=rewards)
+    if reading == "A":
+        torch.testing.assert_close(wrong.gradient, apply(hates, method).gradient, rtol=1e-12, atol=1e-14)
+    else:
+        base = averaged_base(hates)
+        torch.testing.assert_close(wrong.gradient - base, base - apply(hates).gradient, rtol=1e-9, atol=1e-13)
+
+
+def test_label_noise_of_a_half_inverts_about_half() -> None:
+    step = make_step(candidates=2, groups=16, reading="A", label_noise=0.5)
+    clean = replace(step, preset=step.preset.changed({"label_noise": 0.0}))
+    with torch.no_grad():
+        ratings = methods.rate(step, methods.denoise(step))
+    right, noisy = clean.rank(ratings, by="group", units=step.units), []
+    for _ in range(25):
+        found = step.rank(ratings, by="group", units=step.units)
+        noisy.append(found.win != right.win)
+        assert torch.equal(found.gap, right.gap)
+    inverted = torch.stack(noisy)
+    assert 0.4 < inverted.float().mean() < 0.6
+    assert torch.equal(inverted.any(2), inverted.all(2))  # one label a group
+    views = step.rank(ratings, by="view", units=step.units).win != clean.rank(ratings, by="view", units=step.units).win
+    assert not torch.equal(views.any(1), views.all(1))  # one label a view
+
+
+def test_ranking_after_more_denoising_follows_the_schedule_down() -> None:
+    """With a denoiser that knows the object, every step of DDIM predicts it: ranking then changes nothing."""
+
+    class Knowing(ToyPrior):
+        def predict_noise(self, z_t, t, embedding, cameras):
+            self.levels.append(t)
+            alpha, sigma = score.alpha_sigma(self.alpha_bar, t)
+            return (z_t - alpha * self.object) / sigma
+
+    prior = Knowing(torch.float64)
+    prior.object, prior.levels = torch.full((3, 4, 4), 0.3, dtype=torch.float64), []  # type: ignore[attr-defined]
+    step = make_step(candidates=2, reading="A", ranking_steps=4, t=800, prior=prior, rescale=0.0)
+    with torch.no_grad():
+        found = methods.denoise(step)
+        seen = methods.rate(step, found)["quadratic"]
+        once = methods.rate(replace(step, preset=step.preset.changed({"ranking_steps": 1})), found)["quadratic"]
+    assert prior.levels == [800, 600, 400, 200]
+    torch.testing.assert_close(seen, once, rtol=1e-9, atol=1e-11)
+
+
+def test_antithetic_noises_cancel_and_each_is_gaussian() -> None:
+    shape, generator = torch.Size((1, 4, 3, 32, 32)), torch.Generator().manual_seed(0)
+    noise = draws.noise(5, shape, generator, antithetic=True)
+    assert len(noise) == 5 and torch.equal(noise[0], -noise[1]) and torch.equal(noise[2], -noise[3])
+    assert not torch.equal(noise[4].abs(), noise[0].abs())
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    plain = draws.noise(5, shape, generator.manual_seed(0), antithetic=False)
+    assert torch.equal(plain, torch.randn(5, *shape, generator=generator.manual_seed(0)))
+
+
 # ------------------------------------------------------------------------------------------------------- reading S
+
+
+def test_a_tilted_weight_scales_the_steered_term() -> None:
+    settings = {"candidates": 1, "preference_weight": 0.7, "scaling": "hard"}
+    for t in (200, 800):
+        step = make_step(t=t, preference_tilt=0.5, **settings)
+        base = averaged_base(step)
+        expected = 0.7 * (1 + 0.5 * (2 * t / 1000 - 1)) * norm(base)
+        torch.testing.assert_close(norm(apply(step).gradient - base), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_both_members_are_steered_to_opposite_sides(conditional: bool) -> None:
+    step = make_step(candidates=1, steer_both=True, steer_conditional=conditional, scaling="hard", steer_radius=0.02)
+    found = apply(step)
+    assert found.pair is not None
+    torch.testing.assert_close((found.pair.win.noise + found.pair.lose.noise) / 2, step.noise[0])
+    length = 2 * 0.02 * math.sqrt(4 * 3 * 4 * 4)
+    torch.testing.assert_close(
+        norm(found.pair.win.noise - found.pair.lose.noise).flatten(), torch.full((2,), length).double()
+    )
+    z_t = step.noisy(step.noise)[0]
+    torch.testing.assert_close(found.shown.z_t, z_t)  # the base and the negative keep the shared rows
+
+
+def test_steering_both_agrees_with_steering_one_where_the_denoiser_is_linear() -> None:
+    step = make_step(candidates=1, prior=GaussianPrior(), scaling="hard", t=400)
+    step = replace(step, z0=0.1 * step.z0)
+    both = replace(step, preset=step.preset.changed({"steer_both": True}))
+    torch.testing.assert_close(apply(both).gradient, apply(step).gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("by", ["scores", "ranks"])
+def test_an_estimated_steer_points_along_the_smooth_part_of_the_gradient(by: str) -> None:
+    """The reward's slope is constant over the image, so it lies wholly in the space that is searched."""
+    step = make_step(candidates=1, steer_by=by, steer_perturbations=64, groups=3)
+    with torch.no_grad():
+        x0_pred = 0.1 * step.z0
+        estimate = methods.estimated_gradient(step, x0_pred)
+    exact = step.reward_gradient(x0_pred, step.decode)
+    cosine = (estimate * exact).sum((1, 2, 3, 4)) / (norm(estimate) * norm(exact)).flatten()
+    assert (cosine > 0.55).all()  # 64 pairs in 12 dimensions a view, which are correlated fields
+
+
+def test_a_steer_by_ranks_sees_the_order_only() -> None:
+    class Cubed(QuadraticReward):
+        def __call__(self, images, prompt):
+            return super().__call__(images, prompt) ** 3
+
+    def nudge(by: str, reward: QuadraticReward) -> torch.Tensor:
+        step = make_step(candidates=1, steer_by=by, rewards={"quadratic": reward})
+        with torch.no_grad():
+            return methods.estimated_gradient(step, step.z0)
+
+    assert torch.equal(nudge("ranks", Cubed()), nudge("ranks", QuadraticReward()))
+    assert not torch.equal(nudge("scores", Cubed()), nudge("scores", QuadraticReward()))
+
+
+def test_a_black_box_is_steered_by_its_scores() -> None:
+    class Graded(BlackBox):
+        def __call__(self, images, prompt):
+            assert not images.requires_grad, "asked for a gradient"
+            return QuadraticReward()(images, prompt)
+
+    step = make_step(candidates=1, steer_by="scores", scaling="hard", rewards={"black box": Graded()}, t=200)
+    found = apply(step)
+    assert found.metrics["pair/ratio"] == pytest.approx(1) and found.gaps["black box"] > 0
 
 
 def test_the_steered_term_has_the_stated_length_and_the_members_differ_by_the_radius() -> None:
@@ -354,7 +533,8 @@ def test_a_lost_pair_is_swapped() -> None:
     ("settings", "images"),
     [
         ({"reading": "S"}, [8, 4]), ({"reading": "S", "preference_weight": 0.0}, [8]),
-        ({"reading": "S", "steer_conditional": False}, [8, 8]), ({"reading": "A"}, [16]), ({"reading": "B"}, [16]),
+        ({"reading": "S", "steer_conditional": False}, [8, 8]), ({"reading": "S", "steer_both": True}, [8, 8]),
+        ({"reading": "A", "ranking_steps": 3}, [16, 16, 16]), ({"reading": "A"}, [16]), ({"reading": "B"}, [16]),
         ({"reading": "C"}, [16, 8]), ({"method": "sds"}, [8]), ({"method": "reward_gradient"}, [8]),
     ],
 )  # fmt: skip
@@ -430,7 +610,8 @@ def test_dreamdpo_pushes_off_the_loser_only_where_the_gap_is_wide(scale: float, 
     ("settings", "words"),
     [
         ({}, "reading=A"), ({"method": "reward_gradient"}, "reading=A"),
-        ({"reading": "A", "negative_objective": "reward"}, "zeroth_order"),
+        ({"reading": "A", "negative_objective": "reward"}, "zeroth_order"), ({}, "steer_by=scores"),
+        ({"reading": "S", "steer_by": "scores", "weighting": "advantages"}, "reading=A"),
         ({"rewards": {"black box": 0.0}}, "weight 0"),
     ],
 )  # fmt: skip
@@ -442,7 +623,7 @@ def test_rewards_that_cannot_do_it_are_refused(settings: dict, words: str) -> No
 
 def test_rewards_that_can_do_it_are_accepted() -> None:
     black = make_models(rewards={"black box": BlackBox()})
-    for settings in ({"reading": "A"}, {"method": "best_of_n"}, {"method": "sds"}):
+    for settings in ({"reading": "A"}, {"steer_by": "ranks"}, {"method": "best_of_n"}, {"method": "sds"}):
         methods.check(make_preset(rewards={"black box": 1.0}, **settings), black)
     mixed = make_models(rewards={"black box": BlackBox(), "quadratic": QuadraticReward()})
     methods.check(make_preset(rewards={"black box": 1.0, "quadratic": 1.0}), mixed)

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import POSITIONS, WORDS, BlackBox, QuadraticReward, ToyPrior, make_preset, make_step
+from safetensors.torch import save_file
+from toy import POSITIONS, WIDTH, WORDS, BlackBox, QuadraticReward, ToyPrior, make_models, make_preset, make_step
 
 from psd import methods, negative
+from psd.models import load_negative
 from psd.negative import Negative
+from psd.preset import MissingError, PresetError
+from psd.state import State
 from psd.step import Score, Step
 
 
@@ -101,11 +105,9 @@ def test_equal_pairs_teach_nothing() -> None:
 
 def test_zeroth_order_estimate_points_along_the_gradient() -> None:
     step = gentle_step()
-    shown, generator = found_by(step).shown, torch.Generator().manual_seed(0)
+    shown = found_by(step).shown
     exact = negative.reward_gradient(step, shown, step.negative)
-    estimates = [
-        negative.zeroth_order_gradient(step, shown, step.negative, step.negative_start, generator) for _ in range(60)
-    ]
+    estimates = [negative.zeroth_order_gradient(step, shown, step.negative, step.negative_start) for _ in range(60)]
     mean = torch.stack(estimates).mean(0)
     assert torch.cosine_similarity(mean.flatten(), exact.flatten(), dim=0) > 0.9
     assert mean.norm() == pytest.approx(float(exact.norm()), rel=0.25)  # 240 directions in 24 dimensions
@@ -120,7 +122,7 @@ def test_an_update_moves_nothing_but_the_embedding(reading: str, objective: str)
     step = make_step(candidates=1 if reading == "S" else 2, prior=prior, reading=reading, negative_objective=objective)
     before = {name: weight.detach().clone() for name, weight in prior.weights.items()}
     table, found, own = prior.table.clone(), found_by(step), learned(step)
-    own.update(step, found, torch.Generator().manual_seed(0))
+    own.update(step, found)
     assert not torch.equal(own.value, step.negative) and own.value.grad is None and not own.value.requires_grad
     assert torch.equal(prior.table, table)
     for name, weight in prior.weights.items():
@@ -146,23 +148,23 @@ def test_a_black_box_teaches_both_ways() -> None:
         )
         own, found = learned(step), found_by(step)
         assert found.pair is not None and (found.pair.gap > 0).any()
-        assert own.update(step, found, torch.Generator().manual_seed(0))["negative/gradient"] > 0
+        assert own.update(step, found)["negative/gradient"] > 0
 
 
 def test_updates_climb_the_reward() -> None:
     step = gentle_step(negative_pull=0.0)
-    own, found, generator = learned(step), found_by(step), torch.Generator()
-    first = own.update(step, found, generator)
+    own, found = learned(step), found_by(step)
+    first = own.update(step, found)
     assert first["negative/reward_after"] > first["negative/reward_before"]
     for _ in range(10):
-        last = own.update(step, found, generator)
+        last = own.update(step, found)
     assert last["negative/reward_after"] > first["negative/reward_after"]
 
 
 def test_the_embedding_stays_within_its_radius() -> None:
     step = make_step(candidates=1, negative_radius=0.15, negative_lr=1.0)
     own = learned(step)
-    own.update(step, found_by(step), torch.Generator())
+    own.update(step, found_by(step))
     assert own.statistics(step.embedding)["negative/drift"] == pytest.approx(0.15, rel=1e-9)
 
 
@@ -171,20 +173,20 @@ def test_the_pull_brings_an_idle_embedding_home() -> None:
     own, found = learned(step), found_by(step)
     start = own.statistics(step.embedding)["negative/drift"]
     for _ in range(5):
-        own.update(step, found, torch.Generator())
+        own.update(step, found)
     assert own.statistics(step.embedding)["negative/drift"] < start - 0.01
 
 
 def test_no_pair_no_update() -> None:
     step = make_step(candidates=2, reading="A", negative_objective="dpo", preference_weight=0.0)
     own = learned(step)
-    assert own.update(step, found_by(step), torch.Generator()) == {}
+    assert own.update(step, found_by(step)) == {}
     assert torch.equal(own.value, step.negative)
 
 
 def test_due_every_so_often_at_low_noise_and_for_psd_only() -> None:
     preset = make_preset(negative_every=5, negative_t_max=0.4)
-    own = Negative.create(preset, ToyPrior())
+    own = Negative.create(preset, ToyPrior(), None)
     assert [step for step in range(20) if own.due(preset, step, 100, 1000)] == [4, 9, 14, 19]
     assert own.due(preset, 4, 400, 1000) and not own.due(preset, 4, 401, 1000)
     assert not own.due(preset.changed({"negative": False}), 4, 100, 1000)
@@ -193,7 +195,7 @@ def test_due_every_so_often_at_low_noise_and_for_psd_only() -> None:
 
 def test_statistics_name_what_moved() -> None:
     prior, preset = ToyPrior(), make_preset()
-    own = Negative.create(preset, prior)
+    own = Negative.create(preset, prior, None)
     own.value[1] = 3 * prior.embed("shiny")[0]
     event = own.event(prior, preset, 7, {"negative/norm": 1.0})
     assert event.tokens == ("low", "quality", "<pad>", "<pad>") and event.step == 7
@@ -203,3 +205,26 @@ def test_statistics_name_what_moved() -> None:
     statistics = own.statistics(prior.embed("low quality"))
     assert statistics["negative/cosine_start"] == pytest.approx(statistics["negative/cosine_prompt"])
     assert statistics["negative/drift"] == pytest.approx((sum(d * d for d in event.drift) / 4) ** 0.5)
+
+
+def test_a_learned_start_stands_in_for_the_negative_prompt() -> None:
+    preset, prior = make_preset(negative_start="start.safetensors"), ToyPrior()
+    start = prior.embed("shiny")
+    state = State.create(preset, replace(make_models(prior=prior), negative_start=start))
+    assert torch.equal(state.negative.value, start) and torch.equal(state.negative.start, start)
+    with pytest.raises(PresetError, match="start.safetensors"):
+        State.create(preset, make_models(prior=prior))
+
+
+def test_a_learned_start_is_read_from_its_file_and_checked(tmp_path) -> None:
+    prior, path = ToyPrior(), tmp_path / "start.safetensors"
+    save_file({"negative": torch.ones(POSITIONS, WIDTH)}, path)
+    assert torch.equal(load_negative(str(path), prior), torch.ones(POSITIONS, WIDTH))
+    save_file({"negative": torch.ones(POSITIONS + 1, WIDTH)}, path)
+    with pytest.raises(PresetError, match=r"shape \(5, 6\).*\(4, 6\)"):
+        load_negative(str(path), prior)
+    save_file({"other": torch.ones(1)}, path)
+    with pytest.raises(PresetError, match="no tensor"):
+        load_negative(str(path), prior)
+    with pytest.raises(MissingError, match="nowhere"):
+        load_negative("nowhere", prior)

@@ -232,4 +232,5 @@ def make_step(
         condition=Condition(prior.embed("red cube")), negative=prior.embed("low quality") + 0.1,
         negative_start=prior.embed("low quality"),
         pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
+        generator=generator,
     )  # fmt: skip
