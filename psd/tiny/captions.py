@@ -21,6 +21,7 @@ from psd.tiny.grammar import (
     all_captions,
     is_held_out,
     near_misses,
+    parse,
     random_captions,
 )
 
@@ -116,6 +117,11 @@ def _pick(pool: list[Caption], count: int, modified: float, rng: random.Random) 
         picked.append(best)
         left.remove(best)
     return picked
+
+
+def distractors(caption: Caption) -> list[Caption]:
+    """59 for a caption of no list, always the same ones."""
+    return [parse(text) for text in _distractors(caption, random.Random(LISTS_SEED))]
 
 
 def _distractors(caption: Caption, rng: random.Random) -> list[str]:

@@ -23,11 +23,11 @@ from torch import Tensor
 from psd.cameras import Cameras, turntable
 from psd.hub import ROOT
 from psd.models import load_judge, load_prior
-from psd.rewards import ClipReward, CriticReward, scores_among
 from psd.tiny import captions as lists
 from psd.tiny import degrade, grammar
 from psd.tiny.consistency import reprojection_error
 from psd.tiny.denoiser import sample
+from psd.tiny.measures import SEED, judged
 from psd.tiny.render import Views, ground_truth
 
 CPU = torch.device("cpu")
@@ -37,7 +37,6 @@ MILDEST = {  # the strengths at which pair accuracy is asked; 1 is gross
     "blur": 0.25, "noise": 0.25, "holes": 0.4, "floaters": 0.3, "warp": 0.4, "washed_out": 0.3, "fog": 0.3,
     "wrong_colour": 1.0, "wrong_part": 1.0,
 }  # fmt: skip
-SEED = 987_654_321  # of the evaluation's objects: no data set has it
 VIEWS = 4
 
 
@@ -52,13 +51,6 @@ def truth(
 def rows(name: str) -> list[tuple[grammar.Caption, list[grammar.Caption]]]:
     """The captions of a committed list with their distractors."""
     return [(grammar.parse(text), [grammar.parse(d) for d in others]) for text, others in lists.load_list(name).items()]
-
-
-def judged(
-    judge: ClipReward | CriticReward, images: Float[Tensor, "v 3 h w"], captions: Sequence[grammar.Caption]
-) -> Float[Tensor, " m"]:
-    """The judge's score of the images, mean over views, for each caption."""
-    return scores_among(judge, images[None], [caption.text for caption in captions])[0].mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------------- critics

@@ -307,6 +307,11 @@ def _steps(caption: Caption) -> tuple[list[Caption], ...]:
     return tuple(steps)
 
 
+def swaps(caption: Caption) -> list[Caption]:
+    """A pair's captions with its words bound otherwise: colours, shapes or both exchanged, or the other relation."""
+    return list(_steps(caption)[0])
+
+
 def neighbours(caption: Caption) -> list[Caption]:
     """Everything that ``near_misses`` chooses from."""
     return list(itertools.chain(*_steps(caption)))

@@ -1,6 +1,7 @@
-"""The default preset against ground truth: meshes of a committed list of captions, named, measured and pictured.
+"""From a preset to a measured mesh: what `psd.compare` repeats for its methods and ``evaluate scenes`` for the default.
 
-A line of JSON a caption accumulates in ``work/scenes-<list>.jsonl``, so that an interrupted evaluation goes on.
+`distil` runs a preset and keeps what it made; `assess` measures that against ground truth and asks the judges.  The two
+are apart so that a better judge needs no new run: what was made stays in a file under ``work``.
 """
 
 from __future__ import annotations
@@ -10,96 +11,197 @@ import json
 import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn.functional import max_pool2d
 
-from psd.cameras import Cameras, turntable
-from psd.events import Failed, Meshed, Stepped
+from psd.bench import Call, Recorder, peak_memory_bytes
+from psd.cameras import turntable
+from psd.events import Checkpointed, Failed, Finished, Meshed, Previewed, Stepped, Warned
 from psd.hub import ROOT
 from psd.mesh import Mesh
 from psd.models import load_judge, load_models
 from psd.preset import Preset
 from psd.rasterise import rasterise
+from psd.rewards import fit
 from psd.run import run
 from psd.tiny import grammar
-from psd.tiny.evaluate import CPU, judged, mean, report, rows, truth
+from psd.tiny.consistency import reprojection_error
+from psd.tiny.evaluate import CPU, mean, report, rows
+from psd.tiny.measures import JUDGED, SIZE, Sides, against_truth, judged, mesh_sides, true_sides, verdict
 
-PROPORTIONS = 12  # ground truths with other proportions; the best silhouette agreement counts
-SIZE = 64
+BACKWARD = 2  # a backward pass through the network costs about two forward ones
+PICTURE = 96  # px
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One mesh against the truth; ``named`` by the evidence judge among 60 captions."""
+class Distilled:
+    """What a run made and what it cost; arrays, and facts that JSON can hold."""
 
-    caption: str
-    group: str
-    named: bool
-    iou: float
-    evidence: float
-    evidence_truth: float
-    watertight: bool
-    faces: int
-    seconds: float
+    arrays: dict[str, np.ndarray]  # of the mesh, and steps, previews, opacity, pictures, negative
+    facts: dict[str, Any]
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """None where the field had no surface; ``facts["failed"]`` says why."""
+        if "failed" in self.facts:
+            return None
+        return Mesh(*(self.arrays[name] for name in ("vertices", "faces", "normals", "colours")))
 
-def silhouette_iou(mask: Bool[np.ndarray, "v h w"], caption: grammar.Caption, cameras: Cameras) -> float:
-    """Mean over views of intersection over union, best over the truth's proportions; the pose is fixed (canonical)."""
-    best = 0.0
-    for seed in range(PROPORTIONS):
-        true = (truth(caption, seed, cameras, size=SIZE).mask[0] > 0.5).numpy()
-        best = max(best, float(np.mean((mask & true).sum((1, 2)) / (mask | true).sum((1, 2)).clip(1))))
-    return best
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft.npz")
+        np.savez_compressed(draft, facts=np.array(json.dumps(self.facts)), **self.arrays)
+        draft.replace(path)
 
-
-def measure(caption: grammar.Caption, others: Sequence[grammar.Caption], mesh: Mesh, seconds: float) -> Measured:
-    from psd.mesh import statistics
-
-    around, four = turntable(8), turntable(4)
-    judge = load_judge("assets/evidence", CPU)
-    rgb = torch.from_numpy(rasterise(mesh, four, SIZE).rgb[0])
-    with torch.no_grad():
-        scores = judged(judge, rearrange(rgb, "v h w c -> v c h w"), [caption, *others])
-        true = truth(caption, 0, four, background=torch.ones(1, 3)).rgb[0]
-        true_score = judged(judge, true, [caption])[0]
-    facts = statistics(mesh)
-    iou = silhouette_iou(rasterise(mesh, around, SIZE).mask[0], caption, around)
-    return Measured(
-        caption.text, caption.group, bool(scores.argmax() == 0), iou, scores[0].item(), true_score.item(),
-        bool(facts["watertight"]), int(facts["faces"]), seconds,
-    )  # fmt: skip
+    @classmethod
+    def load(cls, path: Path) -> Distilled:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return cls(arrays, json.loads(str(arrays.pop("facts"))))
 
 
-def distil(job: tuple[str, list[str], dict, str]) -> tuple[str, UInt8[np.ndarray, "v h w 3"]]:
-    """Run one caption to its mesh and measure it; returns the JSON line and eight pictures of the mesh."""
+def distil(preset: Preset) -> Distilled:
+    """Runs ``preset`` to its mesh, counting the images that the network sees; `RuntimeError` if the run fails."""
+    counts = {"forward": 0, "backward": 0}
+
+    def note(_: str, call: Call) -> None:
+        images = call.args[0].shape[0] * call.args[0].shape[1]
+        counts["forward"] += images
+        counts["backward"] += images * call.grad
+
+    models = load_models(preset)
+    counted: Any = Recorder(models.prior, "predict_noise", note, "unet")
+    arrays: dict[str, np.ndarray] = {}
+    facts: dict[str, Any] = {}
+    previews: dict[int, np.ndarray] = {}
+    ratios: list[float] = []
+    start = time.monotonic()
+    for event in run(preset, replace(models, prior=counted)):
+        match event:
+            case Previewed():
+                previews[event.step] = event.images["rgb"]
+                arrays["opacity"] = event.images["opacity"][..., 0]
+            case Stepped():
+                facts |= {name: value for name, value in event.metrics.items() if name.startswith("image/")}
+                ratios += [event.metrics["pair/ratio"]] if "pair/ratio" in event.metrics else []
+            case Checkpointed():
+                arrays["negative"] = event.tensors["negative_value"]
+            case Meshed() if event.mesh is not None:
+                mesh = event.mesh
+                arrays |= {name: getattr(mesh, name) for name in ("vertices", "faces", "normals", "colours")}
+                facts |= {name: event.statistics[name] for name in ("watertight", "faces", "components")}
+                arrays["pictures"] = (rasterise(mesh, turntable(8), PICTURE).rgb[0] * 255).round().astype(np.uint8)
+            case Warned() if event.message.startswith("There is no mesh"):
+                facts["failed"] = event.message
+            case Failed():
+                raise RuntimeError(f"{preset.prompt}: {event.message}")
+            case Finished():
+                facts["steps"] = event.step
+    arrays |= {"steps": np.array(list(previews)), "previews": np.stack(list(previews.values()))}
+    facts |= {
+        "forward_rows": counts["forward"], "backward_rows": counts["backward"],
+        "cost": counts["forward"] + BACKWARD * counts["backward"], "seconds": round(time.monotonic() - start, 1),
+        "peak_memory_bytes": peak_memory_bytes(), "pair_ratio": mean(ratios) if ratios else None,
+    }  # fmt: skip
+    return Distilled(arrays, facts)
+
+
+# -------------------------------------------------------------------------------------------------------- measuring
+
+
+def assess(made: Distilled, preset: Preset, others: Sequence[grammar.Caption], judges: Sequence[str]) -> dict[str, Any]:
+    """Every measure of `psd.tiny.measures`, of the mesh; ``reward`` and each judge's score over the truth's own.
+
+    ``curve`` holds (step, reward, judge ...) of the field's previews; ``inconsistency`` is the field's reprojected
+    colour error over the truth's, ``fog`` the share of its opacity beside the mesh.  Without a mesh what can be told is
+    told: nothing was named, nothing overlaps.
+    """
+    caption, mesh = grammar.parse(preset.prompt), made.mesh
+    true = true_sides(caption)
+    found: dict[str, Any] = {**made.facts, "group": caption.group, "curve": curve(made, preset, caption, judges)}
+    if mesh is None:
+        return found | {"iou": 0.0, **{f"{short(name)}/named": 0.0 for name in judges}}
+    sides = mesh_sides(mesh)
+    found |= against_truth(sides, caption)
+    found["reward"] = mixture(sides.rgb[JUDGED], preset, caption) - mixture(true.rgb[JUDGED], preset, caption)
+    for name in judges:
+        seen = verdict(load_judge(name, CPU), sides, caption, others)
+        found |= {f"{short(name)}/{key}": value for key, value in seen.items()}
+    last = fit(as_images(made.arrays["previews"][-1]), SIZE)
+    errors = [reprojection_error(images, turntable(4)) for images in (last, true.rgb[JUDGED])]
+    ratio = errors[0] / errors[1]
+    return found | {"inconsistency": ratio if ratio == ratio else None, "fog": fog(made.arrays["opacity"], sides)}
+
+
+@torch.no_grad()
+def mixture(images: Float[Tensor, "v 3 h w"], preset: Preset, caption: grammar.Caption) -> float:
+    """The rewards that were trained on, weighted, mean over views."""
+    weight = sum(preset.rewards.values())
+    scores = {name: float(judged(load_judge(name, CPU), images, [caption])) for name in preset.rewards}
+    return sum(preset.rewards[name] * score for name, score in scores.items()) / weight
+
+
+@torch.no_grad()
+def curve(made: Distilled, preset: Preset, caption: grammar.Caption, judges: Sequence[str]) -> list[list[float]]:
+    true = true_sides(caption).rgb[JUDGED]
+    rows = []
+    for step, pictures in zip(made.arrays["steps"].tolist(), made.arrays["previews"], strict=True):
+        images = as_images(pictures)
+        values = [mixture(images, preset, caption) - mixture(true, preset, caption)]
+        for name in judges:
+            judge = load_judge(name, CPU)
+            values.append(float(judged(judge, images, [caption]) - judged(judge, true, [caption])))
+        rows.append([step, *(round(value, 4) for value in values)])
+    return rows
+
+
+def fog(opacity: UInt8[np.ndarray, "v h w"], sides: Sides) -> float:
+    """Share of the field's opacity that lies beside the mesh's silhouettes, a pixel's rim apart."""
+    dense = fit(as_images(opacity[..., None]).expand(-1, 3, -1, -1), SIZE)[:, 0]
+    near = max_pool2d(sides.mask[JUDGED].float(), 3, 1, 1) > 0
+    return float(dense[~near].sum() / dense.sum().clamp_min(1e-6))
+
+
+def as_images(pictures: UInt8[np.ndarray, "v h w c"]) -> Float[Tensor, "v c h w"]:
+    return rearrange(torch.from_numpy(pictures).float() / 255, "v h w c -> v c h w")
+
+
+def short(name: str) -> str:
+    """A judge by its folder's name."""
+    return name.rpartition("/")[2]
+
+
+# ------------------------------------------------------------------------------------------------- evaluate scenes
+
+JUDGE = "assets/evidence"
+
+
+def measured(job: tuple[str, list[str], dict, str]) -> tuple[dict, UInt8[np.ndarray, "v h w 3"]]:
+    """One caption's line and eight pictures of its mesh."""
     text, others, overrides, name = job
     torch.set_num_threads(1)
-    preset = Preset.load(name, {**overrides, "prompt": text, "threads": 1, "preview_every": 10_000})
-    start = time.monotonic()
-    mesh = None
-    for event in run(preset, load_models(preset)):
-        if isinstance(event, Meshed):
-            mesh = event.mesh
-        elif isinstance(event, Failed):
-            raise RuntimeError(f"{text}: {event.message}")
-        elif isinstance(event, Stepped) and event.step % 40 == 0:
-            print(f"  {text}: step {event.step}", flush=True)
-    if mesh is None:
-        raise RuntimeError(f"{text}: no surface; see the run's warnings")
-    seconds = time.monotonic() - start
-    found = measure(grammar.parse(text), [grammar.parse(other) for other in others], mesh, seconds)
-    pictures = (rasterise(mesh, turntable(8), 96).rgb[0] * 255).round().astype(np.uint8)
-    return json.dumps(asdict(found)), pictures
+    preset = Preset.load(name, {**overrides, "prompt": text, "threads": 1, "judges": [], "preview_every": 10_000})
+    made = distil(preset)
+    if made.mesh is None:
+        raise RuntimeError(f"{text}: {made.facts['failed']}")
+    found = assess(made, preset, [grammar.parse(other) for other in others], [JUDGE])
+    return {"caption": text, **found}, made.arrays["pictures"]
 
 
 def scenes(arguments: argparse.Namespace) -> dict:
-    """Bars: the evidence judge names >= 80 % of the meshes; silhouette IoU >= 0.75 on average, >= 0.6 in each group."""
+    """Bars: the evidence judge names >= 80 % of the meshes; silhouette IoU >= 0.75 on average, >= 0.6 in each group.
+
+    A line of JSON a caption accumulates in ``work``, so that an interrupted evaluation goes on.
+    """
     folder = Path("work") / f"scenes-{arguments.list}{arguments.tag}"
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "measured.jsonl"
@@ -110,42 +212,43 @@ def scenes(arguments: argparse.Namespace) -> dict:
         for caption, others in rows(arguments.list)[: arguments.limit]
         if caption.text not in done
     ]
+    named = f"{short(JUDGE)}/named"
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool, lines.open("a") as file:
-        for line, pictures in pool.imap_unordered(distil, jobs):
-            file.write(line + "\n")
+        for found, pictures in pool.imap_unordered(measured, jobs):
+            file.write(json.dumps(found) + "\n")
             file.flush()
-            found = json.loads(line)
             Image.fromarray(rearrange(pictures, "v h w c -> h (v w) c")).save(folder / f"{found['caption']}.png")
             print(
-                f"{found['caption']:50s} named {found['named']}  IoU {found['iou']:.3f}  {found['seconds']:.0f} s",
+                f"{found['caption']:50s} named {found[named]:.0f}  IoU {found['iou']:.3f}  {found['seconds']:.0f} s",
                 flush=True,
             )
-    measured = [Measured(**json.loads(line)) for line in lines.read_text().splitlines()]
-    report("meshes named by the evidence judge, top-1 of 60", mean(m.named for m in measured), at_least=0.80)
-    report("silhouette IoU", mean(m.iou for m in measured), at_least=0.75)
+    all_found = [json.loads(line) for line in lines.read_text().splitlines()]
+    report("meshes named by the evidence judge, top-1 of 60", mean(m[named] for m in all_found), at_least=0.80)
+    report("silhouette IoU", mean(m["iou"] for m in all_found), at_least=0.75)
     for group in ("primitive", "pair", "thing"):
-        report(f"  IoU, {group}", mean(m.iou for m in measured if m.group == group), at_least=0.6)
-        report(f"  named, {group}", mean(m.named for m in measured if m.group == group))
+        report(f"  IoU, {group}", mean(m["iou"] for m in all_found if m["group"] == group), at_least=0.6)
+        report(f"  named, {group}", mean(m[named] for m in all_found if m["group"] == group))
     if arguments.list == "test24" and not arguments.tag and arguments.limit is None:
-        turntables(measured, folder, ROOT / "assets" / "pictures" / "test24.png")
+        turntables(all_found, folder, ROOT / "assets" / "pictures" / "test24.png")
     return {
-        "preset": arguments.preset, "named": mean(m.named for m in measured), "iou": mean(m.iou for m in measured),
-        "scenes": [asdict(m) for m in measured],
+        "preset": arguments.preset, "named": mean(m[named] for m in all_found),
+        "iou": mean(m["iou"] for m in all_found), "scenes": all_found,
     }  # fmt: skip
 
 
-def turntables(measured: Sequence[Measured], folder: Path, path: Path) -> None:
-    """All meshes, eight sides each, two columns."""
-    line, rows_count = 14, -(-len(measured) // 2)
-    canvas = Image.new("RGB", (2 * 8 * 96 + 8, rows_count * (96 + line)), "white")
+def turntables(found: Sequence[dict], folder: Path, path: Path) -> None:
+    """All meshes, eight sides each, two columns; a dot where the judge named it wrongly."""
+    line, rows_count = 14, -(-len(found) // 2)
+    canvas = Image.new("RGB", (2 * 8 * PICTURE + 8, rows_count * (PICTURE + line)), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, m in enumerate(measured):
-        x, y = index // rows_count * (8 * 96 + 8), index % rows_count * (96 + line)
-        canvas.paste(Image.open(folder / f"{m.caption}.png"), (x, y + line))
+    for index, m in enumerate(found):
+        x, y = index // rows_count * (8 * PICTURE + 8), index % rows_count * (PICTURE + line)
+        canvas.paste(Image.open(folder / f"{m['caption']}.png"), (x, y + line))
+        named = m[f"{short(JUDGE)}/named"]
         draw.text(
             (x + 2, y + 1),
-            f"{'' if m.named else '• '}{m.caption}   IoU {m.iou:.2f}",
-            fill="black" if m.named else (190, 0, 90),
+            f"{'' if named else '• '}{m['caption']}   IoU {m['iou']:.2f}",
+            fill="black" if named else (190, 0, 90),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, optimize=True)

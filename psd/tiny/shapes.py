@@ -39,12 +39,16 @@ class Shape:
 
     def distance(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Signed distance to the union, a lower bound of the true one outside; the renderer's ground truth."""
+        return self.distances(points).amin(0)
+
+    def distances(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "p n"]:
+        """Signed distances to each part."""
         inverse, shrink = torch.linalg.inv(self.linear), torch.linalg.matrix_norm(self.linear, ord=-2)
         per_part = []
         for i, solid in enumerate(self.solid):
             local = inverse[i] @ (points - self.centre[i]).T
             per_part.append(SOLIDS[solid](local, self.size[i, :, None].expand(-1, len(points))) * shrink[i])
-        return torch.stack(per_part).amin(0)
+        return torch.stack(per_part)
 
 
 def build(caption: Caption, generator: torch.Generator | None, *, canonical: bool = False) -> Shape:

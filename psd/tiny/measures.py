@@ -1,0 +1,208 @@
+"""What an object is worth against its caption's ground truth: shape, colour, front, texture, and what judges say.
+
+Everything is seen from eight sides on white.  The truth varies in proportions and, where the object looks the same from
+several sides, in azimuth; that truth counts which the silhouettes agree with best.
+Axes: v view, h w image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, normalize
+
+from psd.cameras import turntable
+from psd.rasterise import rasterise
+from psd.rewards import ImageTextReward, scores_among
+from psd.tiny import grammar
+from psd.tiny.render import ground_truth
+
+if TYPE_CHECKING:
+    from psd.mesh import Mesh
+
+SIZE = 64  # px
+SIDES = 8  # views, 45 degrees apart, the first from the front
+BACK = (3, 4, 5)  # of which these see the far side
+JUDGED = slice(None, None, 2)  # of which these are shown to rewards and judges: four, as in training
+PROPORTIONS = 8  # draws besides the canonical ones
+SEED = 987_654_321  # of the truths' proportions: no data set has it
+SAME = 0.97, 0.01  # least IoU and largest mean colour difference of sides that look the same
+FRONT = 0.02  # mean colour difference between front and back of an object with a front
+SCATTERED = ("donut",)  # its sprinkles lie anywhere, so that front and back differ without meaning anything
+TEXTURE_FLOOR = 1e-3  # of the energy of fine texture, a deviation of .007: below it surfaces are smooth
+BEST_PSNR = 60.0  # dB, of colours that are equal
+
+
+@dataclass(frozen=True)
+class Sides:
+    """An object from all around, on white."""
+
+    rgb: Float[Tensor, "v 3 h w"]
+    mask: Bool[Tensor, "v h w"]
+    depth: Float[Tensor, "v h w"]  # along the ray, world units; anything outside the mask
+    normal: Float[Tensor, "v 3 h w"]  # world frame
+
+    def turned(self, places: int) -> Sides:
+        """The object turned by ``places`` x 45 degrees about the vertical: view v shows what v - places showed."""
+        angle = math.tau * places / SIDES
+        c, s = math.cos(angle), math.sin(angle)
+        turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+        rgb, mask, depth, normal = (x.roll(places, 0) for x in (self.rgb, self.mask, self.depth, self.normal))
+        return Sides(rgb, mask, depth, torch.einsum("ij,vjhw->vihw", turn, normal))
+
+
+def mesh_sides(mesh: Mesh) -> Sides:
+    """Four samples a pixel.  Colours as they are: the field was made to look like lit pictures, light is in them."""
+    seen = rasterise(mesh, turntable(SIDES), 2 * SIZE, lit=False)
+    cover = pooled(torch.from_numpy(seen.mask[0]).float()[..., None])
+    total = cover.clamp(min=0.25)
+    rgb, depth, normal = (pooled(torch.from_numpy(x)) for x in (seen.rgb[0], seen.depth[0][..., None], seen.normal[0]))
+    unit = normalize(normal, dim=1)
+    return Sides(rgb, cover[:, 0] >= 0.5, (depth / total)[:, 0], unit)
+
+
+def pooled(images: Float[Tensor, "v h2 w2 c"]) -> Float[Tensor, "v c h w"]:
+    """Means over 2 x 2 samples."""
+    return avg_pool2d(rearrange(images, "v h w c -> v c h w"), 2)
+
+
+def true_sides(caption: grammar.Caption, seed: int | None = None) -> Sides:
+    """The caption's object lit from the camera; with proportions drawn from ``seed``, or the canonical ones."""
+    cameras = turntable(SIDES)
+    generator = None if seed is None else torch.Generator().manual_seed(SEED + seed)
+    views = ground_truth(
+        [caption], cameras, SIZE, generator=generator, light=cameras.c2w[..., :3, 2], background=torch.ones(1, 3)
+    )
+    return Sides(views.rgb[0], views.mask[0] > 0.5, views.depth[0], views.normals[0])
+
+
+@lru_cache(maxsize=4)  # a caption's runs are measured one after the other
+def truths(caption: grammar.Caption) -> tuple[Sides, ...]:
+    """The canonical object, then others in their proportions, each in every azimuth that looks the same."""
+    drawn = [true_sides(caption, seed) for seed in (None, *range(PROPORTIONS))]
+    return tuple(sides.turned(places) for sides in drawn for places in symmetries(drawn[0]))
+
+
+def symmetries(sides: Sides) -> list[int]:
+    """By how many eighths of a turn the object looks as before; 0 always."""
+    least, most = SAME
+    return [
+        places for places in range(SIDES)
+        if overlap(turned := sides.turned(places), sides) >= least
+        and all(difference(turned, v, sides, v) <= most for v in range(SIDES))
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ ground truth
+
+
+def overlap(one: Sides, other: Sides) -> float:
+    """Intersection over union of the silhouettes, mean over views."""
+    both, either = (one.mask & other.mask).sum((1, 2)), (one.mask | other.mask).sum((1, 2))
+    return float((both / either.clamp(min=1)).mean())
+
+
+def difference(one: Sides, v: int, other: Sides, w: int) -> float:
+    """Mean absolute colour difference of two views where either shows the object."""
+    area = one.mask[v] | other.mask[w]
+    return float((one.rgb[v] - other.rgb[w]).abs().mean(0)[area].mean()) if area.any() else 0.0
+
+
+def inner(mask: Bool[Tensor, "v h w"], pixels: int) -> Bool[Tensor, "v h w"]:
+    """The mask without a rim of ``pixels``: outlines are blended with the background."""
+    return max_pool2d((~mask).float(), 2 * pixels + 1, 1, pixels) == 0
+
+
+def texture(sides: Sides) -> float:
+    """Energy of fine texture: mean square of the colours' Laplacian inside the object."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(3, 1, 3, 3)
+    energy = conv2d(sides.rgb, kernel, padding=1, groups=3).square().mean(1)
+    area = inner(sides.mask, 2)
+    return float(energy[area].mean()) if area.any() else 0.0
+
+
+def against_truth(found: Sides, caption: grammar.Caption) -> dict[str, float | None]:
+    """Shape, colour, texture and front of an object against the truth that its silhouettes agree with best.
+
+    ``iou``; ``colour_psnr`` (dB) inside the truth's silhouette, missing parts counting as white; ``depth_error`` (world
+    units) and ``normal_error_deg`` where both are, None where nowhere; ``texture`` over the truth's own; ``janus`` and
+    ``front_elsewhere`` (0 or 1), None for objects without a front.
+    """
+    true = max(truths(caption), key=lambda option: overlap(found, option))
+    inside = inner(true.mask, 1)
+    squared = (found.rgb - true.rgb).square().mean(1)[inside].mean()
+    both = inside & found.mask
+    angle = torch.rad2deg(torch.acos((found.normal * true.normal).sum(1)[both].clamp(-1, 1)))
+    depth = (found.depth - true.depth)[both].abs()
+    janus, elsewhere = fronts(found, true) if has_front(caption) else (None, None)
+    return {
+        "iou": overlap(found, true),
+        "colour_psnr": min(BEST_PSNR, -10 * math.log10(max(float(squared), 1e-12))),
+        "depth_error": float(depth.mean()) if both.any() else None,
+        "normal_error_deg": float(angle.mean()) if both.any() else None,
+        "texture": (texture(found) + TEXTURE_FLOOR) / (texture(true) + TEXTURE_FLOOR),
+        "janus": janus,
+        "front_elsewhere": elsewhere,
+    }
+
+
+@lru_cache(maxsize=256)
+def has_front(caption: grammar.Caption) -> bool:
+    """Whether the canonical object looks different from the front and from behind, and means to."""
+    if caption.kind in SCATTERED:
+        return False
+    sides = true_sides(caption)
+    return difference(sides, 0, sides, SIDES // 2) > FRONT
+
+
+def fronts(found: Sides, true: Sides) -> tuple[float, float]:
+    """Whether the front shows at the front and on the far side too (Janus), and whether it shows there instead.
+
+    A view shows the front if it is closer to the truth's front than to what the truth shows there; at the front itself,
+    if it is closer to the truth's front than to its back.
+    """
+    opposite = SIDES // 2
+    at_front = difference(found, 0, true, 0) < difference(found, 0, true, opposite)
+    behind = any(difference(found, v, true, 0) < difference(found, v, true, v) for v in BACK)
+    return float(at_front and behind), float(behind and not at_front)
+
+
+# ------------------------------------------------------------------------------------------------------------ judges
+
+
+def judged(
+    judge: ImageTextReward, images: Float[Tensor, "v 3 h w"], captions: Sequence[grammar.Caption]
+) -> Float[Tensor, " m"]:
+    """The judge's score of the images, mean over views, for each caption."""
+    return scores_among(judge, images[None], [caption.text for caption in captions])[0].mean(0)
+
+
+@torch.no_grad()
+def verdict(
+    judge: ImageTextReward,
+    found: Sides,
+    caption: grammar.Caption,
+    others: Sequence[grammar.Caption],
+) -> dict[str, float | None]:
+    """``score`` over the canonical truth's own; ``named`` (0 or 1): first among the caption and ``others``.
+
+    ``misbound`` (0 or 1): a caption with the same words bound otherwise (colours, parts or both exchanged, or the
+    relation) is preferred; None where there is nothing to exchange.
+    """
+    images, true = found.rgb[JUDGED], true_sides(caption).rgb[JUDGED]
+    swapped = grammar.swaps(caption)
+    scores = judged(judge, images, [caption, *swapped, *others])
+    own, bound, rest = scores[0], scores[1 : 1 + len(swapped)], scores[1 + len(swapped) :]
+    return {
+        "score": float(own - judged(judge, true, [caption])[0]),
+        "named": float((own > rest).all()),
+        "misbound": float((bound > own).any()) if swapped else None,
+    }
