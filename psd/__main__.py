@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from psd import bench, doctor
+from psd import bench, compare, doctor
 from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
 from psd.drive import Controls, MakeEvents, drive
 from psd.events import Event, Failed, Finished
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
                 return export(arguments)
             case "presets":
                 return presets(arguments)
+            case "compare":
+                return compare.main(arguments)
             case "doctor":
                 return doctor.report()
             case _:
@@ -133,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
     listing = command("presets", "list presets, show one, or print the table of all parameters")
     listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
     listing.add_argument("name", nargs="?", default="tiny")
+
+    compare.add_arguments(command("compare", "run a suite of methods against ground truth, and write its report"))
 
     command("doctor", "say what this machine can run, what is missing and the cure")
 

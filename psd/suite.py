@@ -1,0 +1,272 @@
+"""A suite: which methods are compared, on which captions and seeds, and which recorded lines still hold.
+
+A suite is a YAML file in ``presets/suites`` that explains its keys.  It expands into jobs, one run each, paired by
+caption and seed: the same seed gives the same cameras, noise levels and first noises to every method.  A job's hash
+holds everything that its numbers depend on (preset and weights), so that a line which no longer says what would come
+out today is recognised and left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from psd.preset import LARGEST_FILE, PRESETS, Preset, PresetError, explain, parse, shown
+
+ROOT = PRESETS.parent
+SUITES = PRESETS / "suites"
+RESULTS = ROOT / "assets" / "results"
+MEASURES = 1  # raise when a measure changes its meaning: older lines then no longer count
+ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
+CURVE_POINTS = 12  # looks at a run on its way
+PROBE_STEPS = 20  # of the run that tells what a step of a method costs
+
+Budget = Literal["steps", "cost"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Size(_Strict):
+    """How many captions (spread evenly over the list) and seeds (0, 1, ...)."""
+
+    prompts: int = Field(ge=1)
+    seeds: int = Field(ge=1, le=100)
+
+
+class Method(_Strict):
+    """One row of the table: what of the suite's preset it changes."""
+
+    about: str = Field(min_length=1)
+    set: dict[str, Any] = {}
+    main: bool = False  # on all of the suite's captions and seeds, not only on those of `others`
+    equal_cost: bool = False  # a second time on `others`, with as many steps as cost what the reference costs
+    ratio: float | None = Field(None, gt=0, le=10)  # preference_weight is set so that |term| / |base| averages this
+
+
+class Suite(_Strict):
+    name: str
+    about: str = Field(min_length=1)
+    preset: str
+    set: dict[str, Any] = {}
+    captions: str | list[str]  # a committed list, or the captions themselves
+    main: Size
+    others: Size
+    judges: list[str] = Field(min_length=1)  # folders; no run sees them, the first is the primary measure
+    reference: str  # the method whose worth is asked; its cost is the budget of equal_cost
+    baseline: str  # what every method is compared with
+    beaten: list[str] = []  # what the reference has to beat in the primary and the secondary measure
+    sweep: list[str] = []  # one control at several weights: compared at the reference's own train reward
+    bars: bool = False  # whether the bars of the project are asked of the reference
+    methods: dict[str, Method] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Suite:
+        for key in ("reference", "baseline", "beaten", "sweep"):
+            value = getattr(self, key)
+            for name in [value] if isinstance(value, str) else value:
+                if name not in self.methods:
+                    raise ValueError(f"{key} names {shown(name)}, but methods has only {', '.join(self.methods)}")
+        for name in self.methods:
+            self.values(name)
+        for size in (self.main, self.others):
+            self.prompts(size)
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Suite:
+        """From its file; raises `PresetError` for what cannot work, methods' presets included."""
+        try:
+            text = path.read_text(encoding="utf-8")[: LARGEST_FILE + 1]
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"cannot read the suite {shown(str(path))}: {error}") from None
+        try:
+            return cls.model_validate({"name": path.stem, **parse(text)})
+        except ValidationError as error:
+            raise PresetError(f"{path.name}: {explain(error)}") from None
+
+    def values(self, method: str) -> Preset:
+        """The method's preset, before caption and seed; its run is looked at a dozen times."""
+        given = {"threads": 1, "judges": [], **self.set, **self.methods[method].set}
+        preset = Preset.make({**preset_values(self.preset), **given})
+        return preset if "preview_every" in given else looked_at(preset)
+
+    def size(self, method: str, budget: Budget) -> Size:
+        return self.main if self.methods[method].main and budget == "steps" else self.others
+
+    def rows(self) -> list[tuple[str, Budget]]:
+        """Every method at the suite's steps, some at the reference's cost too."""
+        both: tuple[Budget, ...] = ("steps", "cost")
+        return [(name, b) for name, method in self.methods.items() for b in both if b == "steps" or method.equal_cost]
+
+    @property
+    def planned(self) -> int:
+        """How many runs the whole suite is."""
+        sizes = [self.size(*row) for row in self.rows()]
+        return sum(size.prompts * size.seeds for size in sizes)
+
+    def prompts(self, size: Size) -> list[str]:
+        """``size.prompts`` of the captions, evenly spread: lists are ordered by group."""
+        named = self.captions if isinstance(self.captions, list) else list(caption_list(self.captions))
+        if size.prompts > len(named):
+            raise PresetError(f"{self.name}: {size.prompts} prompts asked, {len(named)} there are: lower prompts")
+        return [named[i * len(named) // size.prompts] for i in range(size.prompts)]
+
+
+@lru_cache(maxsize=8)
+def preset_values(name: str) -> dict[str, Any]:
+    """A preset's values, its file read once for all methods."""
+    return Preset.load(name).model_dump()
+
+
+def looked_at(preset: Preset) -> Preset:
+    return preset.changed({"preview_every": max(1, preset.steps // CURVE_POINTS)})
+
+
+@lru_cache(maxsize=8)
+def caption_list(name: str) -> dict[str, list[str]]:
+    """A committed list of captions with their distractors."""
+    path = ROOT / "assets" / "captions" / f"{name}.json"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise PresetError(f"no list of captions {shown(name)}; there are: {there}")
+    return json.loads(path.read_text(encoding="utf-8"))["distractors"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method on a caption with a seed.  ``kind`` probe: the short run that tells a method's cost."""
+
+    suite: str
+    method: str
+    budget: Budget
+    preset: Preset
+    judges: tuple[str, ...]
+    kind: Literal["run", "probe"] = "run"
+
+    @property
+    def made(self) -> str:
+        """Hash of what decides the outcome: preset and weights.  The name of what the run made."""
+        values = self.preset.model_dump(mode="json", exclude=ELSEWHERE)
+        sources = [self.preset.prior, *self.preset.rewards, self.preset.negative_start]
+        return digest(json.dumps(values, sort_keys=True), *map(weights, sources))
+
+    @property
+    def hash(self) -> str:
+        """Hash of what decides the line: the outcome, the judges' weights and the measures."""
+        return digest(self.made, *map(weights, self.judges), str(MEASURES))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What a line begins with."""
+        return {
+            "kind": self.kind, "method": self.method, "budget": self.budget, "prompt": self.preset.prompt,
+            "seed": self.preset.seed, "hash": self.hash,
+        }  # fmt: skip
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def weights(source: str) -> str:
+    """Hash of a model's files; of its name where it is no folder or file of this repository."""
+    path = ROOT / source
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".safetensors", ".json"))
+    if not source or not files:
+        return source
+    whole = hashlib.sha256()
+    for file in files:
+        if file.name not in ("training.json", "tokenizer_config.json"):  # about the model, not of it
+            whole.update(file.name.encode() + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def probe(suite: Suite, method: str) -> Job:
+    """A short run of the method, its schedule squeezed into a few steps: what a step costs and the term weighs."""
+    preset = suite.values(method)
+    steps = min(PROBE_STEPS, preset.steps)
+    changed = {"prompt": suite.prompts(suite.main)[0], "seed": 0, "steps": steps, "preview_every": steps}
+    return Job(suite.name, method, "steps", preset.changed(changed), tuple(suite.judges), "probe")
+
+
+def probes(suite: Suite) -> list[Job]:
+    """Those that the suite needs before its other jobs are known."""
+    needed = {name for name, method in suite.methods.items() if method.equal_cost or method.ratio}
+    if any(method.equal_cost for method in suite.methods.values()):
+        needed.add(suite.reference)
+    return [probe(suite, name) for name in suite.methods if name in needed]
+
+
+def jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """All runs of the suite, a caption's methods beside each other; those whose probe is missing are left out."""
+    told = {line["hash"]: line for line in lines if line["kind"] == "probe"}
+    found = []
+    for name, budget in suite.rows():
+        preset = calibrated(suite, name, budget, told)
+        if preset is None:
+            continue
+        size = suite.size(name, budget)
+        for prompt in suite.prompts(size):
+            for seed in range(size.seeds):
+                paired = preset.model_copy(update={"prompt": prompt, "seed": seed})  # thousands: not checked again
+                found.append(Job(suite.name, name, budget, paired, tuple(suite.judges)))
+    order = {prompt: index for index, prompt in enumerate(suite.prompts(suite.main))}
+    return sorted(found, key=lambda job: (job.preset.seed, order.get(job.preset.prompt, -1)))
+
+
+def calibrated(suite: Suite, name: str, budget: Budget, told: Mapping[str, Mapping[str, Any]]) -> Preset | None:
+    """The method's preset with its weight and number of steps as the probes say; None while they are missing."""
+    method, preset = suite.methods[name], suite.values(name)
+    own = told.get(probe(suite, name).hash)
+    if method.ratio:
+        if own is None:
+            return None
+        if not own["pair_ratio"]:
+            raise PresetError(f"{suite.name}: {name} has a ratio, but its probe had no preference term to scale")
+        weight = preset.preference_weight * method.ratio / own["pair_ratio"]
+        preset = preset.changed({"preference_weight": round(weight, 3)})
+    if budget == "cost":
+        reference = told.get(probe(suite, suite.reference).hash)
+        if own is None or reference is None:
+            return None
+        share = (reference["cost"] / reference["steps"]) / (own["cost"] / own["steps"])
+        steps = max(1, round(suite.values(suite.reference).steps * share))
+        preset = looked_at(preset.changed({"steps": steps}))
+    return preset
+
+
+# ---------------------------------------------------------------------------------------------------------------- lines
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; a last line that was cut short is no line."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def current(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Job]]:
+    """The lines that still say what their job would give, under its present name, and the jobs that lack one."""
+    lines = list(lines)
+    by_hash = {line["hash"]: line for line in lines if line["kind"] == "run"}
+    found, missing = [], []
+    for job in jobs(suite, lines):
+        line = by_hash.get(job.hash)
+        if line is None:
+            missing.append(job)
+        else:
+            found.append({**line, **job.key})
+    return found, missing

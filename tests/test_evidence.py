@@ -1,0 +1,306 @@
+"""The bench: suites and their jobs, lines that go stale, paired statistics against references, a report that holds."""
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from psd import compare, evidence, suite
+from psd.charts import curves, intervals, ticks
+from psd.paired import average, bootstrap, diverging, matched, paired
+from psd.preset import MissingError, PresetError
+from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
+
+SMALL = """
+about: two methods and a swept control
+preset: tiny
+set: {steps: 6}
+captions: [a red tree, a pink table, a black flower]
+main: {prompts: 3, seeds: 2}
+others: {prompts: 2, seeds: 1}
+judges: [assets/evidence]
+reference: steered
+baseline: sds
+beaten: [sds]
+sweep: [weak, strong]
+bars: true
+methods:
+  sds: {about: no preference, set: {method: sds}, main: true, equal_cost: true}
+  steered: {about: the steered pair, set: {negative: false}, main: true}
+  weak: {about: weight 0.5, set: {method: reward_gradient, reward_gradient_weight: 0.5}, main: true}
+  strong: {about: weight 2, set: {method: reward_gradient, reward_gradient_weight: 2}, main: true}
+  scaled: {about: scaled to a ratio, set: {reading: A, negative: false}, ratio: 0.4}
+"""
+
+
+def small(tmp_path: Path, text: str = SMALL) -> Suite:
+    path = tmp_path / "small.yaml"
+    path.write_text(text)
+    return Suite.load(path)
+
+
+def probe_line(found: Suite, method: str, cost: float, ratio: float | None = None) -> dict:
+    return {**probe(found, method).key, "steps": 6, "cost": cost, "pair_ratio": ratio, "seconds": 1.0}
+
+
+def run_line(job: suite.Job, **measures: float) -> dict:
+    values = {
+        "iou": 0.7,
+        "colour_psnr": 15.0,
+        "reward": -1.0,
+        "evidence/score": -2.0,
+        "evidence/named": 1.0,
+        "seconds": 9,
+    }
+    curve = [[step, -3 + step / 6, -4 + step / 6] for step in range(7)]
+    return {**job.key, "group": "thing", "curve": curve, "cost": 50.0, **values, **measures}
+
+
+# -------------------------------------------------------------------------------------------------------------- suites
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_that_ships_expands_into_distinct_paired_runs(path: Path) -> None:
+    found = Suite.load(path)
+    runs = jobs(found, [])
+    assert len({(job.method, job.budget, job.preset.prompt, job.preset.seed) for job in runs}) == len(runs)
+    for job in runs:
+        assert job.preset.negative_prompt == runs[0].preset.negative_prompt and job.preset.threads == 1
+    assert all(judge not in job.preset.rewards for job in runs for judge in job.judges)
+    assert [path.stem for path in SUITES.glob("*.yaml") if Suite.load(path).bars] == ["embedded"]
+
+
+def test_the_main_suite_is_as_large_as_was_promised_and_holds_no_tuning_caption() -> None:
+    main, tuning = (Suite.load(SUITES / f"{name}.yaml") for name in ("embedded", "tuning"))
+    assert len(main.prompts(main.main)) >= 24 and main.main.seeds >= 2 and len(main.judges) >= 2
+    assert not set(main.prompts(main.main)) & set(tuning.prompts(tuning.main))
+    inside = {"sds", "best_of_n", "random_pair", "steered", "steered_n"}
+    assert inside <= {name for name, method in main.methods.items() if method.main}
+
+
+def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    counts = {name: sum(job.method == name for job in jobs(found, [])) for name in found.methods}
+    assert counts == {"sds": 6, "steered": 6, "weak": 6, "strong": 6, "scaled": 0}  # its probe is missing
+    assert [job.method for job in probes(found)] == ["sds", "steered", "scaled"]
+
+
+def test_equal_cost_gives_the_cheap_method_more_steps_and_a_ratio_scales_the_weight(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    lines = [probe_line(found, "sds", 48), probe_line(found, "steered", 72), probe_line(found, "scaled", 96, 0.2)]
+    runs = jobs(found, lines)
+    cheap = [job.preset.steps for job in runs if (job.method, job.budget) == ("sds", "cost")]
+    assert cheap == [9] * 2  # 72 / 48 of 6 steps, on the smaller part
+    assert len(runs) == found.planned == 24 + 2 + 2
+    weights = {job.preset.preference_weight for job in runs if job.method == "scaled"}
+    assert weights == {2.0}
+    with pytest.raises(PresetError, match="no preference term"):
+        jobs(found, [*lines[:2], probe_line(found, "scaled", 96, 0.0)])
+
+
+def test_a_line_holds_until_its_preset_its_weights_or_its_judge_change(tmp_path: Path, monkeypatch) -> None:
+    found = small(tmp_path)
+    todo = jobs(found, [])
+    lines = [run_line(job) for job in todo]
+    kept, missing = current(found, lines)
+    assert len(kept) == len(todo) and not missing
+    changed = small(tmp_path, SMALL.replace("reward_gradient_weight: 2}", "reward_gradient_weight: 3}"))
+    kept, missing = current(changed, lines)
+    assert {job.method for job in missing} == {"strong"} and len(kept) == len(todo) - 6
+    renamed = small(tmp_path, SMALL.replace("sds", "plain").replace("method: plain", "method: sds"))
+    kept, missing = current(renamed, lines)  # a run is what it is, whatever its row is called
+    assert not missing and {line["method"] for line in kept} == {"plain", "steered", "weak", "strong"}
+    original = suite.weights
+    for name in ("assets/reward", "assets/prior", "assets/evidence"):
+        monkeypatch.setattr(suite, "weights", lambda source, name=name: "new" if source == name else original(source))
+        assert not current(found, lines)[0]
+    monkeypatch.setattr(suite, "weights", original)
+    monkeypatch.setattr(suite, "MEASURES", suite.MEASURES + 1)
+    assert not current(found, lines)[0]
+    assert todo[0].made == jobs(found, [])[0].made  # what was made is still good: it is measured again
+
+
+def test_the_hash_of_weights_follows_the_files(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+    (folder / "training.json").write_text("{}")
+    before = suite.weights(str(folder))
+    suite.weights.cache_clear()
+    (folder / "training.json").write_text('{"seconds": 5}')
+    assert suite.weights(str(folder)) == before
+    suite.weights.cache_clear()
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert suite.weights(str(folder)) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("baseline: sds", "baseline: nobody"), "nobody"), (("steps: 6", "stepps: 6"), "stepps"),
+        (("prompts: 3", "prompts: 4"), "lower prompts"), (("sweep:", "swep:"), "swep"),
+        (("ratio: 0.4", "ratio: -1"), "ratio"),
+    ],
+)  # fmt: skip
+def test_wrong_suites_are_refused_by_name(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    with pytest.raises(PresetError, match=words):
+        small(tmp_path, SMALL.replace(*change))
+
+
+def test_a_cut_line_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"kind": "run"}\n{"kind": "ru')
+    assert read_lines(path) == [{"kind": "run"}] and read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_missing_weights_are_told_before_anything_runs(tmp_path: Path) -> None:
+    found = small(tmp_path, SMALL.replace("judges: [assets/evidence]", "judges: [assets/nowhere]"))
+    with pytest.raises(MissingError, match="nowhere"):
+        compare.require(found)
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def lines_of(values: dict[tuple[str, int], float], measure: str = "x") -> list[dict]:
+    return [{"prompt": prompt, "seed": seed, measure: value} for (prompt, seed), value in values.items()]
+
+
+def test_differences_are_taken_run_by_run() -> None:
+    one = lines_of({("a", 0): 3.0, ("a", 1): 5.0, ("b", 0): 1.0, ("c", 0): 9.0})
+    other = lines_of({("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 4.0})
+    assert paired(one, other, "x") == {"a": [2.0, 3.0], "b": [-3.0]}
+    assert paired(one, [{"prompt": "a", "seed": 0, "x": None}], "x") == {}
+    assert average([{"x": 1.0}, {"x": None}, {"x": 3.0}, {}], "x") == 2.0 and average([{}], "x") is None
+
+
+def test_the_interval_is_that_of_the_mean_over_captions() -> None:
+    """Against the normal approximation; seeds of a caption count as one, and a constant has no width."""
+    rng = np.random.default_rng(5)
+    means = rng.normal(0.3, 1.0, 200)
+    found = bootstrap({str(i): [value - 0.1, value + 0.1] for i, value in enumerate(means)})
+    assert found is not None and found.value == pytest.approx(means.mean()) and found.prompts == 200
+    half = 1.96 * means.std() / math.sqrt(200)
+    assert found.low == pytest.approx(means.mean() - half, abs=0.02)
+    assert found.high == pytest.approx(means.mean() + half, abs=0.02)
+    flat = bootstrap({"a": [1.0], "b": [1.0]})
+    assert flat is not None and (flat.low, flat.high) == (1.0, 1.0)
+    assert bootstrap({}) is None
+
+
+def test_a_matched_control_is_mixed_to_the_references_reward() -> None:
+    """Rewards 2 and 6 mixed to 3: three quarters of the weak control and one of the strong."""
+
+    def made(reward: float, score: float) -> list[dict]:
+        return [{"prompt": p, "seed": 0, "reward": reward, "score": score} for p in "ab"]
+
+    sweep = {"weak": made(2.0, 10.0), "strong": made(6.0, 14.0)}
+    interval, note = matched(made(3.0, 13.0), sweep, "score") or (None, "")
+    assert interval is not None and interval.value == pytest.approx(13 - 11) and note == "between weak and strong"
+    interval, note = matched(made(9.0, 13.0), sweep, "score") or (None, "")
+    assert interval is not None and interval.value == pytest.approx(-1) and "end of the sweep" in note
+    assert matched([], sweep, "score") is None
+
+
+def test_divergence_needs_a_rising_reward_and_every_judge_falling() -> None:
+    def line(reward: float, one: float, other: float) -> dict:
+        return {"curve": [[i, reward * i, one * i, other * i] for i in range(12)]}
+
+    assert diverging(line(1, -1, -1))
+    assert (
+        not diverging(line(1, -1, 1)) and not diverging(line(-1, -1, -1)) and not diverging({"curve": [[0, 1, 2, 3]]})
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def test_the_bars_are_met_missed_and_untold(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    assert {bar.met for bar in evidence.bars(found, [])} == {None}
+    better = {"evidence/score": -1.0, "colour_psnr": 16.0, "iou": 0.75, "janus": 0.0, "reward": -1.0}
+    others = {"janus": 0.5, "reward": -1.0}
+    strong = {"janus": 0.5, "reward": 1.0}
+    measures = {"steered": better, "strong": strong}
+    lines = [run_line(job, **measures.get(job.method, others)) for job in jobs(found, [])]
+    assert {bar.met for bar in evidence.bars(found, lines)} == {True}
+    bad = {"evidence/score": -3.0, "evidence/named": 0.0}
+    worse = [line | bad if line["method"] == "steered" else line for line in lines]
+    missed = [bar.what for bar in evidence.bars(found, worse) if not bar.met]
+    assert len(missed) == 3 and "named" in missed[-1] and "matched" in missed[1]
+    table = "\n".join(evidence.bars_table(evidence.bars(found, worse)))
+    assert table.count("**MISSED**") == 3 and table.count("| met |") == 3
+
+
+def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    todo = jobs(found, [])
+    lines = [run_line(job) for job in todo[:-4]] + [run_line(todo[-4], failed="There is no mesh") | {"iou": 0.0}]
+    page = evidence.suite_report(found, lines, missing=3)
+    assert f"{len(todo) - 3} of {len(todo)} runs" in page and "`sds`" in page and "without a mesh" in page
+    assert "Not run yet" in evidence.suite_report(found, [], missing=24)
+
+
+def test_the_readme_and_the_pages_agree_with_the_results() -> None:
+    readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
+    assert evidence.section() in readme, "stale: run `python -m psd compare --report`"
+    for found in evidence.suites():
+        lines, missing = evidence.recorded(found)
+        page = (evidence.RESULTS / f"{found.name}.md").read_text(encoding="utf-8")
+        assert page == evidence.suite_report(found, lines, missing), "stale: run `python -m psd compare --report`"
+
+
+def test_the_section_is_replaced_between_its_markers_only() -> None:
+    text = f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter"
+    assert evidence.replaced(text, "new") == "before\nnew\nafter"
+    with pytest.raises(ValueError, match="markers"):
+        evidence.replaced("no markers", "new")
+
+
+# -------------------------------------------------------------------------------------------------------------- charts
+
+
+def test_charts_are_svg_with_every_name_and_no_point_outside() -> None:
+    drawn = curves(
+        {"reward": {"a & b": [(0, -1), (10, 4)], "c": [(0, 2), (5, 3)]}, "judge": {"c": [(0, 1)]}}, across="steps"
+    )
+    rows = intervals({"a & b": (1.0, 0.5, 1.5), "c": (-1.0, -2.0, 0.1)}, title="lead")
+    for picture in (drawn, rows):
+        root = ElementTree.fromstring(picture)
+        words = [element.text for element in root.iter() if element.text]
+        assert "a & b" in words and "c" in words
+        height = float(root.attrib["viewBox"].split()[3])
+        for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
+            assert 0 <= float(circle.attrib["cx"]) <= 760 and 0 <= float(circle.attrib["cy"]) <= height
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (-3.2, 0.1), (0.001, 0.004), (5.0, 5.0), (0, 120), (-0.02, 37.0)])
+def test_ticks_are_a_few_round_numbers_within(values: tuple[float, float]) -> None:
+    found = ticks(values)
+    assert 1 <= len(found) <= 9 and all(min(values) - 1e-9 <= tick <= max(values) + 1e-9 for tick in found)
+    assert all(len(f"{tick:g}") <= 7 for tick in found)
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
+    """Two short real runs, one process; a second call finds nothing to do; lost lines come back without a run."""
+    text = SMALL.replace("set: {steps: 6}", "set: {steps: 4, grid_size: 24, mesh_resolution: 32}")
+    found = small(tmp_path, text)
+    monkeypatch.setattr(compare, "WORK", tmp_path)
+    path, todo = tmp_path / "lines.jsonl", jobs(found, [])[:2]
+    first = [compare.work(job) for job in todo]
+    compare.append_line(path, json.dumps(first[0]))
+    assert {"iou", "reward", "evidence/score", "curve", "cost", "texture", "fog"} <= set(first[0])
+    assert first[0]["forward_rows"] == 32 and first[1]["forward_rows"] == 48
+    kept, missing = current(found, read_lines(path))
+    assert len(kept) == 1 and todo[0].hash not in {job.hash for job in missing}
+    monkeypatch.setattr("psd.tiny.scenes.run", None)  # a second run would fail
+    again = compare.work(todo[0])
+    assert again == first[0]
