@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from psd import score
 from psd.janus import perpendicular
 from psd.preset import Preset, PresetError
 from psd.protocols import Models
 from psd.step import Latents, Pair, Ranking, Sample, Score, Step, norm, per_view, pick, unit
+from psd.zeroth import estimated_gradient
 
 # DreamDPO's tau: closer pairs get the winner's SDS alone; in Bradley-Terry scales (.001 for HPS, whose scale is .01).
 DREAMDPO_THRESHOLD = 0.1
@@ -32,8 +32,6 @@ REWARDSDS_ACTIVE = 0.7  # of the run; then the candidates are averaged
 # Of reading C's margin on mean squares.  Diffusion-DPO's 5000 / 2 is for unguided predictions; guidance multiplies what
 # n changes by s_p - 1 = 6.5, hence squares by 42.  Unverified: nothing was tuned on it.
 IMPLICIT_BETA = 60.0
-PERTURBATION_SIZE = 0.1  # of x0's RMS, in the estimate of a gradient
-PERTURBATION_CELL = 4  # latents along an edge that one of its random numbers stands for
 
 
 @dataclass(frozen=True)
@@ -309,29 +307,6 @@ def steered_pair(step: Step) -> Score:
     pair = Pair(win, lose, ranking.gap)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
     return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
-
-
-def estimated_gradient(step: Step, x0_pred: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
-    """The mixture's gradient at x0 for rewards that have none: mirrored perturbations, scored by all of them.
-
-    mean_i [R(x0 + mu d_i) - R(x0 - mu d_i)] / (2 mu) d_i, d_i smooth Gaussian fields (the reward's slope at single
-    latents is noise, and 16 times fewer dimensions are searched); by ranks, R is the centred rank among the 2 K, so
-    that only the order counts.  Each view's scores credit its own perturbation: rewards see views alone.
-    """
-    count, (height, width) = step.preset.steer_perturbations, x0_pred.shape[-2:]
-    coarse = torch.randn(
-        count * x0_pred.shape[0] * x0_pred.shape[1], x0_pred.shape[2], max(2, height // PERTURBATION_CELL),
-        max(2, width // PERTURBATION_CELL), generator=step.generator,
-    ).to(x0_pred)  # fmt: skip
-    smooth = interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
-    fields = smooth.view(count, *x0_pred.shape)
-    mu = PERTURBATION_SIZE * x0_pred.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
-    images = step.decode(torch.cat([x0_pred + mu * fields, x0_pred - mu * fields]))
-    ratings = step.combine(step.rate(images, step.weights), step.weights, step.units)
-    if step.preset.steer_by == "ranks":
-        ratings = ratings.argsort(dim=0, stable=True).argsort(dim=0).to(ratings) / (2 * count - 1) - 0.5
-    slopes = (ratings[:count] - ratings[count:])[..., None, None, None] / (2 * mu)
-    return (slopes * fields).mean(0)
 
 
 def chosen(z_t: Latents, noise: Latents, noise_pred_c: Latents, index: Int[Tensor, "b v"]) -> Sample:

@@ -133,26 +133,18 @@ class Preset(BaseModel):
     reward_guidance_scale: float = setting(
         7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
     )
-    preference_tilt: float = setting(
-        0.0, "Weight over t: 1 + tilt (2 t/T - 1); 1 favours high noise, -1 low.", group="preference", step=0.1, ge=-1,
-        le=1,
-    )
+    preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
     antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")
     weighting: Literal["extremes", "advantages"] = setting(
-        "extremes", "Of many noises: best minus worst, or all by standardised advantage (reading A).",
-        group="preference",
+        "extremes", "Best minus worst noise, or all by standardised advantage (reading A).", group="preference"
     )
     ranking_steps: int = setting(1, "Denoising steps before noises are ranked.", group="preference", ge=1, le=10)
-    label_noise: float = setting(
-        0.0, "Chance that winner and loser are exchanged; 0.5 makes the labels random.", group="preference", ge=0, le=1
-    )
+    label_noise: float = setting(0.0, "Chance that a preference is inverted.", group="preference", ge=0, le=1)
     scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
         "confidence", "How the reward gap scales the term.", group="preference"
     )
-    kappa: float = setting(
-        1.0, "Gap, in running means, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20
-    )
+    kappa: float = setting(1.0, "Gap, in mean gaps, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
     gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
     winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
     preference_t_max: float = setting(
@@ -162,13 +154,10 @@ class Preset(BaseModel):
         0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",
         log=True, gt=0, le=1,
     )
-    steer_conditional: bool = setting(
-        True, "Pair of conditional-only predictions (False: guided ones, for experiments).", group="preference"
-    )
+    steer_conditional: bool = setting(True, "Pair predicted without guidance.", group="preference")
     steer_both: bool = setting(False, "Steer the loser too, the other way.", group="preference")
     steer_by: Literal["gradient", "scores", "ranks"] = setting(
-        "gradient", "Nudge along the reward's gradient, or an estimate from scores or ranks of perturbed predictions.",
-        group="preference",
+        "gradient", "Nudge by the reward's gradient, or its estimate from scores or ranks.", group="preference"
     )
     steer_perturbations: int = setting(8, "Mirrored pairs behind the estimate.", group="preference", ge=1, le=64)
     reward_gradient_weight: float = setting(
@@ -178,22 +167,15 @@ class Preset(BaseModel):
 
     # negative embedding
     negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
-    negative_start: str = setting(
-        "", "Safetensors file of a learned start that replaces the negative prompt's embedding.", group="negative",
-        max_length=300,
-    )
+    negative_start: str = setting("", "File with a learned start of n.", group="negative", max_length=300)
     negative: bool = setting(True, "Learn the negative embedding along with the scene.", group="negative")
     negative_lr: float = setting(
         2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
     )
     negative_every: int = setting(5, "Steps between updates.", group="negative", symbol="K_n", ge=1, le=1000)
-    negative_t_max: float = setting(
-        0.8, "Update only when t/T is at most this.", group="negative", symbol="t_n", ge=0, le=1
-    )
+    negative_t_max: float = setting(0.8, "Update only up to this t/T.", group="negative", symbol="t_n", ge=0, le=1)
     negative_pull: float = setting(1e-2, "Pull back to the start.", group="negative", symbol="ρ_n", ge=0, le=10)
-    negative_radius: float = setting(
-        0.3, "Largest RMS distance from the start.", group="negative", symbol="r_n", gt=0, le=10
-    )
+    negative_radius: float = setting(0.3, "Largest RMS drift.", group="negative", symbol="r_n", gt=0, le=10)
     negative_objective: Literal["auto", "reward", "dpo", "zeroth_order"] = setting(
         "auto", "What moves the negative; auto: reward where differentiable, dpo otherwise and for reading C.",
         group="negative",
@@ -223,18 +205,14 @@ class Preset(BaseModel):
         1.0, "Share of weight_orientation at the start; it grows until `late_start`.", group="scene", ge=0, le=1
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay of the scene (AdamW).", group="scene", ge=0, le=1)
-    late_start: float = setting(
-        1.0, "Share of the run after which the late values hold; 1: never.", group="scene", gt=0, le=1
-    )
+    late_start: float = setting(1.0, "Share of the run after which late values hold.", group="scene", gt=0, le=1)
     late_render_size: int = setting(64, "`render_size` after `late_start`.", group="scene", unit="px", ge=8, le=1024)
     late_groups: int = setting(1, "`groups` after `late_start`.", group="scene", ge=1, le=16)
 
     # cameras
     groups: int = setting(1, "Orbits per step.", group="cameras", ge=1, le=16)
     elevation_deg: tuple[float, float] = setting((0.0, 30.0), "Range of elevations.", group="cameras", unit="deg")
-    fovy_deg: tuple[float, float] = setting(
-        (40.0, 40.0), "Range of vertical fields of view.", group="cameras", unit="deg"
-    )
+    fovy_deg: tuple[float, float] = setting((40.0, 40.0), "Range of vertical views.", group="cameras", unit="deg")
     distance_factor: tuple[float, float] = setting(
         (1.1, 1.1), "Range of half the covered width at the origin.", group="cameras", unit="world units"
     )

@@ -13,6 +13,7 @@ from toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, make_models
 from psd import draws, methods, score
 from psd.preset import PresetError
 from psd.step import Step, norm, pick
+from psd.zeroth import estimated_gradient
 
 PAIRS = {"S": 1, "A": 2, "B": 2, "C": 2}  # reading -> noises
 EVERYTHING = [
@@ -419,7 +420,7 @@ def test_an_estimated_steer_points_along_the_smooth_part_of_the_gradient(by: str
     step = make_step(candidates=1, steer_by=by, steer_perturbations=64, groups=3)
     with torch.no_grad():
         x0_pred = 0.1 * step.z0
-        estimate = methods.estimated_gradient(step, x0_pred)
+        estimate = estimated_gradient(step, x0_pred)
     exact = step.reward_gradient(x0_pred, step.decode)
     cosine = (estimate * exact).sum((1, 2, 3, 4)) / (norm(estimate) * norm(exact)).flatten()
     assert (cosine > 0.55).all()  # 64 pairs in 12 dimensions a view, which are correlated fields
@@ -433,7 +434,7 @@ def test_a_steer_by_ranks_sees_the_order_only() -> None:
     def nudge(by: str, reward: QuadraticReward) -> torch.Tensor:
         step = make_step(candidates=1, steer_by=by, rewards={"quadratic": reward})
         with torch.no_grad():
-            return methods.estimated_gradient(step, step.z0)
+            return estimated_gradient(step, step.z0)
 
     assert torch.equal(nudge("ranks", Cubed()), nudge("ranks", QuadraticReward()))
     assert not torch.equal(nudge("scores", Cubed()), nudge("scores", QuadraticReward()))
