@@ -9,11 +9,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import app
@@ -31,7 +33,8 @@ ARGUMENTS = (
     "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader"
 ).split()
-BALL = trimesh.creation.uv_sphere(0.5, count=[8, 8])
+BALL = trimesh.creation.uv_sphere(0.5, count=[24, 24])
+UPPER, LOWER = np.array([200, 80, 40]), np.array([40, 80, 200])  # sRGB of what is up and what is down in the world
 
 
 def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event]:
@@ -44,10 +47,11 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
             yield LiveChanged(step=step, values=live)
         step += 1
         time.sleep(0.25)
-        scores = {"reward/tiny": step**0.5, "judge/other": 2.0 - 1.0 / step}
+        scores = {"reward/assets/reward": step**0.5, "judge/assets/selector": 2.0 - 1.0 / step}
         yield Stepped(step=step, t=500, metrics=scores, time_s=0.25 * step)
         views = np.full((4, 32, 32, 3), (10 * step % 256, 90, 160), np.uint8)
-        yield Previewed(step=step, images={"rgb": views}, time_s=0.25 * step)
+        rewards = {"reward/assets/reward": [1.0, 2.0, 3.0, 4.0]}
+        yield Previewed(step=step, images={"rgb": views, "normal": views}, rewards=rewards, time_s=0.25 * step)
         drift = {"negative/drift": 0.01 * step, "negative/cosine_start": 1.0}
         yield NegativeUpdated(
             step=step, tokens=("low", "quality"), drift=(0.1, 0.2), nearest=("low", "red"), metrics=drift
@@ -56,7 +60,7 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
         vertices=np.asarray(BALL.vertices, np.float32),
         faces=np.asarray(BALL.faces, np.int32),
         normals=np.asarray(BALL.vertex_normals, np.float32),
-        colours=np.full((len(BALL.vertices), 3), (200, 80, 40), np.uint8),
+        colours=np.where(BALL.vertices[:, 2:] > 0, UPPER, LOWER).astype(np.uint8),
     )
     film = np.full((6, 32, 32, 3), 200, np.uint8)
     yield Meshed(step=step, mesh=mesh, turntable=film, statistics={"faces": len(mesh.faces)}, time_s=0.25 * step)
@@ -75,7 +79,7 @@ def browser() -> Iterator[Browser]:
 
 def serve(make_events: MakeEvents, root: Path) -> Iterator[str]:
     worker = Worker(make_events, root)
-    blocks = ui.build(worker, root=root, vocabularies={"assets/prior": grammar})
+    blocks = ui.build(worker, vocabularies={"assets/prior": grammar}, remesher=app.remesher)
     _, address, _ = blocks.launch(
         server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True, **ui.appearance()
     )
@@ -108,7 +112,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("request", lambda request: None if request.url.startswith(local) else strangers.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("#viewer")
+        page.wait_for_selector("#run")
         return page
 
     yield opened
@@ -147,6 +151,29 @@ def expect_new_picture(page: Page, after: str | None = None) -> str:
     return picture.get_attribute("src") or ""
 
 
+def state(page: Page, word: str) -> None:
+    expect(page.locator("#status .badge")).to_have_text(word, timeout=PATIENCE_MS)
+
+
+def open_tab(page: Page, name: str) -> None:
+    press(page.get_by_role("tab", name=name, exact=True))
+
+
+def colours_in_the_viewer(page: Page) -> tuple[np.ndarray, np.ndarray]:
+    """What the mesh viewer draws a quarter above and below its middle: sRGB, once there is something."""
+    viewer = page.locator("#viewer canvas")
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while time.monotonic() < deadline:
+        picture = np.asarray(Image.open(BytesIO(viewer.screenshot())).convert("RGB")).astype(int)
+        drawn = np.argwhere(picture.max(-1) - picture.min(-1) > 60)  # what has a colour
+        if len(drawn) > 500:
+            (top, left), (bottom, right) = drawn.min(0), drawn.max(0)
+            across = (left + right) // 2
+            return picture[top + (bottom - top) // 4, across], picture[bottom - (bottom - top) // 4, across]
+        page.wait_for_timeout(500)
+    raise AssertionError("the viewer stays empty")
+
+
 def download_glb(page: Page, folder: Path) -> trimesh.Trimesh:
     with page.expect_download() as download:
         page.get_by_role("link", name="Download GLB").press("Enter")
@@ -172,33 +199,52 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     assert page.request.get(address + first).body() != page.request.get(address + second).body()
     private = second.split("/public/")[0] + "/status.json"
     assert page.request.get(address + private).status in (403, 404), "more than public/ is served"
-    expect(page.locator("#tabs svg.marks").first).to_be_visible(timeout=PATIENCE_MS)
-    third = expect_new_picture(page, after=second)
-    page.evaluate("window.chart = document.querySelector('#tabs svg.marks')")
-    expect_new_picture(page, after=expect_new_picture(page, after=third))
+    open_tab(page, "Curves")
+    chart = "#charts svg.lines polyline"
+    expect(page.locator(chart).first).to_have_attribute("points", re.compile("[0-9]+ [0-9]+"), timeout=PATIENCE_MS)
+    page.evaluate(f"window.chart = document.querySelector('{chart}')")
+    before = page.locator(chart).first.get_attribute("points") or ""
+    expect(page.locator(chart).first).not_to_have_attribute("points", before, timeout=PATIENCE_MS)
     assert page.evaluate("window.chart.isConnected"), "the chart was drawn anew: it flickers"
 
     press(page.get_by_role("button", name="Guidance"))
     slider = page.locator("#control-guidance_scale input[type=number]")
     slider.fill("9.5")
     slider.press("Tab")
-    press(page.get_by_role("tab", name="Log"))
-    expect(page.locator("#log textarea")).to_have_value(re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS)
+    expect(page.locator("#charts .rule title").first).to_have_text(
+        re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS
+    )
+    expect(page.locator("#control-rescale input[type=number]")).to_be_disabled()
 
+    press(page.locator("#pause"))
+    state(page, "Paused")
     assert "?run=" in page.url
     page.reload()
-    expect(page.locator(".badge")).to_have_text("Running", timeout=PATIENCE_MS)
+    state(page, "Paused")
     expect(page.locator("#prompt textarea")).to_have_value("a red rocket", timeout=PATIENCE_MS)
     expect_new_picture(page)
 
-    press(page.locator("#stop"))
-    expect(page.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
-    page.wait_for_selector("#viewer canvas")
-    assert len(download_glb(page, tmp_path).faces) == len(BALL.faces)
+    other = open_page(page.url)  # another browser: it sees the run, and may not steer it
+    state(other, "Paused")
+    expect_new_picture(other)
+    expect(other.locator("#stop")).to_be_disabled()
+    expect(page.locator("#pause")).to_have_text("Continue", timeout=PATIENCE_MS)
+    press(page.locator("#pause"))
+    state(page, "Running")
 
-    other = open_page(page.url)  # another browser, after the end
-    expect(other.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
-    other.wait_for_selector("#viewer canvas")
+    back = page.locator("#scrub input[type=number]")
+    back.fill("1")
+    back.press("Tab")
+    expect(page.locator(".shot img").first).to_have_attribute("src", re.compile(r"000001\.jpg"), timeout=PATIENCE_MS)
+    expect(page.locator("#follow input")).not_to_be_checked()
+
+    press(page.locator("#stop"))
+    state(page, "Stopped")
+    state(other, "Stopped")
+    open_tab(page, "Mesh")
+    upper, lower = colours_in_the_viewer(page)
+    assert np.abs(upper - UPPER).max() < 30 and np.abs(lower - LOWER).max() < 30, (upper, lower)
+    assert len(download_glb(page, tmp_path).faces) == len(BALL.faces)
     expect(other.locator("#run")).to_be_enabled()
 
 
@@ -212,7 +258,7 @@ def test_bad_input_is_answered_in_words(open_page: Callable[..., Page], address:
     prompt.press("Enter")
     expect(problem).to_contain_text("unicorn", timeout=PATIENCE_MS)
     expect(prompt).to_have_value("a red unicorn")
-    expect(page.locator(".badge")).to_have_text("Ready")
+    state(page, "Ready")
 
     suggestion = page.locator("#suggestions button").first
     expect(suggestion).not_to_have_text("a red mushroom", timeout=PATIENCE_MS)  # no more the examples
@@ -239,6 +285,7 @@ def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], real_addres
     first = expect_new_picture(page)
     expect_new_picture(page, after=first)
     press(page.locator("#stop"))
-    expect(page.locator(".badge")).to_have_text("Stopped", timeout=PATIENCE_MS)
+    state(page, "Stopped")
+    open_tab(page, "Mesh")
     page.wait_for_selector("#viewer canvas")
     assert len(download_glb(page, tmp_path).faces) > 0

@@ -2,14 +2,17 @@
 
 import copy
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import gradio as gr
 import numpy as np
 import pytest
 from fake_run import fake_run, views
 
+from psd.__main__ import chosen_preset, parser
 from psd.events import (
     Event,
     Failed,
@@ -25,12 +28,15 @@ from psd.events import (
     to_json,
 )
 from psd.files import StoreError
-from psd.preset import Preset
+from psd.preset import Preset, parse
 from psd.tiny import grammar
-from psd.ui import controls, markup
-from psd.ui.markup import Watched
+from psd.ui import compare, controls, live, markup, mesh, share, status
+from psd.ui.chart import heat_map, line_chart, round_ticks
+from psd.ui.curves import curves
+from psd.ui.negative import charts_of_the_negative, tokens
+from psd.ui.page import Look, Page, Watched
 from psd.ui.prompt import EXAMPLES, built, complaint, suggestions
-from psd.ui.view import BUCKETS, Curve, View, fold
+from psd.ui.view import BUCKETS, MOMENTS, Curve, Moments, View, fold
 from psd.ui.watch import Watcher
 from psd.worker import Worker
 
@@ -74,7 +80,8 @@ def test_the_view_tells_the_story() -> None:
     assert view.mesh and view.mesh.statistics["faces"] == 1234 and view.warning == "a warning"
     assert list(view.curves["reward/r"].points()) == [(0, 2.0), (2, 4.0)]  # a mean of views, and once a step
     assert list(view.curves["judge/j"].points()) == [(2, 5.0)]
-    assert list(view.curves) == ["reward/r", "judge/j", "negative/drift"], "only what is drawn is kept"
+    assert list(view.curves) == ["reward/r", "pair/gap", "judge/j", "negative/drift"], "only what is drawn is kept"
+    assert [change.values for change in view.changes] == [{"guidance_scale": 6.0}] and view.live["guidance_scale"] == 6
     text = "\n".join(view.log)
     assert all(part in text for part in ("cpu", "guidance_scale = 6.0", "a warning", "1,234 faces", "stopped"))
 
@@ -82,7 +89,7 @@ def test_the_view_tells_the_story() -> None:
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
     view = told([*STORY[:4], Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
-    shown = markup.status(Watched("run", state="failed", view=view))
+    shown = status.status(Watched("run", state="failed", view=view))
     assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
 
 
@@ -93,8 +100,8 @@ def test_a_view_from_json_lines_is_the_live_view() -> None:
 
 def test_a_view_holds_no_array() -> None:
     view = told(STORY)
-    assert view.preview and view.mesh
-    assert not view.preview.images and view.mesh.mesh is None and view.mesh.turntable is None
+    assert view.previews.last and view.mesh
+    assert not view.previews.last.images and view.mesh.mesh is None and view.mesh.turntable is None
 
 
 @pytest.mark.parametrize("length", [1, 2, BUCKETS, BUCKETS + 1, 2 * BUCKETS + 1, 3000])
@@ -204,11 +211,19 @@ def test_the_builder_speaks_the_grammar() -> None:
 HOSTILE = '<img src=x onerror="alert(1)">${1+1}{{this}}'
 
 
-@pytest.mark.parametrize("show", [markup.status, markup.picture, markup.downloads, markup.film])
+def picture(watched: Watched) -> str:
+    return live.pictures(watched, Look()) + live.scores_of_views(watched, Look())
+
+
+def scores(watched: Watched) -> str:
+    return compare.scores([watched]) + compare.pictures(Page(compared=(watched,)))
+
+
+@pytest.mark.parametrize("show", [status.status, picture, mesh.downloads, mesh.turntable, scores])
 def test_what_people_typed_is_never_markup(show: Callable[[Watched], str], tmp_path: Path) -> None:
     exports = tmp_path / markup.EXPORTS
     exports.mkdir(parents=True)
-    for name in markup.DOWNLOADS:
+    for name in mesh.DOWNLOADS:
         (exports / name).touch()
     view = told([*STORY[:-1], Failed(step=2, message=HOSTILE, cure=HOSTILE)])
     shown = show(Watched("id", tmp_path, state="failed", prompt=HOSTILE, view=view))
@@ -217,26 +232,165 @@ def test_what_people_typed_is_never_markup(show: Callable[[Watched], str], tmp_p
 
 def test_tokens_and_notes_are_escaped() -> None:
     view = fold(View(), NegativeUpdated(step=1, tokens=("<s>",), drift=(0.1,), nearest=("<b>",)))
-    assert "<s>" not in markup.tokens(view) and "&lt;s&gt;" in markup.tokens(view)
+    assert "<s>" not in tokens(view) and "&lt;s&gt;" in tokens(view)
+    assert "<s>" not in charts_of_the_negative(view)
     assert "<img" not in markup.note(HOSTILE)
 
 
 def test_each_view_of_a_preview_has_its_square() -> None:
-    shown = markup.picture(Watched("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4))
+    watched = Watched("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
+    shown = live.pictures(watched, Look(kinds=("rgb",)))
     assert re.findall(r"margin-left:-(\d)00%", shown) == ["0", "1", "2", "3"] and shown.count("width:400%") == 4
     assert shown.count("gradio_api/file=runs/id/public/previews/000000.jpg?v=0") == 4
 
 
-def test_curves_of_the_run_have_colours_apart() -> None:
+def test_the_worst_view_is_outlined_and_named() -> None:
+    preset = {"rewards": {"r": 2.0}}
+    view = told([Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
+    view = fold(view, Previewed(step=2, images={}, rewards={"reward/r": [3.0, 1.0, 2.0, 4.0]}, file="a.jpg"))
+    assert view.previews.last and live.view_scores(Watched(view=view), view.previews.last) == [6.0, 2.0, 4.0, 8.0]
+    shown = live.pictures(Watched("id", Path("x"), view=view), Look(kinds=("rgb",)))
+    assert shown.count('class="shot worst"') == 1 and "left · 2 · worst" in shown
+
+
+def test_series_differ_in_colour_and_in_dash() -> None:
     view = fold(View(), Stepped(step=1, t=1, metrics={f"reward/{i}": 1.0 for i in range(6)}))
-    frame, colours = markup.frame(view, list(view.curves), "reward")
-    assert frame is not None and len(frame) == 6 and len(set(colours.values())) == 6
-    assert markup.frame(View(), [], "reward") == (None, {})
+    shown = line_chart("t", "u", view.curves, steps=4)
+    colours = re.findall(r'<polyline [^>]*stroke="(#\w+)" stroke-dasharray="([^"]*)"', shown)
+    assert len({colour for colour, _ in colours}) == len({dash for _, dash in colours}) == 6
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (0.0012, 0.0013), (5, 5), (0, 0), (-1e6, 2e6)])
+def test_round_ticks_enclose_the_values(low: float, high: float) -> None:
+    ticks = round_ticks(low, high)
+    slack = 1e-9 * max(abs(low), abs(high))
+    assert ticks[0] - slack <= low <= high <= ticks[-1] + slack and 2 <= len(ticks) <= 8
+    strides = np.diff(ticks)
+    assert np.allclose(strides, strides[0]) and strides[0] > 0
+
+
+def test_a_chart_places_its_points() -> None:
+    curve = Curve().added(0, 0.0).added(10, 1.0)
+    shown = line_chart("t", "u", {"a": curve}, steps=10, rules=[(5, "s = 6")], bounds=(0, 1))
+    assert '<polyline points="52.0,202.0 470.0,10.0"' in shown and "step 5: s = 6" in shown
+    assert 'x1="261.0" x2="261.0"' in shown, "the rule stands at its step"
+
+
+def test_a_long_run_draws_at_most_600_points_a_series() -> None:
+    view = View(total_steps=3000)
+    for step in range(1, 3001):
+        metrics = {"pair/ratio": step % 7 / 7, "judge/j": float(step), "reward/r": -float(step)}
+        view = fold(view, Stepped(step=step, t=1, metrics=metrics))
+    series = re.findall(r'<polyline points="([^"]*)"', curves(view))
+    assert max(len(points.split()) for points in series) <= 600 and len(series) > 4
+
+
+def test_moments_are_thinned_evenly_and_keep_the_newest() -> None:
+    moments: Moments[Previewed] = Moments()
+    for step in range(1, 1001):
+        moments = moments.added(Previewed(step=step, images={}))
+        assert moments.last and moments.last.step == step and len(moments.items) <= MOMENTS + 1
+    strides = {b.step - a.step for a, b in zip(moments.items[:-2], moments.items[1:-1], strict=True)}
+    assert strides == {moments.stride} and moments.items[0].step == 1
+    found = moments.at(500)
+    assert found and 500 - moments.stride < found.step <= 500
+    assert moments.until(500).last == found
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint() -> None:
+    again = Started(step=1, preset={}, total_steps=9, views=4, environment={})
+    view = fold(told(STORY), again)
+    assert (view.step, view.total_steps, view.reason) == (1, 9, "")
+    assert list(view.curves["reward/r"].points()) == [(0, 2.0)] and not view.changes
+    assert view.previews.last and view.previews.last.step == 0
+
+
+def test_the_weighted_reward_follows_live_weights() -> None:
+    start = Started(step=0, preset={"rewards": {"a": 1.0, "b": 2.0}}, total_steps=4, views=4, environment={})
+    view = fold(fold(View(), start), Stepped(step=1, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
+    view = fold(view, LiveChanged(step=1, values={"rewards": {"a": 0.0, "b": 1.0}}))
+    view = fold(view, Stepped(step=2, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
+    assert list(view.curves["weighted/reward"].points()) == [(1, 13.0), (2, 5.0)]
+
+
+def test_heat_goes_from_dark_to_light() -> None:
+    shown = heat_map([("low", [0.0, 1.0])], [5, 10], "RMS")
+    assert shown.index("#00224e") < shown.index("#fee838") and "low, step 10: 1" in shown
+
+
+def run_of(run_id: str, judge: float, consistency: float, **values: object) -> Watched:
+    metrics = {"judge/j": judge, "image/view_consistency": consistency}
+    view = fold(View(total_steps=10), Stepped(step=5, t=1, metrics=metrics))
+    return Watched(run_id, Path("x"), "stopped", method="psd", seed=1, view=view)
+
+
+def test_ranking_weighs_judge_and_consistency_alike() -> None:
+    runs = [run_of("a", 1.0, 0.5), run_of("b", 3.0, 0.9), run_of("c", 2.0, 0.1), Watched("d", state="stopped")]
+    ranked = compare.ranking(runs)
+    assert [watched.run_id for watched, _ in ranked] == ["b", "c", "a", "d"]
+    assert [place for _, place in ranked] == [1.0, 2.5, 2.5, 5.0]
+    best = compare.best_to_continue(runs)
+    assert best and best.run_id == "b"
+    assert compare.best_to_continue([*runs, Watched("e", state="running")]) is None
+
+
+def test_compared_runs_differ_in_what_is_compared_only() -> None:
+    wanted = Preset(prompt="a red mug", seed=2**31 - 1)
+    psd, sds, preset = compare.variants(wanted, ["psd", "sds"], ["tiny"])
+    assert list(share.differences(psd, sds)) == ["method"] and (preset.prompt, preset.seed) == (psd.prompt, psd.seed)
+    assert [made.seed for made in compare.seeds(wanted, 3)] == [2**31 - 1, 0, 1]
+
+
+def test_pictures_of_compared_runs_are_of_one_step() -> None:
+    view = told(STORY[:6])
+    page = Page(look=Look(compared_step=1), compared=(Watched("a", Path("x"), view=view), Watched("b", Path("y"))))
+    assert compare.pictures(page).count("000000.jpg?v=0") == 4
+
+
+# ---- presets as text
+
+
+STRANGE = Preset.load("tiny").changed(
+    {"prompt": "a red mug; rm -rf '$HOME' \"x\"", "seed": 7, "negative_lr": 1e-05, "elevation_deg": (5.0, 6.0),
+     "rewards": {"assets/reward": 0.5, "a/b": 2.0}, "negative": False, "method": "sds", "negative_prompt": "no: yes"}
+)  # fmt: skip
+
+
+def test_the_command_runs_the_same_preset() -> None:
+    words = shlex.split(share.command(STRANGE, "tiny"))
+    assert words[:3] == ["python", "-m", "psd"]
+    assert chosen_preset(parser().parse_args(words[3:])) == STRANGE
+
+
+def test_the_snippet_starts_the_same_preset() -> None:
+    text = share.snippet(STRANGE, "tiny", "http://127.0.0.1:7860")
+    called = {}
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            called["address"] = address
+
+        def predict(self, **given: object) -> None:
+            called.update(given)
+
+    exec(text.replace("from gradio_client import Client", ""), {"Client": Client})
+    values = {**parse(called["overrides"]), "prompt": called["prompt"], "seed": called["seed"]}
+    assert Preset.load(called["preset"], values) == STRANGE and called["api_name"] == "/start_run"
+
+
+def test_the_shared_file_is_the_preset() -> None:
+    address = re.search(r'href="data:text/yaml;charset=utf-8,([^"]*)"', share.file(STRANGE))
+    assert address and Preset.make(parse(unquote(address[1]))) == STRANGE
+
+
+def test_the_difference_is_what_differs() -> None:
+    assert share.diff(Preset.load("tiny"), "tiny").count("<tr>") == 2  # the heading, and that there is nothing
+    assert "negative_lr" in share.diff(STRANGE, "tiny") and "grid_size" not in share.diff(STRANGE, "tiny")
 
 
 def test_padding_shares_a_row() -> None:
     padded = NegativeUpdated(step=1, tokens=("low", "_", "_"), drift=(0.1, 0.3, 0.4), nearest=("low", "a", "a"))
-    shown = markup.tokens(fold(View(), padded))
+    shown = tokens(fold(View(), padded))
     assert shown.count("<tr><th scope=row>") == 2 and "_ × 2" in shown and "0.3536" in shown
 
 
@@ -251,12 +405,12 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_a_stored_run_shows_what_the_live_one_showed(tmp_path: Path) -> None:
     worker = Worker(fake_run, tmp_path)
     run_id = worker.submit(Preset(steps=6, prompt="a red mug"))
-    watcher = Watcher(worker, tmp_path)
+    watcher = Watcher(worker)
     while not (live := watcher.watched(run_id)).is_over:
         worker.wait(run_id, live.view.step, timeout_s=0.1)
     assert worker.shutdown()
     later = Worker(fake_run, tmp_path)
-    stored = Watcher(later, tmp_path).watched(run_id)
+    stored = Watcher(later).watched(run_id)
     assert later.shutdown()
     assert (stored.view, stored.state, stored.prompt, stored.shots) == (live.view, "finished", "a red mug", 4)
     assert stored.view.step == 6 and stored.view.curves
@@ -267,5 +421,5 @@ def test_an_address_names_runs_only(run_id: str, tmp_path: Path) -> None:
     worker = Worker(fake_run, tmp_path / "runs")
     (tmp_path / "secret").mkdir()
     with pytest.raises(StoreError, match="no run"):
-        Watcher(worker, tmp_path / "runs").watched(run_id)
+        Watcher(worker).watched(run_id)
     assert worker.shutdown()

@@ -55,14 +55,17 @@ def command(preset: Preset, base: str) -> str:
     return shlex.join(words)
 
 
-def snippet(preset: Preset, address: str) -> str:
-    """The Python client that starts ``preset`` on this server and waits for its mesh."""
-    lines = "".join(f"    {line!r}\n" for line in preset.to_yaml().splitlines(keepends=True))
+def snippet(preset: Preset, base: str, address: str) -> str:
+    """The Python client that starts ``preset`` on this server, from the named preset and what differs."""
+    values = {name: value for name, (value, _) in differences(preset, Preset.load(base)).items()}
+    values = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
     return (
-        "from gradio_client import Client\n\n"
-        f"preset = (\n{lines})\n"
+        "import json\n\nfrom gradio_client import Client\n\n"
         f"client = Client({address!r})\n"
-        'run = client.predict(preset=preset, api_name="/start_run")\n'
+        "run = client.predict(\n"
+        f"    prompt={preset.prompt!r},\n    preset={base!r},\n    seed={preset.seed},\n"
+        f"    overrides=json.dumps({values!r}),\n"
+        '    api_name="/start_run",\n)\n'
     )
 
 
@@ -125,7 +128,7 @@ class Share:
                 return [gr.skip()] * 5 + [note(str(error))]
             address = request.headers.get("origin") or f"http://{request.headers['host']}"
             return [preset.to_yaml(), diff(preset, base), file(preset), command(preset, base),
-                    snippet(preset, address), ""]  # fmt: skip
+                    snippet(preset, base, address), ""]  # fmt: skip
 
         def use(text: str) -> list[Any]:
             try:
