@@ -27,11 +27,12 @@ def asker(worker: Worker) -> tuple[gr.Blocks, Callable[..., dict[Any, Any]]]:
     """The page, and what it would be told: component -> update, by tab."""
     blocks = ui.build(worker)
     listener = next(fn for fn in blocks.fns.values() if fn.name == "refresh")
-    assert listener.fn is not None
+    ask = listener.fn
+    assert ask is not None
 
     def told(run: str, tab: str, *, compared: list[str] | None = None, follow: bool = True, step: int = 0) -> dict:
         kinds = list(Look.kinds)
-        news = listener.fn(run, "", [], None, tab, kinds, follow, step, compared or [], 0, False)
+        news = ask(run, "", [], None, tab, kinds, follow, step, compared or [], 0, False)
         assert len(news) == len(listener.outputs)
         return {component.elem_id: value for component, value in zip(listener.outputs, news, strict=True)}
 
