@@ -14,7 +14,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12)
 BROWSER = $(if $(findstring not browser,$(TESTS)),,browser)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help app test test-all check readme clean browser
+.PHONY: help app test test-all test-gpu check readme clean browser
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
@@ -27,6 +27,11 @@ test: check $(BROWSER)
 # The later -m replaces the one of pyproject.toml; tests marked gpu skip themselves where there is no GPU.
 test-all: check $(BROWSER)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "" --timeout 1800 $(TESTS)
+
+# Whatever needs an NVIDIA GPU, with the figures that it measures; add what comes of it to assets/results/.
+test-gpu: $(VENV)/test.stamp
+	$(BIN)/pytest -n 0 -m gpu --timeout 600 --junit-xml $(VENV)/gpu.xml $(TESTS); status=$$?; \
+	$(BIN)/python tests/gpu_table.py $(VENV)/gpu.xml; exit $$status
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
                 return doctor.report()
             case _:
                 return bench.main(
-                    chosen_preset(arguments), arguments.steps, full=arguments.full, as_json=arguments.json
-                )
+                    chosen_preset(arguments), arguments.steps, full=arguments.full, as_json=arguments.json,
+                    random_weights=arguments.random_weights,
+                )  # fmt: skip
     except (MissingError, StoreError) as error:
         return complain(error, MISSING)
     except PresetError as error:
@@ -144,6 +145,10 @@ def parser() -> argparse.ArgumentParser:
     takes_preset(measure)
     measure.add_argument("--steps", type=int, default=30, help="measured steps, after a warm-up (default: 30)")
     measure.add_argument("--full", action="store_true", help="also time a whole run, from start to mesh")
+    measure.add_argument(
+        "--random-weights", nargs="?", const="exact", choices=("exact", "tiny"),
+        help="random weights in the large models' shapes (or shrunk ones), so that nothing is downloaded",
+    )  # fmt: skip
     measure.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return root
 

@@ -278,16 +278,24 @@ def cuda_memory_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
-def main(preset: Preset, steps: int, *, full: bool, as_json: bool) -> int:
-    """Print a `Report` and return the exit code."""
-    from psd.models import load_models
+def main(preset: Preset, steps: int, *, full: bool, as_json: bool, random_weights: str | None = None) -> int:
+    """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here."""
+    from psd.models import choose_device, choose_precision, load_models
     from psd.run import run
 
+    def load(preset: Preset) -> Models:
+        if random_weights is None:
+            return load_models(preset)
+        from psd.randomised import random_models
+
+        device, _ = choose_device(preset.device)
+        return random_models(preset, device, choose_precision(preset.precision, device), tiny=random_weights == "tiny")
+
     def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
-        yield from run(preset, load_models(preset), control=control, resume=resume)
+        yield from run(preset, load(preset), control=control, resume=resume)
 
     whole = whole_run(preset, make_events) if full else None  # first: it also times the loading
-    found = replace(measure(preset, load_models(preset), steps), full=whole)
+    found = replace(measure(preset, load(preset), steps), full=whole)
     print(json.dumps(asdict(found), indent=2) if as_json else found.table())
     return 0
 

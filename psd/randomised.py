@@ -1,0 +1,136 @@
+"""The large models with random weights: exact shapes without a download, for speed and memory, never for pictures.
+
+``tiny`` keeps the structure and shrinks the widths, so that the same road can be walked on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from transformers import BlipConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from psd.checkpoints import CAMERA, ImageRewardNetwork
+from psd.components import LDM_SCHEDULE, Components, alpha_bar
+from psd.preset import Preset, PresetError
+from psd.prior import DiffusersPrior
+from psd.protocols import Models
+from psd.rewards import ClipReward, HpsReward, ImageReward, ImageTextReward
+from psd.scene import make_scene
+
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+HEAD = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}  # ImageReward's, by layer number
+
+
+def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> Models:
+    """What ``preset`` names, as far as its architecture is known here, with random weights from the preset's seed."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(preset.seed)
+        parts = components(preset.prior, dtype, tiny)
+        decoder: Any = AutoencoderTiny().to(dtype) if preset.reward_decoder else None
+        prior = DiffusersPrior(
+            preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
+            compiled=preset.compile,
+        )  # fmt: skip
+        rewards = {
+            name: reward(name, device, dtype, preset.network_batch, tiny)
+            for name in dict.fromkeys([*preset.rewards, *preset.judges])
+        }
+    return Models(
+        prior=prior,
+        rewards={name: rewards[name] for name in preset.rewards},
+        judges={name: rewards[name] for name in preset.judges},
+        scene=lambda chosen: make_scene(chosen, device),
+        notes=("random weights: for measuring only",),
+    )
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's, spelling every word: how long a prompt is does not change what a step costs."""
+    letters = "abcdefghijklmnopqrstuvwxyz,"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
+
+
+def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
+    """A prior of the Stable Diffusion family; MVDream's has a camera embedding."""
+    camera, first = "mvdream" in source.lower(), "v1-5" in source
+    if not (camera or first or "stable-diffusion-2" in source):
+        raise PresetError(f"the architecture of {source} is not known here: choose a preset of mvdream, sd21 or sd15")
+    widths = (32, 32, 64, 64) if tiny else (320, 640, 1280, 1280)
+    context = 64 if tiny else 768 if first else 1024
+    condition = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA} if camera else {}
+    unet: Any = UNet2DConditionModel(
+        sample_size=8 if tiny else 32 if camera else 64,
+        block_out_channels=widths,
+        attention_head_dim=2 if tiny else 8 if first else (5, 10, 20, 20),
+        cross_attention_dim=context,
+        use_linear_projection=not first,
+        down_block_types=[*[CROSS.format("Down")] * 3, PLAIN.format("Down")],
+        up_block_types=[PLAIN.format("Up"), *[CROSS.format("Up")] * 3],
+        **condition,
+    )
+    vae: Any = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32) if tiny else (128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        layers_per_block=2,
+    )
+    text: Any = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=context, intermediate_size=4 * context, num_attention_heads=context // 64,
+            num_hidden_layers=2 if tiny else 12 if first else 23, eos_token_id=tokenizer().eos_token_id,
+        )
+    )  # fmt: skip
+    for network in (unet, vae, text):
+        network.to(dtype).eval().requires_grad_(False)
+    scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
+    return Components(unet, vae, text, tokenizer(), "epsilon", alpha_bar(scheduler).cpu(), {})
+
+
+def reward(name: str, device: torch.device, dtype: torch.dtype, batch: int, tiny: bool) -> ImageTextReward:
+    if "ImageReward" in name:
+        kind, network = ImageReward, image_reward(tiny)
+    elif "HPS" in name or "PickScore" in name:
+        kind, network = HpsReward if "HPS" in name else ClipReward, vit_h(tiny)
+    else:
+        raise PresetError(f"the architecture of {name} is not known here: use HPSv2, PickScore or ImageReward")
+    return kind(name, network.to(dtype), tokenizer(), device=device, dtype=dtype, batch=batch)
+
+
+def vit_h(tiny: bool) -> CLIPModel:
+    """ViT-H-14: what HPSv2 and PickScore are tuned from."""
+    width, text, layers = (64, 64, 2) if tiny else (1280, 1024, 0)
+    vision = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 16,
+        "num_hidden_layers": layers or 32, "image_size": 56 if tiny else 224, "patch_size": 14,
+        "projection_dim": text, "hidden_act": "gelu",
+    }  # fmt: skip
+    words = {
+        "hidden_size": text, "intermediate_size": 4 * text, "num_attention_heads": text // 64,
+        "num_hidden_layers": layers or 24, "projection_dim": text, "hidden_act": "gelu",
+        "eos_token_id": tokenizer().eos_token_id,
+    }  # fmt: skip
+    return CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=text))
+
+
+def image_reward(tiny: bool) -> ImageRewardNetwork:
+    width, layers = (64, 2) if tiny else (1024, 24)
+    config = BlipConfig(
+        vision_config={
+            "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64,
+            "num_hidden_layers": layers, "image_size": 64 if tiny else 224, "patch_size": 16,
+            "initializer_range": 0.02,
+        },
+        text_config={
+            "hidden_size": 768, "encoder_hidden_size": width, "intermediate_size": 3072, "num_attention_heads": 12,
+            "num_hidden_layers": 2 if tiny else 12,
+        },
+    )  # fmt: skip
+    head = {f"{number}.weight": torch.empty(shape) for number, shape in HEAD.items()}
+    return ImageRewardNetwork(config, head)
