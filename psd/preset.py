@@ -144,7 +144,9 @@ class Preset(BaseModel):
     scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
         "confidence", "How the reward gap scales the term.", group="preference"
     )
-    kappa: float = setting(1.0, "Gap, in mean gaps, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
+    kappa: float = setting(
+        1.0, "Gap, in mean gaps, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20,
+    )  # fmt: skip
     gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
     winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
     preference_t_max: float = setting(
