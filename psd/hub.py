@@ -242,7 +242,7 @@ def about(source: str) -> str:
 
 
 def _download(source: str, kind: str, half: bool, say: Say) -> None:
-    from httpx import HTTPError
+    from httpx2 import HTTPError  # what huggingface_hub connects with; httpx is Gradio's
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

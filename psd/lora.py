@@ -48,7 +48,7 @@ def split(name: str, source: str) -> tuple[str, str]:
     raise PresetError(f"LoRA {source}: {name!r} is neither a down nor an up projection nor its alpha")
 
 
-def flat_names(network: nn.Module) -> dict[str, nn.Module]:
+def flat_names(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """Layers with a weight, by their path with underscores: kohya's names cannot be split again."""
     return {
         name.replace(".", "_").removeprefix("text_model_"): module
@@ -58,7 +58,7 @@ def flat_names(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def add(module: nn.Module, down: Tensor, up: Tensor, alpha: float, weight: float) -> None:
+def add(module: nn.Linear | nn.Conv2d, down: Tensor, up: Tensor, alpha: float, weight: float) -> None:
     parameter = module.weight
     product = up.float().flatten(1) @ down.float().flatten(1)
     if product.numel() != parameter.numel():

@@ -51,7 +51,10 @@ class Monitor:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Monitor:
-        return cls(**{key: tuple(value) if isinstance(value, list | tuple) else value for key, value in values.items()})
+        found: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**found)
 
 
 @dataclass(frozen=True)

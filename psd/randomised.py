@@ -31,7 +31,9 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(preset.seed)
         parts = components(preset.prior, dtype, tiny)
-        decoder: Any = AutoencoderTiny().to(dtype) if preset.reward_decoder else None
+        decoder: Any = AutoencoderTiny() if preset.reward_decoder else None
+        if decoder:
+            decoder.to(dtype)
         prior = DiffusersPrior(
             preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
             compiled=preset.compile,
@@ -56,6 +58,10 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
+def end_token() -> int:
+    return len(tokenizer()) - 1
+
+
 def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
     """A prior of the Stable Diffusion family; MVDream's has a camera embedding."""
     camera, first = "mvdream" in source.lower(), "v1-5" in source
@@ -64,27 +70,29 @@ def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
     widths = (32, 32, 64, 64) if tiny else (320, 640, 1280, 1280)
     context = 64 if tiny else 768 if first else 1024
     condition = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA} if camera else {}
-    unet: Any = UNet2DConditionModel(
-        sample_size=8 if tiny else 32 if camera else 64,
-        block_out_channels=widths,
-        attention_head_dim=2 if tiny else 8 if first else (5, 10, 20, 20),
-        cross_attention_dim=context,
-        use_linear_projection=not first,
-        down_block_types=[*[CROSS.format("Down")] * 3, PLAIN.format("Down")],
-        up_block_types=[PLAIN.format("Up"), *[CROSS.format("Up")] * 3],
+    unet_config: dict[str, Any] = {
+        "sample_size": 8 if tiny else 32 if camera else 64,
+        "block_out_channels": widths,
+        "attention_head_dim": 2 if tiny else 8 if first else (5, 10, 20, 20),
+        "cross_attention_dim": context,
+        "use_linear_projection": not first,
+        "down_block_types": [*[CROSS.format("Down")] * 3, PLAIN.format("Down")],
+        "up_block_types": [PLAIN.format("Up"), *[CROSS.format("Up")] * 3],
         **condition,
-    )
-    vae: Any = AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32) if tiny else (128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        layers_per_block=2,
-    )
+    }
+    vae_config: dict[str, Any] = {
+        "block_out_channels": (32, 32, 32, 32) if tiny else (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+    }
+    unet: Any = UNet2DConditionModel(**unet_config)
+    vae: Any = AutoencoderKL(**vae_config)
     text: Any = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=context, intermediate_size=4 * context, num_attention_heads=context // 64,
-            num_hidden_layers=2 if tiny else 12 if first else 23, eos_token_id=tokenizer().eos_token_id,
+            num_hidden_layers=2 if tiny else 12 if first else 23, eos_token_id=end_token(),
         )
     )  # fmt: skip
     for network in (unet, vae, text):
@@ -94,6 +102,7 @@ def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
 
 
 def reward(name: str, device: torch.device, dtype: torch.dtype, batch: int, tiny: bool) -> ImageTextReward:
+    network: Any
     if "ImageReward" in name:
         kind, network = ImageReward, image_reward(tiny)
     elif "HPS" in name or "PickScore" in name:
@@ -114,7 +123,7 @@ def vit_h(tiny: bool) -> CLIPModel:
     words = {
         "hidden_size": text, "intermediate_size": 4 * text, "num_attention_heads": text // 64,
         "num_hidden_layers": layers or 24, "projection_dim": text, "hidden_act": "gelu",
-        "eos_token_id": tokenizer().eos_token_id,
+        "eos_token_id": end_token(),
     }  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=text))
 

@@ -54,7 +54,7 @@ class Server:
         """All that the stream says; the client's own iterator may end before the last of it."""
         job = self.client.submit(run_id, since, api_name="/watch_run")
         job.result(timeout=PATIENCE_S)
-        return job.outputs()
+        return [list(events) for events in job.outputs()]
 
     def fetch(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S)

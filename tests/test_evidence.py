@@ -46,7 +46,7 @@ def probe_line(found: Suite, method: str, cost: float, ratio: float | None = Non
     return {**probe(found, method).key, "steps": 6, "cost": cost, "pair_ratio": ratio, "seconds": 1.0}
 
 
-def run_line(job: suite.Job, **measures: float) -> dict:
+def run_line(job: suite.Job, **measures: object) -> dict:
     values = {
         "iou": 0.7,
         "colour_psnr": 15.0,

@@ -1,5 +1,6 @@
 """Models are found without a connection, downloads are announced, and whatever stands in their way is explained."""
 
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,15 +104,24 @@ def test_offline_never_connects(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
         hub.fetch("ashawkey/mvdream-sd2.1-diffusers", "prior")
 
 
+def test_a_dead_connection_is_explained_by_the_real_client(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stands in for the hub's client here: it meets a port of this machine on which nobody answers."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{reserved.getsockname()[1]}")
+        with pytest.raises(MissingError, match="cannot download owner/prior .*check the connection"):
+            hub.fetch("owner/prior", "prior")
+
+
 def test_each_obstacle_is_named_with_its_cure(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
+    import httpx2
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    response = httpx.Response(403, request=httpx.Request("GET", "https://example.invalid"))
+    response = httpx2.Response(403, request=httpx2.Request("GET", "https://example.invalid"))
     for error, words in (
         (GatedRepoError("gated", response=response), "accept its terms at .*hf auth login"),
         (RepositoryNotFoundError("none", response=response), "check the id"),
-        (httpx.ConnectError("no route"), "no route.*check the connection"),
+        (httpx2.ConnectError("no route"), "no route.*check the connection"),
     ):
         Hub(cache, {}, error=error).stand_in(monkeypatch)
         with pytest.raises(MissingError, match=words):

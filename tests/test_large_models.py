@@ -237,7 +237,7 @@ def by_hand(kind: str, root: Path, images: Tensor, prompt: str) -> Tensor:
     """Each reward's definition, in float64 and in its makers' layout."""
     pixels = clip_pixels(images.flatten(0, 1), 32).double()
     if kind == "aesthetic":
-        clip = CLIPModel.from_pretrained(root / "clip").double()
+        clip: Any = CLIPModel.from_pretrained(root / "clip").double()
         features = clip.get_image_features(pixel_values=pixels).pooler_output
         state = released.double(torch.load(root / "aesthetic.pth"))
         return released.score_head(state, features / features.norm(dim=-1, keepdim=True))

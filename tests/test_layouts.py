@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import released
@@ -52,11 +53,12 @@ def test_mvdreams_unet_is_mapped_one_to_one() -> None:
 def test_stable_diffusions_autoencoder_is_mapped_one_to_one() -> None:
     state = on_meta(released.vae_shapes())
     assert len(state) == 248
+    config: dict[str, Any] = {
+        "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": 4, "layers_per_block": 2,
+    }  # fmt: skip
     with init_empty_weights():
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=2,
-        )  # fmt: skip
+        vae = AutoencoderKL(**config)
     fits(layouts.vae_from_ldm(state), vae)
 
 
@@ -74,7 +76,7 @@ def test_full_size_rewards_are_mapped_one_to_one(layout: str, monkeypatch: pytes
     if layout == "clip":
         state = on_meta(released.clip_shapes())
         assert len(state) == 686
-        network = checkpoints.clip_from_open_clip(state, torch.float32)
+        network: Any = checkpoints.clip_from_open_clip(state, torch.float32)
         assert len(network.state_dict()) == 910
         assert network.config.vision_config.num_attention_heads == network.config.text_config.num_attention_heads == 16
     else:
@@ -106,7 +108,7 @@ def test_the_mapped_unet_computes_what_the_released_one_does(camera: bool) -> No
 @torch.no_grad()
 def test_the_mapped_autoencoder_computes_what_the_released_one_does() -> None:
     state = released.random_state(released.vae_shapes(width=32, mult=(1, 2, 2)))
-    vae = checkpoints.vae_from_ldm(state, torch.float64)
+    vae: Any = checkpoints.vae_from_ldm(state, torch.float64)
     x, z = torch.randn(2, 3, 16, 16).double(), torch.randn(2, 4, 4, 4).double()
     torch.testing.assert_close(vae.encode(x).latent_dist.mean, released.vae_encode(released.double(state), x))
     torch.testing.assert_close(vae.decode(z).sample, released.vae_decode(released.double(state), z))
@@ -125,7 +127,7 @@ def test_the_mapped_text_tower_stops_before_its_last_layer() -> None:
 @torch.no_grad()
 def test_the_mapped_clip_scores_what_the_released_one_does() -> None:
     state = released.random_state(released.clip_shapes(**SMALL_CLIP))
-    clip = checkpoints.clip_from_open_clip(state, torch.float64)
+    clip: Any = checkpoints.clip_from_open_clip(state, torch.float64)
     ids = torch.tensor([[38, 5, 6, 39, 0, 0, 0, 0, 0, 0, 0, 0], [38, 9, 39, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
     pixels = torch.randn(3, 3, 12, 12).double()
     image = clip.get_image_features(pixel_values=pixels).pooler_output

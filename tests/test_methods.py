@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import permutations
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -272,7 +273,7 @@ def test_a_black_box_ranks_what_another_reward_steers() -> None:
 
 @pytest.mark.parametrize("base_form", ["recon", "sds"])
 def test_advantages_of_two_are_the_pair_and_of_many_the_weighted_residuals(base_form: str) -> None:
-    settings = {"reading": "A", "base_form": base_form, "scaling": "hard"}
+    settings: dict[str, Any] = {"reading": "A", "base_form": base_form, "scaling": "hard"}
     pair = apply(make_step(candidates=2, **settings)).gradient
     two = apply(make_step(candidates=2, weighting="advantages", **settings)).gradient
     torch.testing.assert_close(two, pair, rtol=1e-10, atol=1e-13)
@@ -355,13 +356,15 @@ def test_ranking_after_more_denoising_follows_the_schedule_down() -> None:
     """With a denoiser that knows the object, every step of DDIM predicts it: ranking then changes nothing."""
 
     class Knowing(ToyPrior):
+        object = torch.full((3, 4, 4), 0.3, dtype=torch.float64)
+        levels: ClassVar[list[int]] = []
+
         def predict_noise(self, z_t, t, embedding, cameras):
             self.levels.append(t)
             alpha, sigma = score.alpha_sigma(self.alpha_bar, t)
             return (z_t - alpha * self.object) / sigma
 
     prior = Knowing(torch.float64)
-    prior.object, prior.levels = torch.full((3, 4, 4), 0.3, dtype=torch.float64), []  # type: ignore[attr-defined]
     step = make_step(candidates=2, reading="A", ranking_steps=4, t=800, prior=prior, rescale=0.0)
     with torch.no_grad():
         found = methods.denoise(step)

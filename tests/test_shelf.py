@@ -227,7 +227,7 @@ def test_a_pace_tells_the_time_left() -> None:
         pacer.add(Stepped(step=step, t=1, metrics={"memory/peak_bytes": 100.0 * step}, time_s=5.0 + 2.0 * (step - 10)))
     pacer.add(Finished(step=20, reason="completed", time_s=28.0))
     assert pacer.pace == Pace(step_s=2.0, end_s=3.0, memory_bytes=2000.0)
-    assert pacer.pace.left_s(PRESET.changed({"extra_steps": 4}), done=3) == 7 * 2.0 + 3.0
+    assert pacer.pace is not None and pacer.pace.left_s(PRESET.changed({"extra_steps": 4}), done=3) == 7 * 2.0 + 3.0
 
 
 def test_only_what_costs_changes_the_shape() -> None:

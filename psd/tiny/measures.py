@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -129,12 +129,12 @@ def texture(sides: Sides) -> float:
     return float(energy[area].mean()) if area.any() else 0.0
 
 
-def against_truth(found: Sides, caption: grammar.Caption) -> dict[str, float | None]:
+def against_truth(found: Sides, caption: grammar.Caption) -> dict[str, Any]:
     """Shape, colour, texture and front of an object against the truth that its silhouettes agree with best.
 
     ``iou``; ``colour_psnr`` (dB) inside the truth's silhouette, missing parts counting as white; ``depth_error`` (world
     units) and ``normal_error_deg`` where both are, None where nowhere; ``texture`` over the truth's own; ``janus`` and
-    ``front_elsewhere`` (0 or 1), None for objects without a front.
+    ``front_elsewhere`` (0 or 1), None for objects without a front.  Numbers all, where they are not None.
     """
     true = max(truths(caption), key=lambda option: overlap(found, option))
     inside = inner(true.mask, 1)
@@ -191,7 +191,7 @@ def verdict(
     found: Sides,
     caption: grammar.Caption,
     others: Sequence[grammar.Caption],
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """``score`` over the canonical truth's own; ``named`` (0 or 1): first among the caption and ``others``.
 
     ``misbound`` (0 or 1): a caption with the same words bound otherwise (colours, parts or both exchanged, or the

@@ -54,12 +54,14 @@ class Distilled:
         """None where the field had no surface; ``facts["failed"]`` says why."""
         if "failed" in self.facts:
             return None
-        return Mesh(*(self.arrays[name] for name in ("vertices", "faces", "normals", "colours")))
+        arrays = self.arrays
+        return Mesh(arrays["vertices"], arrays["faces"], arrays["normals"], arrays["colours"])
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft.npz")
-        np.savez_compressed(draft, facts=np.array(json.dumps(self.facts)), **self.arrays)
+        arrays: dict[str, Any] = {**self.arrays, "facts": np.array(json.dumps(self.facts))}
+        np.savez_compressed(draft, **arrays)
         draft.replace(path)
 
     @classmethod
