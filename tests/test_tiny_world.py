@@ -89,6 +89,14 @@ def test_training_never_meets_a_held_out_caption():
     assert grammar.is_held_out(Caption("sphere", "yellow", "tiny"))
 
 
+def test_judges_meet_every_caption_right_and_wrong():
+    chosen = lists.sample_training_captions(4000, seed=3, held_out=True)
+    assert 0.05 < sum(grammar.is_held_out(caption) for caption in chosen) / 4000 < 0.3
+    trained = [caption for caption in chosen if not grammar.is_held_out(caption)][:300]
+    assert any(grammar.is_held_out(miss) for c in trained for miss in grammar.near_misses(c, 15, 0, held_out=True))
+    assert not any(grammar.is_held_out(miss) for c in trained for miss in grammar.near_misses(c, 15, 0))
+
+
 def test_every_kind_and_colour_gives_up_about_a_tenth(everything):
     plain = [c for c in everything if not c.relation and not c.modifier and c.colour]
     held = [caption for caption in plain if grammar.is_held_out(caption)]
@@ -495,7 +503,7 @@ def test_an_object_depends_on_the_seed_and_its_index_alone():
 
 
 def test_a_data_set_is_written_whole_resumed_and_loaded(tmp_path):
-    settings = {"shard_objects": 10, "size": 16, "seed": 2}
+    settings = {"shard_objects": 10, "size": 16, "seed": 2, "held_out": False}
     for number in (0, 1):
         data.write_shard(tmp_path, number, **settings)
     loaded = data.load(tmp_path)
@@ -518,7 +526,8 @@ def test_a_data_set_is_written_whole_resumed_and_loaded(tmp_path):
 
 
 def test_a_data_set_with_other_settings_is_not_added_to(tmp_path):
-    (tmp_path / "dataset.json").write_text(json.dumps({"shard_objects": 25, "size": 32, "seed": 0}))
+    settings = {"shard_objects": 25, "size": 32, "seed": 0, "held_out": False}
+    (tmp_path / "dataset.json").write_text(json.dumps(settings))
     with pytest.raises(SystemExit, match="another --out"):
         data.build_dataset(tmp_path, objects=25, size=16, seed=0, processes=1, shard_objects=25)
 

@@ -42,7 +42,7 @@ class Line:
 def arguments(work, iterations, **changes):
     defaults = {
         "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
-        "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1,
+        "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1, "compile": False,
     }  # fmt: skip
     return argparse.Namespace(**{**defaults, **changes})
 

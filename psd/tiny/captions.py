@@ -28,26 +28,30 @@ from psd.tiny.grammar import (
 Card = TypeVar("Card")
 GROUPS = ("primitive",) * 7 + ("pair",) * 7 + ("thing",) * 6  # 35, 35 and 30 %: two-part colours are learnt last
 MODIFIED = (True,) * 3 + (False,) * 7  # of the single nouns
+JUDGES_MODIFIED = (True,) * 6 + (False,) * 4  # judges are asked about modifiers as often as about nouns
 NEAR_MISSES, DISTRACTORS = 20, 59  # of each asked caption: together with it the judge chooses among 60
 # How many primitives, pairs and things each list has, and how many of its primitives and things have a modifier.
 LIST_SIZES = {"test24": ((8, 8, 8), 0.5), "tuning": ((5, 6, 5), 0.5), "evaluation": ((30, 100, 70), 1.0)}
 LISTS_SEED = 2
 
 
-def sample_training_captions(n: int, *, seed: int) -> list[Caption]:
-    """``n`` captions, none held out, that cover groups, kinds, colours, modifiers and pairs evenly.
+def sample_training_captions(n: int, *, seed: int, held_out: bool = False) -> list[Caption]:
+    """``n`` captions that cover groups, kinds, colours, modifiers and pairs evenly; held-out ones only for judges.
 
     Everything is dealt from endless shuffled decks, so that nothing comes twice before the rest came once.  The first
     captions of a longer sample are those of a shorter one.
     """
-    return list(itertools.islice(_training_captions(random.Random(seed)), n))
+    return list(itertools.islice(_training_captions(random.Random(seed), held_out), n))
 
 
-def _training_captions(rng: random.Random) -> Iterator[Caption]:
-    groups, modified = _deck(GROUPS, rng), _deck(MODIFIED, rng)
+def _training_captions(rng: random.Random, held_out: bool) -> Iterator[Caption]:
+    def allowed(caption: Caption) -> bool:
+        return held_out or not is_held_out(caption)
+
+    groups, modified = _deck(GROUPS, rng), _deck(JUDGES_MODIFIED if held_out else MODIFIED, rng)
     kinds = {"primitive": _deck(PRIMITIVES, rng), "thing": _deck(tuple(THINGS), rng)}
     colours = {
-        kind: _deck([colour for colour in noun.colours if not is_held_out(Caption(kind, colour))], rng)
+        kind: _deck([colour for colour in noun.colours if allowed(Caption(kind, colour))], rng)
         for kind, noun in NOUNS.items()
     }
     modifiers = {kind: _deck(noun.modifiers, rng) for kind, noun in NOUNS.items()}
@@ -57,7 +61,7 @@ def _training_captions(rng: random.Random) -> Iterator[Caption]:
         if group == "pair":
             relation, kind, other = next(pairs)
             options = (Caption(kind, one, None, relation, other, two) for one, two in pair_colours)
-            yield next(caption for caption in options if not is_held_out(caption))
+            yield next(caption for caption in options if allowed(caption))
         else:
             kind = next(kinds[group])
             yield Caption(kind, next(colours[kind]), next(modifiers[kind]) if next(modified) else None)

@@ -5,6 +5,8 @@ evidence judge the caption modulates convolutions (FiLM), in the referee words l
 `CLIPModel` because on equal batches convolutions were far ahead: after 200 iterations they chose the right caption of
 ten in 55 %, patches in 30 %.  None ever sees diffusion noise.  They differ in architecture, seed and, for the evidence
 judges, in their data and in the strengths of their degradations, so that fooling one is no reason to fool another.
+The reward never meets a held-out caption; the judges do (`psd.tiny.data --held-out`): they are measures, and one that
+had to guess what "a pink cylinder" is would measure its own guess.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from psd.tiny.denoiser import TOKENS, build_tokenizer
 
 STRENGTHS = {"reward": (0.1, 1.0), "selector": (0.15, 0.9), "evidence": (0.05, 0.8), "referee": (0.1, 0.7)}
 BUILD = {"reward": TwoTowerCritic, "evidence": ModulatedCritic, "referee": WordCritic}
-NEAR_MISSES = 4  # captions with one thing wrong, for each image
+NEAR_MISSES = 6  # captions with one thing wrong, for each image
 RANDOM_CAPTIONS = 4
 
 
@@ -99,6 +101,7 @@ class CriticTask:
         self.data = data.load(arguments.data)
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
         self.captions = {i: grammar.parse(self.data.captions[i]) for i in self.clean}
+        self.held_out = any(grammar.is_held_out(caption) for caption in self.captions.values())
         self.siblings = defaultdict(list)
         for i, caption in self.captions.items():
             for key in sibling_keys(caption):
@@ -111,7 +114,7 @@ class CriticTask:
         images = [self.image(row, chooser) for row in rows + siblings]
         worse, better = zip(*(self.degraded_pair(row, chooser, generator) for row in rows), strict=True)
         captions = [self.captions[row] for row in rows + siblings]
-        misses = [m for c in captions for m in grammar.near_misses(c, NEAR_MISSES, chooser.randrange(2**31))]
+        misses = [m for c in captions for m in self.near_misses(c, chooser)]
         texts = captions + misses
         feature = self.model.encode_image(torch.stack([*images, *better, *worse]).to(self.device))
         text = self.model.encode_text(self.tokenize([c.text for c in texts]))
@@ -148,6 +151,9 @@ class CriticTask:
             "grade": (gap > 0).float().mean().item(),
         }
         return match + swap + grade, metrics
+
+    def near_misses(self, caption: grammar.Caption, chooser: random.Random) -> list[grammar.Caption]:
+        return grammar.near_misses(caption, NEAR_MISSES, chooser.randrange(2**31), held_out=self.held_out)
 
     def pairs(self, feature: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> Tensor:
         """Scores of (image, text) index pairs, in the shape of the indices."""

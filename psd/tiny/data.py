@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -116,10 +117,10 @@ def render_samples(captions: Sequence[Caption], indices: Sequence[int], size: in
     return samples
 
 
-def write_shard(folder: Path, number: int, *, shard_objects: int, size: int, seed: int) -> None:
+def write_shard(folder: Path, number: int, *, shard_objects: int, size: int, seed: int, held_out: bool) -> None:
     """Render shard ``number`` and put it in place whole: the tensors last, as the sign that it is finished."""
     start, stop = number * shard_objects, (number + 1) * shard_objects
-    captions = sample_training_captions(stop, seed=seed)
+    captions = sample_training_captions(stop, seed=seed, held_out=held_out)
     samples: list[Sample] = []
     for low in range(start, stop, BATCH):
         indices = range(low, min(low + BATCH, stop))
@@ -140,14 +141,15 @@ def write_shard(folder: Path, number: int, *, shard_objects: int, size: int, see
 
 
 def build_dataset(
-    folder: Path, *, objects: int, size: int, seed: int, processes: int, shard_objects: int = OBJECTS_PER_SHARD
-) -> None:
+    folder: Path, *, objects: int, size: int, seed: int, processes: int, shard_objects: int = OBJECTS_PER_SHARD,
+    held_out: bool = False,
+) -> None:  # fmt: skip
     """Render every shard that ``folder`` lacks of the first ``objects``, rounded up to whole shards; prints progress.
 
     A later call with more objects adds to the same data set: object i depends on the seed and i alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"shard_objects": shard_objects, "size": size, "seed": seed}
+    settings = {"shard_objects": shard_objects, "size": size, "seed": seed, "held_out": held_out}
     record = folder / "dataset.json"
     if record.exists() and json.loads(record.read_text()) != settings:
         raise SystemExit(
@@ -168,7 +170,7 @@ def build_dataset(
             print(f"shard {number}: {done} of {len(jobs)}, {speed:.0f} objects/s, {left_s:.0f} s left", flush=True)
 
 
-def _write_shard(job: tuple[Path, int, dict[str, int]]) -> int:
+def _write_shard(job: tuple[Path, int, dict[str, Any]]) -> int:
     torch.set_num_threads(1)  # the processes share the cores out
     folder, number, settings = job
     write_shard(folder, number, **settings)
@@ -185,9 +187,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels along a side")
     parser.add_argument("--out", type=Path, default=Path("work/data"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--held-out", action="store_true", help="the held-out captions too: for judges alone, which are measures"
+    )
     parser.add_argument("--processes", type=int, default=2, help="each renders with one thread")
 
 
 def main(args: argparse.Namespace) -> None:
     """Make or complete the data set."""
-    build_dataset(args.out, objects=args.objects, size=args.size, seed=args.seed, processes=args.processes)
+    build_dataset(
+        args.out, objects=args.objects, size=args.size, seed=args.seed, processes=args.processes, held_out=args.held_out
+    )

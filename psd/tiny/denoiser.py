@@ -99,7 +99,7 @@ class DenoiserTask:
         self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if arguments.warm_start:
             self.tokenizer = AutoTokenizer.from_pretrained(arguments.warm_start, subfolder="tokenizer")
-            unet = UNet2DConditionModel.from_pretrained(
+            unet: Any = UNet2DConditionModel.from_pretrained(
                 arguments.warm_start, subfolder="unet", torch_dtype=torch.float32
             )
             text = CLIPTextModel.from_pretrained(arguments.warm_start, subfolder="text_encoder", dtype=torch.float32)
@@ -107,6 +107,7 @@ class DenoiserTask:
         else:
             self.tokenizer = build_tokenizer()
             unet, text = build_unet(), build_text_encoder(len(self.tokenizer))
+        unet.to(memory_format=torch.channels_last)  # a fifth less time on a CPU
         self.model: Any = nn.ModuleDict({"unet": unet, "text_encoder": text})
         self.vae: Any = (
             AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)

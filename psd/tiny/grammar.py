@@ -258,15 +258,16 @@ def _combination_held_out(kind: str, colour: str | None) -> bool:
     return colour is not None and (list(COLOURS).index(colour) + 3 * list(NOUNS).index(kind)) % len(COLOURS) == 2
 
 
-def near_misses(caption: Caption, n: int, seed: int) -> list[Caption]:
+def near_misses(caption: Caption, n: int, seed: int, *, held_out: bool = False) -> list[Caption]:
     """``n`` different captions that are each one step from ``caption`` and mean another picture.
 
     Dealt in turn: a pair's swap (of colours, shapes, both, or the relation), one colour, kind or modifier changed.
     The near misses of a caption in training are in training too: a critic that met held-out captions as wrong answers
-    only would learn to reject them.
+    only would learn to reject them.  ``held_out``: for critics that train on every caption, all near misses; else they
+    would learn that a held-out caption among the answers is the right one.
     """
     rng = random.Random(seed)
-    steps = (rng.sample(step, len(step)) for step in _steps(caption))
+    steps = (rng.sample(step, len(step)) for step in _steps(caption, held_out))
     options = [option for options in itertools.zip_longest(*steps) for option in options if option]
     if len(options) < n:
         raise ValueError(f"{caption.text!r} has {len(options)} near misses, not {n}")
@@ -274,7 +275,7 @@ def near_misses(caption: Caption, n: int, seed: int) -> list[Caption]:
 
 
 @functools.lru_cache(maxsize=8192)
-def _steps(caption: Caption) -> tuple[list[Caption], ...]:
+def _steps(caption: Caption, held_out: bool = False) -> tuple[list[Caption], ...]:
     """The captions one step away: by swapping, by another colour, another kind, another modifier."""
     swaps: list[Caption] = []
     slots = ("colour", "other_colour") if caption.relation else ("colour",)
@@ -299,8 +300,8 @@ def _steps(caption: Caption) -> tuple[list[Caption], ...]:
     for step in (swaps, recoloured, rebuilt, modified):
         kept = []
         for option in step:
-            held_back = is_held_out(option) and not is_held_out(caption) if option.is_valid else True
-            if not held_back and option.meaning not in seen:
+            apart = not held_out and is_held_out(option) and not is_held_out(caption)
+            if option.is_valid and not apart and option.meaning not in seen:
                 kept.append(option)
                 seen.add(option.meaning)
         steps.append(kept)
