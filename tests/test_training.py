@@ -33,7 +33,7 @@ class Line:
         return (self.model(x) - 3 * x - 1).square().mean(), {}
 
     def ship(self, ema, folder):
-        (folder / "weights.json").write_text(json.dumps([p.item() for p in ema.parameters()]))
+        (folder / "weights.json").write_text(json.dumps([v for p in ema.parameters() for v in p.flatten().tolist()]))
 
     def sheet(self, ema, path):
         path.write_text("")
@@ -149,3 +149,22 @@ def test_the_card_holds_the_weights_sums(tmp_path):
     text = card("reward", tmp_path)
     assert "iterations: 7" in text
     assert f"{hashlib.sha256(b'weights').hexdigest()}  model.safetensors" in text
+
+
+class Channels(Line):
+    """A convolution whose weights lie in memory as channels-last convolutions like them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Conv2d(4, 6, 3)).to(memory_format=torch.channels_last)
+
+    def loss(self, iteration, objects, generator):
+        return self.model(torch.rand(2, 4, 5, 5, generator=generator)).square().mean(), {}
+
+
+def test_equal_gradients_of_two_processes_average_to_one_processes_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("psd.tiny.train.dist.all_reduce", lambda flat: flat.mul_(2))  # the other rank says the same
+    for world in (1, 2):
+        fit(Channels(), arguments(tmp_path / str(world), 6), world=world)
+    one, two = ((tmp_path / str(world) / "line" / "shipped" / "weights.json").read_text() for world in (1, 2))
+    assert json.loads(one) == pytest.approx(json.loads(two), abs=1e-6)

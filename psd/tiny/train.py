@@ -68,7 +68,8 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
         for part in model.children():
             part.compile(dynamic=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    # Not fused: that kernel reads averaged gradients in memory order, which is not that of channels-last weights.
+    optimiser = torch.optim.AdamW(parameters, lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.01)
     iteration, first, first_warm, spent_s = 0, 0, 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
