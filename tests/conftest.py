@@ -17,9 +17,10 @@ import jaxtyping
 import pytest
 import torch
 
-# Not in the page: the hook hides from Gradio which of its functions are generators.
+# Not in the page: the hook hides from Gradio which of its functions are generators; nor in kernels, whose source Triton
+# reads.
 PACKAGE = Path(__file__).resolve().parent.parent / "psd"
-SHAPED = [f"psd.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("ui", "__init__")]
+SHAPED = [f"psd.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("ui", "hashgrid", "__init__")]
 jaxtyping.install_import_hook(SHAPED, "signatures.check_shapes")
 torch.set_num_threads(1)
 
