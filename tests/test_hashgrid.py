@@ -138,7 +138,8 @@ def test_a_field_in_pieces_is_the_whole_field(monkeypatch: pytest.MonkeyPatch) -
         found = field.sample(points, normals=True)
         assert found.normal is not None
         total = found.density.sum() + found.colour.square().sum() + found.normal[:, 0].sum()
-        results.append([found.density, found.colour, found.normal, *torch.autograd.grad(total, tuple(field.parameters()))])
+        gradients = torch.autograd.grad(total, tuple(field.parameters()))
+        results.append([found.density, found.colour, found.normal, *gradients])
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(field.density_at(points), results[0][0], rtol=1e-12, atol=0)
 
