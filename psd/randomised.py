@@ -97,8 +97,10 @@ def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
     )  # fmt: skip
     for network in (unet, vae, text):
         network.to(dtype).eval().requires_grad_(False)
-    scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
-    return Components(unet, vae, text, tokenizer(), "epsilon", alpha_bar(scheduler).cpu(), {})
+    with torch.device("cpu"):
+        scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
+        schedule = alpha_bar(scheduler)
+    return Components(unet, vae, text, tokenizer(), "epsilon", schedule, {})
 
 
 def reward(name: str, device: torch.device, dtype: torch.dtype, batch: int, tiny: bool) -> ImageTextReward:
