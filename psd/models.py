@@ -34,7 +34,7 @@ def load_models(
     dtype = choose_precision(preset.precision, device)
     prior = load_prior(
         preset.prior, device, dtype, loras=tuple(preset.loras.items()), decoder=preset.reward_decoder,
-        batch=preset.network_batch, compiled=preset.compile, say=say,
+        batch=preset.network_batch, graphs=preset.compile, say=say,
     )  # fmt: skip
     for prompt in (preset.prompt, preset.negative_prompt):
         prior.embed(prompt)  # unknown words are refused here, before anything is made
@@ -43,7 +43,11 @@ def load_models(
     def find(name: str) -> Reward:
         if name in callables:
             return BlackBoxReward(name, callables[name])
-        return load_judge(name, device, dtype, batch=preset.network_batch, say=say)
+        watching = name not in preset.rewards
+        return load_judge(
+            name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching,
+            parked=watching and preset.network_batch > 0, say=say,
+        )  # fmt: skip
 
     threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
@@ -97,12 +101,12 @@ def load_prior(
     loras: tuple[tuple[str, float], ...] = (),
     decoder: str = "",
     batch: int = 0,
-    compiled: bool = False,
+    graphs: bool = False,
     say: hub.Say | None = None,
 ) -> DiffusersPrior:
     found = components.load(source, dtype, loras=dict(loras), say=say)
     small = components.small_decoder(decoder, dtype, say) if decoder else None
-    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, compiled=compiled)
+    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
 
 
 @lru_cache(maxsize=8)
@@ -112,6 +116,8 @@ def load_judge(
     dtype: torch.dtype = torch.float32,
     *,
     batch: int = 0,
+    graphs: bool = False,
+    parked: bool = False,
     say: hub.Say | None = None,
 ) -> ImageTextReward:
-    return load_reward(source, device=device, dtype=dtype, batch=batch, say=say)
+    return load_reward(source, device=device, dtype=dtype, batch=batch, graphs=graphs, parked=parked, say=say)

@@ -90,10 +90,10 @@ class Preset(BaseModel):
         "auto", "Of the networks; auto: float16 on a GPU, float32 elsewhere.", group="models"
     )
     network_batch: int = setting(
-        0, "Most images in a network at once, gradients recomputed: less memory, more time; 0: all.", group="models",
+        0, "Most images in a network at once, idle ones off the GPU: less memory, more time; 0: all.", group="models",
         ge=0, le=1024,
     )
-    compile: bool = setting(False, "Compile the prior's network (minutes at the start).", group="models")
+    compile: bool = setting(False, "Record networks as CUDA graphs, which leave no gaps on a GPU.", group="models")
 
     # guidance
     guidance_scale: float = setting(

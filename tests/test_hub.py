@@ -158,4 +158,4 @@ def test_every_large_preset_says_what_it_would_download(name: str, cache: Path) 
 
 
 def test_large_presets_exist() -> None:
-    assert {"mvdream", "mvdream-shaded", "mvdream-12gb", "sd21", "sd15"} <= set(LARGE)
+    assert {"mvdream", "mvdream-shaded", "mvdream-12gb", "mvdream-8gb", "sd21", "sd15"} <= set(LARGE)
