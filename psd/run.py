@@ -116,6 +116,7 @@ def run(
                 raise
         if done is None:  # out of memory, and out of the exception, whose frames hold the step's tensors
             state.generator.set_state(generator_state)
+            memory.release()
             if state.smaller:
                 yield now(state.checkpoint())
                 yield now(too_large(preset, state.step))
