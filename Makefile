@@ -30,7 +30,7 @@ test-all: check $(BROWSER)
 
 # Whatever needs an NVIDIA GPU, with the figures that it measures; add what comes of it to assets/results/.
 test-gpu: $(VENV)/test.stamp
-	$(BIN)/pytest -n 0 -m gpu --timeout 600 --junit-xml $(VENV)/gpu.xml $(TESTS); status=$$?; \
+	PSD_TEST_SHAPES=0 $(BIN)/pytest -n 0 -m gpu --timeout 600 --junit-xml $(VENV)/gpu.xml $(TESTS); status=$$?; \
 	$(BIN)/python tests/gpu_table.py $(VENV)/gpu.xml; exit $$status
 
 check: $(VENV)/test.stamp

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
             case _:
                 return bench.main(
                     chosen_preset(arguments), arguments.steps, full=arguments.full, as_json=arguments.json,
-                    random_weights=arguments.random_weights,
+                    random_weights=arguments.random_weights, memory_gb=arguments.memory_gb,
                 )  # fmt: skip
     except (MissingError, StoreError) as error:
         return complain(error, MISSING)
@@ -149,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
         "--random-weights", nargs="?", const="exact", choices=("exact", "tiny"),
         help="random weights in the large models' shapes (or shrunk ones), so that nothing is downloaded",
     )  # fmt: skip
+    measure.add_argument("--memory-gb", type=float, metavar="N", help="use no more of the GPU's memory than N GiB")
     measure.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return root
 

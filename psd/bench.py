@@ -278,8 +278,30 @@ def cuda_memory_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
-def main(preset: Preset, steps: int, *, full: bool, as_json: bool, random_weights: str | None = None) -> int:
+def cap_memory(gigabytes: float) -> None:
+    """Let this process have no more of the GPU than a smaller one would give it (GiB)."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise PresetError("--memory-gb caps an NVIDIA GPU, and torch finds none: leave it out")
+    share = gigabytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
+    if not 0 < share <= 1:
+        raise PresetError(f"--memory-gb {gigabytes} must be above 0 and at most what the GPU has")
+    torch.cuda.set_per_process_memory_fraction(share)
+
+
+def main(
+    preset: Preset,
+    steps: int,
+    *,
+    full: bool,
+    as_json: bool,
+    random_weights: str | None = None,
+    memory_gb: float | None = None,
+) -> int:
     """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here."""
+    if memory_gb is not None:
+        cap_memory(memory_gb)
     from psd.models import choose_device, choose_precision, load_models
     from psd.run import run
 

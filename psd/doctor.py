@@ -12,13 +12,15 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from psd import hub
+from psd import hub, machine
 from psd.archive import default_root
 from psd.preset import PRESETS, MissingError, Preset, PresetError, available
 
@@ -34,6 +36,7 @@ SUM = re.compile(r"\b([0-9a-f]{64})\b[\s|`*]+([\w./-]+)")
 LEAST_MEMORY = 3 * 2**30  # bytes; the default preset stays below 2.5 GB
 LARGE_MEMORY = 20 * 2**30  # bytes on a GPU; planned for 24 GB cards, not yet measured
 LEAST_DISK = 2**30
+CONNECTION_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def examine() -> Iterator[Finding]:
     yield from packages()
     yield from accelerators()
     yield from room()
+    yield connection()
     yield from weights(ROOT / "assets")
     for name in available():
         yield preset(name)
@@ -114,17 +118,30 @@ def accelerators() -> Iterator[Finding]:
             if about.total_memory < LARGE_MEMORY:
                 yield Finding(
                     f"cuda:{index}", NOTE, f"less than {gigabytes(LARGE_MEMORY)}, which `mvdream` is planned for",
-                    "preset mvdream-12gb, or a smaller network_batch",
+                    "preset mvdream-12gb or mvdream-8gb, or a smaller network_batch",
                 )  # fmt: skip
     elif torch.backends.mps.is_available():
         yield Finding("mps", OK, "Apple GPU")
-    elif torch.version.cuda and shutil.which("nvidia-smi"):
-        yield Finding(
-            "gpu", NOTE, f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it",
-            f"update the driver to one for CUDA {torch.version.cuda}, or restart after an update of it",
-        )  # fmt: skip
     else:
-        yield Finding("gpu", NOTE, "none that torch can use: the embedded presets run on the CPU")
+        yield Finding("gpu", NOTE, *machine.no_gpu())
+
+
+def connection() -> Finding:
+    """Whether the hub could be asked, and as whom; nothing is fetched, and offline nothing is tried."""
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import ENDPOINT
+
+    if hub.offline():
+        return Finding("hub", NOTE, "offline, as asked (HF_HUB_OFFLINE): nothing will be downloaded")
+    at = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((at.hostname or "", at.port or 443), timeout=CONNECTION_S).close()
+    except OSError as error:
+        cure = "only presets whose models are here can run; check the connection, or a proxy (HTTPS_PROXY)"
+        return Finding("hub", NOTE, f"no connection to {at.hostname} ({error})", cure)
+    if get_token():
+        return Finding("hub", OK, "reachable, with a token")
+    return Finding("hub", OK, "reachable, without a token: gated models need `hf auth login`, the shipped presets none")
 
 
 def room() -> Iterator[Finding]:
@@ -190,6 +207,8 @@ def preset(name: str) -> Finding:
     unknown = [f"{source} (of unknown size)" for source in absent if source not in hub.RELEASES]
     size = sum(release.gigabytes for release in known)
     parts = "; ".join([*map(str, known), *unknown])
+    if begun := [source for source in absent if hub.begun(source)]:
+        parts += f"; begun, and gone on with: {', '.join(begun)}"
     cure = "start it once with a connection; what a download left incomplete is completed" if hub.offline() else ""
     return Finding(what, NOTE, f"its first run downloads about {size:.1f} GB: {parts}", cure)
 

@@ -25,6 +25,10 @@ OPENRAIL = "forbids the harmful uses that its attachment A lists, for what is ma
 Say = Callable[[str], object]
 
 
+class GoneError(MissingError):
+    """The hub has no such repository, or not for this user."""
+
+
 @dataclass(frozen=True)
 class Release:
     """What its makers published under one id."""
@@ -35,6 +39,7 @@ class Release:
     licence: str
     terms: str = ""  # what binds whoever uses it, in a few words
     parts: dict[str, str] = field(default_factory=dict)  # role -> source of what the release itself lacks
+    mirrors: tuple[str, ...] = ()  # with the same files, tried in order where the id is gone
 
     def __str__(self) -> str:
         terms = f" ({self.terms})" if self.terms else ""
@@ -52,7 +57,10 @@ RELEASES = {
             "MVDream/MVDream/sd-v2.1-base-4view.pt", "MVDream as its makers saved it", 5.2, "OpenRAIL", OPENRAIL,
             {"tokenizer": SD21},
         ),
-        Release(SD21, "Stable Diffusion 2.1 base, 512 px", 5.2, "CreativeML OpenRAIL++-M", OPENRAIL),
+        Release(
+            SD21, "Stable Diffusion 2.1 base, 512 px", 5.2, "CreativeML OpenRAIL++-M", OPENRAIL,
+            mirrors=("Manojb/stable-diffusion-2-1-base", "stabilityai/stable-diffusion-2-1-base"),
+        ),
         Release(
             "stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5, 512 px", 4.3, "CreativeML OpenRAIL-M",
             OPENRAIL,
@@ -165,10 +173,13 @@ def part(source: str, role: str) -> str:
 
 
 def find(source: str, kind: str, *, half: bool = False) -> Located | None:
-    """The model if it is here and whole, without any connection; None if it would have to be downloaded.
+    """The model, or a mirror of it, if it is here and whole, without any connection; None if it must be downloaded.
 
     Raises `MissingError`, naming the file, for a local folder that is incomplete.
     """
+    for mirror in mirrors(source):
+        if (found := find(mirror, kind, half=half)) is not None:
+            return found
     path = local(source)
     if path is None:
         path = _cached(source)
@@ -185,6 +196,10 @@ def find(source: str, kind: str, *, half: bool = False) -> Located | None:
         return Located(path, tuple(chosen(listed(path), needs(kind, half))))
     except LookupError:
         return None  # half downloaded
+
+
+def mirrors(source: str) -> tuple[str, ...]:
+    return RELEASES[source].mirrors if source in RELEASES else ()
 
 
 def listed(folder: Path) -> list[str]:
@@ -206,6 +221,16 @@ def _cached(source: str) -> Path | None:
     return snapshot if snapshot and snapshot.is_dir() else None
 
 
+def begun(source: str) -> bool:
+    """Whether a download of a hub model was started that did not come to its end (where `find` finds nothing)."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if local(source) is not None:
+        return False
+    blobs = Path(HF_HUB_CACHE) / f"models--{split(source)[0].replace('/', '--')}" / "blobs"
+    return blobs.is_dir() and any(blobs.iterdir())
+
+
 def split(source: str) -> tuple[str, str]:
     """Repository and file; the file is empty for a whole repository."""
     owner, _, rest = source.partition("/")
@@ -225,7 +250,16 @@ def fetch(source: str, kind: str, *, half: bool = False, say: Say | None = None)
             f"{source} is not here, or only in part, and the run is offline: start it once with a connection"
             f" ({about(source)})"
         )
-    _download(source, kind, half, say or _complain)
+    say = say or _complain
+    places = (source, *mirrors(source))
+    for place in places:
+        try:
+            _download(place, kind, half, say)
+            break
+        except GoneError as error:
+            if place == places[-1]:
+                raise
+            say(f"{error}; trying the next mirror")
     found = find(source, kind, half=half)
     if found is None:
         raise MissingError(f"{source} is still incomplete after its download: delete it from the hub's cache and retry")
@@ -269,7 +303,7 @@ def _download(source: str, kind: str, half: bool, say: Say) -> None:
     except GatedRepoError:
         raise MissingError(f"{source} is gated: accept its terms at {page}, then `hf auth login`") from None
     except RepositoryNotFoundError:
-        raise MissingError(f"no repository {repository} for you: check the id, or `hf auth login` if private") from None
+        raise GoneError(f"no repository {repository} for you: check the id, or `hf auth login` if private") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         if isinstance(error, MissingError):
             raise

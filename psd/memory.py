@@ -43,7 +43,18 @@ def peak_bytes() -> int:
     return resident_bytes()
 
 
+# Of torch on a CPU; of the driver, and of CUDA's libraries, which allocate on their own.  All plain RuntimeErrors.
+SIGNS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, torch's for a GPU, and torch's for a CPU, which is a plain RuntimeError."""
+    """Python's, torch's for a GPU, and what only its text tells."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    return named or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS))
+
+
+def release() -> None:
+    """Give back what torch keeps of a GPU for later, in pieces that may not fit what comes next."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from psd import score
 from psd.janus import perpendicular
 from psd.preset import Preset, PresetError
 from psd.protocols import Models
+from psd.readings import Number, number
 from psd.step import Latents, Pair, Ranking, Sample, Score, Step, norm, per_view, pick, unit
 from psd.zeroth import estimated_gradient
 
@@ -139,7 +140,7 @@ def best_of_n(step: Step) -> Score:
     """SDS on the noise whose prediction the rewards like best."""
     found = denoise(step)
     ranking = step.rank(rate(step, found), by=step.preset.winner_by, units=bradley_terry(step))
-    metrics = {"pair/gap": float(ranking.gap.mean())}
+    metrics = {"pair/gap": number(ranking.gap.mean())}
     return Score(pick(base(step, found), ranking.win), found.sample(ranking.win), metrics=metrics)
 
 
@@ -155,7 +156,7 @@ def dreamdpo(step: Step) -> Score:
     pushed = per_view(ranking.gap >= DREAMDPO_THRESHOLD)
     attract = pick(guided, ranking.win) - win.noise
     repel = torch.where(pushed, lose.noise_pred_c - lose.noise, torch.zeros_like(attract))
-    metrics = {"pair/gap": float(ranking.gap.mean()), "pair/pushed": float(pushed.float().mean())}
+    metrics = {"pair/gap": number(ranking.gap.mean()), "pair/pushed": number(pushed.float().mean())}
     return Score(step.noise_weight * (attract - repel), win, metrics=metrics)
 
 
@@ -187,7 +188,7 @@ def reward_gradient(step: Step) -> Score:
     gradient = step.reward_gradient(step.images, lambda images: images)
     length = norm(step.pull_back(plain.gradient))
     pixels = -step.preset.reward_gradient_weight * length * unit(gradient)
-    ratio = step.preset.reward_gradient_weight * float((norm(gradient) > 0).float().mean())
+    ratio = step.preset.reward_gradient_weight * number((norm(gradient) > 0).float().mean())
     return Score(plain.gradient, plain.shown, pixels=pixels, metrics={"pair/ratio": ratio})
 
 
@@ -314,14 +315,14 @@ def chosen(z_t: Latents, noise: Latents, noise_pred_c: Latents, index: Int[Tenso
     return Sample(pick(z_t, index), pick(noise, index), pick(noise_pred_c, index))
 
 
-def pair_metrics(gap: Tensor, confidence: Tensor, first: Tensor, term: Tensor, gradient: Tensor) -> dict[str, float]:
+def pair_metrics(gap: Tensor, confidence: Tensor, first: Tensor, term: Tensor, gradient: Tensor) -> dict[str, Number]:
     """``pair/gap`` in running means (Bradley-Terry scales until the first is known), ``pair/ratio`` |term| / |base|."""
     ratio = norm(term) / norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     return {
-        "pair/gap": float(gap.mean()),
-        "pair/confidence": float(confidence.mean()),
-        "pair/ratio": float(ratio.mean()),
-        "pair/win_first": float(first.float().mean()),
+        "pair/gap": number(gap.mean()),
+        "pair/confidence": number(confidence.mean()),
+        "pair/ratio": number(ratio.mean()),
+        "pair/win_first": number(first.float().mean()),
     }
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from psd import components, hub
+from psd import components, hub, machine, memory
+from psd.hashfield import hash_backend
 from psd.preset import MissingError, Preset, PresetError
 from psd.prior import DiffusersPrior
 from psd.protocols import Models, Prior, Reward
@@ -31,20 +32,43 @@ def load_models(
     if preset.threads:
         torch.set_num_threads(preset.threads)
     device, why = choose_device(preset.device)
+    try:
+        return _load(preset, device, why, black_boxes or {}, say)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        load_prior.cache_clear()
+        load_judge.cache_clear()
+        cure = machine.no_room(error, str(device))
+    memory.release()  # out of the exception, whose frames hold what was loaded
+    raise MissingError(cure)
+
+
+def _load(
+    preset: Preset,
+    device: torch.device,
+    why: str,
+    callables: Mapping[str, Callable[[Tensor, str], Tensor]],
+    say: hub.Say | None,
+) -> Models:
     dtype = choose_precision(preset.precision, device)
     prior = load_prior(
         preset.prior, device, dtype, loras=tuple(preset.loras.items()), decoder=preset.reward_decoder,
-        batch=preset.network_batch, compiled=preset.compile, say=say,
+        batch=preset.network_batch, graphs=preset.compile, say=say,
     )  # fmt: skip
     for prompt in (preset.prompt, preset.negative_prompt):
         prior.embed(prompt)  # unknown words are refused here, before anything is made
-    callables = black_boxes or {}
 
     def find(name: str) -> Reward:
         if name in callables:
             return BlackBoxReward(name, callables[name])
-        return load_judge(name, device, dtype, batch=preset.network_batch, say=say)
+        watching = name not in preset.rewards
+        return load_judge(
+            name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching,
+            parked=watching and preset.network_batch > 0, say=say,
+        )  # fmt: skip
 
+    grid = (f"hash grid: {hash_backend(device)[1]}",) if preset.field == "hash" else ()
     threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,
@@ -52,7 +76,7 @@ def load_models(
         judges={name: find(name) for name in preset.judges},
         scene=lambda chosen: make_scene(chosen, device),
         negative_start=load_negative(preset.negative_start, prior) if preset.negative_start else None,
-        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *hub.licences(preset)),
+        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licences(preset)),
     )
 
 
@@ -61,12 +85,15 @@ def choose_device(wish: str) -> tuple[torch.device, str]:
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wish != "auto":
         if not found[wish]:
-            raise MissingError(
-                f"device={wish} is not available here: use device=auto; `python -m psd doctor` says more"
-            )
+            reason, cure = machine.no_gpu() if wish == "cuda" else ("this is no Apple GPU", "")
+            raise MissingError(f"device={wish} is not available here: {reason}; {cure or 'use device=auto'}")
         return torch.device(wish), f"device {wish}, as asked"
     name = next(name for name, available in found.items() if available)
-    return torch.device(name), f"device {name}: the fastest found"
+    why = f"device {name}: the fastest found"
+    if name == "cpu":
+        reason, cure = machine.no_gpu()
+        why += f"; {reason}: {cure}" if cure else ""  # a driver that is there and of no use
+    return torch.device(name), why
 
 
 def choose_precision(wish: str, device: torch.device) -> torch.dtype:
@@ -97,12 +124,12 @@ def load_prior(
     loras: tuple[tuple[str, float], ...] = (),
     decoder: str = "",
     batch: int = 0,
-    compiled: bool = False,
+    graphs: bool = False,
     say: hub.Say | None = None,
 ) -> DiffusersPrior:
     found = components.load(source, dtype, loras=dict(loras), say=say)
     small = components.small_decoder(decoder, dtype, say) if decoder else None
-    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, compiled=compiled)
+    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
 
 
 @lru_cache(maxsize=8)
@@ -112,6 +139,8 @@ def load_judge(
     dtype: torch.dtype = torch.float32,
     *,
     batch: int = 0,
+    graphs: bool = False,
+    parked: bool = False,
     say: hub.Say | None = None,
 ) -> ImageTextReward:
-    return load_reward(source, device=device, dtype=dtype, batch=batch, say=say)
+    return load_reward(source, device=device, dtype=dtype, batch=batch, graphs=graphs, parked=parked, say=say)

@@ -90,10 +90,9 @@ class Preset(BaseModel):
         "auto", "Of the networks; auto: float16 on a GPU, float32 elsewhere.", group="models"
     )
     network_batch: int = setting(
-        0, "Most images in a network at once, gradients recomputed: less memory, more time; 0: all.", group="models",
-        ge=0, le=1024,
+        0, "Most images a network takes at once, idle networks off the GPU; 0: all.", group="models", ge=0, le=1024
     )
-    compile: bool = setting(False, "Compile the prior's network (minutes at the start).", group="models")
+    compile: bool = setting(False, "Record networks as CUDA graphs, which leave no gaps on a GPU.", group="models")
 
     # guidance
     guidance_scale: float = setting(
@@ -198,7 +197,6 @@ class Preset(BaseModel):
     weight_distortion: float = setting(0.0, "Distortion: one surface along each ray.", group="scene", ge=0, le=1e4)
     weight_orientation: float = setting(0.0, "Normals that face away from the camera.", group="scene", ge=0, le=1e4)
     random_background: float = setting(0.5, "Chance of a random plain background per step.", group="scene", ge=0, le=1)
-
     background: Literal["plain", "network"] = setting(
         "plain", "Behind the object, where no random colour is: plain greys, or learned by direction.", group="scene"
     )

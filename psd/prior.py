@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd.cameras import Cameras, mvdream_condition
 from psd.components import Components
+from psd.graphs import Graphed
 from psd.multiview import join_views
+from psd.offload import visiting
 from psd.precision import in_chunks, in_precision
 from psd.preset import PresetError
 
@@ -32,7 +34,7 @@ class DiffusersPrior:
 
     ``decoder`` is a small one for the images that rewards see, in place of the prior's own.  ``batch`` > 0 bounds the
     images that pass a network at once, and has gradients recomputed piece by piece: less memory, more time, the same
-    numbers.
+    numbers; the text encoder then waits in main memory.  ``graphs`` records calls without gradients as CUDA graphs.
     """
 
     def __init__(
@@ -44,14 +46,15 @@ class DiffusersPrior:
         dtype: torch.dtype = torch.float32,
         decoder: AutoencoderTiny | None = None,
         batch: int = 0,
-        compiled: bool = False,
+        graphs: bool = False,
     ) -> None:
         self.source, self.device, self.dtype, self.batch = source, device, dtype, batch
         self.unet, self.vae, self.text_encoder = components.unet, components.vae, components.text_encoder
         self.decoder: Any = decoder if decoder is not None else self.vae
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format  # convolutions on tensor cores
-        for network in (self.unet, self.vae, self.text_encoder, self.decoder):
+        for network in (self.unet, self.vae, self.decoder):
             network.to(device=device, memory_format=layout)
+        self.text_encoder.to(device="cpu" if batch else device)
         self.tokenizer = components.tokenizer
         self.prediction_type, self.alpha_bar = components.prediction_type, components.alpha_bar
         self.camera_conditioned = self.unet.config["class_embed_type"] == "projection"
@@ -59,7 +62,10 @@ class DiffusersPrior:
         self.image_size: int = components.index.get("image_size", self.unet.config["sample_size"] * self.vae_factor)
         self.latent_clamp: float | None = components.index.get("latent_clamp")
         join_views(self.unet, self.views)
-        self.network: Callable[..., Any] = torch.compile(self.unet) if compiled else self.unet
+        self.network: Callable[..., Tensor] = Graphed(self._unet) if graphs else self._unet
+
+    def _unet(self, rows: Tensor, times: Tensor, text: Tensor, labels: Tensor | None) -> Tensor:
+        return self.unet(rows, times, text, class_labels=labels).sample
 
     @property
     def vae_factor(self) -> int:
@@ -112,9 +118,13 @@ class DiffusersPrior:
         """Whether each word is one token, so that an unknown one has no meaning (byte-pair tokenizers spell it)."""
         return self.tokenizer.unk_token not in (None, self.tokenizer.eos_token)
 
-    @torch.no_grad()
     def embed(self, prompt: str) -> Float[Tensor, "l d"]:
-        return self.text_encoder(self._token_ids(prompt).to(self.device)).last_hidden_state[0].float()
+        return self._encode_text(self._token_ids(prompt))[0]
+
+    @torch.no_grad()
+    def _encode_text(self, ids: Int[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
+        with visiting([self.text_encoder], self.device):
+            return self.text_encoder(ids.to(self.device)).last_hidden_state.float()
 
     def tokens(self, prompt: str) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self._token_ids(prompt)[0].tolist())
@@ -126,10 +136,13 @@ class DiffusersPrior:
     @cached_property
     def _vocabulary(self) -> tuple[list[str], Float[Tensor, "w d"]]:
         by_id = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
-        words = [word for word, _ in by_id if word not in self.tokenizer.all_special_tokens]
+        known = [(word, number) for word, number in by_id if word not in self.tokenizer.all_special_tokens]
         if not self.closed_vocabulary:
-            words = [w.removesuffix("</w>") for w in words if w.endswith("</w>") and w[:-4].isalpha()][:DISPLAY_WORDS]
-        return words, torch.stack([self.embed(word)[1] for word in words])
+            known = [(w[:-4], n) for w, n in known if w.endswith("</w>") and w[:-4].isalpha()][:DISPLAY_WORDS]
+        start = self.tokenizer("").input_ids[0]
+        # A token hears only those before it: two tokens a word are enough, and all words pass at once.
+        ids = torch.tensor([[start, number] for _, number in known])
+        return [word for word, _ in known], self._encode_text(ids)[:, 1]
 
     def predict_noise(
         self, z_t: Float[Tensor, "b v c h2 w2"], t: int, embedding: Float[Tensor, "b l d"], cameras: Cameras
@@ -145,7 +158,7 @@ class DiffusersPrior:
         def noise(text: Tensor, start: int) -> Tensor:
             part = slice(start, start + len(text))
             labels = None if conditions is None else conditions[part]
-            return self.network(rows[part], times, text, class_labels=labels).sample
+            return self.network(rows[part], times, text, labels)
 
         text = repeat(embedding, "b l d -> (b v) l d", v=views)
         starts = range(0, len(rows), size)

@@ -36,11 +36,10 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
             decoder.to(dtype)
         prior = DiffusersPrior(
             preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
-            compiled=preset.compile,
+            graphs=preset.compile,
         )  # fmt: skip
         rewards = {
-            name: reward(name, device, dtype, preset.network_batch, tiny)
-            for name in dict.fromkeys([*preset.rewards, *preset.judges])
+            name: reward(name, device, dtype, preset, tiny) for name in dict.fromkeys([*preset.rewards, *preset.judges])
         }
     return Models(
         prior=prior,
@@ -97,11 +96,13 @@ def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
     )  # fmt: skip
     for network in (unet, vae, text):
         network.to(dtype).eval().requires_grad_(False)
-    scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
-    return Components(unet, vae, text, tokenizer(), "epsilon", alpha_bar(scheduler).cpu(), {})
+    with torch.device("cpu"):
+        scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
+        schedule = alpha_bar(scheduler)
+    return Components(unet, vae, text, tokenizer(), "epsilon", schedule, {})
 
 
-def reward(name: str, device: torch.device, dtype: torch.dtype, batch: int, tiny: bool) -> ImageTextReward:
+def reward(name: str, device: torch.device, dtype: torch.dtype, preset: Preset, tiny: bool) -> ImageTextReward:
     network: Any
     if "ImageReward" in name:
         kind, network = ImageReward, image_reward(tiny)
@@ -109,7 +110,11 @@ def reward(name: str, device: torch.device, dtype: torch.dtype, batch: int, tiny
         kind, network = HpsReward if "HPS" in name else ClipReward, vit_h(tiny)
     else:
         raise PresetError(f"the architecture of {name} is not known here: use HPSv2, PickScore or ImageReward")
-    return kind(name, network.to(dtype), tokenizer(), device=device, dtype=dtype, batch=batch)
+    batch, trained = preset.network_batch, name in preset.rewards
+    return kind(
+        name, network.to(dtype), tokenizer(), device=device, dtype=dtype, batch=batch,
+        graphs=preset.compile and trained, parked=batch > 0 and not trained,
+    )  # fmt: skip
 
 
 def vit_h(tiny: bool) -> CLIPModel:

@@ -20,7 +20,9 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
 from psd import checkpoints, hub
+from psd.graphs import Graphed
 from psd.judges import load_critic
+from psd.offload import visiting
 from psd.precision import in_chunks, in_precision
 from psd.preset import PresetError
 
@@ -39,8 +41,15 @@ def fit(images: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 size 
 
 def clip_pixels(images: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 size size"]:
     """Images in [0, 1] as CLIP's towers and BLIP's take them."""
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = colours(images.device)
     return (fit(images, size) - mean) / std
+
+
+@lru_cache
+def colours(device: torch.device) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """CLIP's mean and deviation, sent to the device once: a copy a call would keep it waiting."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return mean, std
 
 
 def tokenised(
@@ -68,13 +77,37 @@ class ImageTextReward:
     scale = 1.0  # of Bradley-Terry
 
     def __init__(
-        self, name: str, network: nn.Module, tokenizer: Any, *, device: torch.device, dtype: torch.dtype, batch: int = 0
+        self,
+        name: str,
+        network: nn.Module,
+        tokenizer: Any,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int = 0,
+        graphs: bool = False,
+        parked: bool = False,
     ) -> None:
-        """``batch`` > 0 bounds the images that are encoded at once."""
-        self.name, self.device, self.dtype, self.batch = name, device, dtype, batch
-        self.network: Any = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        """``batch`` > 0 bounds the images that are encoded at once, and what only reads prompts waits in main memory;
+        ``graphs`` records the encoding as a CUDA graph; ``parked``: all of the network waits there between calls,
+        which are then without gradients."""
+        self.name, self.device, self.dtype, self.batch, self.parked = name, device, dtype, batch, parked
+        self.network: Any = network.to(device="cpu" if parked else device, dtype=dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self._text = lru_cache(maxsize=4096)(torch.no_grad()(self._encode_text))
+        self._see: Callable[..., Tensor] = Graphed(self._encode_image) if graphs else self._encode_image
+        self._text = lru_cache(maxsize=4096)(self._read)
+        if batch:
+            for part in self.readers():
+                part.to("cpu")
+
+    def readers(self) -> list[nn.Module]:
+        """Parts of the network that only prompts need, once each."""
+        return []
+
+    @torch.no_grad()
+    def _read(self, prompt: str) -> Any:
+        with visiting(self.readers(), self.device):
+            return self._encode_text(prompt)
 
     def _encode_text(self, prompt: str) -> Any:
         raise NotImplementedError
@@ -86,17 +119,23 @@ class ImageTextReward:
         raise NotImplementedError
 
     def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v ..."]:
-        return in_chunks(self._encode_image, images.flatten(0, 1), self.batch).unflatten(0, images.shape[:2])
+        return in_chunks(self._see, images.flatten(0, 1), self.batch).unflatten(0, images.shape[:2])
 
     def compare(self, features: Float[Tensor, "b v ..."], prompt: str) -> Float[Tensor, "b v"]:
         return self._compare(features.flatten(0, 1), self._text(prompt)).unflatten(0, features.shape[:2])
 
     def __call__(self, images: Float[Tensor, "b v 3 h w"], prompt: str) -> Float[Tensor, "b v"]:
-        return self.compare(self.encode_image(images), prompt)
+        if not self.parked:
+            return self.compare(self.encode_image(images), prompt)
+        with torch.no_grad(), visiting([self.network], self.device):
+            return self.compare(self.encode_image(images), prompt)
 
 
 class ClipReward(ImageTextReward):
     """scale x cosine of a CLIP model's image and text embeddings (PickScore's definition; logits, so tau = 1)."""
+
+    def readers(self) -> list[nn.Module]:
+        return [self.network.text_model, self.network.text_projection]
 
     def _encode_text(self, prompt: str) -> Float[Tensor, " d"]:
         length = min(self.tokenizer.model_max_length, CLIP_LENGTH)
@@ -201,6 +240,8 @@ def load_reward(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     batch: int = 0,
+    graphs: bool = False,
+    parked: bool = False,
     say: hub.Say | None = None,
 ) -> ImageTextReward:
     """The reward in a folder, a file or a hub repository, by what it holds; `MissingError` says what is not there."""
@@ -235,4 +276,4 @@ def load_reward(
                 kind, network = ImageReward, checkpoints.image_reward(state, dtype)
             else:
                 raise PresetError(f"{source} is no HPSv2, ImageReward or aesthetic checkpoint: its tensors are others")
-    return kind(source, network, words, device=device, dtype=dtype, batch=batch)
+    return kind(source, network, words, device=device, dtype=dtype, batch=batch, graphs=graphs, parked=parked)

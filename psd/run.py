@@ -40,6 +40,7 @@ from psd.janus import Conditions
 from psd.preset import Preset, PresetError
 from psd.preview import Preview, preview
 from psd.protocols import Control, Models, NoControl
+from psd.readings import Number, Readings, number, sent
 from psd.state import State, revived
 from psd.step import Step
 
@@ -115,6 +116,7 @@ def run(
                 raise
         if done is None:  # out of memory, and out of the exception, whose frames hold the step's tensors
             state.generator.set_state(generator_state)
+            memory.release()
             if state.smaller:
                 yield now(state.checkpoint())
                 yield now(too_large(preset, state.step))
@@ -165,7 +167,7 @@ def optimise(
 
     Raises `NonFiniteError`, naming the tensor, before the scene, its optimiser or a running mean has changed.
     """
-    prior, scene = models.prior, state.scene
+    prior, scene, readings = models.prior, state.scene, Readings()
     progress = preset.progress(state.step)
     preset = preset.at(progress)
 
@@ -182,32 +184,32 @@ def optimise(
             cameras, preset.render_size, background=background.to(prior.device), generator=state.generator,
             learned=learned, light=light,
         )  # fmt: skip
-    score.require_finite("render", render.rgb)
+    readings.finite("render", render.rgb)
     with clock.part("encode"):
         z0 = prior.encode(resized(render.rgb, prior.image_size))
-    score.require_finite("latents", z0)
+    readings.finite("latents", z0)
 
     # ---- 2: noises, the same draws on every device
     count = methods.candidates(preset)
-    noise = draws.noise(count, z0.shape, state.generator, antithetic=preset.antithetic).to(z0)
+    noise = draws.noise(count, z0.shape, state.generator, antithetic=preset.antithetic)
 
     # ---- 3 to 8: the method's score
     step = Step(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
-        images=render.rgb.detach(), z0=z0.detach(), noise=noise, t=t, progress=progress,
+        images=render.rgb.detach(), z0=z0.detach(), noise=sent(noise, z0), t=t, progress=progress,
         condition=conditions.at(cameras), negative=state.negative.value, negative_start=state.negative.start,
-        clock=clock,
+        clock=clock, readings=readings,
         pull_back=lambda gradient: torch.autograd.grad(z0, render.rgb, gradient, retain_graph=True)[0],
         generator=state.generator,
     )  # fmt: skip
     with torch.no_grad():
         found = methods.METHODS[preset.method](step)
-    score.require_finite("score", found.gradient)
+    readings.finite("score", found.gradient)
 
     # ---- 9: backward, scene
     terms = {**render.regularisers, **scene.regularisers()}
     for name, value in terms.items():
-        score.require_finite(f"regulariser {name}", value)
+        readings.finite(f"regulariser {name}", value)
     roots, gradients = [z0], [found.gradient]
     if found.pixels is not None:
         roots, gradients = [*roots, render.rgb], [*gradients, found.pixels]
@@ -220,15 +222,18 @@ def optimise(
     for index, group in enumerate(state.optimiser.param_groups):
         for parameter in group["params"]:
             if parameter.grad is not None:
-                score.require_finite(f"gradient of the scene ({group.get('name', index)})", parameter.grad)
+                readings.finite(f"gradient of the scene ({group.get('name', index)})", parameter.grad)
+
+    # ---- the one place where a GPU is waited for, before anything moves
+    shown: dict[str, Number] = {f"loss/{name}": number(value) for name, value in terms.items()} | dict(found.metrics)
+    metrics, gaps = readings.settle(shown | {"score/norm": number(found.gradient.norm())}, found.gaps)
 
     # ---- 10: the negative embedding
-    metrics = {f"loss/{name}": float(value.detach()) for name, value in terms.items()} | dict(found.metrics)
-    metrics["score/norm"] = float(found.gradient.norm())
     negative = None
     if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):
         with clock.part("negative"):
             update = state.negative.update(step, found)
+            readings.settle()
         if update:
             update |= state.negative.statistics(conditions.plain)
             metrics |= update
@@ -237,7 +242,7 @@ def optimise(
     with clock.part("optimiser"):
         state.decay(preset)
         state.optimiser.step()
-    state.gap_scale.update(found.gaps, t)
+    state.gap_scale.update(gaps, t)
     return metrics, negative
 
 

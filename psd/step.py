@@ -1,7 +1,7 @@
 """One step as the methods see it: the frozen context, the calls to the models, and what a method hands back.
 
 Every call to prior, decoder and rewards goes through `Step`, which stacks candidates and conditions into one batch,
-times the call and refuses non-finite results.  `Step` itself never switches gradients on or off: the caller decides.
+times the call and checks its results.  `Step` itself never switches gradients on or off: the caller decides.
 Axes: k candidate, b group, v view, c channel, h w (latent) pixels, l token, d feature.
 """
 
@@ -22,6 +22,7 @@ from psd.clock import Clock
 from psd.janus import Condition
 from psd.preset import Preset
 from psd.protocols import Prior, Reward
+from psd.readings import Number, Readings, number
 
 Latents = Float[Tensor, "k b v c h w"]
 
@@ -51,9 +52,9 @@ class Score:
     gradient: Float[Tensor, "b v c h w"]  # with respect to z0
     shown: Sample  # where the negative embedding climbs its reward: the winner's rows, or the shared ones
     pair: Pair | None = None
-    gaps: Mapping[str, float] = field(default_factory=dict)  # raw mean gap per reward, for the running means
+    gaps: Mapping[str, Number] = field(default_factory=dict)  # raw mean gap per reward, for the running means
     pixels: Float[Tensor, "b v 3 h w"] | None = None  # a further gradient, with respect to the rendered images
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Ranking:
     win: Int[Tensor, "b v"]
     lose: Int[Tensor, "b v"]
     gap: Float[Tensor, "b v"]
-    raw_gaps: Mapping[str, float]
+    raw_gaps: Mapping[str, Number]
     combined: Float[Tensor, "k b v"]  # the mixture of every candidate
 
 
@@ -85,6 +86,7 @@ class Step:
     pull_back: Callable[[Float[Tensor, "b v c h2 w2"]], Float[Tensor, "b v 3 h w"]]  # encoder's vector-Jacobian product
     generator: torch.Generator  # the run's, for what draws within a step
     clock: Clock = field(default_factory=Clock)
+    readings: Readings = field(default_factory=Readings)  # what is checked and shown, read once a step
 
     # ------------------------------------------------------------------------------------------------------ constants
 
@@ -157,7 +159,7 @@ class Step:
         cameras = self.cameras[torch.arange(groups, device=z_t.device).repeat(len(embeddings) * candidates)]
         with self.clock.part("unet"):
             noise_pred = self.prior.predict_noise(rows, self.t, conditions, cameras)
-        score.require_finite("noise prediction", noise_pred)
+        self.readings.finite("noise prediction", noise_pred)
         return tuple(noise_pred.unflatten(0, (len(embeddings), candidates, groups)).unbind(0))
 
     def clean(self, z_t: Tensor, noise_pred: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ class Step:
         z0 = z0[..., self.seen, :, :, :]
         with self.clock.part("decode"):
             images = clamp_keeping_gradient(self.prior.decode(z0.flatten(0, -5)), 0, 1)
-        return score.require_finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
+        return self.readings.finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
 
     def rate(self, images: Float[Tensor, "*k v 3 h w"], names: Mapping[str, float]) -> dict[str, Float[Tensor, "*k v"]]:
         """Raw scores of images by each named reward."""
@@ -179,7 +181,7 @@ class Step:
         for name in names:
             with self.clock.part("reward"):
                 rating = self.rewards[name](images.flatten(0, -5), self.preset.prompt)
-            ratings[name] = score.require_finite(f"reward {name}", rating).unflatten(0, images.shape[:-4])
+            ratings[name] = self.readings.finite(f"reward {name}", rating).unflatten(0, images.shape[:-4])
         return ratings
 
     def combine(
@@ -202,7 +204,7 @@ class Step:
             combined = torch.where(inverted, -combined, combined)
         win, lose = combined.argmax(0), combined.argmin(0)
         raw_gaps = {
-            name: float((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
+            name: number((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
         }
         return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps, combined)
 
@@ -220,7 +222,7 @@ class Step:
             total = self.combine(self.rate(image(leaf), self.differentiable), self.differentiable, self.units).sum()
             with self.clock.part("backward"):
                 (gradient,) = torch.autograd.grad(total, leaf)
-        return score.require_finite("reward gradient", gradient)
+        return self.readings.finite("reward gradient", gradient)
 
 
 def clamp_keeping_gradient(value: Tensor, low: float, high: float) -> Tensor:

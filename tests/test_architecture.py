@@ -37,7 +37,8 @@ HEAVY = {
         "psd.tiny",
     },
     "nerfacc": {"psd.volrend", "psd.scene"},
-    "tinycudann": {"psd.fields"},
+    "tinycudann": {"psd.hashfield"},
+    "triton": {"psd.hashgrid"},
     "trimesh": {"psd.mesh", "psd.texture"},
 }
 # Module -> the modules of this package that it may never reach, not even through others.

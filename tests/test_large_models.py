@@ -125,6 +125,14 @@ def test_a_checkpoint_without_a_tower_is_refused(tmp_path: Path) -> None:
         components.load(str(tmp_path / "odd.pt"), torch.float32)
 
 
+@pytest.mark.parametrize("layout", ["single_file", "mvdream_folder"])
+def test_words_for_display_are_embedded_together_as_each_alone(layout: str, request: pytest.FixtureRequest) -> None:
+    prior = load_prior(str(request.getfixturevalue(layout)), CPU)
+    words, vectors = prior.vocabulary()
+    assert words == list(LETTERS)
+    torch.testing.assert_close(vectors, torch.stack([prior.embed(word)[1] for word in words]), atol=1e-5, rtol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------- memory and precision
 
 
@@ -190,12 +198,20 @@ def test_in_chunks_recomputes_the_same() -> None:
     assert sorted(calls) == [1, 1, 3, 3, 3, 3]
 
 
-def test_a_prior_in_half_precision_agrees_with_single(mvdream_folder: Path) -> None:
-    single, half = (load_prior(str(mvdream_folder), CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_prior_in_half_precision_agrees_with_single(mvdream_folder: Path, dtype: torch.dtype) -> None:
+    single, half = (load_prior(str(mvdream_folder), CPU, kind) for kind in (torch.float32, dtype))
     images = random_image(size=32).requires_grad_()
     (wanted,) = torch.autograd.grad(1e-6 * single.encode(images).square().sum(), images)
     (found,) = torch.autograd.grad(1e-6 * half.encode(images).square().sum(), images)
     assert torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.99
+    text = single.embed("a red cube")[None]
+    torch.testing.assert_close(half.embed("a red cube")[None], text, atol=0.05, rtol=0.05)
+    with torch.no_grad():
+        z_t = 30 * torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))  # far beyond any latents
+        noises = [prior.predict_noise(z_t, 500, text, turntable(4)) for prior in (single, half)]
+    assert torch.isfinite(noises[1]).all()
+    assert torch.nn.functional.cosine_similarity(noises[0].flatten(), noises[1].flatten(), dim=0) > 0.99
 
 
 # ------------------------------------------------------------------------------------------------------------- rewards

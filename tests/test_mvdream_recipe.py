@@ -153,13 +153,13 @@ def at(azimuth: list[float], elevation: float = 10.0):
     cameras = turntable(1)[torch.zeros(len(azimuth), dtype=torch.long)]
     return type(cameras)(
         cameras.c2w, cameras.fovy_deg, torch.tensor(azimuth, dtype=torch.float32)[:, None],
-        torch.full((len(azimuth), 1), elevation), cameras.distance,
+        torch.full((len(azimuth), 1), float(elevation)), cameras.distance,
     )  # fmt: skip
 
 
 def test_the_prompt_names_the_side_that_the_camera_sees() -> None:
     conditions = Conditions(make_preset(janus="views"), Listener())
-    found = conditions.at(at([0, 44, 46, 134, 136, 180, 270, 359])).embedding
+    found = conditions.at(at([0.0, 44.0, 46.0, 134.0, 136.0, 180.0, 270.0, 359.0])).embedding
     names = [janus.SIDES[round((e - conditions.plain).mean().item()) - 1] for e in found]
     assert names == ["front", "front", "side", "side", "back", "back", "side", "front"]
     high = conditions.at(at([0], elevation=70)).embedding

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from psd import volrend
 from psd.cameras import Cameras, orbit, rays, sample_orbits, turntable
-from psd.fields import GridField, HashEncoding, HashField, WeightedRows, corners, interpolation, upsample, variation
+from psd.fields import GridField, WeightedRows, corners, interpolation, upsample, variation
+from psd.hashfield import HashEncoding, HashField
 from psd.preset import Preset
 from psd.scene import RadianceScene, make_scene
 
@@ -306,6 +307,35 @@ def test_skipping_empty_cells_changes_nothing(monkeypatch: pytest.MonkeyPatch, n
         torch.testing.assert_close(value, whole.regularisers[name], rtol=5e-3, atol=1e-5)
     for ours, theirs in zip(skipped_gradients, whole_gradients, strict=True):
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_what_a_surface_hides_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hard ball: a training step keeps less than a quarter of its samples, and the same picture and gradient."""
+    scene = make_scene(Preset.make({"field": "hash", "ray_samples": 256}))
+    cast(HashField, scene.field).blob_density = 300.0
+    scene.advance(0.0)
+    counts, sample = [], scene.field.sample
+
+    def counted(points: torch.Tensor, **keywords):
+        counts.append(len(points))
+        return sample(points, **keywords)
+
+    monkeypatch.setattr(scene.field, "sample", counted)
+
+    def look() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        rgb = scene.render(turntable(2), 16, background=WHITE, generator=seeded()).rgb
+        return rgb.detach(), list(torch.autograd.grad(rgb.square().sum(), tuple(scene.field.parameters())))
+
+    rgb, gradients = look()
+    monkeypatch.setattr(scene, "_visible", lambda field, march, *rays: march)
+    whole, wanted = look()
+    assert counts[0] < counts[1] / 4
+    torch.testing.assert_close(rgb, whole, rtol=0, atol=3e-3)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert (one - other).norm() < 0.05 * other.norm()
+    with torch.no_grad():
+        scene.render(turntable(2), 16, background=WHITE, generator=seeded())
+    assert counts[2] == counts[1]  # pictures for people are made whole
 
 
 def test_an_empty_scene_shows_the_background() -> None:

@@ -1,0 +1,101 @@
+"""What a machine lacks is said by the run and by the doctor alike, with the cure."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from psd import doctor, hub, machine, memory, models
+from psd.preset import MissingError, Preset
+
+
+def with_driver(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
+    """A machine with an NVIDIA driver, and a torch for that version of CUDA (None: for CPUs) that finds no GPU."""
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+@pytest.mark.parametrize(("cuda", "cure"), [("13.0", "update the driver to one for CUDA 13.0"), (None, "TORCH=cuda")])
+def test_a_driver_of_no_use_is_explained_by_doctor_and_run(
+    cuda: str | None, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_driver(monkeypatch, cuda)
+    (finding,) = [finding for finding in doctor.accelerators() if finding.what == "gpu"]
+    assert finding.state == doctor.NOTE and cure in finding.cure
+    with pytest.raises(MissingError, match=cure):
+        models.choose_device("cuda")
+    device, why = models.choose_device("auto")
+    assert device.type == "cpu" and cure in why  # a run on the CPU says why it is one
+
+
+def test_without_a_driver_the_cpu_needs_no_excuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, "13.0")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert machine.no_gpu()[1] == ""
+    assert models.choose_device("auto")[1] == "device cpu: the fastest found"
+    with pytest.raises(MissingError, match="use device=auto"):
+        models.choose_device("cuda")
+
+
+def test_models_that_do_not_fit_are_explained_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.2 GiB\nand more")
+
+    monkeypatch.setattr(models.components, "load", full)
+    models.load_prior.cache_clear()
+    with pytest.raises(MissingError, match=r"do not fit.*1\.2 GiB; .*network_batch=1.*mvdream-8gb") as caught:
+        models.load_models(Preset.load("tiny", {"device": "cpu", "prior": "assets/prior"}))
+    assert caught.value.__context__ is None  # nothing holds what was loaded
+
+    def broken(*args, **keywords):
+        raise RuntimeError("other")
+
+    monkeypatch.setattr(models.components, "load", broken)
+    with pytest.raises(RuntimeError, match="other"):
+        models.load_models(Preset.load("tiny", {"device": "cpu"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_short_memory_is_told_from_other_failures(error: BaseException, short: bool) -> None:
+    assert memory.is_out_of_memory(error) == short
+
+
+def test_doctor_tries_the_hub_unless_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.connection().detail.startswith("offline, as asked")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        refused = doctor.connection()
+        server.listen()
+        reached = doctor.connection()
+    assert refused.state == doctor.NOTE and "check the connection" in refused.cure
+    assert reached.state == doctor.OK and "without a token" in reached.detail
+
+
+def test_doctor_says_that_a_download_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source = "ashawkey/mvdream-sd2.1-diffusers"
+    assert not hub.begun(source) and "begun" not in doctor.preset("mvdream").detail
+    blobs = tmp_path / "models--ashawkey--mvdream-sd2.1-diffusers" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.incomplete").write_bytes(b"half")
+    assert hub.begun(source) and not hub.begun("assets/prior")
+    assert f"begun, and gone on with: {source}" in doctor.preset("mvdream").detail
