@@ -28,7 +28,7 @@ def lend(generator: Callable[..., Iterator[Event]]) -> Callable[..., Iterator[Ev
     def forked(*args: object) -> Iterator[Event]:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
-        child = context.Process(target=serve, args=(generator, pickle.dumps(args), there))
+        child = context.Process(target=serve, args=(generator, pickle.dumps(args), here, there))
         child.start()
         there.close()
         try:
@@ -43,11 +43,13 @@ def lend(generator: Callable[..., Iterator[Event]]) -> Callable[..., Iterator[Ev
         finally:
             here.close()
             child.join(20)
+            assert child.exitcode == 0, "the process outlives its chunk"
 
     return forked
 
 
-def serve(generator: Callable[..., Iterator[Event]], args: bytes, pipe) -> None:
+def serve(generator: Callable[..., Iterator[Event]], args: bytes, theirs, pipe) -> None:
+    theirs.close()  # a copy that fork made: while it is open the other side's end is no end
     try:
         values = generator(*pickle.loads(args))
         while pipe.recv() == "next":

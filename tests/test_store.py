@@ -354,7 +354,7 @@ def test_views_come_back_in_order(tmp_path: Path) -> None:
     path.write_bytes(encode_views(views(1), lossless=True))
     assert np.array_equal(decode_views(path), views(1))
     with pytest.raises(ValueError, match="uint8"):
-        encode_views(views(1)[0], lossless=True)
+        encode_views(views(1)[:, :8], lossless=True)  # not square: how many there are could not be told
 
 
 def test_preview_without_rgb_is_refused(folder: RunFolder) -> None:
