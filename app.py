@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def interrupted(*_: object) -> None:
+    """The machine goes down: end as with Ctrl-C, so that runs stop, and keep and mesh what they have."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     if given.offline:
@@ -156,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     blocks = ui.build(worker, preset=given.preset, vocabularies={"assets/prior": grammar}, remesher=remesher)
     api.register(blocks, worker, score=score, remake=remake)
+    signal.signal(signal.SIGTERM, interrupted)  # Gradio knows Ctrl-C only
     try:
         blocks.launch(
             server_name=given.host, server_port=given.port, share=given.share, auth=logins(given.auth),

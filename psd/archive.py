@@ -87,9 +87,12 @@ def read_status(folder: Path | str) -> Status:
         raise StoreError(f"{folder} is not a run folder (no status.json)", "name a folder below the runs' root")
     record = _read_json(path)
     check_schema(record, path)
-    if "state" not in record:
+    kinds = {field.name: field.type for field in fields(Status)}
+    if not isinstance(record.get("state"), str):
         raise StoreError(f"{path} holds no state", "restore it, or start anew")
-    status = Status(**{f.name: record[f.name] for f in fields(Status) if f.name in record})
+    if wrong := [name for name in kinds if name in record and not _fits(record[name], str(kinds[name]))]:
+        raise StoreError(f"{path}: {wrong[0]} is no {kinds[wrong[0]]}", "restore it, or start anew")
+    status = Status(**{name: record[name] for name in kinds if name in record})
     if status.state in ACTIVE and not locked(path.parent / "lock"):
         return replace(status, state="interrupted", message=f"process {status.pid} ended without closing the run")
     return status
@@ -242,11 +245,17 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in found if path.stem.isdecimal())
 
 
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of JSON is of a field's declared type."""
+    kinds = {"str": str, "int": int, "float": (int, float), "None": type(None)}
+    return any(isinstance(value, kinds[name]) for name in kind.split(" | "))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     with explaining(path):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        record = json.loads(text)
+        record = json.loads(data)
     except ValueError as error:
         raise StoreError(f"{path} is not JSON ({error})", "restore it, or start anew") from None
     if not isinstance(record, dict):
@@ -255,6 +264,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def check_schema(record: Mapping[str, Any], path: Path) -> None:
+    if not isinstance(record.get("schema", 0), int):
+        raise StoreError(f"{path} has no schema that could be read", "restore it, or start anew")
     if record.get("schema", 0) > SCHEMA:
         message = f"{path} has schema {record['schema']}; this program reads up to {SCHEMA}"
         raise StoreError(message, "update this program")

@@ -65,7 +65,7 @@ def chunked(make_events: MakeEvents, gpu: Callable[[Chunk], Chunk], seconds: flo
         with TemporaryDirectory(prefix="psd-chunk-") as directory:
             while True:
                 tell(control, Path(directory))
-                before = resume.step if resume else 0
+                before, pauses = resume.step if resume else 0, control.pauses
                 for event in lent(preset, resume, directory):
                     tell(control, Path(directory))
                     if isinstance(event, Checkpointed):
@@ -76,7 +76,7 @@ def chunked(make_events: MakeEvents, gpu: Callable[[Chunk], Chunk], seconds: flo
                     if isinstance(event, Finished | Failed):
                         return
                 reached = resume.step if resume else 0
-                if reached == before and reached < preset.total_steps:
+                if reached == before and reached < preset.total_steps and control.pauses == pauses:
                     raise RuntimeError(f"a chunk of {seconds:g} s is too short for a step: lend the GPU for longer")
 
     return events

@@ -32,6 +32,7 @@ class Controls:
         self._stopping = threading.Event()
         self._going = threading.Event()
         self._going.set()
+        self.pauses = 0  # how many there were
 
     def live(self) -> Mapping[str, Any]:
         return {**self._replayed, **self._live}
@@ -72,6 +73,7 @@ class Controls:
 
     def pause(self) -> None:
         if not self.stopping():
+            self.pauses += 1
             self._going.clear()
 
     def resume(self) -> None:
@@ -148,10 +150,11 @@ def failure(error: Exception, step: int, time_s: float) -> Failed:
 
 
 def _record_failure(folder: RunFolder, event: Failed) -> Event:
-    """Store a failure; on a full disk the consumers at least hear of it."""
+    """Store a failure; on a full disk the consumers at least hear of it, and the folder's writer knows."""
     try:
         return folder.write(event)
     except StoreError as error:
+        folder.status = replace(folder.status, state="failed", message=event.message)
         return replace(event, message=f"{event.message} (and it could not be stored: {error})", traceback="")
 
 

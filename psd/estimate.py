@@ -5,14 +5,15 @@ A pace holds for presets of one `shape`: everything that changes what a step cos
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from psd.drive import Controls, MakeEvents
+from psd.drive import Controls, MakeEvents, failure
 from psd.events import Event, Failed, Finished, Started, Stepped
 from psd.preset import Preset, PresetError
 
 WARM_UP_STEPS = 8
+WARM_UP_S = 20.0  # then `LEAST_STEPS` will do
 LEAST_STEPS = 3  # of a live run, before its speed counts
 # What a user may change without changing the cost of a step.
 FREE = {
@@ -52,6 +53,8 @@ class Pacer:
         match event:
             case Started():
                 self._first = event
+            case Stepped() if self._first is None:  # after a pause
+                self._first = event
             case Stepped():
                 self._last = event
                 self._memory = max(self._memory, event.metrics.get("memory/peak_bytes", 0.0))
@@ -67,11 +70,13 @@ class Pacer:
         return Pace(seconds / (self._last.step - self._first.step), self._end_s, self._memory)
 
 
-def measure(make_events: MakeEvents, preset: Preset) -> Pace:
+def measure(make_events: MakeEvents, preset: Preset, unless: Callable[[], bool] = lambda: False) -> Pace | None:
     """The pace of ``preset`` from a warm-up of its own: `WARM_UP_STEPS` steps and the mesh, nothing written.
 
-    Costs about as many steps.  Previews and updates of the negative come as often as in the run, as far as so few steps
-    allow: at least once, hence a little too dear.  Raises what the run would, `PresetError` for its failure.
+    Costs about as many steps; where those are slow, as many as fit into `WARM_UP_S`.  Previews and updates of the
+    negative come as often as in the run, as far as so few steps allow: at least once, hence a little too dear.  None
+    when ``unless`` says, between two events, that somebody else needs the device.  Whatever stops the run is a
+    `PresetError`, in the words of its `Failed`.
     """
     warm_up = preset.changed(
         {
@@ -80,11 +85,21 @@ def measure(make_events: MakeEvents, preset: Preset) -> Pace:
             "negative_every": min(preset.negative_every, WARM_UP_STEPS),
         }
     )  # fmt: skip
-    pacer = Pacer()
-    for event in make_events(warm_up, Controls(warm_up), None):
-        pacer.add(event)
-        if isinstance(event, Failed):
-            raise PresetError(f"{event.message}: {event.cure}")
+    pacer, control = Pacer(), Controls(warm_up)
+    try:
+        for event in make_events(warm_up, control, None):
+            pacer.add(event)
+            if isinstance(event, Failed):
+                raise PresetError(f"{event.message}: {event.cure}")
+            if unless():
+                return None
+            if event.step >= LEAST_STEPS and event.time_s > WARM_UP_S:
+                control.stop()
+    except PresetError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in a run: everything is said in words
+        told = failure(error, 0, 0.0)
+        raise PresetError(": ".join(filter(None, (told.message, told.cure)))) from error
     pace = pacer.pace
     assert pace is not None
     return pace

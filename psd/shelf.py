@@ -87,7 +87,7 @@ def size_bytes(folder: Path) -> int:
         for name in names:
             try:
                 total += os.lstat(os.path.join(where, name)).st_size
-            except FileNotFoundError:
+            except OSError:
                 continue
     return total
 
@@ -137,10 +137,16 @@ def pack(folder: Path, path: Path) -> Path:
     Whoever may watch a run may have it.
     """
     files = [folder / name for name in PACKED] + sorted((folder / "public").rglob("*"))
-    with explaining(path), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for file in files:
-            if file.is_file() and not file.name.startswith("."):
-                archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
+    beside = path.with_name(f"{secrets.token_hex(4)}-{path.name}")  # others may be making or sending the same
+    try:
+        with explaining(path):
+            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+                for file in files:
+                    if file.is_file() and not file.name.startswith("."):
+                        archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
+            os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

@@ -92,9 +92,13 @@ class RunFolder:
         )  # fmt: skip
         folder = cls(path, preset, status, lock)
         given = preset.model_dump(mode="json", exclude_unset=True)
-        replace_file(path / "preset.yaml", _yaml(given).encode())
-        replace_file(path / "preset.resolved.yaml", resolved.encode())
-        folder.set_state("queued")
+        try:
+            replace_file(path / "preset.yaml", _yaml(given).encode())
+            replace_file(path / "preset.resolved.yaml", resolved.encode())
+            folder.set_state("queued")
+        except BaseException:
+            folder.discard()
+            raise
         return folder
 
     @classmethod
@@ -106,13 +110,17 @@ class RunFolder:
         path = Path(path).absolute()
         status = read_status(path)
         lock = Lock(path / "lock")
-        folder = cls(path, preset or read_preset(path), status, lock)
-        if preset:
-            replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
-            folder.status = replace(status, total=preset.total_steps)
-        for name in ("events.jsonl", "metrics.jsonl"):
-            if lost := cut_partial_line(path / name):
-                folder.log(f"{name} ended in the middle of a line: {lost} bytes taken off")
+        try:
+            folder = cls(path, preset or read_preset(path), status, lock)
+            if preset:
+                replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
+                folder.status = replace(status, total=preset.total_steps)
+            for name in ("events.jsonl", "metrics.jsonl"):
+                if lost := cut_partial_line(path / name):
+                    folder.log(f"{name} ended in the middle of a line: {lost} bytes taken off")
+        except BaseException:
+            lock.release()
+            raise
         return folder
 
     @property
@@ -229,6 +237,11 @@ class RunFolder:
             finally:
                 shutil.rmtree(new, ignore_errors=True)
         return "public/exports/mesh.glb"
+
+    def discard(self) -> None:
+        """Take a folder back in which nothing has happened yet."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Give the lock back; closing twice is fine."""

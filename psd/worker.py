@@ -7,9 +7,10 @@ secret of the browser or script that asks (`psd.shelf`): it may steer its own ru
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from psd.files import StoreError
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 
+LOG = logging.getLogger(__name__)
 MOST_QUEUED = 50
 MOST_OVER = 20  # runs that are over and still have their events in memory
 
@@ -87,7 +89,7 @@ class Worker:
         self._paces: dict[Hashable, Pace] = {}
         self._zips = TemporaryDirectory(prefix="psd-zip-")
         self._closing = False
-        shelf.make_room(self._root, self._limits.runs, self._limits.total_bytes)
+        self._make_room()
         self._thread = threading.Thread(target=self._work, name="psd-worker", daemon=True)
         self._thread.start()
 
@@ -100,27 +102,29 @@ class Worker:
         Raises PresetError for a prompt that is not admitted, and StoreError when the queue or the disk is full, the
         folder cannot be made, or another process writes it.
         """
-        if self._closing:
-            raise RuntimeError("the worker has been shut down: make a new one")
-        if len(self._queue) >= MOST_QUEUED:
-            raise StoreError(f"{MOST_QUEUED} runs are waiting already", "try again when some of them are done")
+        self._require_place()
         if self._admit is not None:
             self._admit(preset)
         shelf.require_room(self._root)
-        if resume is None:
-            folder, checkpoint, lines = RunFolder.create(preset, self._root), None, []
-            shelf.claim(folder.path, owner)
-        else:
-            folder = RunFolder.open(resume, preset)
-            checkpoint = latest_checkpoint(resume)
-            earlier = self._entries.get(folder.id)  # whose consumers go on counting
-            lines = earlier.lines if earlier else [to_json(event) for event in history(resume, checkpoint)]
-        folder.set_state("queued")
-        with self._changed:
-            self._entries.pop(folder.id, None)
-            self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, lines, until)
-            self._queue.append(folder.id)
-            self._changed.notify_all()
+        folder = RunFolder.create(preset, self._root) if resume is None else RunFolder.open(resume, preset)
+        try:
+            checkpoint, lines = None, []
+            if resume is None:
+                shelf.claim(folder.path, owner)
+            else:
+                checkpoint = latest_checkpoint(resume)
+                earlier = self._entries.get(folder.id)  # whose consumers go on counting
+                lines = earlier.lines if earlier else [to_json(event) for event in history(resume, checkpoint)]
+                folder.set_state("queued")
+            with self._changed:
+                self._require_place()  # others have come, or the end, while files were read and written
+                self._entries.pop(folder.id, None)
+                self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, lines, until)
+                self._queue.append(folder.id)
+                self._changed.notify_all()
+        except BaseException:
+            folder.discard() if resume is None else folder.close()
+            raise
         return folder.id
 
     def extend(self, run_id: str, steps: int = 0, owner: str = "") -> None:
@@ -144,12 +148,16 @@ class Worker:
         """The pace of runs like ``preset``: known from an earlier one, else from a warm-up of a few seconds.
 
         None while the device is busy with something else: call it in a thread, and again later.  Raises PresetError
-        for what cannot run.
+        for what cannot run or is not admitted.  A warm-up makes way for a run that is submitted.
         """
+        if self._admit is not None:
+            self._admit(preset)
         if (known := self._paces.get(shape(preset))) or not self._device.acquire(blocking=False):
             return known
         try:
-            self._paces[shape(preset)] = pace = measure(self._make_events, preset)
+            pace = measure(self._make_events, preset, unless=self._is_wanted)
+            if pace is not None:
+                self._paces[shape(preset)] = pace
             return pace
         finally:
             self._device.release()
@@ -257,6 +265,12 @@ class Worker:
 
     # ---- inside
 
+    def _require_place(self) -> None:
+        if self._closing:
+            raise RuntimeError("the worker has been shut down: make a new one")
+        if len(self._queue) >= MOST_QUEUED:
+            raise StoreError(f"{MOST_QUEUED} runs are waiting already", "try again when some of them are done")
+
     def _entry(self, run_id: str) -> _Entry:
         try:
             return self._entries[run_id]
@@ -308,7 +322,18 @@ class Worker:
             entry.resume = None  # its tensors are not needed any more
             with self._changed:
                 self._end(entry)
-            shelf.make_room(self._root, self._limits.runs, self._limits.total_bytes, spare=[entry.folder.id])
+            self._make_room([entry.folder.id])
+
+    def _is_wanted(self) -> bool:
+        """Whether a run waits for the device, or the end."""
+        with self._changed:
+            return self._closing or not all(entry.over.is_set() for entry in self._entries.values())
+
+    def _make_room(self, spare: Sequence[str] = ()) -> None:
+        try:
+            shelf.make_room(self._root, self._limits.runs, self._limits.total_bytes, spare)
+        except (OSError, StoreError) as error:  # the runs that wait do not depend on it
+            LOG.warning("no room could be made in %s: %s", self._root, error)
 
     def _record(self, entry: _Entry, event: Event) -> None:
         entry.pacer.add(event)

@@ -19,6 +19,7 @@ from PIL import Image
 from psd import guard, ui
 from psd.preset import Preset, PresetError
 from psd.ui import api
+from psd.ui.watch import Watcher
 from psd.worker import Worker
 from tests.fake_run import fake_run
 from tests.test_worker import PATIENCE_S, Gate, finish
@@ -223,6 +224,8 @@ def test_markup_stays_text(server: Server) -> None:
         ([png()] * 17, "17 images"),
         (["not base64!"], "not a PNG or JPEG"),
         ([base64.b64encode(b"GIF89a...").decode()], "not a PNG or JPEG"),
+        (["pictüre"], "not a PNG or JPEG"),
+        ([base64.b64encode(base64.b64decode(png())[:40]).decode()], "not a PNG or JPEG"),
         (["A" * 4_000_001], "4000001 characters"),
         ([png(3000)], "3000 x 3000 pixels"),
         ("x", "valid list"),
@@ -230,6 +233,25 @@ def test_markup_stays_text(server: Server) -> None:
 )
 def test_strange_images_are_refused(server: Server, images: Any, words: str) -> None:
     assert words in server.refused("score_images", images=images, prompt="a cube")
+
+
+def test_a_stream_from_before_the_start_is_refused(server: Server) -> None:
+    run_id = server.finished()["run_id"]
+    assert "since=-3 is below 0" in server.refused("watch_run", run_id=run_id, since=-3)
+
+
+def test_what_is_served_is_told_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that looks at the list of runs tells of every folder, again and again."""
+    from gradio.data_classes import _StaticFiles
+
+    monkeypatch.setattr("psd.ui.watch.LIST_S", 0.0)
+    server.finished()
+    watcher = Watcher(server.worker)
+    watcher.runs()
+    before = len(_StaticFiles.all_paths)
+    for _ in range(5):
+        watcher.runs()
+    assert len(_StaticFiles.all_paths) == before
 
 
 @pytest.mark.parametrize("limit", [0, -1, 10**9])

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def lend(generator: Callable[..., Iterator[Event]]) -> Callable[..., Iterator[Ev
     def forked(*args: object) -> Iterator[Event]:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
-        child = context.Process(target=serve, args=(generator, pickle.dumps(args), there))
+        child = context.Process(target=serve, args=(generator, pickle.dumps(args), here, there))
         child.start()
         there.close()
         try:
@@ -43,11 +44,13 @@ def lend(generator: Callable[..., Iterator[Event]]) -> Callable[..., Iterator[Ev
         finally:
             here.close()
             child.join(20)
+            assert child.exitcode == 0, "the process outlives its chunk"
 
     return forked
 
 
-def serve(generator: Callable[..., Iterator[Event]], args: bytes, pipe) -> None:
+def serve(generator: Callable[..., Iterator[Event]], args: bytes, theirs, pipe) -> None:
+    theirs.close()  # a copy that fork made: while it is open the other side's end is no end
     try:
         values = generator(*pickle.loads(args))
         while pipe.recv() == "next":
@@ -69,6 +72,20 @@ def test_a_chunk_without_time_for_a_step_is_no_endless_loop() -> None:
     engine = leaving_after(10**9)
     with pytest.raises(RuntimeError, match="too short for a step"):
         list(chunked(engine, lend, seconds=0.0)(make_preset(), Controls(make_preset()), None))
+
+
+def test_a_pause_at_the_start_of_a_chunk_is_no_lack_of_time(tmp_path: Path) -> None:
+    """While the user thinks, the chunk's time runs out before its first step."""
+    preset, events, paused = make_preset(), [], []
+    control = Controls(preset)
+    with RunFolder.create(preset, tmp_path) as folder:
+        for event in drive(chunked(leaving_after(10**9), lend, seconds=5.0), folder, control):
+            events.append(event)
+            if isinstance(event, Started) and not paused:
+                control.pause()
+                paused.append(threading.Timer(6.0, control.resume))
+                paused[0].start()
+    assert isinstance(events[-1], Finished), events[-1]
 
 
 def leaving_after(count: int):

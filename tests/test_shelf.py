@@ -1,5 +1,6 @@
 """Runs on the shelf: whose they are, which go, what a zip holds, and what the worker does with all of it."""
 
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -273,6 +274,63 @@ def test_a_warm_up_says_what_cannot_run() -> None:
 
     with pytest.raises(PresetError, match="out of memory: lower render_size"):
         measure(fails, PRESET)
+
+
+def test_a_warm_up_says_in_words_what_it_met() -> None:
+    def missing(*_: object) -> Iterator[Event]:
+        raise OSError("no weights")
+
+    with pytest.raises(PresetError, match="OSError: no weights: log.txt"):
+        measure(missing, PRESET)
+
+
+def test_a_slow_warm_up_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psd.estimate.WARM_UP_S", 1.0)  # a fake step takes half a second
+    seen: list[Event] = []
+
+    def runs(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        for event in fake_run(preset, control, resume):
+            seen.append(event)
+            yield event
+
+    pace = measure(runs, PRESET)
+    assert pace is not None and pace.step_s == 0.5 and steps(seen) == [1, 2, 3]
+
+
+def test_an_estimate_loads_nothing_that_a_run_may_not(tmp_path: Path) -> None:
+    def admit(preset: Preset) -> None:
+        if preset.prior == "evil/weights":
+            raise PresetError("no such model here")
+
+    def runs(*_: object) -> Iterator[Event]:
+        raise AssertionError("loaded")
+
+    worker = Worker(runs, tmp_path, admit=admit)
+    with pytest.raises(PresetError, match="no such model"):
+        worker.estimate(PRESET.changed({"prior": "evil/weights"}))
+    assert worker.shutdown(PATIENCE_S)
+
+
+def test_a_warm_up_makes_way_for_a_run(hire: Hire) -> None:  # noqa: F811
+    gate = Gate()
+    worker = hire(gate.run)
+    found: list[Pace | None] = []
+    estimate = threading.Thread(target=lambda: found.append(worker.estimate(PRESET.changed({"steps": 5000}))))
+    estimate.start()
+    wait_for(lambda: gate.waiting)
+    run_id = worker.submit(PRESET)
+    gate.open(1)
+    estimate.join(PATIENCE_S)
+    assert found == [None]
+    gate.open(6)
+    assert isinstance(finish(worker, run_id)[-1], Finished)
+
+
+def test_the_pace_is_measured_anew_after_a_pause() -> None:
+    pacer = Pacer()  # as `Worker.resume` makes it: no Started comes
+    for step in range(11, 20):
+        pacer.add(Stepped(step=step, t=1, time_s=100.0 + 2.0 * step))
+    assert pacer.pace == Pace(step_s=2.0, end_s=0.0)
 
 
 def test_memory_of_jobs_that_are_over_is_given_back(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -21,7 +21,7 @@ import psd.store
 from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
 from psd.drive import light
 from psd.events import Checkpointed, Event, Failed, Finished, Previewed, Started, Stepped, Warned
-from psd.files import StoreError
+from psd.files import Lock, StoreError, locked
 from psd.pictures import decode_views, encode_views, write_films
 from psd.preset import Preset
 from psd.protocols import NoControl
@@ -317,6 +317,33 @@ def test_list_runs_newest_first_with_the_unreadable(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nowhere") == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"[]", b'{"state": 3}', b'{"state": "finished", "schema": "x"}',
+     b'{"state": "finished", "step": "many"}', b'{"state": "finished", "prompt": null}'],
+)  # fmt: skip
+def test_one_damaged_status_hides_no_other_run(tmp_path: Path, content: bytes) -> None:
+    good, bad = (RunFolder.create(PRESET.changed({"seed": seed}), tmp_path) for seed in (1, 2))
+    bad.close()
+    (bad.path / "status.json").write_bytes(content)
+    assert {run.id: run.status.state for run in list_runs(tmp_path)} == {good.id: "queued", bad.id: "unreadable"}
+    good.close()
+
+
+def test_two_readers_do_not_take_each_other_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    Lock(path).release()
+    original, seen = psd.files.os.close, []
+
+    def read_meanwhile(descriptor: int) -> None:
+        monkeypatch.undo()
+        seen.append(locked(path))
+        original(descriptor)
+
+    monkeypatch.setattr(psd.files.os, "close", read_meanwhile)
+    assert not locked(path) and seen == [False]
+
+
 def test_equal_runs_in_one_second_do_not_meet(tmp_path: Path) -> None:
     folders = [RunFolder.create(PRESET, tmp_path) for _ in range(3)]
     assert len({folder.path for folder in folders}) == 3
@@ -354,7 +381,7 @@ def test_views_come_back_in_order(tmp_path: Path) -> None:
     path.write_bytes(encode_views(views(1), lossless=True))
     assert np.array_equal(decode_views(path), views(1))
     with pytest.raises(ValueError, match="uint8"):
-        encode_views(views(1)[0], lossless=True)
+        encode_views(views(1)[:, :8], lossless=True)  # not square: how many there are could not be told
 
 
 def test_preview_without_rgb_is_refused(folder: RunFolder) -> None:

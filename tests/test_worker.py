@@ -161,9 +161,9 @@ def test_a_paused_run_can_be_stopped(hire: Callable[[MakeEvents], Worker]) -> No
     assert isinstance(finish(worker, run_id)[-1], Finished)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
     ticks = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.01)):
+    for _ in range(int(patience_s / 0.01)):
         if condition():
             return
         ticks.wait(0.01)
@@ -241,6 +241,65 @@ def test_full_disk_fails_the_run_and_everybody_hears(
     assert isinstance(last, Failed) and "disk is full" in last.message and "could not be stored" in last.message
     assert "free space" in last.cure
     assert steps([*replay(worker.snapshot(run_id).folder)]) == [1, 2]
+    assert worker.snapshot(run_id).status.state == "failed", "whoever watches must not wait for ever"
+
+
+def test_a_shelf_that_cannot_be_cleared_stops_no_run(
+    hire: Callable[[MakeEvents], Worker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = hire(fake_run)
+
+    def gone(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("psd.shelf.make_room", gone)
+    for seed in (1, 2):
+        assert isinstance(finish(worker, worker.submit(PRESET.changed({"seed": seed})))[-1], Finished)
+    assert "no room could be made" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["psd.shelf.claim", "psd.store.replace_file"])
+def test_a_run_that_cannot_be_queued_leaves_nothing(
+    hire: Callable[[MakeEvents], Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full", "free space")
+
+    worker = hire(fake_run)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(where, full)
+    with pytest.raises(StoreError, match="disk is full"):
+        worker.submit(PRESET, owner="me")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [] and worker.jobs() == []
+    assert len(os.listdir("/proc/self/fd")) == before, "a lock was kept"
+
+
+def test_a_run_that_cannot_go_on_is_free_for_another_try(
+    hire: Callable[[MakeEvents], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = hire(fake_run)
+    run_id = worker.submit(PRESET)
+    finish(worker, run_id)
+
+    def damaged(*_: Any) -> None:
+        raise StoreError("schema 99", "update")
+
+    monkeypatch.setattr("psd.worker.latest_checkpoint", damaged)
+    with pytest.raises(StoreError, match="schema 99"):
+        worker.submit(PRESET, resume=worker.folder(run_id))
+    monkeypatch.undo()
+    worker.extend(run_id, 2)
+    assert steps(finish(worker, run_id))[-1] == 8
+
+
+def test_nothing_is_queued_behind_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is shut down while a run's folder is being made."""
+    worker = Worker(fake_run, tmp_path)
+    monkeypatch.setattr("psd.shelf.claim", lambda *_: worker.shutdown(PATIENCE_S))
+    with pytest.raises(RuntimeError, match="shut down"):
+        worker.submit(PRESET, owner="me")
+    assert worker.jobs() == [] and list(tmp_path.iterdir()) == []
 
 
 class OutOfMemoryError(RuntimeError):

@@ -7,11 +7,12 @@ outside of what is served, or a secret of another.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, wraps
+from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from psd.drive import light
 from psd.events import to_json
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, parse, shown
+from psd.ui.watch import serve
 from psd.worker import Worker
 
 STREAM_S = 0.5  # at most so often a stream says something
@@ -95,7 +97,7 @@ class Api:
         told = summary(Run(folder, read_status(folder)))
         if job is not None:
             told |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
-        exports = sorted((folder / "public" / "exports").iterdir())
+        exports = sorted((folder / "public" / "exports").glob("*"))
         return told | {"files": {path.name: address(path) for path in exports if not path.name.startswith(".")}}
 
     def stop_run(self, run_id: str, owner: str) -> dict[str, Any]:
@@ -178,6 +180,8 @@ class Api:
         Returns:
             lists of events: Started, Stepped with its metrics, Previewed, Finished and so on, with their step and time
         """
+        if since < 0:
+            raise PresetError(f"since={shown(since)} is below 0: say how many events are known")
         folder = self._worker.folder(run_id)
         try:
             over = False
@@ -241,7 +245,9 @@ def decoded(image: str) -> UInt8[np.ndarray, "h w 3"]:
             if it.width * it.height > MOST_PIXELS:
                 raise PresetError(f"an image of {it.width} x {it.height} pixels: {MOST_PIXELS} at most")
             return np.asarray(it.convert("RGB"))
-    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except PresetError:
+        raise
+    except (ValueError, OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
 
 
@@ -259,9 +265,3 @@ def address(path: Path) -> str:
     """Where a public file of a run is served, relative to the server's address."""
     serve(path.parent.parent)
     return f"gradio_api/file={quote(path.as_posix())}"
-
-
-@cache
-def serve(public: Path) -> None:
-    """Let a run's public files be fetched; Gradio's list of such folders keeps what it is told twice twice."""
-    gr.set_static_paths(public)

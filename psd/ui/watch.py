@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
@@ -22,6 +23,12 @@ from psd.worker import Job, Worker
 LIST_S = 2.0
 LISTED = 100  # runs, the newest
 KEPT = 32  # runs whose views stay in memory: those that somebody looked at last
+
+
+@cache
+def serve(public: Path) -> None:
+    """Let a run's public files be fetched, and nothing else of it; Gradio keeps what it is told twice twice."""
+    gr.set_static_paths(public)
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Watcher:
         folder = job.folder if job else self._worker.folder(run_id)
         with self._lock:
             if run_id not in self._memories:
-                gr.set_static_paths(folder / "public")  # nothing else of a run is served
+                serve(folder / "public")
             memory = self._memories.setdefault(run_id, _Memory())
             self._memories.move_to_end(run_id)
             while len(self._memories) > KEPT:
@@ -67,7 +74,8 @@ class Watcher:
                 listed = tuple(self._worker.runs(owner)[:LISTED])
                 kept = self._listed if len(self._listed) < KEPT else {}
                 self._listed = {**kept, owner: (now, listed)}
-                gr.set_static_paths([run.folder / "public" for run in listed])
+                for run in listed:
+                    serve(run.folder / "public")
             return listed
 
     def forget_list(self) -> None:
