@@ -77,3 +77,10 @@ def test_looking_back_shows_the_preview_of_that_step(worker: Worker) -> None:
     run = finished(worker)
     assert "000006.jpg?v=6" in told(run, "Live")["picture"]
     assert "000002.jpg?v=2" in told(run, "Live", follow=False, step=3)["picture"]
+
+
+def test_the_question_what_is_new_holds_no_slider(worker: Worker) -> None:
+    """A slider that still holds a value of the range before makes Gradio refuse the whole question."""
+    blocks, _ = asker(worker)
+    listener = next(fn for fn in blocks.fns.values() if fn.name == "refresh")
+    assert not [component for component in listener.inputs if isinstance(component, gr.Slider)]

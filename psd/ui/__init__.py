@@ -65,8 +65,14 @@ def appearance() -> dict[str, Any]:
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", radius_size="lg",
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
+    ).set(  # the theme's own greys and teals stay below a contrast of 4.5 on white
+        body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500",
+        block_label_text_color="*neutral_600", block_title_text_color="*neutral_600",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
+        color_accent="*primary_600",
     )  # fmt: skip
-    return {"theme": theme, "css_paths": CSS, "ssr_mode": False, "footer_links": ["settings"]}
+    return {"theme": theme, "css_paths": CSS, "ssr_mode": False, "footer_links": ["api", "settings"]}
 
 
 def build(
@@ -111,7 +117,7 @@ def build(
         owner = gr.BrowserState("", storage_key="psd-owner", secret="psd")
         timer = gr.Timer(TICK_S, active=False)
         looking = Looking(
-            mesh.viewer, tab, live.kinds, live.follow, live.step, compare.runs, compare.step, runs.mine
+            mesh.viewer, tab, live.kinds, live.follow, live.at, compare.runs, compare.at, runs.mine
         )  # fmt: skip
         panes = [
             *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *runs.panes, *log,

@@ -114,7 +114,7 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{wide + 0.4:.1f}" height="{height - 2}" '
                          f'fill="{cividis(value / most)}"><title>{html.escape(name)}, step {step}: {number(value)}'
                          "</title></rect>")  # fmt: skip
-    tall = TOP + height * max(len(rows), 1) + 22
+    tall = max(HEIGHT, TOP + height * len(rows) + 22)  # nothing below it moves when the first rows come
     ends = ""
     if steps:
         ends = (f'<text x="{LEFT + 42}" y="{tall - 6}">step {steps[0]}</text>'

@@ -166,6 +166,17 @@ def best_to_continue(compared: Sequence[Watched]) -> Watched | None:
     return best if best.view.step < best.view.total_steps else None
 
 
+def waiting(compared: Sequence[Watched]) -> str:
+    """Which run would continue, or why none can."""
+    if best := best_to_continue(compared):
+        left = best.view.total_steps - best.view.step
+        return f"Best by judge and consistency: {label(best)}. It has {left} steps left."
+    if not compared:
+        return "Start a sweep, or choose runs below: the best of them can go on to its end."
+    going = sum(not watched.is_over for watched in compared)
+    return f"{going} of {len(compared)} still go on." if going else "The best of them is at its end already."
+
+
 class CompareTab:
     """The tab's components, in the current Blocks context."""
 
@@ -196,13 +207,15 @@ class CompareTab:
                 )  # fmt: skip
                 self.sweep = gr.Button("Start seed sweep", variant="primary", elem_id="sweep-button")
                 self.go_on = gr.Button("Continue the best", interactive=False, elem_id="continue-best")
+                why = gr.HTML(note(waiting(()), "hint"), elem_id="continue-why")
         self.message = gr.HTML("", elem_id="compare-message")
         self.runs = gr.Dropdown(
             [], value=[], multiselect=True, max_choices=MOST, label="runs", elem_id="compared",
             info="Any runs of this server; the first two are in the slider below.",
         )  # fmt: skip
+        self.at = gr.State(FIRST_STEPS)
         self.step = gr.Slider(0, FIRST_STEPS, value=FIRST_STEPS, step=1, label="step", elem_id="compare-scrub",
-                              info="All runs at this step, or the last before it.")  # fmt: skip
+                          info="All runs at this step, or the last before it.")  # fmt: skip
         nobody = Page()
         views = gr.HTML(pictures(nobody), elem_id="compare-views")
         table_ = gr.HTML(scores(()), elem_id="compare-scores", elem_classes="table")
@@ -214,9 +227,11 @@ class CompareTab:
             Pane([curtain], pair, lambda p: [pair(p)], "Compare"),
             Pane([lines], lambda p: [drawn(w.view, "judge/", "weighted/", CONSISTENCY) for w in p.compared],
                  lambda p: [charts(p.compared)], "Compare"),
-            Pane([self.step], most_steps, lambda p: [gr.Slider(maximum=most_steps(p), value=most_steps(p))], "Compare"),
-            Pane([self.go_on], lambda p: best_to_continue(p.compared) is not None,
-                 lambda p: [gr.Button(interactive=best_to_continue(p.compared) is not None)], "Compare"),
+            Pane([self.step, self.at], most_steps,
+                 lambda p: [gr.Slider(maximum=most_steps(p), value=most_steps(p)), most_steps(p)], "Compare"),
+            Pane([self.go_on, why], lambda p: waiting(p.compared),
+                 lambda p: [gr.Button(interactive=best_to_continue(p.compared) is not None),
+                            note(waiting(p.compared), "hint")], "Compare"),
         ]  # fmt: skip
 
     def wire(self, desk: Desk, blocks: gr.Blocks) -> None:
@@ -266,7 +281,7 @@ class CompareTab:
         self.go_on.click(go_on, [self.runs, desk.owner], self.message, **QUIET).then(**desk.news)
         self.runs.input(lambda chosen: chosen, self.runs, remembered, **QUIET).then(**desk.news)
         self.runs.focus(choices, self.runs, self.runs, **QUIET)
-        self.step.input(**desk.news, trigger_mode="always_last")
+        self.step.input(lambda step: step, self.step, self.at, trigger_mode="always_last", **QUIET).then(**desk.news)
         blocks.load(choices, remembered, self.runs, **QUIET)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import gradio as gr
 
 from psd.events import LiveChanged
+from psd.monitor import LEAST_WINDOW, PATIENCE
 from psd.ui.chart import line_chart
 from psd.ui.markup import note, number, plain, table
 from psd.ui.page import Pane
@@ -49,21 +50,21 @@ def curves(view: View) -> str:
     weighted = named(weighted__reward="weighted sum") if len(view.weights) > 1 else {}
     statistics = {said: view.curves.get(name, Curve()) for name, said in IMAGE.items()}
     charts = [
-        line_chart("Reward against judge", "each as a share of its own range", against(view), steps=steps, rules=rules,
-                   bounds=(0.0, 1.0)),
+        line_chart("Reward against judge", "each as a share of its own range", against(view), steps=steps,
+                   rules=[*rules, *((alarm.step, alarm.message) for alarm in view.alarms)], bounds=(0.0, 1.0)),
         line_chart("Rewards, optimised", "raw score", {**group("reward/"), **weighted}, steps=steps, rules=rules),
         line_chart("Judges, only watch", "raw score", group("judge/"), steps=steps, rules=rules),
         line_chart("Pictures", "no reward sees these numbers", statistics, steps=steps, rules=rules),
-        line_chart("Preference over base", "|preference term| / |base term|", named("pair/ratio"), steps=steps,
+        line_chart("Preference over base", "length of the one over the other", named("pair/ratio"), steps=steps,
                    rules=rules),
         line_chart("Reward gap", "winner minus loser, in running means", named("pair/gap", "pair/confidence"),
                    steps=steps, rules=rules),
-        line_chart("Winner", "share of steps that the first candidate won", named(winner__first="first candidate"),
-                   steps=steps, rules=rules, bounds=(0.0, 1.0)),
+        line_chart("Winner", "share of pairs that the first one won (S: the steered one)",
+                   named(winner__first="first of the pair"), steps=steps, rules=rules, bounds=(0.0, 1.0)),
         line_chart("Speed", "steps a second", named(speed__steps_per_s="speed"), steps=steps, rules=rules),
         line_chart("Memory", "GB, the most held so far", memory(view), steps=steps, rules=rules),
     ]  # fmt: skip
-    return f'<div class="charts">{"".join(charts)}{time_of_a_step(view)}</div>'
+    return f'<div class="charts">{"".join(charts)}{time_of_a_step(view)}{changes(view)}</div>'
 
 
 def against(view: View) -> dict[str, Curve]:
@@ -83,19 +84,42 @@ def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:
     told: dict[int, Mapping] = {}
     for change in changes:
         told[change.step] = {**told.get(change.step, {}), **change.values}
-    return [(step, ", ".join(f"{name} = {value}" for name, value in values.items())) for step, values in told.items()]
+    return [(step, ", ".join(in_words(name, value) for name, value in values.items())) for step, values in told.items()]
+
+
+def in_words(name: str, value: object) -> str:
+    """A live value as a person reads it; of rewards each weight by the reward's own name."""
+    if not isinstance(value, Mapping):
+        return f"{name} = {number(value)}"
+    return ", ".join(f"{name} {str(key).rsplit('/', 1)[-1]} = {number(each)}" for key, each in value.items())
 
 
 def alarms(view: View) -> str:
     """What the detectors said of the selector judge, and which scene they would keep."""
     said = [f"Step {alarm.step}, {alarm.kind}: {alarm.message}." for alarm in view.alarms]
+    calm = "" if said else _calm(view)
     best = view.best
     kept = (
-        f"Selector judge {plain(f'judge/{best.judge}')}: best scene so far at step {best.step} ({number(best.score)}), "
-        "kept in every checkpoint. The score chose it, so it flatters it."
+        f"Best scene so far by the judge {plain(f'judge/{best.judge}')}: step {best.step}, score {number(best.score)}. "
+        "It is kept in every checkpoint. That score chose it, so it flatters it."
         if best else "No preview has been judged yet."
     )  # fmt: skip
-    return "".join(note(text) for text in said[-3:]) + note(kept, "hint")
+    return "".join(note(text) for text in said[-3:]) + note(f"{calm}{kept}", "hint")
+
+
+def _calm(view: View) -> str:
+    """What the detectors' silence means: too few previews say nothing."""
+    if len(view.previews.items) <= LEAST_WINDOW + PATIENCE:
+        return ""
+    return "No alarm: the judge has not fallen while the reward rose. "
+
+
+def changes(view: View) -> str:
+    """What the rules on the charts stand for, in words that need no mouse."""
+    rows = [[str(step), html.escape(text)] for step, text in change_rules(view.changes)]
+    rows += [[str(alarm.step), html.escape(alarm.kind)] for alarm in view.alarms]
+    body = table(("step", "what the rule stands for"), rows, "No value was changed while it ran.")
+    return f'<figure class="chart table"><figcaption>Rules on the charts</figcaption>{body}</figure>'
 
 
 def table_of_scores(view: View) -> str:

@@ -60,15 +60,18 @@ class Desk:
 
 @dataclass(frozen=True)
 class Looking:
-    """The components that say what the page looks at, in the order that `look` takes their values."""
+    """The components that say what the page looks at, in the order that `look` takes their values.
+
+    No sliders: one that still holds a value of the range before makes Gradio refuse the page's whole question.
+    """
 
     viewer: gr.Model3D
     tab: gr.State
     kinds: gr.CheckboxGroup
     follow: gr.Checkbox
-    step: gr.Slider
+    step: gr.State
     compared: gr.Dropdown
-    compared_step: gr.Slider
+    compared_step: gr.State
     only_mine: gr.Checkbox
 
     @property

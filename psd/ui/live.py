@@ -29,6 +29,7 @@ class LiveTab:
                 [(name, kind) for kind, name in KINDS.items()], value=list(start.kinds), label="Show",
                 elem_id="kinds", min_width=260,
             )  # fmt: skip
+            self.at = gr.State(0)
             self.step = gr.Slider(
                 0, 120, value=0, step=1, label="look back to [step]", elem_id="scrub", min_width=260,
                 info="The preview made at this step or before it.",
@@ -46,9 +47,8 @@ class LiveTab:
 
     def wire(self, desk: Desk) -> None:
         """Looking back stops following; the picture is that of the last preview asked for."""
-        self.step.input(None, None, self.follow, js="() => false", trigger_mode="always_last", **QUIET).then(
-            **desk.news
-        )
+        self.step.input(lambda step: (step, False), self.step, [self.at, self.follow], trigger_mode="always_last", **QUIET
+        ).then(**desk.news)  # fmt: skip
         for component in (self.kinds, self.follow):
             component.input(**desk.news)
 

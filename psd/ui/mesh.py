@@ -28,6 +28,7 @@ DOWNLOADS = {
     "turntable.mp4": "Turntable",
     "statistics.json": "Statistics",
 }
+UNTOUCHED = note("Move the threshold to see how many faces the surface has there.", "hint")
 REACH = 4.0  # the slider goes from a fraction of the automatic threshold to this multiple of it
 
 
@@ -64,14 +65,15 @@ class MeshTab:
                         0.1, 40.0, value=10.0, step=0.01, label="threshold (τ) [density]", elem_id="threshold",
                         info="Where the surface lies: lower is fuller.",
                     )  # fmt: skip
-                    self.count = gr.HTML(note("", "hint"), elem_id="face-count")
+                    self.count = gr.HTML(UNTOUCHED, elem_id="face-count")
                     self.faces = gr.Slider(
                         100, 100_000, value=preset.mesh_faces, step=100, label="most faces", elem_id="most-faces",
                         info="The surface is simplified to this many.",
                     )  # fmt: skip
                     self.texture = gr.Checkbox(preset.texture, label="bake a texture", info="Slower; for Blender.")
                     self.make = gr.Button("Make the mesh again", interactive=False, elem_id="remesh-button")
-                    self.message = gr.HTML("", elem_id="remesh-message")
+                    self.message = gr.HTML(note("There is no mesh yet: it comes with the end of a run.", "hint"),
+                                           elem_id="remesh-message")  # fmt: skip
         with gr.Row():
             film = gr.HTML(turntable(Watched()), elem_id="film", min_width=260)
             facts = gr.HTML(statistics(View()), elem_id="facts", elem_classes="table", min_width=260)
@@ -79,9 +81,8 @@ class MeshTab:
             Pane([self.viewer], _shown, self._viewer, "Mesh"),
             Pane([files], lambda p: downloads(p.run), lambda p: [downloads(p.run)], "Mesh"),
             Pane([film, facts], _shown, lambda p: [turntable(p.run), statistics(p.run.view)], "Mesh"),
-            Pane([self.threshold], lambda p: (p.run.run_id, threshold(p.run.view)), _range, "Mesh"),
-            Pane([self.make], lambda p: self._can_make(p), lambda p: [gr.Button(interactive=self._can_make(p))],
-                 "Mesh"),
+            Pane([self.threshold, self.count], lambda p: (p.run.run_id, threshold(p.run.view)), _range, "Mesh"),
+            Pane([self.make, self.message], self._obstacle, self._button, "Mesh"),
         ]  # fmt: skip
 
     def wire(self, desk: Desk) -> None:
@@ -89,10 +90,7 @@ class MeshTab:
             if self._remesher is None or not run:
                 return ""
             try:
-                return note(
-                    f"{self._remesher().count(desk.worker.folder(run), threshold, kept):,} faces before simplifying",
-                    "hint",
-                )
+                faces = self._remesher().count(desk.worker.folder(run), threshold, kept)
             except (PresetError, StoreError) as error:
                 return note(str(error))
             return note(f"{faces:,} faces before simplifying", "hint")
@@ -116,8 +114,19 @@ class MeshTab:
             show_progress="minimal", api_visibility="private",
         ).then(**desk.news)  # fmt: skip
 
-    def _can_make(self, page: Page) -> bool:
-        return self._remesher is not None and page.is_mine and page.run.is_over and page.run.view.mesh is not None
+    def _obstacle(self, page: Page) -> str:
+        """Why the mesh can't be made again now, in words; empty when it can."""
+        if self._remesher is None:
+            return "This server makes no meshes again."
+        if not page.run.is_over:
+            return "The run goes on: its mesh can be made anew once it has ended."
+        if page.run.view.mesh is None:
+            return "There is no mesh yet: it comes with the end of a run."
+        return "" if page.is_mine else "Only the browser that started this run can make its mesh again."
+
+    def _button(self, page: Page) -> list[Any]:
+        why = self._obstacle(page)
+        return [gr.Button(interactive=not why), note(why, "hint")]
 
     @staticmethod
     def _viewer(page: Page) -> list[Any]:
@@ -136,8 +145,9 @@ def threshold(view: View) -> float | None:
 def _range(page: Page) -> list[Any]:
     middle = threshold(page.run.view)
     if middle is None:
-        return [gr.skip()]
-    return [gr.Slider(minimum=round(middle / REACH, 3), maximum=round(middle * REACH, 3), value=round(middle, 3))]
+        return [gr.skip(), UNTOUCHED]
+    slider = gr.Slider(minimum=round(middle / REACH, 3), maximum=round(middle * REACH, 3), value=round(middle, 3))
+    return [slider, UNTOUCHED]
 
 
 def _shown(page: Page) -> object:

@@ -11,19 +11,46 @@ import gradio as gr
 
 from psd.ui.chart import heat_map, line_chart
 from psd.ui.curves import change_rules, drawn
-from psd.ui.markup import table
+from psd.ui.markup import note, table
 from psd.ui.page import Pane
 from psd.ui.view import View
 
 
 def negative_tab() -> list[Pane]:
+    sentence = gr.HTML(in_words(View()), elem_id="negative-words")
     charts = gr.HTML(charts_of_the_negative(View()), elem_id="negative-charts")
     words = gr.HTML(tokens(View()), elem_id="tokens", elem_classes="table")
     return [
+        Pane([sentence], lambda p: in_words(p.run.view), lambda p: [in_words(p.run.view)], "Negative"),
         Pane([charts], lambda p: drawn(p.run.view, "negative/"), lambda p: [charts_of_the_negative(p.run.view)],
              "Negative"),
         Pane([words], lambda p: p.run.view.negatives.last, lambda p: [tokens(p.run.view)], "Negative"),
     ]  # fmt: skip
+
+
+def in_words(view: View) -> str:
+    """What the run has learned to avoid, as a sentence."""
+    now, start = view.negatives.last, view.negative_start
+    if now is None or start is None:
+        if view.preset.get("negative") is False:
+            return note("This run keeps its negative prompt as it is (negative is off).", "hint")
+        return note("What the run learns to steer away from shows here after the first update.", "hint")
+    rms = (sum(value * value for value in now.drift) / max(len(now.drift), 1)) ** 0.5
+    radius = view.preset.get("negative_radius")
+    bound = f" of at most {radius:g}" if isinstance(radius, float) else ""
+    names = [token_name(token) for token, _ in groupby(now.tokens)]
+    before, after = words_of(start.tokens, start.nearest), words_of(now.tokens, now.nearest)
+    changed = [f"“{name}” now reads “{new}”" for name, old, new in zip(names, before, after, strict=True) if old != new]
+    read = "; ".join(changed[:4]) or "every token still reads as the word it began as"
+    return note(
+        f"At step {now.step} the negative has drifted {rms:.3f}{bound} from "
+        f"“{view.preset.get('negative_prompt', '')}”: {read}. The run steers away from it.", "hint",
+    )  # fmt: skip
+
+
+def token_name(token: str) -> str:
+    """Special tokens without their signs."""
+    return {"<|startoftext|>": "(start)", "<|endoftext|>": "(end)", "<|pad|>": "(padding)"}.get(token, token)
 
 
 def charts_of_the_negative(view: View) -> str:
@@ -60,7 +87,8 @@ def merged(names: Sequence[str], drift: Sequence[float]) -> list[tuple[str, floa
     for token, group in groupby(zip(names, drift, strict=True), key=lambda position: position[0]):
         values = [value for _, value in group]
         rms = (sum(value * value for value in values) / len(values)) ** 0.5
-        found.append((f"{token} × {len(values)}" if len(values) > 1 else token, rms))
+        name = token_name(token)
+        found.append((f"{name} × {len(values)}" if len(values) > 1 else name, rms))
     return found
 
 
@@ -73,7 +101,7 @@ def words_of(names: Sequence[str], nearest: Sequence[str]) -> list[str]:
 def tokens(view: View) -> str:
     """Each token of the negative prompt: how far it has moved, the word it was nearest to and is nearest to now."""
     now, start = view.negatives.last, view.negative_start
-    heads = ("token", "drift (RMS)", "nearest word at the start", "nearest word now")
+    heads = ("token", "drift (RMS)", "nearest word at the start*", "now*")
     if now is None or start is None:
         return table(heads, (), "The negative embedding has not moved yet.")
     found = merged(now.tokens, now.drift)
@@ -85,4 +113,5 @@ def tokens(view: View) -> str:
         bar = f'<i style="width:{drift / largest:.0%}"></i><span>{drift:.4f}</span>'
         moved = html.escape(after)
         rows.append([html.escape(name), bar, html.escape(before), moved if after == before else f"<b>{moved}</b>"])
-    return table(heads, rows, "").replace("<td><i", '<td class="bar"><i')
+    body = table(heads, rows, "").replace("<td><i", '<td class="bar"><i')
+    return f"{body}<p class=\"none\">* of the prior's vocabulary, by cosine of the text encoder's outputs</p>"

@@ -8,8 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from psd.ui.markup import EXPORTS, badge, duration, url
+from psd.ui.markup import EXPORTS, badge, duration, note, url
 from psd.ui.page import Pane, Watched
+
+FOREIGN = "Another browser started this run: here it can be watched and duplicated, but not steered."
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def status_bar() -> Bar:
             duplicate = gr.Button("Duplicate", interactive=False, elem_id="duplicate", min_width=96)
     hand = [pause, stop, go_on, more, duplicate]
     panes = [
-        Pane([line], lambda p: status(p.run), lambda p: [status(p.run)]),
+        Pane([line], shown, lambda p: [shown(p)]),
         Pane(hand, lambda p: (p.run.state, p.run.run_id, p.is_mine), _hand),
     ]
     return Bar(pause, stop, go_on, more, duplicate, panes)
@@ -54,10 +56,16 @@ def _hand(page: Page) -> list[Any]:
             "Continue" if run.state == "paused" else "Pause", interactive=mine and run.state in ("running", "paused")
         ),
         gr.Button(interactive=mine and not run.is_over and run.state != "stopping"),
-        gr.Button(f"Go on to step {run.view.total_steps}" if left else "Go on, steps more:", interactive=can_go_on),
+        gr.Button(f"Go on to {run.view.total_steps}" if left else "Add steps:", interactive=can_go_on),
         gr.Number(0 if left else max(10, run.view.total_steps // 4), interactive=can_go_on and not left),
         gr.Button(interactive=bool(run.run_id)),
     ]
+
+
+def shown(page: Page) -> str:
+    """The status, and why the buttons below it do nothing where that is not plain."""
+    foreign = page.run.run_id and not page.is_mine
+    return status(page.run) + (note(FOREIGN, "hint") if foreign else "")
 
 
 def status(watched: Watched) -> str:
@@ -85,6 +93,7 @@ def status(watched: Watched) -> str:
         f'<div class="progress" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * share:.0f}"><i style="width:{share:.1%}"></i></div>'
         + (f'<div class="trouble" role="alert">{html.escape(trouble)}</div>' if trouble else "")
+        + (note(view.warning, "hint") if view.warning and not over else "")
     )
 
 
