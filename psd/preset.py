@@ -106,6 +106,9 @@ class Preset(BaseModel):
     base_form: Literal["recon", "sds"] = setting(
         "recon", "Base term: distance to the predicted image, or noise residual.", group="guidance"
     )
+    score_space: Literal["latent", "image"] = setting(
+        "latent", "Pull the render to the target as latents, through the encoder, or as pixels.", group="guidance"
+    )
     t_max_start: float = setting(0.95, "Upper end of t/T at the start.", group="guidance", ge=0.02, le=0.999)
     t_max_end: float = setting(0.25, "Upper end of t/T after annealing.", group="guidance", ge=0.02, le=0.999)
     t_min_start: float = setting(0.6, "Lower end of t/T at the start.", group="guidance", ge=0.0, le=0.999)
