@@ -205,6 +205,9 @@ def test_images_are_scored(server: Server) -> None:
         ({"overrides": "mesh_resolution: 100000"}, "mesh_resolution=100000"),
         ({"overrides": "guidance_scale: .nan"}, "guidance_scale"),
         ({"overrides": "stepps: 3"}, "did you mean 'steps'"),
+        ({"overrides": "{" + ", ".join(f"k{i}: 1" for i in range(8000)) + "}"}, "unknown key 'k0'"),
+        ({"overrides": "seed: 1" + ":59" * 400 + ".5"}, "not valid YAML"),  # to base 60
+        ({"overrides": "{a: 1, b: 2, a: 3}"}, "'a' is given twice"),
         ({"overrides": "a: &a [x]\nb: [*a, *a]"}, "alias"),
         ({"overrides": "!!python/object/apply:os.system [id]"}, "not valid YAML"),
         ({"overrides": "[" * 5000}, "nested too deeply"),
