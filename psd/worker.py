@@ -2,7 +2,7 @@
 
 Knows neither models nor the algorithm (`psd.drive.MakeEvents`).  What consumers get are the stored events: arrays are
 dropped once they are in files, and the rest is kept as JSON lines (`psd.lines`), so a long run costs little memory.
-``owner`` is the secret of the browser or script that asks (`psd.shelf`): it may steer its own runs, and anybody may watch.
+``owner`` is the secret of the browser or script that asks (`psd.shelf`): it may steer its own runs, anybody may watch.
 """
 
 from __future__ import annotations
