@@ -8,6 +8,7 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -350,8 +351,8 @@ def _printable(text: str) -> bool:
 def explain(error: ValidationError) -> str:
     """Pydantic's findings as sentences: key, value, bound; unknown keys with the nearest known one."""
     lines = []
-    for issue in error.errors(include_url=False):
-        key = ".".join(map(str, issue["loc"])) or "preset"
+    for issue in error.errors(include_url=False)[:8]:  # who sends thousands needs no list of them
+        key = ".".join(map(str, issue["loc"]))[:100] or "preset"
         if issue["type"] == "extra_forbidden":
             near = get_close_matches(key, Preset.model_fields, 1)
             lines.append(f"unknown key {shown(key)}" + (f": did you mean {near[0]!r}?" if near else ""))
@@ -371,9 +372,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, times in Counter(str(key.value) for key, _ in node.value).most_common(1):
+            if times > 1:
                 raise yaml.YAMLError(f"{shown(key)} is given twice: keep one")
         return super().construct_mapping(node, deep)
 
@@ -384,7 +384,7 @@ def parse_value(text: str) -> Any:
         raise PresetError(f"this YAML is too large for a preset: {LARGEST_FILE} characters at most")
     try:
         return yaml.load(text, _StrictLoader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # dates that do not exist, unhashable keys
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError) as error:  # no such date, unhashable keys
         raise PresetError(f"not valid YAML: {error}") from None
     except RecursionError:
         raise PresetError("this YAML is nested too deeply for a preset") from None

@@ -37,7 +37,6 @@ STREAMS = 20  # at once
 LISTED = 100
 MOST_IMAGES, LARGEST_IMAGE, MOST_PIXELS = 16, 4_000_000, 2048**2  # bytes of base64; pixels of one image
 FORMATS = ("glb", "obj", "ply", "stl")
-UNREADABLE = (ValueError, OSError, SyntaxError, EOFError, struct.error, zlib.error)  # what Pillow says of no picture
 
 Score = Callable[
     [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
@@ -248,7 +247,15 @@ def decoded(image: str) -> UInt8[np.ndarray, "h w 3"]:
             return np.asarray(it.convert("RGB"))
     except PresetError:
         raise
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (
+        ValueError,
+        OSError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
 
 
