@@ -298,8 +298,17 @@ def main(
     as_json: bool,
     random_weights: str | None = None,
     memory_gb: float | None = None,
+    on_paper: bool = False,
 ) -> int:
-    """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here."""
+    """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here.
+
+    ``on_paper``: only count the operations of a large preset's networks (`psd.arithmetic`).
+    """
+    if on_paper:
+        from psd import arithmetic
+
+        print(arithmetic.table(preset))
+        return 0
     if memory_gb is not None:
         cap_memory(memory_gb)
     from psd.models import choose_device, choose_precision, load_models
