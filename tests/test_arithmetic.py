@@ -9,6 +9,7 @@ from psd.preset import Preset
 LARGE = {"prompt": "a corgi", "negative_prompt": "blurry"}
 
 
+@pytest.mark.slow
 def test_parts_grow_with_what_they_depend_on() -> None:
     preset = Preset.load("mvdream", LARGE)
     models = arithmetic.on_meta(preset, tiny=True)
