@@ -8,7 +8,6 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from psd import plain_yaml
+from psd.plain_yaml import LARGEST_FILE, shown
+
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
-LARGEST_FILE = 100_000  # characters of YAML
 MOST_MODELS = 8  # rewards or judges of one run
 EVIDENCE = "assets/evidence"  # the judge that no run may see, so that results can be measured with it
 LONGEST_NAME = 300  # characters of a folder or hub id
@@ -334,15 +335,6 @@ class Preset(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def shown(value: Any) -> str:
-    """A value as an error message may hold it: one line, never long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to print very long integers
-        return "a number too large to print"
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
 def _printable(text: str) -> bool:
     """No control characters beside newline and tab."""
     return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
@@ -363,31 +355,12 @@ def explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML only: a key given twice and an alias (the way to a small file of a billion values) are refused."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias in line {self.peek_event().start_mark.line + 1}: write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key, times in Counter(str(key.value) for key, _ in node.value).most_common(1):
-            if times > 1:
-                raise yaml.YAMLError(f"{shown(key)} is given twice: keep one")
-        return super().construct_mapping(node, deep)
-
-
 def parse_value(text: str) -> Any:
     """One YAML value; whatever YAML cannot make of it is a `PresetError`."""
-    if len(text) > LARGEST_FILE:
-        raise PresetError(f"this YAML is too large for a preset: {LARGEST_FILE} characters at most")
     try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError) as error:  # no such date, unhashable keys
-        raise PresetError(f"not valid YAML: {error}") from None
-    except RecursionError:
-        raise PresetError("this YAML is nested too deeply for a preset") from None
+        return plain_yaml.read(text)
+    except ValueError as error:
+        raise PresetError(str(error)) from None
 
 
 def parse(text: str) -> dict[str, Any]:

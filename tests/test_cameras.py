@@ -12,7 +12,7 @@ from psd.cameras import Cameras, mvdream_condition, orbit, rays, sample_orbits, 
 
 
 def one(azimuth: float, elevation: float, distance: float = 3.0, fovy: float = 40.0) -> Cameras:
-    return orbit(*(torch.tensor([[value]]) for value in (azimuth, elevation, distance, fovy)))
+    return orbit(*(torch.tensor([[float(value)]]) for value in (azimuth, elevation, distance, fovy)))
 
 
 def project(c2w: np.ndarray, fovy_deg: float, size: int, point: np.ndarray) -> tuple[float, float, float]:

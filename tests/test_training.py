@@ -156,7 +156,8 @@ class Channels(Line):
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Conv2d(4, 6, 3)).to(memory_format=torch.channels_last)
+        self.model = nn.Sequential(nn.Conv2d(4, 6, 3))
+        self.model.to(memory_format=torch.channels_last)
 
     def loss(self, iteration, objects, generator):
         return self.model(torch.rand(2, 4, 5, 5, generator=generator)).square().mean(), {}
