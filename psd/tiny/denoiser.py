@@ -90,6 +90,7 @@ def build_scheduler() -> DDPMScheduler:
 
 class DenoiserTask:
     name = "prior"
+    captions_seen = data.HELD_OUT
 
     def __init__(self, arguments: argparse.Namespace, rank: int, world: int) -> None:
         self.batch = arguments.batch
