@@ -27,9 +27,12 @@ class Lines:
             blocks, rest = (*blocks, zlib.compress("\n".join(rest).encode(), 1)), ()
         self._kept = blocks, rest
 
-    def since(self, index: int) -> list[str]:
-        """Lines from ``index`` on, which is at least 0."""
+    def since(self, index: int, most: int | None = None) -> list[str]:
+        """Lines from ``index`` on, which is at least 0; the first ``most`` of them."""
         blocks, rest = self._kept
         first = min(index // BLOCK, len(blocks))
+        end = None if most is None else index + most
+        if end is not None and end <= BLOCK * len(blocks):
+            blocks, rest = blocks[: -(-end // BLOCK)], ()
         found = [line for block in blocks[first:] for line in zlib.decompress(block).decode().split("\n")]
-        return [*found, *rest][index - BLOCK * first :]
+        return [*found, *rest][index - BLOCK * first : None if end is None else end - BLOCK * first]

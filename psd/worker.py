@@ -186,9 +186,9 @@ class Worker:
 
     # ---- watch
 
-    def events_since(self, run_id: str, index: int = 0) -> list[Event]:
-        """Events from ``index`` on, without arrays; any number of consumers keep their own index."""
-        return [from_json(line) for line in self._entry(run_id).lines.since(index)]
+    def events_since(self, run_id: str, index: int = 0, most: int | None = None) -> list[Event]:
+        """Events from ``index`` on, the first ``most`` of them, without arrays; every consumer keeps its own index."""
+        return [from_json(line) for line in self._entry(run_id).lines.since(index, most)]
 
     def wait(self, run_id: str, index: int = 0, timeout_s: float | None = None) -> list[Event]:
         """`events_since`, but wait until there is one, the run is over, or the time is up."""

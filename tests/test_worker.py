@@ -98,6 +98,8 @@ def test_lines_come_back_from_any_index(count: int) -> None:
     assert len(lines) == count
     for index in {0, 1, 255, 256, 257, 511, 512, count - 1, count, count + 300} - {-1}:
         assert lines.since(index) == told[index:], index
+        for most in (0, 1, 255, 256, 300):
+            assert lines.since(index, most) == told[index : index + most], (index, most)
 
 
 def test_first_in_first_out(hire: Callable[[MakeEvents], Worker]) -> None:
