@@ -151,6 +151,7 @@ class DenoiserTask:
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
             "scheduler": ["diffusers", "DDPMScheduler"],
+            "captions": [caption.text for caption in grammar.all_captions(pairs=False) if caption.modifier is None],
         }  # fmt: skip
         (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
