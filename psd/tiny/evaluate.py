@@ -147,7 +147,7 @@ def prior(arguments: argparse.Namespace) -> dict:
 def sheet(
     pictures: Sequence[tuple[str, Float[Tensor, "v 3 h w"], bool]], path: Path, *, columns: int = 4, most: int = 80
 ) -> None:
-    """Four views a picture with the caption; a dot where the judge named it wrongly."""
+    """Four views a picture with the caption; a cross where the judge named it wrongly."""
     step = max(1, len(pictures) // most)
     chosen = pictures[::step][:most]
     size, line = chosen[0][1].shape[-1], 12
@@ -158,7 +158,7 @@ def sheet(
         x, y = index % columns * (width + 6), index // columns * (height + 4)
         tile = (rearrange(images, "v c h w -> h (v w) c").clamp(0, 1) * 255).round().byte().numpy()
         canvas.paste(Image.fromarray(tile), (x, y + line))
-        draw.text((x + 1, y), text if named else f"• {text}", fill="black" if named else (190, 0, 90))
+        draw.text((x + 1, y), text if named else f"x  {text}", fill="black" if named else (190, 0, 90))
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, optimize=True)
 

@@ -239,7 +239,7 @@ def scenes(arguments: argparse.Namespace) -> dict:
 
 
 def turntables(found: Sequence[dict], folder: Path, path: Path) -> None:
-    """All meshes, eight sides each, two columns; a dot where the judge named it wrongly."""
+    """All meshes, eight sides each, two columns; a cross where the judge named it wrongly."""
     line, rows_count = 14, -(-len(found) // 2)
     canvas = Image.new("RGB", (2 * 8 * PICTURE + 8, rows_count * (PICTURE + line)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -249,7 +249,7 @@ def turntables(found: Sequence[dict], folder: Path, path: Path) -> None:
         named = m[f"{short(JUDGE)}/named"]
         draw.text(
             (x + 2, y + 1),
-            f"{'' if named else '• '}{m['caption']}   IoU {m['iou']:.2f}",
+            f"{'' if named else 'x  '}{m['caption']}   IoU {m['iou']:.2f}",
             fill="black" if named else (190, 0, 90),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
