@@ -20,7 +20,20 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import app
 from psd import ui
-from psd.events import Event, Finished, LiveChanged, Meshed, NegativeUpdated, Previewed, Started, Stepped
+from psd.events import (
+    Alarmed,
+    BestKept,
+    Event,
+    Failed,
+    Finished,
+    LiveChanged,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+)
 from psd.mesh import Mesh
 from psd.preset import Preset
 from psd.protocols import Control
@@ -67,6 +80,24 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
     yield Finished(step=step, reason="stopped" if control.stopping() else "completed", time_s=0.25 * step)
 
 
+WARNING = "Out of memory: going on with views = 2, render_size = 32."
+ALARM = "train reward +8 %, judge -3 % since step 6: likely reward hacking"
+
+
+def troubled(preset: Preset, control: Control, resume: object) -> Iterator[Event]:
+    """`scripted` without its end: a best scene, a warning and an alarm on the way, and a failure where it stops."""
+    for event in scripted(preset, control, resume):
+        if isinstance(event, Meshed | Finished):
+            break
+        yield event
+        if isinstance(event, NegativeUpdated) and event.step == 8:
+            yield BestKept(step=8, judge="assets/selector", score=1.9)
+        elif isinstance(event, NegativeUpdated) and event.step == 16:
+            yield Warned(step=16, message=WARNING)
+            yield Alarmed(step=16, kind="hacking", since=6, message=ALARM)
+    yield Failed(step=16, message="Out of memory again.", cure="Lower render_size.", traceback="Traceback (most recent")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -91,6 +122,11 @@ def serve(make_events: MakeEvents, root: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from serve(scripted, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def troubled_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from serve(troubled, tmp_path_factory.mktemp("troubled"))
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +313,35 @@ def test_nothing_is_wider_than_the_window(open_page: Callable[..., Page], addres
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         box = page.locator("#layout").bounding_box()
         assert box and box["width"] > 0.9 * width, "an empty page is narrower than a full one: it would jump"
+
+
+SHIFTS = """window.shifts = [];
+new PerformanceObserver(list => { for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifts.push(
+  [e.value, ...e.sources.map(s => s.node && (s.node.id || s.node.className || s.node.nodeName))]) }).observe(
+  {type: 'layout-shift'})"""
+
+
+@pytest.mark.parametrize(("tab", "width"), [("Curves", 1440)])
+def test_nothing_moves_when_the_run_has_something_to_say(
+    open_page: Callable[..., Page], troubled_address: str, tab: str, width: int
+) -> None:
+    page = open_page(troubled_address, viewport={"width": width, "height": 1000}, color_scheme="dark")
+    run_steps(page, 2000)
+    state(page, "Running")
+    open_tab(page, tab)
+    page.wait_for_timeout(1500)  # what the tab's opening moves is the person's own doing
+    page.evaluate(SHIFTS)
+    said = page.locator("#status")
+    expect(said).to_contain_text(WARNING, timeout=PATIENCE_MS)
+    if tab == "Curves":
+        expect(page.locator("#alarms")).to_contain_text(ALARM, timeout=PATIENCE_MS)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.shifts") == []
+    press(page.locator("#stop"))
+    state(page, "Failed")
+    expect(said).to_contain_text("Out of memory again. Lower render_size.", timeout=PATIENCE_MS)
+    expect(said).to_contain_text(WARNING)
+    assert "Traceback" not in page.locator("body").inner_text()
 
 
 def test_the_real_models_make_a_mesh(open_page: Callable[..., Page], real_address: str, tmp_path: Path) -> None:

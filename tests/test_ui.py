@@ -89,8 +89,23 @@ def test_the_view_tells_the_story() -> None:
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
     view = told([*STORY[:4], Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
-    shown = status.status(Watched("run", state="failed", view=view))
+    shown = status.shown(Page(Watched("run", state="failed", view=view)))
     assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
+
+
+def test_a_failure_tells_what_was_tried_before_it() -> None:
+    warned = Warned(step=2, message="Out of memory: going on with views = 1.")
+    view = told([*STORY[:3], warned, Failed(step=3, message="Out of memory.", cure="Use fewer views.")])
+    shown = status.trouble(Watched("run", state="failed", view=view))
+    assert "Out of memory. Use fewer views." in shown and "going on with views = 1" in shown
+
+
+def test_buttons_that_are_off_say_why() -> None:
+    over, mine = Watched("run", state="finished"), Watched("run", state="running")
+    assert status.OVER in status.shown(Page(over, is_mine=True))
+    assert status.FOREIGN in status.shown(Page(over))
+    assert status.NONE in status.shown(Page())
+    assert "note" not in status.shown(Page(mine, is_mine=True))
 
 
 def test_a_view_from_json_lines_is_the_live_view() -> None:
@@ -211,6 +226,10 @@ def test_the_builder_speaks_the_grammar() -> None:
 HOSTILE = '<img src=x onerror="alert(1)">${1+1}{{this}}'
 
 
+def bar(watched: Watched) -> str:
+    return status.shown(Page(watched))
+
+
 def picture(watched: Watched) -> str:
     return live.pictures(watched, Look()) + live.scores_of_views(watched, Look())
 
@@ -219,7 +238,7 @@ def scores(watched: Watched) -> str:
     return compare.scores([watched]) + compare.pictures(Page(compared=(watched,)))
 
 
-@pytest.mark.parametrize("show", [status.status, picture, mesh.downloads, mesh.turntable, scores])
+@pytest.mark.parametrize("show", [bar, picture, mesh.downloads, mesh.turntable, scores])
 def test_what_people_typed_is_never_markup(show: Callable[[Watched], str], tmp_path: Path) -> None:
     exports = tmp_path / markup.EXPORTS
     exports.mkdir(parents=True)

@@ -87,3 +87,12 @@ def test_the_question_what_is_new_holds_no_slider(worker: Worker) -> None:
     blocks, _ = asker(worker)
     listener = next(fn for fn in blocks.fns.values() if fn.name == "refresh")
     assert not [component for component in listener.inputs if isinstance(component, gr.Slider)]
+
+
+@pytest.mark.parametrize("name", ["pause", "stop"])
+def test_a_run_that_is_gone_is_answered_in_words(worker: Worker, name: str) -> None:
+    blocks, _ = asker(worker)
+    listener = next(fn for fn in blocks.fns.values() if fn.name == name)
+    assert listener.fn is not None and "message" in [component.elem_id for component in listener.outputs]
+    answer = listener.fn("20200101-000000-gone", "")
+    assert "20200101-000000-gone" in answer and "alert" in answer

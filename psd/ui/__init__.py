@@ -208,9 +208,20 @@ def _wire_start(desk: Desk, asked: Ask) -> None:
 
 
 def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
-    def pause(run: str, owner: str) -> None:
-        paused = desk.worker.snapshot(run).status.state == "paused"
-        (desk.worker.resume if paused else desk.worker.pause)(run, owner)
+    def pause(run: str, owner: str) -> str:
+        try:
+            paused = desk.worker.snapshot(run).status.state == "paused"
+            (desk.worker.resume if paused else desk.worker.pause)(run, owner)
+        except StoreError as error:  # its folder was deleted, or the server was started anew
+            return markup.note(str(error))
+        return ""
+
+    def stop(run: str, owner: str) -> str:
+        try:
+            desk.watcher.stop(run, owner)
+        except StoreError as error:
+            return markup.note(str(error))
+        return ""
 
     def go_on(run: str, more: float, owner: str) -> str:
         try:
@@ -227,8 +238,8 @@ def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
             return [gr.skip(), gr.skip(), markup.note(str(error)), *desk.skipped()]
 
     mine = [desk.run_id, desk.owner]
-    bar.pause.click(pause, mine, None, **QUIET).then(**desk.news)
-    bar.stop.click(desk.watcher.stop, mine, None, **QUIET).then(**desk.news)
+    bar.pause.click(pause, mine, asked.message, **QUIET).then(**desk.news)
+    bar.stop.click(stop, mine, asked.message, **QUIET).then(**desk.news)
     bar.go_on.click(go_on, [desk.run_id, bar.more, desk.owner], asked.message, **QUIET).then(**desk.news)
     bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, asked.message, *desk.shown], **QUIET).then(
         **desk.news

@@ -95,23 +95,27 @@ def in_words(name: str, value: object) -> str:
 
 
 def alarms(view: View) -> str:
-    """What the detectors said of the selector judge, and which scene they would keep."""
-    said = [f"Step {alarm.step}: {alarm.message}." for alarm in view.alarms]
-    calm = "" if said else _calm(view)
+    """What the detectors said last of the selector judge, and which scene they would keep: always two notes."""
+    if view.alarms:
+        last, before = view.alarms[-1], len(view.alarms) - 1
+        earlier = f" Earlier alarms: {before}, in the log." if before else ""
+        said = note(f"Step {last.step}: {last.message}.{earlier}")
+    else:
+        said = note(_calm(view), "hint")
     best = view.best
     kept = (
         f"Best scene so far by the judge {plain(f'judge/{best.judge}')}: step {best.step}, score {number(best.score)}. "
         "It is kept in every checkpoint. That score chose it, so it flatters it."
         if best else "No preview has been judged yet."
     )  # fmt: skip
-    return "".join(note(text) for text in said[-3:]) + note(f"{calm}{kept}", "hint")
+    return said + note(kept, "hint")
 
 
 def _calm(view: View) -> str:
     """What the detectors' silence means: too few previews say nothing."""
     if len(view.previews.items) <= LEAST_WINDOW + PATIENCE:
-        return ""
-    return "No alarm: the judge has not fallen while the reward rose. "
+        return "No alarm yet: too few previews to tell."
+    return "No alarm: the judge has not fallen while the reward rose."
 
 
 def changes(view: View) -> str:

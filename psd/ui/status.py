@@ -12,6 +12,8 @@ from psd.ui.markup import EXPORTS, badge, duration, note, url
 from psd.ui.page import Pane, Watched
 
 FOREIGN = "Another browser started this run: here it can be watched and duplicated, but not steered."
+OVER = "This run is over: Pause and Stop are for one that is going."
+NONE = "No run yet: these buttons wait for one."
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ def _hand(page: Page) -> list[Any]:
 
 
 def shown(page: Page) -> str:
-    """The status, and why the buttons below it do nothing where that is not plain."""
-    foreign = page.run.run_id and not page.is_mine
-    return status(page.run) + (note(FOREIGN, "hint") if foreign else "")
+    """The status, and below it in a place that never changes its height: what went wrong, or why buttons are off."""
+    run = page.run
+    why = FOREIGN if run.run_id and not page.is_mine else OVER if run.run_id and run.is_over else ""
+    why = why or (NONE if run.is_over else "")
+    warning = run.view.warning if not run.is_over else ""
+    return f'{status(run)}<div class="said">{trouble(run) or note(warning, "hint")}{note(why, "hint")}</div>'
 
 
 def status(watched: Watched) -> str:
-    """State, progress, speed, time left, memory, and what went wrong with its cure."""
+    """State, progress, speed, time left and memory."""
     view = watched.view
     share = view.step / view.total_steps if view.total_steps else 0.0
     speed = view.steps_per_s
@@ -83,18 +88,24 @@ def status(watched: Watched) -> str:
         ("queue", f"{watched.ahead} ahead · {duration(watched.wait_s)}" if watched.ahead else "–"),
     )
     cells = "".join(f'<span class="slot"><small>{name}</small><b>{value}</b></span>' for name, value in slots)
-    trouble = " ".join(filter(None, (view.problem or watched.message, view.cure)))
-    if not trouble and over and view.mesh is None:
-        trouble = view.warning  # why there is no mesh
     return (
         f'<div class="status-line"><span role="status">{badge(watched.state)}</span>'
         f'<span class="what" title="{html.escape(watched.prompt)}">{html.escape(watched.prompt)}</span>{cells}'
         f"{_result(watched)}</div>"
         f'<div class="progress" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * share:.0f}"><i style="width:{share:.1%}"></i></div>'
-        + (f'<div class="trouble" role="alert">{html.escape(trouble)}</div>' if trouble else "")
-        + (note(view.warning, "hint") if view.warning and not over else "")
     )
+
+
+def trouble(watched: Watched) -> str:
+    """What went wrong, with its cure; of a failed run also the last warning: it says what was tried before."""
+    view = watched.view
+    said = " ".join(filter(None, (view.problem or watched.message, view.cure)))
+    if not said and watched.is_over and view.mesh is None:
+        said = view.warning  # why there is no mesh
+    elif view.problem and view.warning:
+        said += f" Before that: {view.warning}"
+    return f'<div class="trouble" role="alert">{html.escape(said)}</div>' if said else ""
 
 
 def _result(watched: Watched) -> str:
