@@ -9,6 +9,7 @@ import pytest
 from fake_run import fake_run
 
 from psd import ui
+from psd.events import Event, Finished
 from psd.preset import Preset
 from psd.ui.page import Look
 from psd.worker import Worker
@@ -41,9 +42,11 @@ def asker(worker: Worker) -> tuple[gr.Blocks, Callable[..., dict[Any, Any]]]:
 
 def finished(worker: Worker, **values: Any) -> str:
     run = worker.submit(Preset.make({"steps": 6, "prompt": "a red mug", **values}))
-    index = 0
-    while worker.snapshot(run).status.state in ("queued", "running"):
-        index += len(worker.wait(run, index, timeout_s=5))
+    events: list[Event] = []
+    while not (events and isinstance(events[-1], Finished)):  # the status says so a moment before the event is told
+        told = worker.wait(run, len(events), timeout_s=5)
+        assert told, "the run says nothing"
+        events += told
     return run
 
 
