@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
                 return bench.main(
                     chosen_preset(arguments), arguments.steps, full=arguments.full, as_json=arguments.json,
                     random_weights=arguments.random_weights, memory_gb=arguments.memory_gb,
+                    on_paper=arguments.on_paper,
                 )  # fmt: skip
     except (MissingError, StoreError) as error:
         return complain(error, MISSING)
@@ -150,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
         help="random weights in the large models' shapes (or shrunk ones), so that nothing is downloaded",
     )  # fmt: skip
     measure.add_argument("--memory-gb", type=float, metavar="N", help="use no more of the GPU's memory than N GiB")
+    measure.add_argument("--on-paper", action="store_true", help="only count the operations of a large preset's step")
     measure.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return root
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,14 @@ def replay(folder: Path | str, *, images: bool = True) -> Iterator[Event]:
     """
     folder = Path(folder)
     read_status(folder)
-    told, cut = _told(folder)
-    missing = 0
-    for event in told:
+    missing, last = 0, 0
+    for event in _told(folder):
+        last = event.step
         if isinstance(event, Previewed) and images:
             event = replace(event, images=_read_preview(folder, event.step))
             missing += not event.images
         yield event
-    last = told[-1].step if told else 0
-    if cut:
+    if _is_cut(folder / "events.jsonl"):
         yield Warned(step=last, message="events.jsonl ends in the middle of a line: the last event is lost")
     if missing:
         yield Warned(step=last, message=f"{missing} preview files are missing")
@@ -140,7 +139,7 @@ def replay(folder: Path | str, *, images: bool = True) -> Iterator[Event]:
 
 def changes_since(folder: Path | str, step: int) -> list[tuple[int, Mapping[str, Any]]]:
     """Live changes after the checkpoint of ``step``, each with the step that it came after, in order."""
-    changes = (event for event in _told(folder)[0] if isinstance(event, LiveChanged))
+    changes = (event for event in _told(folder) if isinstance(event, LiveChanged))
     return [(event.step, event.values) for event in changes if event.step >= step]
 
 
@@ -148,7 +147,7 @@ def history(folder: Path | str, checkpoint: Checkpointed | None) -> list[Event]:
     """What a resumed run has told before ``checkpoint``, without arrays and without what it will tell again."""
     if checkpoint is None:
         return []
-    told = (event for event in _told(folder)[0] if event.step <= checkpoint.step)
+    told = (event for event in _told(folder) if event.step <= checkpoint.step)
     return [event for event in told if event.step < checkpoint.step or not isinstance(event, LiveChanged)]
 
 
@@ -205,39 +204,49 @@ def _read_preview(folder: Path, step: int) -> dict[str, np.ndarray]:
     return {name: decode_views(path) for name, path in {"rgb": rgb, **others}.items()}
 
 
-def _told(folder: Path | str) -> tuple[list[Event], bool]:
-    """Events without what a resumed run did over, and whether the last line was cut short."""
-    events, cut = _read_events(Path(folder) / "events.jsonl")
-    told: list[Event] = []
-    for event in events:
-        if isinstance(event, Started):
-            told = [earlier for earlier in told if earlier.step <= event.step]
+def _told(folder: Path | str) -> Iterator[Event]:
+    """Events without what a resumed run did over, one by one: a long run's never stand in memory together."""
+    path = Path(folder) / "events.jsonl"
+    again = list(_read_events(path, (b'"Started"', b'"LiveChanged"')))
+    starts = [(number, event.step) for number, event in again if isinstance(event, Started)]
+    changes = [(number, event) for number, event in again if isinstance(event, LiveChanged)]
+    for number, event in _read_events(path):
+        undone = any(number < later and event.step > step for later, step in starts)
         if isinstance(event, LiveChanged):  # made again after a resume
-            told = [earlier for earlier in told if replace(earlier, time_s=event.time_s) != event]
-        told.append(event)
-    return told, cut
+            undone |= any(number < later and replace(event, time_s=same.time_s) == same for later, same in changes)
+        if not undone:
+            yield event
 
 
 # pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _read_events(path: Path) -> tuple[list[Event], bool]:
-    """The events of a file and whether its last line was cut short."""
+def _read_events(path: Path, words: Sequence[bytes] = ()) -> Iterator[tuple[int, Event]]:
+    """The events of a file with their line numbers, or only those whose line holds one of ``words``."""
     if not path.is_file():
-        return [], False
-    with explaining(path):
-        *lines, tail = path.read_bytes().split(b"\n")
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if record["event"] not in KINDS:
-                raise StoreError(f"{path}:{number}: unknown event {record['event']!r}", "update this program")
-            events.append(from_json(line.decode()))
-        except (ValueError, KeyError, TypeError) as error:
-            cure = "the file was changed by hand or by the disk; delete that line"
-            raise StoreError(f"{path}:{number}: not an event ({error})", cure) from None
-    return events, bool(tail)
+        return
+    with explaining(path), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n") or (words and not any(word in line for word in words)):
+                continue
+            try:
+                record = json.loads(line)
+                if record["event"] not in KINDS:
+                    raise StoreError(f"{path}:{number}: unknown event {record['event']!r}", "update this program")
+                event = from_json(line.decode())
+            except (ValueError, KeyError, TypeError) as error:
+                cure = "the file was changed by hand or by the disk; delete that line"
+                raise StoreError(f"{path}:{number}: not an event ({error})", cure) from None
+            yield number, event
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the last line of a file lacks its end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with explaining(path), path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

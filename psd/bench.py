@@ -278,10 +278,15 @@ def cuda_memory_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
-def cap_memory(gigabytes: float) -> None:
-    """Let this process have no more of the GPU than a smaller one would give it (GiB)."""
+def cap_memory(gigabytes: float | None) -> None:
+    """From here on this process gets no more of the GPU than a smaller one has (GiB), and its peak is counted anew."""
     import torch
 
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if gigabytes is None:
+        return
     if not torch.cuda.is_available():
         raise PresetError("--memory-gb caps an NVIDIA GPU, and torch finds none: leave it out")
     share = gigabytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
@@ -298,10 +303,17 @@ def main(
     as_json: bool,
     random_weights: str | None = None,
     memory_gb: float | None = None,
+    on_paper: bool = False,
 ) -> int:
-    """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here."""
-    if memory_gb is not None:
-        cap_memory(memory_gb)
+    """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here.
+
+    ``on_paper``: only count the operations of a large preset's networks (`psd.arithmetic`).
+    """
+    if on_paper:
+        from psd import arithmetic
+
+        print(arithmetic.table(preset))
+        return 0
     from psd.models import choose_device, choose_precision, load_models
     from psd.run import run
 
@@ -317,7 +329,9 @@ def main(
         yield from run(preset, load(preset), control=control, resume=resume)
 
     whole = whole_run(preset, make_events) if full else None  # first: it also times the loading
-    found = replace(measure(preset, load(preset), steps), full=whole)
+    models = load(preset)
+    cap_memory(memory_gb)
+    found = replace(measure(preset, models, steps), full=whole)
     print(json.dumps(asdict(found), indent=2) if as_json else found.table())
     return 0
 

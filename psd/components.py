@@ -28,6 +28,7 @@ from psd.preset import MissingError, PresetError
 disable_progress_bar()  # of loading weights, which takes no time; downloads keep theirs
 
 AUTOENCODERS = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
+INDEXED = ("views", "image_size", "latent_clamp", "captions")
 MVDREAM_UNET = "MultiViewUNetModel"  # a class of its makers, whose tensors `psd.layouts` renames
 LDM_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of all ldm checkpoints
 
@@ -42,7 +43,7 @@ class Components:
     tokenizer: Any
     prediction_type: str
     alpha_bar: Float[Tensor, " T"]  # float64
-    index: dict[str, Any]  # what model_index.json adds: views, image_size, latent_clamp
+    index: dict[str, Any]  # what model_index.json adds: INDEXED
 
 
 def load(
@@ -73,7 +74,7 @@ def from_folder(found: hub.Located, dtype: torch.dtype) -> Components:
             tokenizer=AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             prediction_type=predicts(scheduler.config["prediction_type"], folder),
             alpha_bar=alpha_bar(scheduler),
-            index={key: index[key] for key in ("views", "image_size", "latent_clamp") if key in index},
+            index={key: index[key] for key in INDEXED if key in index},
         )
     except OSError as error:
         if isinstance(error, MissingError):

@@ -6,6 +6,7 @@ with a sentence in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -19,7 +20,7 @@ def read(text: str) -> Any:
         raise ValueError(f"this YAML is too large for a preset: {LARGEST_FILE} characters at most")
     try:
         return yaml.load(text, StrictLoader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # dates that do not exist, unhashable keys
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError) as error:  # no such date, unhashable keys
         raise ValueError(f"not valid YAML: {error}") from None
     except RecursionError:
         raise ValueError("this YAML is nested too deeply for a preset") from None
@@ -34,9 +35,8 @@ class StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, times in Counter(str(key.value) for key, _ in node.value).most_common(1):
+            if times > 1:
                 raise yaml.YAMLError(f"{shown(key)} is given twice: keep one")
         return super().construct_mapping(node, deep)
 

@@ -108,6 +108,9 @@ class Preset(BaseModel):
     base_form: Literal["recon", "sds"] = setting(
         "recon", "Base term: distance to the predicted image, or noise residual.", group="guidance"
     )
+    score_space: Literal["latent", "image"] = setting(
+        "latent", "Pull the render to the target as latents, through the encoder, or as pixels.", group="guidance"
+    )
     t_max_start: float = setting(0.95, "Upper end of t/T at the start.", group="guidance", ge=0.02, le=0.999)
     t_max_end: float = setting(0.25, "Upper end of t/T after annealing.", group="guidance", ge=0.02, le=0.999)
     t_min_start: float = setting(0.6, "Lower end of t/T at the start.", group="guidance", ge=0.0, le=0.999)
@@ -340,8 +343,8 @@ def _printable(text: str) -> bool:
 def explain(error: ValidationError) -> str:
     """Pydantic's findings as sentences: key, value, bound; unknown keys with the nearest known one."""
     lines = []
-    for issue in error.errors(include_url=False):
-        key = ".".join(map(str, issue["loc"])) or "preset"
+    for issue in error.errors(include_url=False)[:8]:  # who sends thousands needs no list of them
+        key = ".".join(map(str, issue["loc"]))[:100] or "preset"
         if issue["type"] == "extra_forbidden":
             near = get_close_matches(key, Preset.model_fields, 1)
             lines.append(f"unknown key {shown(key)}" + (f": did you mean {near[0]!r}?" if near else ""))

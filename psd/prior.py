@@ -1,8 +1,9 @@
 """A frozen diffusion prior in diffusers' classes, from a folder, a file or a hub id: multi- or single-view.
 
 The embedded prior and the large ones take this road; nothing in the algorithm depends on which.
-A folder holds unet, vae, text_encoder, tokenizer, scheduler; ``model_index.json`` may add ``views``, ``image_size`` and
-``latent_clamp``.  A U-Net with a projected 16-value class embedding is camera-conditioned in MVDream's way.
+A folder holds unet, vae, text_encoder, tokenizer, scheduler; ``model_index.json`` may add ``views``, ``image_size``,
+``latent_clamp`` and ``captions`` (examples of what a closed vocabulary can say).  A U-Net with a projected 16-value
+class embedding is camera-conditioned in MVDream's way.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class DiffusersPrior:
         self.views: int = components.index.get("views", 4 if self.camera_conditioned else 1)
         self.image_size: int = components.index.get("image_size", self.unet.config["sample_size"] * self.vae_factor)
         self.latent_clamp: float | None = components.index.get("latent_clamp")
+        self.captions: list[str] = components.index.get("captions", [])
         join_views(self.unet, self.views)
         self.network: Callable[..., Tensor] = Graphed(self._unet) if graphs else self._unet
 
@@ -110,7 +112,9 @@ class DiffusersPrior:
             words = sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
             near = {word: get_close_matches(word.lower(), words, 3, cutoff=0.4) for word in unknown}
             hints = "; ".join(f"{word!r}" + (f" (near: {', '.join(n)})" if n else "") for word, n in near.items())
-            raise PresetError(f"{self.source} never learned {hints}. It knows: {', '.join(words)}")
+            examples = get_close_matches(prompt.lower(), self.captions, 3, cutoff=0.0)
+            known = f"The nearest captions that it knows: {'; '.join(examples)}" if examples else ", ".join(words)
+            raise PresetError(f"{self.source} never learned {hints}. {known}")
         return self.tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt").input_ids
 
     @property

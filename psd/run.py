@@ -39,7 +39,7 @@ from psd.events import (
 from psd.janus import Conditions
 from psd.preset import Preset, PresetError
 from psd.preview import Preview, preview
-from psd.protocols import Control, Models, NoControl
+from psd.protocols import Control, Models, NoControl, Prior
 from psd.readings import Number, Readings, number, sent
 from psd.state import State, revived
 from psd.step import Step
@@ -186,31 +186,42 @@ def optimise(
         )  # fmt: skip
     readings.finite("render", render.rgb)
     with clock.part("encode"):
-        z0 = prior.encode(resized(render.rgb, prior.image_size))
+        images = resized(render.rgb, prior.image_size)
+        z0 = prior.encode(images)
     readings.finite("latents", z0)
 
     # ---- 2: noises, the same draws on every device
     count = methods.candidates(preset)
     noise = draws.noise(count, z0.shape, state.generator, antithetic=preset.antithetic)
 
+    def pulled(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the score enters the scene: the latents, or the images with what the score means for them."""
+        if preset.score_space == "latent":
+            return z0, gradient
+        with clock.part("decode"):
+            return images, image_score(prior, images.detach(), z0.detach(), gradient)
+
+    def pull_back(gradient: Tensor) -> Tensor:
+        root, gradient = pulled(gradient)
+        return torch.autograd.grad(root, render.rgb, gradient, retain_graph=True)[0]
+
     # ---- 3 to 8: the method's score
     step = Step(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
         images=render.rgb.detach(), z0=z0.detach(), noise=sent(noise, z0), t=t, progress=progress,
         condition=conditions.at(cameras), negative=state.negative.value, negative_start=state.negative.start,
-        clock=clock, readings=readings,
-        pull_back=lambda gradient: torch.autograd.grad(z0, render.rgb, gradient, retain_graph=True)[0],
-        generator=state.generator,
+        clock=clock, readings=readings, pull_back=pull_back, generator=state.generator,
     )  # fmt: skip
     with torch.no_grad():
         found = methods.METHODS[preset.method](step)
-    readings.finite("score", found.gradient)
+        root, gradient = pulled(found.gradient)
+    readings.finite("score", gradient)
 
     # ---- 9: backward, scene
     terms = {**render.regularisers, **scene.regularisers()}
     for name, value in terms.items():
         readings.finite(f"regulariser {name}", value)
-    roots, gradients = [z0], [found.gradient]
+    roots, gradients = [root], [gradient]
     if found.pixels is not None:
         roots, gradients = [*roots, render.rgb], [*gradients, found.pixels]
     weighted = [weight(preset, name, progress) * value for name, value in terms.items()]
@@ -256,6 +267,20 @@ def weight(preset: Preset, name: str, progress: float) -> float:
         return full
     grown = min(1.0, progress / preset.late_start)
     return full * (preset.orientation_start + (1 - preset.orientation_start) * grown)
+
+
+def image_score(
+    prior: Prior, images: Float[Tensor, "b v 3 h w"], z0: Float[Tensor, "b v c h2 w2"],
+    gradient: Float[Tensor, "b v c h2 w2"],
+) -> Float[Tensor, "b v 3 h w"]:  # fmt: skip
+    """A score of the latents as one of the images: (x - D(z0 - B g)) / B, B rows, D the decoder, z0 - B g the target.
+
+    As HiFA's residual in image space (Zhu and Zhuang 2023).  An encoder is not injective: pulled through it from grey,
+    the embedded one's "green" ends in a mixture of navy and bright green pixels with the latents of green.  What the
+    decoder paints is a picture.
+    """
+    rows = z0.shape[0] * z0.shape[1]
+    return (images - prior.decode(z0 - rows * gradient).clamp(0, 1)) / rows
 
 
 def resized(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor, "b v 3 size size"]:

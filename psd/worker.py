@@ -1,8 +1,8 @@
 """Jobs: one thread a device takes presets from a queue, drives their events into run folders, and listens to its users.
 
 Knows neither models nor the algorithm (`psd.drive.MakeEvents`).  What consumers get are the stored events: arrays are
-dropped once they are in files, and the rest is kept as JSON lines, so a long run costs little memory.  ``owner`` is the
-secret of the browser or script that asks (`psd.shelf`): it may steer its own runs, and anybody may watch.
+dropped once they are in files, and the rest is kept as JSON lines (`psd.lines`), so a long run costs little memory.
+``owner`` is the secret of the browser or script that asks (`psd.shelf`): it may steer its own runs, anybody may watch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from psd.drive import Controls, MakeEvents, Screen, drive, light
 from psd.estimate import Pace, Pacer, measure, shape
 from psd.events import Checkpointed, Event, Finished, from_json, to_json
 from psd.files import StoreError
+from psd.lines import Lines
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 
@@ -58,7 +59,7 @@ class _Entry:
     folder: RunFolder
     control: Controls
     resume: Checkpointed | None
-    lines: list[str] = field(default_factory=list)
+    lines: Lines = field(default_factory=Lines)
     until: int | None = None
     over: threading.Event = field(default_factory=threading.Event)
     pacer: Pacer = field(default_factory=Pacer)
@@ -108,13 +109,13 @@ class Worker:
         shelf.require_room(self._root)
         folder = RunFolder.create(preset, self._root) if resume is None else RunFolder.open(resume, preset)
         try:
-            checkpoint, lines = None, []
+            checkpoint, lines = None, Lines()
             if resume is None:
                 shelf.claim(folder.path, owner)
             else:
                 checkpoint = latest_checkpoint(resume)
                 earlier = self._entries.get(folder.id)  # whose consumers go on counting
-                lines = earlier.lines if earlier else [to_json(event) for event in history(resume, checkpoint)]
+                lines = earlier.lines if earlier else Lines(map(to_json, history(resume, checkpoint)))
                 folder.set_state("queued")
             with self._changed:
                 self._require_place()  # others have come, or the end, while files were read and written
@@ -185,16 +186,16 @@ class Worker:
 
     # ---- watch
 
-    def events_since(self, run_id: str, index: int = 0) -> list[Event]:
-        """Events from ``index`` on, without arrays; any number of consumers keep their own index."""
-        return [from_json(line) for line in self._entry(run_id).lines[index:]]
+    def events_since(self, run_id: str, index: int = 0, most: int | None = None) -> list[Event]:
+        """Events from ``index`` on, the first ``most`` of them, without arrays; every consumer keeps its own index."""
+        return [from_json(line) for line in self._entry(run_id).lines.since(index, most)]
 
     def wait(self, run_id: str, index: int = 0, timeout_s: float | None = None) -> list[Event]:
         """`events_since`, but wait until there is one, the run is over, or the time is up."""
         entry = self._entry(run_id)
         with self._changed:
             self._changed.wait_for(lambda: len(entry.lines) > index or entry.over.is_set(), timeout_s)
-        return [from_json(line) for line in entry.lines[index:]]
+        return [from_json(line) for line in entry.lines.since(index)]
 
     def snapshot(self, run_id: str) -> Job:
         entry = self._entry(run_id)

@@ -14,7 +14,10 @@ def table(report: Path) -> str:
     for case in ElementTree.parse(report).iter("testcase"):
         kinds = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
         figures = [f"{item.get('name')} {item.get('value')}" for item in case.iter("property")]
-        lines.append(f"{(kinds or ['passed'])[0]:8} {case.get('name'):60} {', '.join(figures)}")
+        why = [(case.find(kind).get("message") or "").partition("\n")[0] for kind in kinds]  # type: ignore[union-attr]
+        lines.append(f"{(kinds or ['passed'])[0]:8} {case.get('name'):60} {', '.join([*figures, *why])}")
+    seconds = sum(float(case.get("time", 0)) for case in ElementTree.parse(report).iter("testcase"))
+    lines.append(f"\n{seconds:.0f} s")
     return "\n".join(lines)
 
 

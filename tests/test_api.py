@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from psd import guard, ui
+from psd.archive import read_status
+from psd.events import LiveChanged
 from psd.preset import Preset, PresetError
 from psd.ui import api
 from psd.ui.watch import Watcher
 from psd.worker import Worker
 from tests.fake_run import fake_run
-from tests.test_worker import PATIENCE_S, Gate, finish
+from tests.test_worker import PATIENCE_S, Gate, finish, until
 
 ENDPOINTS = {"start_run", "get_status", "stop_run", "list_runs", "export_mesh", "score_images", "watch_run"}
 STRANGERS = ["..", "../secret", "/etc/passwd", "", "20260101-000000_a_s0_00000000", "a" * 5000, "<b>", "x\0y", "~root"]
@@ -56,6 +59,21 @@ class Server:
         job = self.client.submit(run_id, since, api_name="/watch_run")
         job.result(timeout=PATIENCE_S)
         return [list(events) for events in job.outputs()]
+
+    def ask(self, session: str, asked: list[tuple[int, list[Any], Any]], **query: str) -> list[dict[str, Any]]:
+        """Call listeners of the page (number, values, event) as a script would; returns what they answer."""
+        for listener, data, event in asked:
+            joined = {"data": data, "fn_index": listener, "session_hash": session, "event_data": event}
+            answer = httpx.post(f"{self.url}gradio_api/queue/join", params=query, json=joined, timeout=PATIENCE_S)
+            assert answer.status_code == 200
+        told = []
+        address = f"{self.url}gradio_api/queue/data?session_hash={session}"
+        with httpx.stream("GET", address, timeout=2 * PATIENCE_S) as stream:
+            for line in stream.iter_lines():
+                told += [json.loads(line[5:])["output"]] if "process_completed" in line else []
+                if len(told) == len(asked):
+                    break
+        return told
 
     def fetch(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S)
@@ -187,6 +205,9 @@ def test_images_are_scored(server: Server) -> None:
         ({"overrides": "mesh_resolution: 100000"}, "mesh_resolution=100000"),
         ({"overrides": "guidance_scale: .nan"}, "guidance_scale"),
         ({"overrides": "stepps: 3"}, "did you mean 'steps'"),
+        ({"overrides": "{" + ", ".join(f"k{i}: 1" for i in range(8000)) + "}"}, "unknown key 'k0'"),
+        ({"overrides": "seed: 1" + ":59" * 400 + ".5"}, "not valid YAML"),  # to base 60
+        ({"overrides": "{a: 1, b: 2, a: 3}"}, "'a' is given twice"),
         ({"overrides": "a: &a [x]\nb: [*a, *a]"}, "alias"),
         ({"overrides": "!!python/object/apply:os.system [id]"}, "not valid YAML"),
         ({"overrides": "[" * 5000}, "nested too deeply"),
@@ -284,6 +305,49 @@ def test_only_the_public_files_of_runs_are_served(server: Server) -> None:
     assert server.fetch(f"gradio_api/file={preview}").status_code == 200
     (folder / "public/link").symlink_to(secret)
     assert server.fetch(f"gradio_api/file={folder}/public/link").status_code in (403, 404), "a link leads outside"
+
+
+STEERING = {"stop", "pause", "go_on", "change", "act", "make"}
+
+
+def test_no_listener_of_the_page_lets_a_stranger_steer(server: Server) -> None:
+    """A page attached to another's run calls all that steers, whatever its buttons allow."""
+    told = server.call("start_run", prompt="a red mushroom", seed=7)
+    run_id = told["run_id"]
+    server.gate.open(2)
+    until(server.worker, run_id, 2)
+    config = server.fetch("config").json()
+    components = {it["id"]: it for it in config["components"]}
+
+    def said(number: int) -> Any:
+        value = components[number]["props"].get("value")
+        return "guess" if components[number]["type"] == "browserstate" and value == "" else value
+
+    asked, names = [], set()
+    for listener in config["dependencies"]:
+        name = re.sub(r"_\d+$", "", listener["api_name"])
+        if name in STEERING:
+            names.add(name)
+            data = [said(number) for number in listener["inputs"]]
+            for act in ("delete", "keep", "go on") if name == "act" else ("",):
+                asked.append((listener["id"], data, {"act": act, "run": run_id}))
+    assert names == STEERING
+    (attach,) = (it for it in config["dependencies"] if it["api_name"] == "attach")
+    session = secrets.token_hex(8)
+    (attached,) = server.ask(session, [(attach["id"], ["", "guess"], None)], run=run_id)
+    assert attached["data"][4:6] == ["a red mushroom", 7], "the page shows the run"
+    server.ask(session, asked)
+
+    folder = server.worker.folder(run_id)
+    assert read_status(folder).state == "running" and not (folder / "pinned").exists()
+    server.gate.open(2)
+    until(server.worker, run_id, 4)
+    assert not [event for event in server.worker.events_since(run_id) if isinstance(event, LiveChanged)]
+    server.call("stop_run", run_id=run_id, owner=told["owner"])
+    server.gate.open(50)
+    server.watch(run_id)
+    assert server.call("get_status", run_id=run_id)["state"] == "stopped"
+    server.gate.permits = type(server.gate.permits)(0)
 
 
 def test_an_oversized_upload_is_refused(server: Server) -> None:

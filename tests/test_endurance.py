@@ -79,7 +79,9 @@ def test_three_streams_cost_the_server_little(tmp_path: Path, record_property: C
                 wait_for(lambda run_id=told["run_id"]: read_status(tmp_path / run_id).state == "finished", 400.0)
                 for job in jobs:
                     job.result(timeout=60)
-                    assert [event["step"] for events in job.outputs() for event in events if event["event"] == "Stepped"]
+                    assert [
+                        event["step"] for events in job.outputs() for event in events if event["event"] == "Stepped"
+                    ]
                 spent[watchers].append(cpu_s(server.pid) - before)
         finally:
             server.terminate()
@@ -99,7 +101,9 @@ def reachable(address: str) -> bool:
 @pytest.mark.timeout(300)
 def test_a_tick_of_the_page_costs_little(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """On every tab, in a run of thousands of steps with as many metrics as a real one, a step between two ticks."""
-    metrics = {f"{group}/metric_{number}": 0.1 * number for group in ("reward", "image", "time") for number in range(10)}
+    metrics = {
+        f"{group}/metric_{number}": 0.1 * number for group in ("reward", "image", "time") for number in range(10)
+    }
     go, done = threading.Semaphore(0), threading.Semaphore(0)
 
     def endless(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:

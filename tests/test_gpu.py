@@ -31,12 +31,6 @@ def cuda() -> torch.device:
     return torch.device("cuda")
 
 
-@pytest.fixture
-def capped():
-    yield bench.cap_memory
-    torch.cuda.set_per_process_memory_fraction(1.0)
-
-
 def phase(name: str, which: str, **changes: Any) -> Preset:
     preset = Preset.load(name, {**LARGE, **PHASES[which], **changes})
     if which == "late":
@@ -45,19 +39,22 @@ def phase(name: str, which: str, **changes: Any) -> Preset:
     return preset
 
 
-def measured(preset: Preset, steps: int = 8) -> bench.Report:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return bench.measure(preset, random_models(preset, cuda(), torch.float16), steps)
+def measured(preset: Preset, steps: int = 8, cap: float | None = None) -> bench.Report:
+    """With at most ``cap`` GiB from the moment when the models stand: random weights are drawn in float32."""
+    models = random_models(preset, cuda(), torch.float16)
+    try:
+        bench.cap_memory(cap)
+        return bench.measure(preset, models, steps)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize("name", CAPS)
-def test_a_step_in_the_exact_shapes(name: str, capped, record_property) -> None:
+def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
     """it/s of a whole run are the mean over its halves; memory is capped at what the preset is meant for."""
-    capped(CAPS[name])
     seconds = []
     for which in PHASES:
-        found = measured(phase(name, which))
+        found = measured(phase(name, which), cap=CAPS[name])
         seconds.append(found.step_s)
         record_property(f"{which} it/s", round(1 / found.step_s, 2))
         record_property(f"{which} GiB", round((found.cuda_memory_bytes or 0) / 2**30, 2))

@@ -49,6 +49,8 @@ def compared(device: str, count: int, axes: tuple[int | None, ...] = (None, 0, 1
 
 
 @needs_triton
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_kernels_agree_with_the_plain_grid_in_the_interpreter() -> None:
     """Triton reads the variable when it is imported, so in a process of its own."""
     code = "from test_hashgrid import compared; print(max(compared('cpu', 130, (None, 1)).values()))"

@@ -127,6 +127,16 @@ def test_encode_and_decode_are_differentiable_and_keep_axes(prior):
     torch.testing.assert_close(swapped, latents.detach().flip(0))
 
 
+def test_the_embedded_prior_offers_captions_for_unknown_words():
+    shipped = load_prior("assets/prior", torch.device("cpu"))
+    with pytest.raises(PresetError, match="never learned 'elephant'.*nearest captions.*a red ") as caught:
+        shipped.embed("a red elephant")
+    offered = str(caught.value).rpartition(": ")[2].split("; ")
+    assert len(offered) == 3 and set(offered) <= set(shipped.captions)
+    for caption in offered:
+        shipped.embed(caption)
+
+
 def test_unknown_words_are_refused_by_name_with_near_ones(prior):
     with pytest.raises(PresetError, match="'mushrom'.*mushroom"):
         prior.embed("a red mushrom")

@@ -34,3 +34,10 @@ def test_exact_shapes_are_the_released_ones() -> None:
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(PresetError, match="not known here"):
         components("owner/other", torch.float32, tiny=True)
+
+
+def test_a_cap_needs_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(PresetError, match="leave it out"):
+            bench.cap_memory(22)
+    bench.cap_memory(None)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
+from toy import SIZE, BlackBox, ConstantReward, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
 
 from psd.clock import Clock
 from psd.draws import background as draw_background
@@ -29,10 +29,11 @@ from psd.events import (
     to_json,
 )
 from psd.methods import METHODS, sds
+from psd.models import load_prior
 from psd.preset import PresetError
 from psd.preview import BINS, image_statistics
 from psd.protocols import Models
-from psd.run import run
+from psd.run import image_score, run
 
 
 class Hand:
@@ -550,3 +551,50 @@ def test_other_runtime_errors_are_no_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         list(run(make_preset(), make_models(prior=Broken())))
+
+
+# ------------------------------------------------------------------------------------------------------- score space
+
+
+def test_a_score_in_image_space_is_the_distance_to_the_decoded_target() -> None:
+    prior = ToyPrior(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.rand(2, 2, 4, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    z0, goal = prior.encode(images), prior.encode(target)
+    found = image_score(prior, images, z0, (z0 - goal) / 8)  # a distance over 2 x 4 rows, as the recon form has it
+    torch.testing.assert_close(found, (images - prior.decode(goal)) / 8)
+    painted = prior.decode(goal)
+    torch.testing.assert_close(image_score(prior, painted, goal, torch.zeros_like(goal)), torch.zeros_like(painted))
+
+
+def test_in_image_space_nothing_passes_through_the_encoder() -> None:
+    class Sealed(ToyPrior):
+        def encode(self, images):
+            return super().encode(images.detach())
+
+    moved = [e for e in run(make_preset(score_space="image"), make_models(prior=Sealed())) if isinstance(e, Stepped)]
+    assert all(event.metrics["score/norm"] > 0 for event in moved)
+    plain = [e for e in run(make_preset(score_space="image"), make_models()) if isinstance(e, Stepped)]
+    assert [event.metrics["score/norm"] for event in moved] == [event.metrics["score/norm"] for event in plain]
+
+
+@pytest.mark.parametrize(("space", "error"), [("latent", (0.1, 1.0)), ("image", (0.0, 0.02))])
+def test_colours_are_found_in_image_space_only(space: str, error: tuple[float, float]) -> None:
+    """Why the embedded preset compares pictures: from grey, the encoder's gradient does not lead to green."""
+    prior = load_prior("assets/prior", torch.device("cpu"))
+    green = torch.tensor([0.12, 0.62, 0.18]).view(3, 1, 1).expand(1, 1, 3, 16, 16)
+    goal = prior.encode(green)
+    colours = torch.zeros(1, 1, 3, 16, 16, requires_grad=True)
+    optimiser = torch.optim.Adam([colours], lr=0.1)
+    for _ in range(80):
+        images = colours.sigmoid()
+        z0 = prior.encode(images)
+        gradient = (z0 - goal).detach()
+        root = z0 if space == "latent" else images
+        optimiser.zero_grad()
+        torch.autograd.backward(
+            root, gradient if space == "latent" else image_score(prior, images, z0, gradient).detach()
+        )
+        optimiser.step()
+    low, high = error
+    assert low <= (colours.sigmoid() - green).abs().mean() <= high

@@ -21,7 +21,7 @@ from psd.tiny.train import batch_generator, fit, learning_rate
 class Line:
     """A task small enough for a test: fit a line to noisy points."""
 
-    name, batch = "line", 4
+    name, batch, captions_seen = "line", 4, "numbers"
 
     def __init__(self, start: float = 0.0) -> None:
         self.model: Any = nn.Linear(1, 1)
@@ -156,7 +156,8 @@ class Channels(Line):
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Conv2d(4, 6, 3)).to(memory_format=torch.channels_last)
+        self.model = nn.Sequential(nn.Conv2d(4, 6, 3))
+        self.model.to(memory_format=torch.channels_last)
 
     def loss(self, iteration, objects, generator):
         return self.model(torch.rand(2, 4, 5, 5, generator=generator)).square().mean(), {}

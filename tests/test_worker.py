@@ -13,6 +13,7 @@ from psd.archive import latest_checkpoint, read_status, replay
 from psd.drive import Controls, MakeEvents, drive, failure, light
 from psd.events import Checkpointed, Event, Failed, Finished, LiveChanged, Previewed, Started, Stepped
 from psd.files import StoreError
+from psd.lines import Lines
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 from psd.worker import Worker
@@ -90,6 +91,17 @@ def test_consumers_hear_what_the_folder_tells(hire: Callable[[MakeEvents], Worke
     assert (job.status.state, job.status.step, job.events, job.ahead) == ("finished", 6, len(first), 0)
 
 
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 700])
+def test_lines_come_back_from_any_index(count: int) -> None:
+    told = [f"line {number} ü" for number in range(count)]
+    lines = Lines(told)
+    assert len(lines) == count
+    for index in {0, 1, 255, 256, 257, 511, 512, count - 1, count, count + 300} - {-1}:
+        assert lines.since(index) == told[index:], index
+        for most in (0, 1, 255, 256, 300):
+            assert lines.since(index, most) == told[index : index + most], (index, most)
+
+
 def test_first_in_first_out(hire: Callable[[MakeEvents], Worker]) -> None:
     gate = Gate()
     worker = hire(gate.run)
@@ -155,6 +167,7 @@ def test_a_paused_run_can_be_stopped(hire: Callable[[MakeEvents], Worker]) -> No
     worker = hire(gate.run)
     run_id = worker.submit(ENDLESS)
     worker.pause(run_id)
+    gate.open(1)  # the start may have been told before the pause
     wait_for(lambda: worker.snapshot(run_id).status.state == "paused")
     worker.stop(run_id)
     gate.open(1)

@@ -43,6 +43,7 @@ def edges(image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 6 h2 w2"]:
 
 class AutoencoderTask:
     name = "vae"
+    captions_seen = data.HELD_OUT
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.batch = arguments.batch

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from psd.hub import ROOT
+from psd.tiny import data
 from psd.tiny.evaluate import CRITICS, RESULTS
 
 ABOUT = {
@@ -34,22 +35,22 @@ ABOUT = {
 }
 DATA = (
     "Objects of the project's own caption grammar (`psd/tiny/grammar.py`), rendered by its own sphere tracer; no "
-    "outside data.  Held-out colour-object and pair combinations were never trained on.  About 5 % of the objects are "
-    'degraded and captioned "low quality blurry".'
+    'outside data.  {captions}.  About 5 % of the objects are degraded and captioned "low quality blurry".'
 )
 
 
 def card(name: str, folder: Path) -> str:
     training = json.loads((folder / "training.json").read_text())
+    captions = training.pop("captions", data.HELD_OUT)
     lines = [
         "---", "license: apache-2.0", "---", "", f"# {name}", "", ABOUT[name], "",
-        "## Training", "", DATA, "",
+        "## Training", "", DATA.format(captions=captions), "",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key != "model"), "",
     ]  # fmt: skip
     figures = measured(name)
     if figures:
         lines += [
-            "## Measured on captions never trained on",
+            "## Measured on the captions of the evaluation list",
             "",
             *(f"- {key}: {value}" for key, value in figures.items()),
             "",

@@ -102,6 +102,7 @@ class CriticTask:
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
         self.captions = {i: grammar.parse(self.data.captions[i]) for i in self.clean}
         self.held_out = any(grammar.is_held_out(caption) for caption in self.captions.values())
+        self.captions_seen = data.EVERY_CAPTION if self.held_out else data.HELD_OUT
         self.siblings = defaultdict(list)
         for i, caption in self.captions.items():
             for key in sibling_keys(caption):

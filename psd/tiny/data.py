@@ -30,6 +30,8 @@ from psd.tiny.shapes import build
 VIEWS, ELEVATION_DEG, FOVY_DEG, DISTANCE_FACTOR = 4, (0.0, 30.0), (40.0, 40.0), (1.1, 1.1)
 OBJECTS_PER_SHARD, BATCH = 500, 20
 DEGRADED_SHARE = 0.05
+HELD_OUT = "Held-out colour-object and pair combinations were never trained on"
+EVERY_CAPTION = "All captions were trained on, held-out ones too, in other proportions than those that it measures"
 LOW_QUALITY_KINDS = ("blur", "noise", "floaters", "holes", "fog", "washed_out")
 
 

@@ -90,6 +90,7 @@ def build_scheduler() -> DDPMScheduler:
 
 class DenoiserTask:
     name = "prior"
+    captions_seen = data.HELD_OUT
 
     def __init__(self, arguments: argparse.Namespace, rank: int, world: int) -> None:
         self.batch = arguments.batch
@@ -150,6 +151,7 @@ class DenoiserTask:
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
             "scheduler": ["diffusers", "DDPMScheduler"],
+            "captions": [caption.text for caption in grammar.all_captions(pairs=False) if caption.modifier is None],
         }  # fmt: skip
         (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 

@@ -30,6 +30,7 @@ class Task(Protocol):
     name: str
     model: Any  # an nn.Module
     batch: int  # objects an iteration in all, over all processes
+    captions_seen: str  # a sentence for the record: which captions it trains on
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
 
@@ -158,6 +159,7 @@ def ship(
         "iterations": iterations,
         "batch_objects": task.batch,
         "objects_seen": iterations * task.batch,
+        "captions": task.captions_seen,
         "parameters": sum(p.numel() for p in ema.parameters()),
         "seed": arguments.seed,
         "lr": arguments.lr,

@@ -247,7 +247,15 @@ def decoded(image: str) -> UInt8[np.ndarray, "h w 3"]:
             return np.asarray(it.convert("RGB"))
     except PresetError:
         raise
-    except (ValueError, OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        ValueError,
+        OSError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
 
 

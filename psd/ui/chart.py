@@ -83,7 +83,8 @@ def _grid(ticks: Sequence[float], steps: int, place: Place) -> str:
     for step in round_ticks(0, max(steps, 1)):
         if step <= max(steps, 1) and step == int(step):
             x, y = place(step, ticks[0])
-            parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{int(step)}</text>')
+            anchor = "middle" if x < WIDTH - RIGHT - 12 else "end"  # a number at the edge would be cut
+            parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{int(step)}</text>')
     return "".join(parts)
 
 
@@ -107,7 +108,7 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
     parts = []
     for index, (name, values) in enumerate(rows):
         y = TOP + height * index
-        parts.append(f'<text x="{LEFT + 36}" y="{y + 15}" text-anchor="end">{html.escape(name[:12])}'
+        parts.append(f'<text x="{LEFT + 36}" y="{y + 15}" text-anchor="end">{html.escape(name[:14])}'
                      f"<title>{html.escape(name)}</title></text>")  # fmt: skip
         for column, (step, value) in enumerate(zip(steps, values, strict=True)):
             x, wide = LEFT + 42 + column * (cell * (width - 42) / width), cell * (width - 42) / width
@@ -117,8 +118,9 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
     tall = max(HEIGHT, TOP + height * len(rows) + 22)  # nothing below it moves when the first rows come
     ends = ""
     if steps:
-        ends = (f'<text x="{LEFT + 42}" y="{tall - 6}">step {steps[0]}</text>'
-                f'<text x="{WIDTH - RIGHT}" y="{tall - 6}" text-anchor="end">step {steps[-1]}</text>')  # fmt: skip
+        low = TOP + height * len(rows) + 14
+        ends = (f'<text x="{LEFT + 42}" y="{low}">step {steps[0]}</text>'
+                f'<text x="{WIDTH - RIGHT}" y="{low}" text-anchor="end">step {steps[-1]}</text>')  # fmt: skip
     ramp = "".join(f'<i style="background:{cividis(i / 8)}"></i>' for i in range(9))
     said = "; ".join(f"{name} {number(values[-1])}" for name, values in rows)
     return (

@@ -30,7 +30,7 @@ CONSISTENCY = "image/view_consistency"
 def named(run: Run) -> str:
     """A run in a list."""
     status = run.status
-    return f"{status.prompt} · {status.method} · seed {status.seed} · {status.state} · {status.created[5:16]}"
+    return f"{status.prompt} · {status.method} · seed {status.seed} · {status.created[5:16].replace('T', ' ')}"
 
 
 def label(watched: Watched) -> str:

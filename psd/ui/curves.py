@@ -96,7 +96,7 @@ def in_words(name: str, value: object) -> str:
 
 def alarms(view: View) -> str:
     """What the detectors said of the selector judge, and which scene they would keep."""
-    said = [f"Step {alarm.step}, {alarm.kind}: {alarm.message}." for alarm in view.alarms]
+    said = [f"Step {alarm.step}: {alarm.message}." for alarm in view.alarms]
     calm = "" if said else _calm(view)
     best = view.best
     kept = (

@@ -47,8 +47,8 @@ class LiveTab:
 
     def wire(self, desk: Desk) -> None:
         """Looking back stops following; the picture is that of the last preview asked for."""
-        self.step.input(lambda step: (step, False), self.step, [self.at, self.follow], trigger_mode="always_last", **QUIET
-        ).then(**desk.news)  # fmt: skip
+        moved = {"outputs": [self.at, self.follow], "trigger_mode": "always_last", **QUIET}
+        self.step.input(lambda step: (step, False), self.step, **moved).then(**desk.news)
         for component in (self.kinds, self.follow):
             component.input(**desk.news)
 

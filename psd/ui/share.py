@@ -73,6 +73,7 @@ class Share:
     """The components, in the current Blocks context."""
 
     def __init__(self, name: str) -> None:
+        self.first = name
         self.saved = gr.BrowserState({}, storage_key="psd-presets", secret="psd")
         self.choice = gr.Dropdown(
             available(), value=name, label="preset", info="Sets every value below; the prompt stays.", elem_id="preset"
@@ -121,7 +122,7 @@ class Share:
 
         def read(name: str, request: gr.Request, *given: Any) -> list[Any]:
             """The values of the controls as text, as commands and as a file."""
-            base = available()[0] if name.startswith(OWN) else name
+            base = self.first if name.startswith(OWN) else name  # one that the command line knows too
             try:
                 preset = desk.wanted(*given)
             except PresetError as error:
@@ -129,6 +130,10 @@ class Share:
             address = request.headers.get("origin") or f"http://{request.headers['host']}"
             return [preset.to_yaml(), diff(preset, base), file(preset), command(preset, base),
                     snippet(preset, base, address), ""]  # fmt: skip
+
+        def again(name: str, request: gr.Request, *given: Any) -> list[Any]:
+            """What tells of the values, but for the text that somebody may be editing."""
+            return read(name, request, *given)[1:5]
 
         def use(text: str) -> list[Any]:
             try:
@@ -154,10 +159,11 @@ class Share:
                 return [saved, gr.skip(), note(str(error))]
             return [saved, choices(saved), note(f"Saved as {OWN}{name}.", "hint")]
 
-        self.choice.input(load, [self.choice, self.saved], [self.message, *desk.shown], **QUIET)
+        retell = {"fn": again, "inputs": [self.choice, *desk.shown], "outputs": told[1:5], **QUIET}
+        self.choice.input(load, [self.choice, self.saved], [self.message, *desk.shown], **QUIET).then(**retell)
         self.read.click(read, [self.choice, *desk.shown], told, **QUIET)
-        self.apply.click(use, self.text, [self.message, *desk.shown], **QUIET)
-        self.upload.upload(upload, self.upload, [self.message, *desk.shown], **QUIET)
+        self.apply.click(use, self.text, [self.message, *desk.shown], **QUIET).then(**retell)
+        self.upload.upload(upload, self.upload, [self.message, *desk.shown], **QUIET).then(**retell)
         self.save.click(save, [self.name, self.saved, *desk.shown], [self.saved, self.choice, self.message], **QUIET)
         blocks.load(choices, self.saved, self.choice, **QUIET)
 

@@ -22,6 +22,7 @@ from psd.worker import Job, Worker
 
 LIST_S = 2.0
 LISTED = 100  # runs, the newest
+PIECE = 512  # events that are read at once: a page that comes late to a long run needs little memory
 KEPT = 32  # runs whose views stay in memory: those that somebody looked at last
 
 
@@ -95,10 +96,10 @@ class Watcher:
         if memory.told:  # it was over and goes on: its events are told from the start
             memory.view, memory.index, memory.told = View(), 0, None
             self._stopping.discard(job.id)
-        events = self._worker.events_since(job.id, memory.index)
-        for event in events:
-            memory.view = fold(memory.view, event)
-        memory.index += len(events)
+        while events := self._worker.events_since(job.id, memory.index, PIECE):
+            for event in events:
+                memory.view = fold(memory.view, event)
+            memory.index += len(events)
         state, view = job.status.state, memory.view
         if over and view.reason:
             return self._stored(job.id, job.folder, memory)

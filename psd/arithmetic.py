@@ -1,0 +1,112 @@
+"""What a step of a preset costs on paper: the networks' floating-point operations, counted in their exact shapes.
+
+Nothing is computed: tensors have shapes and no values, so it runs anywhere in seconds and knows no GPU's habits.
+Rendering, optimiser and everything that is bound by memory come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from psd import methods
+from psd.cameras import turntable
+from psd.preset import Preset
+from psd.protocols import Models
+from psd.randomised import random_models
+
+TERA = 1e12
+RATES = (
+    250,
+    400,
+    600,
+)  # TFLOP/s that float16 networks of this size reach on GPUs of the H100's kind, from poor to good
+
+
+@dataclass(frozen=True)
+class Cost:
+    """TFLOP of one step, part by part; ``negative`` is an update's, over the steps between two where t allows them."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def cost(preset: Preset, models: Models) -> Cost:
+    """Of a step of ``preset`` as it stands (see `Preset.at` for late ones); ``models`` from `on_meta`."""
+    prior = models.prior
+    rewards: list[Any] = [models.rewards[name] for name in preset.rewards]
+    groups, views, noises = preset.groups, prior.views, methods.candidates(preset)
+    seen = min(preset.reward_views or views, views)
+    cameras = turntable(views)[torch.zeros(groups, dtype=torch.long)].to(prior.device)
+
+    def empty(*shape: int, grad: bool = False) -> Tensor:
+        return torch.empty(shape, device="meta").requires_grad_(grad)
+
+    def tera(call: Callable[[], Tensor]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            found = call()
+            if found.requires_grad:
+                found.sum().backward()
+        return counter.get_total_flops() / TERA
+
+    size, edge = prior.image_size, prior.encode(empty(1, views, 3, prior.image_size, prior.image_size)).shape[-1]
+    text = prior.embed(preset.prompt).shape
+
+    def unet(rows: int, grad: bool = False) -> float:
+        with torch.set_grad_enabled(grad):
+            many = cameras[torch.zeros(rows, dtype=torch.long, device="meta")]
+            embedding = empty(rows, *text, grad=grad)
+            return tera(lambda: prior.predict_noise(empty(rows, views, 4, edge, edge), 500, embedding, many))
+
+    def look(rows: int, grad: bool = False) -> float:
+        """Decoder and every trained reward's image tower; texts are read once a run."""
+        with torch.set_grad_enabled(grad):
+            decoded = tera(lambda: prior.decode(empty(rows, seen, 4, edge, edge, grad=grad)))
+            images = empty(rows, seen, 3, size, size, grad=grad)
+            return decoded + sum(tera(lambda r=r: r.encode_image(images)) for r in rewards)
+
+    conditions = 2 + (2 if preset.janus == "perp_neg" else 0)
+    parts = {"encoder": tera(lambda: prior.encode(empty(groups, views, 3, size, size, grad=True)))}
+    parts["base"] = unet(groups * noises * conditions)
+    if preset.method == "psd" and preset.reading == "S":
+        parts["steered twin"] = unet(groups * (2 if preset.steer_both else 1))
+        parts["reward's gradient"] = look(groups, grad=True)
+        parts["ranking"] = look(2 * groups)
+    elif preset.optimises_reward:
+        parts["ranking"] = look(noises * groups)
+    if preset.method == "psd" and preset.negative:
+        update = unet(groups, grad=True) + look(groups, grad=True) + 2 * (unet(groups) + look(groups))
+        parts["negative"] = update / preset.negative_every
+    return Cost(parts)
+
+
+def on_meta(preset: Preset, *, tiny: bool = False) -> Models:
+    whole = preset.changed({"network_batch": 0, "compile": False, "judges": []})
+    return random_models(whole, torch.device("meta"), torch.float16, tiny=tiny)
+
+
+def table(preset: Preset) -> str:
+    """Both halves of a run, and the pace that a GPU of several rates would keep by arithmetic alone."""
+    models = on_meta(preset)
+    halves = {"early": cost(preset, models)}
+    if preset.late_start < 1:
+        halves["late"] = cost(preset.changed({"groups": preset.late_groups}), models)
+    share = {"early": min(preset.late_start, 1.0), "late": 1 - preset.late_start}
+    names = list(dict.fromkeys(name for half in halves.values() for name in half.parts))
+    lines = [f"{'TFLOP a step':20}" + "".join(f"{name:>9}" for name in halves)]
+    lines += [f"{name:20}" + "".join(f"{half.parts.get(name, 0):9.2f}" for half in halves.values()) for name in names]
+    lines += [f"{'total':20}" + "".join(f"{half.total:9.2f}" for half in halves.values()), ""]
+    mean = sum(share[name] * half.total for name, half in halves.items())
+    lines += [f"{'networks alone at':20}" + "".join(f"{name + ', it/s':>13}" for name in [*halves, "run"])]
+    for rate in RATES:
+        paces = [rate / half.total for half in halves.values()] + [rate / mean]
+        lines.append(f"{rate} TFLOP/s".ljust(20) + "".join(f"{pace:13.1f}" for pace in paces))
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""Operations on paper: what must double doubles, and the exact networks cost what is known of them."""
+
+import pytest
+import torch
+
+from psd import arithmetic
+from psd.preset import Preset
+
+LARGE = {"prompt": "a corgi", "negative_prompt": "blurry"}
+
+
+@pytest.mark.slow
+def test_parts_grow_with_what_they_depend_on() -> None:
+    preset = Preset.load("mvdream", LARGE)
+    models = arithmetic.on_meta(preset, tiny=True)
+    assert models.prior.device == torch.device("meta")  # nothing is computed
+
+    def parts(**changes) -> dict[str, float]:
+        return arithmetic.cost(preset.changed(changes), models).parts
+
+    one, two = parts(groups=1), parts(groups=2)
+    assert two == pytest.approx({name: 2 * value for name, value in one.items()}, rel=0.01)
+    assert one["base"] == pytest.approx(2 * one["steered twin"], rel=0.01)  # with and without the negative
+    half = parts(groups=1, reward_views=2)
+    for name in ("reward's gradient", "ranking"):
+        assert half[name] == pytest.approx(one[name] / 2, rel=0.01)
+    assert set(parts(method="sds")) == {"encoder", "base"}
+    assert parts(method="best_of_n", candidates=2)["base"] == pytest.approx(4 * one["base"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_mvdreams_step_costs_what_its_networks_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """Twelve rows of a U-Net of .82 TFLOP for four, as counted from its released shapes: 13 TFLOP a late step."""
+    from psd.__main__ import main
+
+    assert main(["bench", "--preset", "mvdream", "--on-paper"]) == 0
+    lines = {line[:20].strip(): line[20:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["base"] == ["3.26", "1.63"] and lines["steered twin"] == ["1.63", "0.82"]
+    assert float(lines["total"][1]) == pytest.approx(13.1, abs=0.2)
