@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +71,7 @@ def examine() -> Iterator[Finding]:
     yield from weights(ROOT / "assets")
     for name in available():
         yield preset(name)
+    yield from downloads(available())
     for name, use in OPTIONAL.items():
         yield optional(name, use)
 
@@ -206,11 +207,25 @@ def preset(name: str) -> Finding:
     known = [hub.RELEASES[source] for source in absent if source in hub.RELEASES]
     unknown = [f"{source} (of unknown size)" for source in absent if source not in hub.RELEASES]
     size = sum(release.gigabytes for release in known)
-    parts = "; ".join([*map(str, known), *unknown])
+    parts = ", ".join([*(release.source for release in known), *unknown])
     if begun := [source for source in absent if hub.begun(source)]:
         parts += f"; begun, and gone on with: {', '.join(begun)}"
     cure = "start it once with a connection; what a download left incomplete is completed" if hub.offline() else ""
     return Finding(what, NOTE, f"its first run downloads about {size:.1f} GB: {parts}", cure)
+
+
+def downloads(names: Iterable[str]) -> Iterator[Finding]:
+    """Every model that some preset would download, once: its size and licence; the presets' lines only name it."""
+    absent: dict[str, None] = {}
+    for name in names:
+        try:
+            chosen = hub.sources(Preset.load(name))
+            absent.update({source: None for source, kind in chosen if hub.find(source, kind) is None})
+        except (PresetError, MissingError):
+            continue  # the preset's own line says it
+    for source in absent:
+        if source in hub.RELEASES:
+            yield Finding("download", NOTE, str(hub.RELEASES[source]))
 
 
 def optional(name: str, use: str) -> Finding:

@@ -184,5 +184,11 @@ def test_every_large_preset_says_what_it_would_download(name: str, cache: Path) 
     assert preset.prior not in preset.rewards and not set(preset.rewards) & set(preset.judges)
 
 
+def test_doctor_describes_each_download_once(cache: Path) -> None:
+    details = [doctor.preset(name).detail for name in LARGE] + [found.detail for found in doctor.downloads(LARGE)]
+    for source in {source for name in LARGE for source, _ in hub.sources(Preset.load(name))}:
+        assert sum(str(hub.RELEASES[source]) in detail for detail in details) == 1, source
+
+
 def test_large_presets_exist() -> None:
     assert {"mvdream", "mvdream-shaded", "mvdream-12gb", "mvdream-8gb", "sd21", "sd15"} <= set(LARGE)
