@@ -321,6 +321,9 @@ new PerformanceObserver(list => { for (const e of list.getEntries()) if (!e.hadR
   {type: 'layout-shift'})"""
 
 
+A_NUMBER_GROWS = 1e-3  # layout shift: a text's neighbours by a digit; a line that comes in between is some .01
+
+
 @pytest.mark.parametrize(("tab", "width"), [("Curves", 1440)])
 def test_nothing_moves_when_the_run_has_something_to_say(
     open_page: Callable[..., Page], troubled_address: str, tab: str, width: int
@@ -336,7 +339,8 @@ def test_nothing_moves_when_the_run_has_something_to_say(
     if tab == "Curves":
         expect(page.locator("#alarms")).to_contain_text(ALARM, timeout=PATIENCE_MS)
     page.wait_for_timeout(1000)
-    assert page.evaluate("window.shifts") == []
+    moved = [shift for shift in page.evaluate("window.shifts") if shift[0] > A_NUMBER_GROWS]
+    assert not moved
     press(page.locator("#stop"))
     state(page, "Failed")
     expect(said).to_contain_text("Out of memory again. Lower render_size.", timeout=PATIENCE_MS)
