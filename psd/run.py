@@ -1,8 +1,9 @@
 """The algorithm: from a prompt to a 3D object, as an iterator of events.
 
 `run` is the whole of it; what turns predictions and rewards into a direction is `psd.methods`, the learned negative
-`psd.negative`.  Gradients enter the scene by ``torch.autograd.backward([z0, regulariser], [score, None])``: a score is
-a gradient, not a loss.  No context manager spans a ``yield``: a generator may resume on another thread.
+`psd.negative`.  Gradients enter the scene by ``torch.autograd.backward([z0, regulariser], [score, None])`` (with
+``score_space: image`` the images stand in z0's place): a score is a gradient, not a loss.  No context manager spans a
+``yield``: a generator may resume on another thread.
 Axes: b group (one orbit), v view, c channel, h w pixels, k candidate.
 """
 
@@ -187,7 +188,7 @@ def optimise(
     readings.finite("render", render.rgb)
     with clock.part("encode"):
         images = resized(render.rgb, prior.image_size)
-        z0 = prior.encode(images)
+        z0 = prior.encode(images if preset.score_space == "latent" else images.detach())
     readings.finite("latents", z0)
 
     # ---- 2: noises, the same draws on every device
