@@ -121,6 +121,10 @@ def parser() -> argparse.ArgumentParser:
         "--keep-gb", type=float, default=setting("PSD_KEEP_GB", "20"), help="the same for their size on the disk"
     )
     parser.add_argument(
+        "--pause-minutes", type=float, default=setting("PSD_PAUSE_MINUTES", "15"),
+        help="after that a paused run stops, keeping what it has, when others wait",
+    )  # fmt: skip
+    parser.add_argument(
         "--prompt-filter", default=setting("PSD_PROMPT_FILTER"), metavar="FILE",
         help="another list of words that prompts may not hold, or: off",
     )  # fmt: skip
@@ -149,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     worker = Worker(
         driver(),
         given.runs,
-        limits=Limits(given.keep_runs, given.keep_gb * 2**30),
+        limits=Limits(given.keep_runs, given.keep_gb * 2**30, given.pause_minutes * 60),
         admit=admission(given.prompt_filter, any_model=given.any_model),
         screen=guard.image_filter(given.image_filter) if given.image_filter else None,
     )

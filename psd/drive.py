@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from psd.archive import ACTIVE, changes_since
-from psd.events import Checkpointed, Event, Failed, Meshed, Previewed
+from psd.events import Checkpointed, Event, Failed, Meshed, Previewed, Warned
 from psd.files import StoreError
 from psd.memory import is_out_of_memory
 from psd.preset import Preset, PresetError
@@ -79,14 +80,17 @@ class Controls:
     def resume(self) -> None:
         self._going.set()
 
-    def wait_while_paused(self) -> None:
-        self._going.wait()
+    def wait_while_paused(self, timeout_s: float) -> bool:
+        """Whether the run goes on, as soon as it does; False when the time is up."""
+        return self._going.wait(timeout_s)
 
 
 LIVE_FIELDS = tuple(name for name, info in Preset.model_fields.items() if (info.json_schema_extra or {}).get("live"))  # type: ignore[union-attr]
 
 MakeEvents = Callable[[Preset, Controls, Checkpointed | None], Iterator[Event]]
 Screen = Callable[[Previewed], str]  # what is wrong with the pictures, in words; empty: nothing
+GiveWay = Callable[[float], str]  # why a run paused for so many seconds must end, in words; empty: it may stay
+PAUSE_POLL_S = 1.0
 LOG = logging.getLogger(__name__)
 
 
@@ -103,11 +107,13 @@ def drive(
     resume: Checkpointed | None = None,
     screen: Screen | None = None,
     until: int | None = None,
+    give_way: GiveWay = lambda paused_s: "",
 ) -> Iterator[Event]:
     """Run to the end, or stop after step ``until``, yielding each event as stored.
 
     An exception of the run or of the store becomes a Failed with a cure, its traceback in log.txt; whatever was
-    written before stays.  A pause holds the run between two events.  Only BaseExceptions such as KeyboardInterrupt
+    written before stays.  A pause holds the run between two events, until ``give_way``
+    objects: then it stops, as by its user.  Only BaseExceptions such as KeyboardInterrupt
     pass through.  A resumed run makes the live changes again that came after its checkpoint.  A preview that ``screen``
     objects to is not stored, and ends the run with a Failed.
     """
@@ -126,7 +132,11 @@ def drive(
                 control.stop()
             if control.paused:
                 folder.set_state("paused")
-                control.wait_while_paused()
+                since = time.monotonic()
+                while not control.wait_while_paused(PAUSE_POLL_S):
+                    if reason := give_way(time.monotonic() - since):
+                        control.stop()
+                        yield folder.write(Warned(step=step, time_s=time_s, message=reason))
                 folder.set_state("running")
     except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a Failed that the user sees
         yield _record_failure(folder, failure(error, step, time_s))

@@ -33,10 +33,15 @@ MOST_OVER = 20  # runs that are over and still have their events in memory
 
 @dataclass(frozen=True)
 class Limits:
-    """Above either of them the oldest runs go; never one that is pinned or goes on."""
+    """What one user may take from the others.
+
+    Above ``runs`` or ``total_bytes`` the oldest runs go; never one that is pinned or goes on.  A run that has been
+    paused for ``pause_s`` while others wait for its device is stopped, keeping what it reached.
+    """
 
     runs: int = 500
     total_bytes: float = 20 * 2**30
+    pause_s: float = 15 * 60
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Worker:
             self._stop(run_id)
 
     def pause(self, run_id: str, owner: str = "") -> None:
-        """Hold a run between two events; it keeps its memory and its place."""
+        """Hold a run between two events; it keeps its memory and its place (`Limits.pause_s`)."""
         self._owned(run_id, owner).control.pause()
 
     def resume(self, run_id: str, owner: str = "") -> None:
@@ -317,13 +322,24 @@ class Worker:
                     return
                 entry = self._entries[self._queue.popleft()]
             with self._device:
-                events = drive(self._make_events, entry.folder, entry.control, entry.resume, self._screen, entry.until)
+                events = drive(
+                    self._make_events, entry.folder, entry.control, entry.resume, self._screen, entry.until,
+                    self._give_way,
+                )  # fmt: skip
                 for event in events:
                     self._record(entry, event)
             entry.resume = None  # its tensors are not needed any more
             with self._changed:
                 self._end(entry)
             self._make_room([entry.folder.id])
+
+    def _give_way(self, paused_s: float) -> str:
+        if paused_s < self._limits.pause_s or not self._queue:
+            return ""
+        return (
+            f"Paused for {paused_s / 60:.0f} minutes while others wait for the device: stopped, with all that it "
+            "reached. It can go on from there whenever you like"
+        )
 
     def _is_wanted(self) -> bool:
         """Whether a run waits for the device, or the end."""

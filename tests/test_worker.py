@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from psd.archive import latest_checkpoint, read_status, replay
-from psd.drive import Controls, MakeEvents, drive, failure, light
-from psd.events import Checkpointed, Event, Failed, Finished, LiveChanged, Previewed, Started, Stepped
+from psd.drive import PAUSE_POLL_S, Controls, MakeEvents, drive, failure, light
+from psd.events import Checkpointed, Event, Failed, Finished, LiveChanged, Previewed, Started, Stepped, Warned
 from psd.files import StoreError
 from psd.lines import Lines
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
-from psd.worker import Worker
+from psd.worker import Limits, Worker
 from tests.fake_run import fake_run
 
 PRESET = Preset(prompt="a red mushroom", steps=6)
@@ -47,11 +47,11 @@ class Gate:
 
 
 @pytest.fixture
-def hire(tmp_path: Path) -> Iterator[Callable[[MakeEvents], Worker]]:
+def hire(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     workers: list[Worker] = []
 
-    def hire(make_events: MakeEvents) -> Worker:
-        workers.append(Worker(make_events, tmp_path))
+    def hire(make_events: MakeEvents, limits: Limits | None = None) -> Worker:
+        workers.append(Worker(make_events, tmp_path, limits=limits))
         return workers[-1]
 
     yield hire
@@ -172,6 +172,26 @@ def test_a_paused_run_can_be_stopped(hire: Callable[[MakeEvents], Worker]) -> No
     worker.stop(run_id)
     gate.open(1)
     assert isinstance(finish(worker, run_id)[-1], Finished)
+
+
+def test_a_paused_run_gives_way_to_those_who_wait(hire: Callable[..., Worker]) -> None:
+    gate = Gate()
+    worker = hire(gate.run, Limits(pause_s=0.0))
+    first = worker.submit(PRESET)
+    worker.pause(first)
+    gate.open(1)
+    wait_for(lambda: worker.snapshot(first).status.state == "paused")
+    threading.Event().wait(2 * PAUSE_POLL_S)  # alone it may stay
+    assert worker.snapshot(first).status.state == "paused"
+    second = worker.submit(PRESET)
+    gate.open(5)
+    warned = [event.message for event in finish(worker, first) if isinstance(event, Warned)]
+    assert sum("others wait" in message for message in warned) == 1
+    assert worker.snapshot(first).status.state == "stopped"
+    assert steps(finish(worker, second))[-1] == 6
+    worker.extend(first)  # nothing is lost
+    gate.open(6)
+    assert steps(finish(worker, first))[-1] == 6
 
 
 def wait_for(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
