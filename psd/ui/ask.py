@@ -33,6 +33,8 @@ def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
         elem_id="prompt", submit_btn=False,
     )  # fmt: skip
     message = gr.HTML("", elem_id="message")
+    # In the page, because a server's answer to the last key may come after its answer to Enter, and wipe that out.
+    prompt.input(None, None, message, js="() => ''", **QUIET)
     with gr.Row(elem_id="start"):
         run = gr.Button("Run", variant="primary", elem_id="run", min_width=120, scale=2)
         estimate = gr.Button("Estimate", elem_id="estimate", min_width=96, scale=1)
@@ -42,18 +44,19 @@ def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
 
 
 def _help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:
+    known = gr.HTML("", elem_id="known")
     chips = gr.Dataset(
         label="Suggestions", components=[prompt], samples=_samples(list(EXAMPLES)), layout="gallery",
         samples_per_page=CHIPS, elem_id="suggestions",
     )  # fmt: skip
 
     def typed(text: str) -> list[Any]:
-        known = not text.strip() or not complaint(vocabulary, text)
-        hint = "" if known else markup.note("Not yet a caption that the model knows. Nearest are below.", "hint")
+        foreign = text.strip() and complaint(vocabulary, text)
+        hint = markup.note("Not yet a caption that the model knows. Nearest are below.", "hint") if foreign else ""
         return [hint, gr.Dataset(samples=_samples(suggestions(vocabulary, text, CHIPS)))]
 
-    prompt.input(typed, prompt, [message, chips], trigger_mode="always_last", **QUIET)
-    chips.click(lambda sample: [sample[0], ""], chips, [prompt, message], **QUIET)
+    prompt.input(typed, prompt, [known, chips], trigger_mode="always_last", **QUIET)
+    chips.click(lambda sample: [sample[0], "", ""], chips, [prompt, message, known], **QUIET)
 
     none = ("–", "")
     with gr.Accordion("Build a prompt", open=False, elem_id="builder"):
@@ -73,11 +76,11 @@ def _help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:
         caption = built(*words)
         problem = complaint(vocabulary, caption)
         nearest = gr.Dataset(samples=_samples(suggestions(vocabulary, caption, CHIPS)))
-        return [gr.skip() if problem else caption, markup.note(problem) if problem else "", nearest]
+        return [gr.skip() if problem else caption, markup.note(problem) if problem else "", "", nearest]
 
     parts = [modifier, colour, thing, relation, other_colour, other]
     for part in parts:
-        part.input(chosen, parts, [prompt, message, chips], **QUIET)
+        part.input(chosen, parts, [prompt, message, known, chips], **QUIET)
 
 
 def _samples(texts: list[str]) -> list[list[str]]:
