@@ -66,9 +66,9 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
         rewards = {"reward/assets/reward": [1.0, 2.0, 3.0, 4.0]}
         yield Previewed(step=step, images={"rgb": views, "normal": views}, rewards=rewards, time_s=0.25 * step)
         drift = {"negative/drift": 0.01 * step, "negative/cosine_start": 1.0}
-        yield NegativeUpdated(
-            step=step, tokens=("low", "quality"), drift=(0.1, 0.2), nearest=("low", "red"), metrics=drift
-        )
+        tokens = ("low", "quality", "blurry", "broken")
+        nearest = tokens if step < 12 else ("striped", "chair", "yellow", "lollipop")
+        yield NegativeUpdated(step=step, tokens=tokens, drift=(0.1, 0.2, 0.3, 0.4), nearest=nearest, metrics=drift)
     mesh = Mesh(
         vertices=np.asarray(BALL.vertices, np.float32),
         faces=np.asarray(BALL.faces, np.int32),
@@ -324,11 +324,11 @@ new PerformanceObserver(list => { for (const e of list.getEntries()) if (!e.hadR
 A_NUMBER_GROWS = 1e-3  # layout shift: a text's neighbours by a digit; a line that comes in between is some .01
 
 
-@pytest.mark.parametrize(("tab", "width"), [("Curves", 1440)])
+@pytest.mark.parametrize(("tab", "width"), [("Curves", 1440), ("Negative", 390)])
 def test_nothing_moves_when_the_run_has_something_to_say(
     open_page: Callable[..., Page], troubled_address: str, tab: str, width: int
 ) -> None:
-    page = open_page(troubled_address, viewport={"width": width, "height": 1000}, color_scheme="dark")
+    page = open_page(troubled_address, viewport={"width": width, "height": 2000}, color_scheme="dark")
     run_steps(page, 2000)
     state(page, "Running")
     open_tab(page, tab)
