@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -236,11 +236,12 @@ class Preset(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads ``on`` as true, and true would count as 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+    def _undo_the_truths_of_yaml(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads ``on`` as true, and true would count as 1; and ``off``, a choice here, as false."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation in (int, float):
             raise ValueError(f"{info.field_name}={value} must be a number")
-        return value
+        return "off" if value is False and "off" in get_args(annotation) else value
 
     @model_validator(mode="after")
     def _check(self) -> Preset:

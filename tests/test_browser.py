@@ -315,6 +315,23 @@ def test_nothing_is_wider_than_the_window(open_page: Callable[..., Page], addres
         assert box and box["width"] > 0.9 * width, "an empty page is narrower than a full one: it would jump"
 
 
+def test_the_tab_key_closes_a_list_and_shows_where_it_is(open_page: Callable[..., Page], address: str) -> None:
+    page = open_page(address)
+    method = page.locator("#control-method input")
+    method.focus()
+    options = page.locator("#control-method [role=option]")
+    expect(options.first).to_be_visible(timeout=PATIENCE_MS)
+    page.keyboard.press("Tab")
+    expect(method).not_to_be_focused()
+    expect(options).to_have_count(0)
+    for name in ("#prompt textarea", "#kinds input", "#scrub input[type=range]", "#run", "#control-method input"):
+        page.locator(name).first.focus()
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", f"nothing shows that {name} has the keyboard"
+
+
 SHIFTS = """window.shifts = [];
 new PerformanceObserver(list => { for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifts.push(
   [e.value, ...e.sources.map(s => s.node && (s.node.id || s.node.className || s.node.nodeName))]) }).observe(

@@ -236,6 +236,12 @@ def test_assignments_read_texts_as_they_stand_and_the_rest_as_yaml() -> None:
             assignments([wrong])
 
 
+def test_the_choice_off_needs_no_quotes() -> None:
+    assert Preset.make(parse("early_stop: off")).early_stop == "off"  # YAML 1.1 takes it for a truth
+    with pytest.raises(PresetError, match="early_stop=True"):
+        Preset.make(parse("early_stop: on"))
+
+
 def test_a_preset_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
     for name in ("huge", "../README", str(tmp_path / "no")):
         with pytest.raises(PresetError, match="tiny"):

@@ -57,6 +57,10 @@ MOUNTED = """async () => {
 }"""
 FREE = "The values of the next run; those marked Live can also be moved while it goes on."
 FIXED = "Locked while this run goes on, except what is marked Live. Duplicate sets up another run."
+# A dropdown of Gradio takes the key that leaves it for one that opens it, and its list stays over the page.
+LEAVING = """() => document.addEventListener('keydown', event => {
+  if (event.key === 'Tab' && event.target.matches('[role=combobox]')) event.stopPropagation()
+}, true)"""
 ADDRESS = "(run) => { history.replaceState(null, '', run ? '?run=' + encodeURIComponent(run) : '?') }"
 
 
@@ -72,7 +76,7 @@ def appearance() -> dict[str, Any]:
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
         color_accent="*primary_600",
     )  # fmt: skip
-    return {"theme": theme, "css_paths": CSS, "ssr_mode": False, "footer_links": ["api", "settings"]}
+    return {"theme": theme, "css_paths": CSS, "js": LEAVING, "ssr_mode": False, "footer_links": ["api", "settings"]}
 
 
 def build(
