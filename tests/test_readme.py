@@ -9,6 +9,8 @@ from typing import get_args
 import pytest
 import yaml
 
+from psd.archive import list_runs, replay
+from psd.events import Previewed, Stepped
 from psd.parameters import assignments, parameter_table
 from psd.preset import Method, Preset, Reading, available
 
@@ -68,6 +70,19 @@ def test_values_set_in_examples_are_accepted() -> None:
     assert examples
     for example in examples:
         Preset.make(assignments([example]))
+
+
+def test_the_example_of_a_reward_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", BODY, re.DOTALL) if "black_boxes" in code]
+    assert '"steps": 120' in example
+    monkeypatch.setenv("PSD_RUNS", str(tmp_path))
+    exec(example.replace('"steps": 120', '"steps": 2'), {})  # noqa: S102  (the project's own text)
+    (found,) = list_runs(tmp_path)
+    events = list(replay(found.folder, images=False))
+    steps = [event.metrics["pair/gap"] for event in events if isinstance(event, Stepped)]
+    seen = [event.rewards["reward/dark"] for event in events if isinstance(event, Previewed)]
+    assert found.status.state == "finished" and len(steps) == 2 and all(steps)
+    assert all(-1 < score < 0 for scores in seen for score in scores)
 
 
 @pytest.mark.parametrize("package", ["torch"])
