@@ -65,7 +65,8 @@ class Run:
     @property
     def thumbnail(self) -> Path | None:
         """The preview that the selector judge liked best, else the last one: views side by side."""
-        files = [preview_file(self.status.best_step, "rgb"), self.status.preview]
+        judged = self.status.best_score is not None
+        files = [preview_file(self.status.best_step, "rgb") if judged else "", self.status.preview]
         return next((self.folder / file for file in files if file and (self.folder / file).is_file()), None)
 
 

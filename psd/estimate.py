@@ -31,9 +31,10 @@ class Pace:
     end_s: float
     memory_bytes: float = 0.0  # the most that was held; 0: not measured
 
-    def left_s(self, preset: Preset, done: int = 0) -> float:
-        """Seconds from step ``done`` to the exported mesh."""
-        return (preset.total_steps - done) * self.step_s + self.end_s
+    def left_s(self, preset: Preset, done: int = 0, until: int | None = None) -> float:
+        """Seconds from step ``done`` to the exported mesh of a run that ends after ``until``, or its last step."""
+        last = preset.total_steps if until is None else min(until, preset.total_steps)
+        return max(last - done, 0) * self.step_s + self.end_s
 
 
 def shape(preset: Preset) -> Hashable:

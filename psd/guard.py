@@ -46,11 +46,17 @@ class PromptFilter:
         return re.compile(r"\b(?:" + "|".join(words) + ")") if words else re.compile(r"(?!)")
 
     def __call__(self, preset: Preset) -> None:
-        """Raises PresetError for a prompt that is refused."""
-        found = self._pattern.search(plain(preset.prompt))
-        if found:
-            LOG.warning("prompt refused for %r: %s", found.group(), shown(preset.prompt))
-            raise PresetError(f"this server makes nothing of prompts with {found.group()!r}: say it differently")
+        """Raises PresetError for a prompt that is refused.
+
+        A negative prompt too, unless a shipped preset says the same: with a guidance scale near 0 it is what is made.
+        """
+        texts = [preset.prompt]
+        if preset.negative_prompt not in {Preset.load(name).negative_prompt for name in available()}:
+            texts.append(preset.negative_prompt)
+        for text in texts:
+            if found := self._pattern.search(plain(text)):
+                LOG.warning("prompt refused for %r: %s", found.group(), shown(text))
+                raise PresetError(f"this server makes nothing of prompts with {found.group()!r}: say it differently")
 
 
 def plain(text: str) -> str:
@@ -69,7 +75,9 @@ def only_known_models(preset: Preset) -> None:
 
 
 def models(preset: Preset) -> list[str]:
-    return [preset.prior, *preset.rewards, *preset.judges]
+    """Everything that a run of ``preset`` would look for on the disk or the hub."""
+    files = filter(None, (preset.reward_decoder, preset.negative_start))
+    return [preset.prior, *preset.rewards, *preset.judges, *preset.loras, *files]
 
 
 def image_filter(name: str) -> Callable[[Previewed], str]:

@@ -17,6 +17,7 @@ from psd.protocols import Models, Prior, Reward
 from psd.rewards import BlackBoxReward, ImageTextReward, load_reward
 from psd.scene import make_scene
 
+OWN_THREADS = torch.get_num_threads()
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -29,8 +30,7 @@ def load_models(
     of downloads before they begin (without it stderr does).
     Raises `PresetError` for words that the prior never learned, `MissingError` for models that are not there.
     """
-    if preset.threads:
-        torch.set_num_threads(preset.threads)
+    torch.set_num_threads(preset.threads or OWN_THREADS)  # of the process: an earlier run may have set another number
     device, why = choose_device(preset.device)
     try:
         return _load(preset, device, why, black_boxes or {}, say)

@@ -21,7 +21,7 @@ from psd.plain_yaml import LARGEST_FILE, shown
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 MOST_MODELS = 8  # rewards or judges of one run
-EVIDENCE = "assets/evidence"  # the judge that no run may see, so that results can be measured with it
+EVIDENCE = ("assets/evidence", "assets/referee")  # judges that no run may see, so that they can measure results
 LONGEST_NAME = 300  # characters of a folder or hub id
 
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
@@ -262,8 +262,9 @@ class Preset(BaseModel):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-            if self.judges[0] == EVIDENCE:
-                raise ValueError(f"{EVIDENCE} measures results and must not choose them: name another judge first")
+        for name in EVIDENCE:
+            if name in (*self.rewards, *self.judges):
+                raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
         for name, weight in self.loras.items():
             if not -10 <= weight <= 10:
                 raise ValueError(f"loras[{shown(name)}]={weight} must lie in [-10, 10]")

@@ -45,10 +45,13 @@ class Preview:
 def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
     """The object before white, from the front and three more sides."""
     device = models.prior.device
-    render = scene.render(
-        turntable(VIEWS).to(device), preset.preview_size, background=torch.ones(1, 3, device=device), normals=True
-    )
-    images = {"rgb": render.rgb[0], "opacity": render.opacity[0].expand_as(render.rgb[0])}
+    cameras = turntable(VIEWS).to(device)
+    render = scene.render(cameras, preset.preview_size, background=torch.ones(1, 3, device=device), normals=True)
+    images = {
+        "rgb": render.rgb[0],
+        "opacity": render.opacity[0].expand_as(render.rgb[0]),
+        "depth": nearness(render.depth, cameras.distance)[0].expand_as(render.rgb[0]),
+    }
     if render.normal is not None:
         images["normal"] = (render.normal[0] + 1) / 2 * render.opacity[0] + (1 - render.opacity[0])
     rated = {f"reward/{reward.name}": reward for reward in models.rewards.values()}
@@ -59,6 +62,12 @@ def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
         scores=scores,
         statistics=image_statistics(render.rgb[0], render.opacity[0]),
     )
+
+
+def nearness(depth: Float[Tensor, "b v 1 h w"], distance: Float[Tensor, "b v"]) -> Float[Tensor, "b v 1 h w"]:
+    """Depth as a picture: 1 where a ray enters the unit ball at its nearest, 0 at its far side and where nothing is."""
+    near = (distance[..., None, None, None] + 1 - depth) / 2
+    return torch.where(depth > 0, near, 0.0)
 
 
 def image_statistics(rgb: Float[Tensor, "v 3 h w"], opacity: Float[Tensor, "v 1 h w"]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from psd.archive import ACTIVE, Run, list_runs, read_status
+from psd.archive import ACTIVE, Run, list_runs
 from psd.files import Lock, StoreError, explaining, replace_file
 
 LEAST_FREE_BYTES = 200 * 2**20  # on the disk of the runs, to start another
@@ -64,13 +64,14 @@ def pin(folder: Path, pinned: bool) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Remove a run for good; raises StoreError while it is queued, running or paused.
+    """Remove a run for good, an unreadable one too; raises StoreError while it is queued, running or paused.
 
     The folder leaves the list at once, under another name, and then the disk.
     """
-    if read_status(folder).state in ACTIVE:
-        raise StoreError(f"{folder.name} is still going", "stop it first")
-    lock = Lock(folder / "lock")  # nobody may resume it now
+    try:
+        lock = Lock(folder / "lock")  # nobody may resume it now; whoever writes it holds it
+    except StoreError as error:
+        raise StoreError(f"{folder.name} is still going", "stop it first") from error
     gone = folder.with_name(DELETED + folder.name)
     try:
         with explaining(folder):
@@ -96,13 +97,13 @@ def make_room(root: Path, most_runs: int, most_bytes: float, spare: Iterable[str
     """Delete the oldest runs until at most so many and so much are left; returns their ids.
 
     Runs that are pinned, that go on, or that ``spare`` names stay, whatever they take.  What an interrupted deletion
-    left behind goes first.
+    left behind goes first.  What cannot be read neither goes nor counts: it must not push out what can.
     """
     if root.is_dir():
         for left in root.glob(f"{DELETED}*"):
             shutil.rmtree(left, ignore_errors=True)  # in use on Windows, say: next time
     spared = set(spare)
-    runs = list_runs(root)
+    runs = [run for run in list_runs(root) if run.status.state != "unreadable"]
     sizes = {run.id: size_bytes(run.folder) for run in runs}
     count, total = len(runs), sum(sizes.values())
     gone: list[str] = []
@@ -151,7 +152,7 @@ def pack(folder: Path, path: Path) -> Path:
 
 
 def _may_go(run: Run, spared: set[str]) -> bool:
-    return run.id not in spared and run.status.state not in (*ACTIVE, "unreadable") and not run.pinned
+    return run.id not in spared and run.status.state not in ACTIVE and not run.pinned
 
 
 def _hashed(owner: str) -> str:

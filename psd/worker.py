@@ -28,6 +28,7 @@ from psd.store import RunFolder
 
 LOG = logging.getLogger(__name__)
 MOST_QUEUED = 50
+MOST_ZIPS = 8  # that lie ready on the disk
 MOST_OVER = 20  # runs that are over and still have their events in memory
 
 
@@ -57,6 +58,7 @@ class Job:
     wait_s: float | None  # until it starts, from measured speeds; 0 when started, None where one is not known yet
     left_s: float | None  # from its start, or from now on, to its mesh
     live: Mapping[str, Any]
+    stopping: bool = False  # it was asked to end, and has not yet
 
 
 @dataclass
@@ -211,6 +213,7 @@ class Worker:
             return Job(
                 folder.id, folder.path, folder.preset, folder.status, len(entry.lines), len(first),
                 None if None in waits else sum(filter(None, waits), 0.0), self._left_s(entry), entry.control.live(),
+                entry.control.stopping() and not entry.over.is_set(),
             )  # fmt: skip
 
     def jobs(self) -> list[Job]:
@@ -248,13 +251,17 @@ class Worker:
         folder = self.folder(run_id)
         shelf.require_owner(folder, owner)
         shelf.delete(folder)
+        self._zip_of(folder).unlink(missing_ok=True)
         with self._changed:
             self._entries.pop(run_id, None)
 
     def zip(self, run_id: str) -> Path:
-        """A run as one file (`psd.shelf.pack`), made anew; it goes with the worker."""
+        """A run as one file (`psd.shelf.pack`), made anew; it goes with the run, or after `MOST_ZIPS` newer ones."""
         folder = self.folder(run_id)
-        return shelf.pack(folder, Path(self._zips.name) / f"{folder.name}.zip")
+        made = shelf.pack(folder, self._zip_of(folder))
+        for old in sorted(made.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime)[:-MOST_ZIPS]:
+            old.unlink(missing_ok=True)
+        return made
 
     def shutdown(self, timeout_s: float = 30.0) -> bool:
         """Stop everything, keeping results; False when the current step did not end in time."""
@@ -270,6 +277,9 @@ class Worker:
         return not self._thread.is_alive()
 
     # ---- inside
+
+    def _zip_of(self, folder: Path) -> Path:
+        return Path(self._zips.name) / f"{folder.name}.zip"
 
     def _require_place(self) -> None:
         if self._closing:
@@ -302,7 +312,7 @@ class Worker:
         known = self._paces.get(shape(entry.folder.preset))
         own = entry.pacer.pace
         pace = Pace(own.step_s, known.end_s if known else 0.0) if own else known
-        return pace.left_s(entry.folder.preset, entry.folder.status.step) if pace else None
+        return pace.left_s(entry.folder.preset, entry.folder.status.step, entry.until) if pace else None
 
     def _stop(self, run_id: str) -> None:
         entry = self._entries[run_id]

@@ -99,3 +99,12 @@ def test_doctor_says_that_a_download_was_begun(tmp_path: Path, monkeypatch: pyte
     (blobs / "abc.incomplete").write_bytes(b"half")
     assert hub.begun(source) and not hub.begun("assets/prior")
     assert f"begun, and gone on with: {source}" in doctor.preset("mvdream").detail
+
+
+def test_threads_of_one_run_do_not_stay_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(models, "_load", lambda *_: asked.append(torch.get_num_threads()))
+    monkeypatch.setattr(models, "OWN_THREADS", before := torch.get_num_threads())
+    for threads in (before + 1, 0):
+        models.load_models(Preset.load("tiny", {"device": "cpu", "threads": threads}))
+    assert asked == [before + 1, before]

@@ -236,6 +236,12 @@ def test_assignments_read_texts_as_they_stand_and_the_rest_as_yaml() -> None:
             assignments([wrong])
 
 
+@pytest.mark.parametrize("values", [{"judges": ["assets/evidence"]}, {"rewards": {"assets/referee": 1.0}}])
+def test_no_run_sees_the_judges_that_measure(values: dict[str, Any]) -> None:
+    with pytest.raises(PresetError, match="measures results"):
+        Preset.make(values)
+
+
 def test_the_choice_off_needs_no_quotes() -> None:
     assert Preset.make(parse("early_stop: off")).early_stop == "off"  # YAML 1.1 takes it for a truth
     with pytest.raises(PresetError, match="early_stop=True"):

@@ -31,7 +31,7 @@ from psd.events import (
 from psd.methods import METHODS, sds
 from psd.models import load_prior
 from psd.preset import PresetError
-from psd.preview import BINS, image_statistics
+from psd.preview import BINS, image_statistics, nearness
 from psd.protocols import Models
 from psd.run import image_score, run
 
@@ -115,7 +115,7 @@ def test_a_run_tells_its_story_in_order(with_mesh: None) -> None:
     assert isinstance(mesh, Meshed) and mesh.mesh is not None and mesh.statistics["watertight"]
     assert mesh.turntable is not None and mesh.turntable.shape[1:] == (16, 16, 3)
     shown = [event for event in events if isinstance(event, Previewed)]
-    assert set(shown[0].images) == {"rgb", "opacity"} and shown[0].images["rgb"].shape == (4, 16, 16, 3)
+    assert set(shown[0].images) == {"rgb", "opacity", "depth"} and shown[0].images["rgb"].shape == (4, 16, 16, 3)
     assert set(shown[-1].rewards) == {"reward/quadratic", "judge/judge"}
     assert finished.scores["reward/quadratic"] == pytest.approx(sum(shown[-1].rewards["reward/quadratic"]) / 4)
 
@@ -598,3 +598,8 @@ def test_colours_are_found_in_image_space_only(space: str, error: tuple[float, f
         optimiser.step()
     low, high = error
     assert low <= (colours.sigmoid() - green).abs().mean() <= high
+
+
+def test_near_is_bright_and_nothing_is_black() -> None:
+    depth = torch.tensor([2.0, 3.0, 4.0, 0.0]).view(1, 1, 1, 1, 4)
+    assert nearness(depth, torch.full((1, 1), 3.0)).flatten().tolist() == [1.0, 0.5, 0.0, 0.0]

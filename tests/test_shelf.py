@@ -3,6 +3,7 @@
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,8 +214,26 @@ def test_a_zip_holds_what_a_watcher_may_see(hire: Hire) -> None:  # noqa: F811
         assert archive.testzip() is None
         names = {name.removeprefix(f"{run_id}/") for name in archive.namelist()}
     assert path.name == f"{run_id}.zip" and worker.zip(run_id) == path
+    worker.delete(run_id, ALICE)
+    assert not path.exists(), "zips of runs that are gone would pile up"
     assert {"preset.yaml", "events.jsonl", "metrics.jsonl", "public/previews/000002.jpg"} <= names
     assert not {name for name in names if name.startswith(("checkpoints", "log", "lock", "owner"))}
+
+
+def test_what_cannot_be_read_can_be_deleted_and_pushes_nothing_out(tmp_path: Path) -> None:
+    broken, good = finished(tmp_path), finished(tmp_path, seed=1)
+    (broken / "status.json").write_text("{")
+    assert shelf.make_room(tmp_path, most_runs=1, most_bytes=1e12) == [] and good.is_dir()
+    shelf.delete(broken)
+    assert [run.folder for run in list_runs(tmp_path)] == [good]
+
+
+def test_without_a_judgement_the_thumbnail_is_the_last_picture(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    (run,) = list_runs(tmp_path)
+    (folder / "public/previews/000000.jpg").write_bytes(b"the first, which no judge chose")
+    unjudged = replace(run, status=replace(run.status, best_step=0, best_score=None))
+    assert unjudged.thumbnail == folder / run.status.preview
 
 
 # ---- how long
@@ -229,6 +248,7 @@ def test_a_pace_tells_the_time_left() -> None:
     pacer.add(Finished(step=20, reason="completed", time_s=28.0))
     assert pacer.pace == Pace(step_s=2.0, end_s=3.0, memory_bytes=2000.0)
     assert pacer.pace is not None and pacer.pace.left_s(PRESET.changed({"extra_steps": 4}), done=3) == 7 * 2.0 + 3.0
+    assert pacer.pace.left_s(PRESET, done=3, until=4) == 2.0 + 3.0 and pacer.pace.left_s(PRESET, until=99) == 15.0
 
 
 def test_only_what_costs_changes_the_shape() -> None:

@@ -13,6 +13,7 @@ import pytest
 from fake_run import fake_run, views
 
 from psd.__main__ import chosen_preset, parser
+from psd.archive import Run, Status
 from psd.events import (
     Event,
     Failed,
@@ -34,8 +35,9 @@ from psd.ui import compare, controls, live, markup, mesh, share, status
 from psd.ui.chart import heat_map, line_chart, round_ticks
 from psd.ui.curves import curves
 from psd.ui.negative import charts_of_the_negative, tokens
-from psd.ui.page import Look, Page, Watched
+from psd.ui.page import LISTED, Look, Page, Watched
 from psd.ui.prompt import EXAMPLES, built, complaint, suggestions
+from psd.ui.runs import listing
 from psd.ui.view import BUCKETS, MOMENTS, Curve, Moments, View, fold
 from psd.ui.watch import Watcher
 from psd.worker import Worker
@@ -348,6 +350,7 @@ def test_ranking_weighs_judge_and_consistency_alike() -> None:
     ranked = compare.ranking(runs)
     assert [watched.run_id for watched, _ in ranked] == ["b", "c", "a", "d"]
     assert [place for _, place in ranked] == [1.0, 2.5, 2.5, 5.0]
+    assert compare.best_to_continue([*runs, Watched("e", state="stopped", prompt="another")]) is None
     best = compare.best_to_continue(runs)
     assert best and best.run_id == "b"
     assert compare.best_to_continue([*runs, Watched("e", state="running")]) is None
@@ -442,3 +445,17 @@ def test_an_address_names_runs_only(run_id: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no run"):
         Watcher(worker).watched(run_id)
     assert worker.shutdown()
+
+
+def test_a_run_that_goes_on_again_forgets_the_warning_of_its_end() -> None:
+    view = told(STORY)
+    assert view.warning == "a warning"
+    assert fold(view, STORY[0]).warning == ""
+
+
+def test_a_page_holds_the_newest_runs_and_says_so() -> None:
+    many = tuple(Run(Path(f"r{i}"), Status(prompt=f"mug {i}", state="finished")) for i in range(LISTED + 3))
+    shown = listing(many)
+    assert f"newest {LISTED} of {LISTED + 3}" in shown
+    assert f"mug {LISTED - 1}<" in shown and f"mug {LISTED}<" not in shown
+    assert "newest" not in listing(many[:LISTED])

@@ -1,7 +1,10 @@
 """The whole page without a browser: every pane of every tab, while a run waits, goes on, is over and is read back."""
 
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -9,9 +12,13 @@ import pytest
 from fake_run import fake_run
 
 from psd import ui
-from psd.events import Finished
+from psd.archive import read_preset, replay
+from psd.events import Event, Finished, LiveChanged
 from psd.preset import Preset
-from psd.ui.page import Look
+from psd.ui import REST_S, TICK_S, watch
+from psd.ui.desk import live_now
+from psd.ui.page import Look, Page, Watched
+from psd.ui.watch import Watcher
 from psd.worker import Worker
 
 TABS = ("Live", "Curves", "Negative", "Mesh", "Compare", "Runs", "Log")
@@ -96,3 +103,99 @@ def test_a_run_that_is_gone_is_answered_in_words(worker: Worker, name: str) -> N
     assert listener.fn is not None and "message" in [component.elem_id for component in listener.outputs]
     answer = listener.fn("20200101-000000-gone", "")
     assert "20200101-000000-gone" in answer and "alert" in answer
+
+
+def listener(worker: Worker, name: str) -> Callable[..., Any]:
+    function = next(fn.fn for fn in ui.build(worker).fns.values() if fn.name == name)
+    assert function is not None
+    return function
+
+
+def attached(worker: Worker, run: str) -> list[Any]:
+    """Owner, run, message and the controls' values, of a page that opens with the run in its address."""
+    return listener(worker, "attach")("", "", SimpleNamespace(query_params={"run": run}))
+
+
+def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worker: Worker) -> None:
+    run = finished(worker)
+    (worker.folder(run) / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
+    owner, shown, message, *values = attached(worker, run)
+    assert owner and shown == run and "a_key_of_tomorrow" in message and all(value == gr.skip() for value in values)
+    *_, said, base = listener(worker, "duplicate")(run)[:4]
+    assert "a_key_of_tomorrow" in said and base == gr.skip()
+
+
+def test_a_page_without_a_secret_starts_no_run_that_obeys_everybody(worker: Worker) -> None:
+    given = attached(worker, finished(worker))[3:]
+    values = [getattr(value, "value", value) for value in given]
+    owner, started, _, said = listener(worker, "start")("", *values)
+    assert not said
+    assert owner and worker.owns(started, owner) and not worker.owns(started, "y" * 32)
+
+
+def test_what_is_moved_before_the_first_step_holds_from_there(tmp_path: Path) -> None:
+    loaded = threading.Event()
+
+    def slow(*given: Any) -> Iterator[Event]:
+        assert loaded.wait(20)
+        yield from fake_run(*given)
+
+    worker = Worker(slow, tmp_path)
+    run = worker.submit(Preset(prompt="a red mug", steps=6))
+    desk: Any = SimpleNamespace(worker=worker)
+    assert live_now(desk, run) is not None, "the page would say nothing and forget the value"
+    worker.change(run, {"guidance_scale": 9.5})
+    loaded.set()
+    events: list[Event] = []
+    while not any(isinstance(event, Finished) for event in events):
+        events += worker.wait(run, len(events), timeout_s=5)
+    assert [event.values for event in events if isinstance(event, LiveChanged)] == [{"guidance_scale": 9.5}]
+    assert live_now(desk, run) is None and worker.shutdown()
+
+
+def test_a_page_that_opens_while_a_run_goes_on_shows_the_values_it_has_now(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def held(*given: Any) -> Iterator[Event]:
+        for event in fake_run(*given):
+            yield event
+            if isinstance(event, LiveChanged):
+                assert gate.wait(20)
+
+    worker = Worker(held, tmp_path)
+    run = worker.submit(Preset(prompt="a red mug", steps=6, guidance_scale=4.0))
+    worker.change(run, {"guidance_scale": 9.5})
+    while not Watcher(worker).watched(run).view.live:
+        threading.Event().wait(0.01)
+    *_, base = attached(worker, run)[:4]
+    assert base["guidance_scale"] == 9.5 and read_preset(worker.folder(run)).guidance_scale == 4.0
+    gate.set()
+    assert worker.shutdown()
+
+
+def test_a_run_of_another_process_is_not_read_anew_at_every_look(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(worker)
+    folder, reads = worker.folder(run), []
+
+    def slow(*given: Any, **how: Any) -> Iterator[Event]:
+        reads.append(1)
+        threading.Event().wait(0.05)
+        return replay(*given, **how)
+
+    monkeypatch.setattr(watch, "replay", slow)
+    status = watch.read_status(folder)
+    monkeypatch.setattr(watch, "read_status", lambda _: replace(status, state="running", updated=str(len(reads))))
+    other = Worker(fake_run, folder.parent)  # knows the folder only
+    watcher = Watcher(other)
+    for _ in range(5):
+        assert watcher.watched(run).view.step == 6
+    assert len(reads) == 1
+    assert other.shutdown()
+
+
+def test_a_page_looks_often_at_what_goes_on_now_and_then_at_what_may_and_else_never() -> None:
+    assert ui._tick_s(Page(Watched("r", state="running"))) == TICK_S
+    assert ui._tick_s(Page(Watched("r", state="finished"))) == REST_S, "its owner may go on with it elsewhere"
+    assert ui._tick_s(Page()) is None

@@ -16,6 +16,7 @@ from psd.files import StoreError
 from psd.lines import Lines
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
+from psd.ui.watch import Watcher
 from psd.worker import Limits, Worker
 from tests.fake_run import fake_run
 
@@ -170,8 +171,10 @@ def test_a_paused_run_can_be_stopped(hire: Callable[[MakeEvents], Worker]) -> No
     gate.open(1)  # the start may have been told before the pause
     wait_for(lambda: worker.snapshot(run_id).status.state == "paused")
     worker.stop(run_id)
+    assert worker.snapshot(run_id).stopping
     gate.open(1)
     assert isinstance(finish(worker, run_id)[-1], Finished)
+    assert not worker.snapshot(run_id).stopping
 
 
 def test_a_paused_run_gives_way_to_those_who_wait(hire: Callable[..., Worker]) -> None:
@@ -275,6 +278,8 @@ def test_full_disk_fails_the_run_and_everybody_hears(
     assert "free space" in last.cure
     assert steps([*replay(worker.snapshot(run_id).folder)]) == [1, 2]
     assert worker.snapshot(run_id).status.state == "failed", "whoever watches must not wait for ever"
+    seen = Watcher(worker).watched(run_id)  # the disk still says that it goes on
+    assert seen.state == "failed" and "disk is full" in seen.view.problem and "free space" in seen.view.cure
 
 
 def test_a_shelf_that_cannot_be_cleared_stops_no_run(

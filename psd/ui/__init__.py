@@ -45,7 +45,7 @@ from psd.worker import Worker
 __all__ = ["appearance", "build"]
 
 CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
-TICK_S = 0.7
+TICK_S, REST_S = 0.7, 5.0
 FIRST = ("method", "steps")  # beside preset and seed; the other fields are in their groups
 TITLES = {"run": "Machine", "models": "Reward weights", "negative": "Negative embedding"}
 # The tab's panes are filled once its components are on the page: Gradio draws no mesh that comes before its viewer.
@@ -56,12 +56,16 @@ MOUNTED = """async () => {
     await new Promise((resolve) => setTimeout(resolve, 250));
 }"""
 FREE = "The values of the next run; those marked Live can also be moved while it goes on."
+THEIRS = "Locked while this run goes on: another browser steers it. Duplicate sets up a run of your own."
 FIXED = "Locked while this run goes on, except what is marked Live. Duplicate sets up another run."
 # A dropdown of Gradio takes the key that leaves it for one that opens it, and its list stays over the page.
 LEAVING = """() => document.addEventListener('keydown', event => {
   if (event.key === 'Tab' && event.target.matches('[role=combobox]')) event.stopPropagation()
 }, true)"""
-ADDRESS = "(run) => { history.replaceState(null, '', run ? '?run=' + encodeURIComponent(run) : '?') }"
+# The address follows what was started or left, unless that was refused: then the page still shows what it did.
+ADDRESS = """(run, refused) => {
+  if (!refused) history.replaceState(null, '', run ? '?run=' + encodeURIComponent(run) : '?')
+}"""
 
 
 def appearance() -> dict[str, Any]:
@@ -126,7 +130,7 @@ def build(
         panes = [
             *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *runs.panes, *log,
             _run_button(asked), *locks,
-            Pane([timer], _rests, lambda p: [gr.Timer(active=not _rests(p))]),
+            Pane([timer], _tick_s, lambda p: [gr.Timer(_tick_s(p) or TICK_S, active=_tick_s(p) is not None)]),
         ]  # fmt: skip
 
         def refresh(run: str, owner: str, old: list, viewer: gr.Model3D, *seen: Any) -> list[Any]:
@@ -158,10 +162,12 @@ def _selected(event: gr.SelectData) -> str:
     return str(event.value)
 
 
-def _rests(page: Page) -> bool:
-    """Nothing on the page can change by itself."""
+def _tick_s(page: Page) -> float | None:
+    """Seconds between two looks: few while something goes on; a run that is over may go on elsewhere; None: none."""
     going = any(run.status.state in ACTIVE for run in page.runs)
-    return page.run.is_over and not going and all(watched.is_over for watched in page.compared)
+    if going or not page.run.is_over or not all(watched.is_over for watched in page.compared):
+        return TICK_S
+    return REST_S if page.run.run_id else None
 
 
 def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
@@ -173,9 +179,14 @@ def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
             return [owner, gr.skip(), gr.skip(), *desk.skipped()]
         try:
             watched = desk.watcher.watched(named or remembered)
-            return [owner, watched.run_id, "", *desk.show(read_preset(watched.folder))]
         except StoreError as error:
             return [owner, "", markup.note(str(error)) if named else "", *desk.skipped()]
+        try:
+            preset = read_preset(watched.folder)
+        except (PresetError, StoreError) as error:  # of another version, say: it can still be looked at
+            return [owner, watched.run_id, markup.note(f"Its values cannot be shown: {error}"), *desk.skipped()]
+        moved = {} if watched.is_over else dict(watched.view.live)
+        return [owner, watched.run_id, "", *desk.show(preset.changed(moved))]
 
     shown = [desk.owner, desk.run_id, asked.message, *desk.shown]
     blocks.load(attach, [desk.last, desk.owner], shown, **QUIET).then(**desk.news)
@@ -184,11 +195,12 @@ def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
 def _wire_start(desk: Desk, asked: Ask) -> None:
     def start(owner: str, *given: Any) -> list[Any]:
         """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
+        owner = owner or new_owner()  # pressed before the page had its own: a run without one obeys everybody
         try:
             run = desk.worker.submit(desk.wanted(*given), owner=owner)
         except (PresetError, StoreError) as error:
-            return [gr.skip(), gr.skip(), markup.note(str(error))]
-        return [run, run, ""]
+            return [gr.skip(), gr.skip(), gr.skip(), markup.note(str(error))]
+        return [owner, run, run, ""]
 
     def estimate(*given: Any) -> str:
         """Time and memory by an earlier run of the kind, or a warm-up of a few steps."""
@@ -207,8 +219,9 @@ def _wire_start(desk: Desk, asked: Ask) -> None:
     )
     for trigger in (asked.run.click, asked.prompt.submit):
         trigger(
-            start, [desk.owner, *desk.shown], [desk.run_id, desk.last, asked.message], trigger_mode="once", **QUIET
-        ).then(**desk.news).then(None, desk.last, None, js=ADDRESS, **QUIET)
+            start, [desk.owner, *desk.shown], [desk.owner, desk.run_id, desk.last, asked.message],
+            trigger_mode="once", **QUIET,
+        ).then(**desk.news).then(None, [desk.last, asked.message], None, js=ADDRESS, **QUIET)  # fmt: skip
 
 
 def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
@@ -222,7 +235,7 @@ def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
 
     def stop(run: str, owner: str) -> str:
         try:
-            desk.watcher.stop(run, owner)
+            desk.worker.stop(run, owner)
         except StoreError as error:
             return markup.note(str(error))
         return ""
@@ -238,7 +251,7 @@ def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
         """Leave the run, which goes on, with its values in the controls."""
         try:
             return ["", "", "", *desk.show(read_preset(desk.worker.folder(run)))]
-        except StoreError as error:
+        except (PresetError, StoreError) as error:
             return [gr.skip(), gr.skip(), markup.note(str(error)), *desk.skipped()]
 
     mine = [desk.run_id, desk.owner]
@@ -247,7 +260,7 @@ def _wire_hand(desk: Desk, bar: Bar, asked: Ask) -> None:
     bar.go_on.click(go_on, [desk.run_id, bar.more, desk.owner], asked.message, **QUIET).then(**desk.news)
     bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, asked.message, *desk.shown], **QUIET).then(
         **desk.news
-    ).then(None, desk.last, None, js=ADDRESS, **QUIET)
+    ).then(None, [desk.last, asked.message], None, js=ADDRESS, **QUIET)
 
 
 def _wire_live(desk: Desk, part: Control) -> None:
@@ -286,14 +299,19 @@ def _settings(name: str, preset: Preset) -> tuple[Share, list[Control], list[Pan
 
 
 def _locks(others: list[Component], parts: list[Control], locked: gr.HTML) -> list[Pane]:
-    """While a run is watched only what it listens to can be moved; a line above says why."""
-    components = [*others, *(component for part in parts if not part.live for component in part.components)]
+    """While a run is watched only what it listens to can be moved, by its owner; a line above says why."""
+    fixed = [*others, *(component for part in parts if not part.live for component in part.components)]
+    live = [component for part in parts if part.live for component in part.components]
 
     def values(page: Page) -> list[Any]:
         free = page.run.is_over
-        return [markup.note(FREE if free else FIXED, "hint"), *[gr.update(interactive=free)] * len(components)]
+        why = FREE if free else FIXED if page.is_mine else THEIRS
+        return [
+            markup.note(why, "hint"), *[gr.update(interactive=free)] * len(fixed),
+            *[gr.update(interactive=free or page.is_mine)] * len(live),
+        ]  # fmt: skip
 
-    return [Pane([locked, *components], lambda p: p.run.is_over, values)]
+    return [Pane([locked, *fixed, *live], lambda p: (p.run.is_over, p.is_mine), values)]
 
 
 def _run_button(asked: Ask) -> Pane:

@@ -12,6 +12,7 @@ import gradio as gr
 from psd.archive import Run
 from psd.files import StoreError
 from psd.preset import Method, Preset, PresetError, available
+from psd.shelf import new_owner
 from psd.ui.chart import line_chart
 from psd.ui.curves import drawn
 from psd.ui.live import shot_names
@@ -104,8 +105,15 @@ def ranking(compared: Sequence[Watched]) -> list[tuple[Watched, float]]:
     return sorted(scored, key=lambda entry: (entry[1], -(selector(entry[0]) or 0.0)))
 
 
+def comparable(compared: Sequence[Watched]) -> bool:
+    """Whether places mean anything: scores of another judge, or for another prompt, are on another scale."""
+    judges = {next((name for name in run.view.curves if name.startswith("judge/")), "") for run in compared}
+    return len(judges - {""}) <= 1 and len({run.prompt for run in compared}) <= 1
+
+
 def scores(compared: Sequence[Watched]) -> str:
-    """Final scores, ranked."""
+    """Final scores, ranked where they can be."""
+    placed = comparable(compared)
     names = dict.fromkeys(
         name for watched in compared for name in watched.view.curves if name.startswith(("reward/", "judge/"))
     )
@@ -116,7 +124,8 @@ def scores(compared: Sequence[Watched]) -> str:
         return "–" if value is None else number(value)
 
     rows = [
-        [f'<a href="?run={html.escape(watched.run_id)}">{html.escape(label(watched))}</a>', number(place),
+        [f'<a href="?run={html.escape(watched.run_id)}">{html.escape(label(watched))}</a>',
+         cell(place if placed else None),
          *(cell(last(watched, name)) for name in names), cell(last(watched, CONSISTENCY)),
          f"{watched.view.step} / {watched.view.total_steps}", duration(watched.view.time_s or None),
          badge(watched.state)]
@@ -159,8 +168,8 @@ def seeds(wanted: Preset, count: int) -> list[Preset]:
 
 
 def best_to_continue(compared: Sequence[Watched]) -> Watched | None:
-    """The best of the runs if it has steps left: nothing while any of them still goes on."""
-    if not compared or not all(watched.is_over for watched in compared):
+    """The best of runs that compare, if it has steps left: nothing while any of them still goes on."""
+    if not compared or not comparable(compared) or not all(watched.is_over for watched in compared):
         return None
     best = ranking(compared)[0][0]
     return best if best.view.step < best.view.total_steps else None
@@ -173,6 +182,8 @@ def waiting(compared: Sequence[Watched]) -> str:
         return f"Best by judge and consistency: {label(best)}. It has {left} steps left."
     if not compared:
         return "Start a sweep, or choose runs below: the best of them can go on to its end."
+    if not comparable(compared):
+        return "Runs of several prompts or judges: none of them is the best."
     going = sum(not watched.is_over for watched in compared)
     return f"{going} of {len(compared)} still go on." if going else "The best of them is at its end already."
 
@@ -245,28 +256,37 @@ class CompareTab:
             )
 
         def started(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
-            runs = [desk.worker.submit(preset, owner=owner, until=until) for preset in presets]
-            return [choices(runs), runs, ""]
+            """All of them, or those that found a place and why the next one did not."""
+            owner, runs, said = owner or new_owner(), [], ""
+            for preset in presets:
+                try:
+                    runs.append(desk.worker.submit(preset, owner=owner, until=until))
+                except (PresetError, StoreError) as error:
+                    if not runs:
+                        return refused(error)
+                    said = note(f"Only {len(runs)} of {len(presets)} were started: {error}")
+                    break
+            return [owner, choices(runs), runs, said]
 
         def refused(error: Exception) -> list[Any]:
-            return [gr.skip(), gr.skip(), note(str(error))]
+            return [gr.skip(), gr.skip(), gr.skip(), note(str(error))]
 
         def start(methods: list[str], presets: list[str], owner: str, *given: Any) -> list[Any]:
             if not 2 <= len(methods) + len(presets) <= MOST:
                 return refused(PresetError(f"choose 2 to {MOST} methods and presets to compare"))
             try:
                 return started(variants(desk.wanted(*given), methods, presets), owner)
-            except (PresetError, StoreError) as error:
+            except PresetError as error:
                 return refused(error)
 
         def sweep(count: float, until: float, owner: str, *given: Any) -> list[Any]:
             try:
                 return started(seeds(desk.wanted(*given), int(count)), owner, int(until))
-            except (PresetError, StoreError) as error:
+            except PresetError as error:
                 return refused(error)
 
         def go_on(chosen: list[str], owner: str) -> str:
-            best = best_to_continue([desk.watcher.watched(run) for run in chosen])
+            best = best_to_continue(desk.watcher.several(chosen))
             if best is None:
                 return note("There is nothing to continue: each run is at its end, or some still go on.")
             try:
@@ -275,7 +295,7 @@ class CompareTab:
                 return note(str(error))
             return note(f"{label(best)} goes on to step {best.view.total_steps}.", "hint")
 
-        shown = [self.runs, remembered, self.message]
+        shown = [desk.owner, self.runs, remembered, self.message]
         self.start.click(start, [self.methods, self.presets, desk.owner, *desk.shown], shown, **QUIET).then(**desk.news)
         self.sweep.click(sweep, [self.count, self.until, desk.owner, *desk.shown], shown, **QUIET).then(**desk.news)
         self.go_on.click(go_on, [self.runs, desk.owner], self.message, **QUIET).then(**desk.news)

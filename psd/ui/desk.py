@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from psd.archive import ACTIVE
 from psd.files import StoreError
 from psd.preset import Preset, PresetError
 from psd.ui import controls
@@ -96,15 +97,10 @@ def page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look) -> 
     try:
         watched = watcher.watched(run) if run else Watched()
     except StoreError as error:  # its folder was deleted, say
-        watched = Watched(run, state="interrupted", message=str(error))
-    compared = []
-    for run_id in seen.compared if seen.tab == "Compare" else ():
-        try:
-            compared.append(watcher.watched(run_id))
-        except StoreError:  # gone: the others still compare
-            continue
+        watched = Watched(state="interrupted", message=str(error))
+    compared = watcher.several(seen.compared if seen.tab == "Compare" else ())
     runs = watcher.runs(owner if seen.only_mine else "") if seen.tab == "Runs" else ()
-    return Page(watched, seen, bool(run) and worker.owns(run, owner), tuple(compared), runs)
+    return Page(watched, seen, bool(run) and worker.owns(run, owner), compared, runs)
 
 
 def updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:
@@ -118,6 +114,6 @@ def updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:
 
 
 def live_now(desk: Desk, run: str) -> Preset | None:
-    """The preset of the watched run while it can be steered."""
-    job = next((job for job in desk.worker.jobs() if job.id == run and job.status.state in ("running", "paused")), None)
+    """The preset of the watched run while it can be steered; what is moved before its first step holds from there."""
+    job = next((job for job in desk.worker.jobs() if job.id == run and job.status.state in ACTIVE), None)
     return job.preset.changed(job.live) if job else None

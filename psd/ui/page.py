@@ -12,6 +12,7 @@ from gradio.components import Component
 from psd.archive import Run
 from psd.ui.view import View
 
+LISTED = 100  # runs on the Runs tab
 # Of every listener that only the page uses.
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 

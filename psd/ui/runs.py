@@ -12,7 +12,7 @@ from psd.archive import ACTIVE, Run, read_preset
 from psd.files import StoreError
 from psd.preset import PresetError
 from psd.ui.markup import badge, note, number, table
-from psd.ui.page import QUIET, Pane
+from psd.ui.page import LISTED, QUIET, Pane
 
 if TYPE_CHECKING:
     from psd.ui.desk import Desk
@@ -39,7 +39,7 @@ class RunsTab:
     def wire(self, desk: Desk) -> None:
         quiet = [gr.skip()] * (2 + len(desk.shown))
 
-        def act(owner: str, event: gr.EventData) -> list[Any]:
+        def act(owner: str, watched: str, event: gr.EventData) -> list[Any]:
             """Do what a button says; what may not be done is said in words."""
             what, run = str(event._data.get("act")), str(event._data.get("run"))
             try:
@@ -51,6 +51,9 @@ class RunsTab:
                         return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.folder(run)))]
                     case "delete":
                         desk.worker.delete(run, owner)
+                        if run == watched:  # leave it
+                            desk.watcher.forget_list()
+                            return ["", gr.skip(), "", "", *desk.skipped()]
                     case "keep" | "release":
                         desk.worker.pin(run, what == "keep", owner)
                     case "go on":
@@ -61,14 +64,16 @@ class RunsTab:
             return ["", gr.skip(), *quiet]
 
         shown = [self.message, self.file, desk.run_id, desk.last, *desk.shown]
-        self.list.click(act, desk.owner, shown, **QUIET).then(**desk.news)
+        self.list.click(act, [desk.owner, desk.run_id], shown, **QUIET).then(**desk.news)
         self.mine.input(**desk.news)
 
 
 def listing(runs: tuple[Run, ...]) -> str:
-    """One row a run, newest first."""
+    """One row a run, newest first, as far as a page should hold."""
     heads = ("views", "prompt", "method", "seed", "best judge", "step", "state", "")
-    return table(heads, (row(run) for run in runs), "No runs yet.")
+    rest = f"The newest {LISTED} of {len(runs)} runs: older ones come up as these are deleted."
+    said = note(rest, "hint") if len(runs) > LISTED else ""
+    return said + table(heads, (row(run) for run in runs[:LISTED]), "No runs yet.")
 
 
 def row(run: Run) -> list[str]:

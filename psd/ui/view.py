@@ -217,7 +217,7 @@ def _started(view: View, event: Started) -> View:
     """From the start, or on from a checkpoint: what came after it is forgotten, since it happens anew."""
     step = event.step
     view = replace(
-        view, reason="", problem="", cure="", step=step, time_s=event.time_s, total_steps=event.total_steps,
+        view, reason="", problem="", cure="", warning="", step=step, time_s=event.time_s, total_steps=event.total_steps,
         preset=event.preset, notes=event.notes, clock=((step, event.time_s),),
         curves={name: curve.until(step) for name, curve in view.curves.items()},
         negatives=view.negatives.until(step), previews=view.previews.until(step),

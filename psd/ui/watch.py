@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import gradio as gr
 
-from psd.archive import Run, read_status, replay
+from psd.archive import ACTIVE, Run, read_status, replay
 from psd.drive import light
 from psd.files import StoreError
+from psd.memory import resident_bytes
 from psd.pictures import decode_views
-from psd.ui.page import Watched
+from psd.ui.page import LISTED, Watched
 from psd.ui.view import View, fold
 from psd.worker import Job, Worker
 
 LIST_S = 2.0
-LISTED = 100  # runs, the newest
+READ_SHARE = 0.1  # of the time goes at most into reading again what another process writes
 PIECE = 512  # events that are read at once: a page that comes late to a long run needs little memory
 KEPT = 32  # runs whose views stay in memory: those that somebody looked at last
 
@@ -37,7 +38,9 @@ class _Memory:
     view: View = View()
     index: int = 0  # events of a live run folded so far
     told: tuple[str, str] | None = None  # state and time of a stored run when it was read
+    due: float = 0.0  # when a stored run that still grows may be read again
     shots: int | None = None  # views in a preview's file
+    folding: threading.Lock = field(default_factory=threading.Lock)  # a long run holds up its own watchers only
 
 
 class Watcher:
@@ -46,7 +49,6 @@ class Watcher:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._memories: OrderedDict[str, _Memory] = OrderedDict()
-        self._stopping: set[str] = set()
         self._listed: dict[str, tuple[float, tuple[Run, ...]]] = {}
         self._lock = threading.Lock()
 
@@ -64,7 +66,18 @@ class Watcher:
             self._memories.move_to_end(run_id)
             while len(self._memories) > KEPT:
                 self._memories.popitem(last=False)
+        with memory.folding:
             return self._live(job, memory) if job else self._stored(run_id, folder, memory)
+
+    def several(self, run_ids: Iterable[str]) -> tuple[Watched, ...]:
+        """Those of them that are there."""
+        found = []
+        for run_id in run_ids:
+            try:
+                found.append(self.watched(run_id))
+            except StoreError:  # gone: the others still compare
+                continue
+        return tuple(found)
 
     def runs(self, owner: str = "") -> tuple[Run, ...]:
         """All runs, or those of ``owner``, newest first; read again at most every LIST_S seconds."""
@@ -72,10 +85,10 @@ class Watcher:
         with self._lock:
             when, listed = self._listed.get(owner, (0.0, ()))
             if now - when >= LIST_S:
-                listed = tuple(self._worker.runs(owner)[:LISTED])
+                listed = tuple(self._worker.runs(owner))
                 kept = self._listed if len(self._listed) < KEPT else {}
                 self._listed = {**kept, owner: (now, listed)}
-                for run in listed:
+                for run in listed[:LISTED]:
                     serve(run.folder / "public")
             return listed
 
@@ -84,30 +97,24 @@ class Watcher:
         with self._lock:
             self._listed = {}
 
-    def stop(self, run_id: str, owner: str) -> None:
-        """End a live run after its current step; raises StoreError when it is not one of this worker's."""
-        self._worker.stop(run_id, owner)
-        self._stopping.add(run_id)
-
     def _live(self, job: Job, memory: _Memory) -> Watched:
         over = job.status.state in ("finished", "stopped", "failed")
         if over and memory.told:
             return self._stored(job.id, job.folder, memory)
         if memory.told:  # it was over and goes on: its events are told from the start
             memory.view, memory.index, memory.told = View(), 0, None
-            self._stopping.discard(job.id)
         while events := self._worker.events_since(job.id, memory.index, PIECE):
             for event in events:
                 memory.view = fold(memory.view, event)
             memory.index += len(events)
         state, view = job.status.state, memory.view
-        if over and view.reason:
+        if over and view.reason and read_status(job.folder).state == state:
             return self._stored(job.id, job.folder, memory)
-        if over:
+        if over and not view.reason:
             state = "running"  # the status is written a moment before its event is told: the page must not miss it
         elif state == "queued" and not job.ahead:
             state = "loading"
-        elif state == "running" and job.id in self._stopping:
+        elif state == "running" and job.stopping:
             state = "stopping"
         elif state == "running" and view.step >= view.total_steps:
             state = "meshing"
@@ -117,13 +124,16 @@ class Watcher:
         )  # fmt: skip
 
     def _stored(self, run_id: str, folder: Path, memory: _Memory) -> Watched:
-        """From its folder, read again when somebody has written there since."""
+        """From its folder, read again when somebody has written there since; of a run that grows, now and then."""
         status = read_status(folder)
-        if memory.told != (status.state, status.updated):
+        begun, told = time.monotonic(), (status.state, status.updated)
+        grows = memory.told is not None and memory.told[0] == status.state in ACTIVE
+        if memory.told != told and (begun >= memory.due or not grows):
             memory.view = View()
             for event in replay(folder, images=False):
                 memory.view = fold(memory.view, light(event))
-            memory.told = (status.state, status.updated)
+            memory.told = told
+            memory.due = begun + (time.monotonic() - begun) / READ_SHARE
         return Watched(
             run_id, folder, status.state, status.message, status.prompt, status.method, status.seed, memory.view,
             self._shots(folder, memory),
@@ -135,9 +145,3 @@ class Watcher:
         if memory.shots is None and preview and preview.file and (folder / preview.file).is_file():
             memory.shots = len(decode_views(folder / preview.file))
         return memory.shots or 4
-
-
-def resident_bytes() -> int:
-    """Memory of this process; 0 where the system has no /proc to ask."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
