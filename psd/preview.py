@@ -43,11 +43,12 @@ class Preview:
 
 @torch.no_grad()
 def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
-    """The object before white, from the front and three more sides."""
+    """The object before white, from the front and three more sides; raises `NonFiniteError`, naming the tensor."""
     device = models.prior.device
     render = scene.render(
         turntable(VIEWS).to(device), preset.preview_size, background=torch.ones(1, 3, device=device), normals=True
     )
+    require_finite("preview", render.rgb)
     images = {"rgb": render.rgb[0], "opacity": render.opacity[0].expand_as(render.rgb[0])}
     if render.normal is not None:
         images["normal"] = (render.normal[0] + 1) / 2 * render.opacity[0] + (1 - render.opacity[0])

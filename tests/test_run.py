@@ -345,6 +345,70 @@ def test_a_value_that_is_no_number_ends_the_run_by_name_and_keeps_the_last_good_
         assert list(map(essence, rest)) == list(map(essence, whole[good:]))
 
 
+class BreakingJudge(Breaking, QuadraticReward):
+    def __call__(self, images, prompt):
+        return self.broken(super().__call__(images, prompt))
+
+
+def judged_to_break(looks: int) -> Models:
+    judge = BreakingJudge("judge")
+    judge.after = looks
+    return replace(make_models(), judges={"judge": judge})
+
+
+@pytest.mark.parametrize(("looks", "step", "words"), [(0, 0, "before the first step"), (1, 3, r"of step 3, t = \d+")])
+def test_a_preview_that_is_no_number_ends_the_run_by_name_and_keeps_its_step(looks: int, step: int, words: str) -> None:
+    whole = list(run(make_preset(), make_models()))
+    events = list(run(make_preset(), judged_to_break(looks)))
+    failure, saved = events[-1], events[-2]
+    assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step == step
+    assert re.search(f"preview {words}: judge/judge is not finite", failure.message) and failure.cure
+    assert [event.step for event in steps_of(events)] == [1, 2, 3][:step]
+    rest = steps_of(list(run(make_preset(), make_models(), resume=saved)))
+    assert list(map(essence, rest)) == list(map(essence, steps_of(whole)[step:]))
+
+
+@pytest.mark.parametrize(("looks", "stop", "reason"), [(2, 9, "completed"), (1, 2, "stopped")])
+def test_a_last_preview_that_is_no_number_does_not_cost_the_mesh(
+    with_mesh: None, looks: int, stop: int, reason: str
+) -> None:
+    events = list(run(make_preset(), judged_to_break(looks), control=Hand(stop)))
+    assert [type(event) for event in events[-4:]] == [Checkpointed, Warned, Meshed, Finished]
+    warned, finished = events[-3], events[-1]
+    assert isinstance(warned, Warned) and "judge/judge is not finite" in warned.message
+    assert isinstance(finished, Finished) and finished.reason == reason and finished.scores == {}
+    assert isinstance(steps_of(events)[-1], Stepped) and steps_of(events)[-1].step == min(stop, 6)
+
+
+def test_a_negative_update_that_is_no_number_is_taken_back() -> None:
+    """The reward of the moved n fails: the first update's, and the second's, when Adam has a memory."""
+
+    class Breaks(QuadraticReward):
+        calls, at = 0, 0
+
+        def __call__(self, images, prompt):
+            self.calls += 1
+            return super().__call__(images, prompt) * (math.nan if self.calls == self.at else 1)
+
+    def told(at: int, saved: Checkpointed | None = None) -> tuple[list[Event], list[tuple[str, int]]]:
+        reward, log = Breaks(), []
+        reward.at = at
+        events = []
+        for event in run(make_preset(), make_models(rewards={"quadratic": reward}), resume=saved):
+            events.append(event)
+            log.append((type(event).__name__, reward.calls))
+        return events, log
+
+    whole, log = told(0)
+    lasts = [log[i - 1][1] for i, (name, _) in enumerate(log) if name == "NegativeUpdated"]
+    for at in lasts[:2]:  # the last call of a step is the rating after the update
+        events, _ = told(at)
+        failure, saved = events[-1], events[-2]
+        assert isinstance(failure, Failed) and isinstance(saved, Checkpointed)
+        rest, _ = told(0, saved)
+        assert list(map(essence, steps_of(rest))) == list(map(essence, steps_of(whole)[saved.step :]))
+
+
 def test_an_empty_field_warns_and_keeps_the_rest(with_mesh: None) -> None:
     class Empty(ToyScene):
         def density(self, points):
