@@ -104,11 +104,12 @@ def parser() -> argparse.ArgumentParser:
             name, help=help, description=help, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
+    def takes_values(sub: argparse.ArgumentParser, help: str) -> None:
+        sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
+
     def takes_preset(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--preset", default="tiny", help="a name of `presets`, or a YAML file (default: tiny)")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter; may be repeated"
-        )
+        takes_values(sub, "change parameters; may be repeated")
         sub.add_argument("--seed", type=int)
         is_offline(sub)
 
@@ -116,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--offline", action="store_true", help="never connect: use only models that are here")
 
     run = command("run", "make an object from a prompt")
-    run.add_argument("prompt", nargs="?", help="what to make (default: the preset's)")
+    run.add_argument("prompt", nargs="?", help="what to make, before --set (default: the preset's)")
     takes_preset(run)
     run.add_argument("--steps", type=int)
     run.add_argument("--out", type=Path, help="where run folders go (default: PSD_RUNS, or ./runs)")
@@ -124,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     again = command("resume", "go on with a run from its newest checkpoint")
     again.add_argument("folder", help="a run's folder, or its name below the runs' root")
     again.add_argument("--more", type=int, default=0, metavar="N", help="N steps more, as its last ones were")
+    takes_values(again, "move parameters that are live, from the next step on; may be repeated")
     is_offline(again)
 
     mesh = command("export", "write a run's mesh again, from its newest checkpoint")
@@ -179,9 +181,10 @@ def resume(arguments: argparse.Namespace, prepare: Prepare) -> int:
     reached = checkpoint.step if checkpoint else 0
     if reached == preset.total_steps and status.state == "finished":
         raise PresetError(f"the run has done all of its {reached} steps: add some with --more N")
+    control = Controls(preset)
+    control.change(assignments(arguments.set))
     make_events = ready(prepare, preset)
     with RunFolder.open(path, preset) as folder:
-        control = Controls(preset)
         return follow(drive(make_events, folder, control, checkpoint), folder, control)
 
 

@@ -15,7 +15,8 @@ def not_finite(error: NonFiniteError, step: int, t: int) -> Failed:
     return Failed(
         step=step,
         message=f"step {step + 1}, t = {t}: {error}",
-        cure=f"lower guidance_scale, the weights or the learning rates; {LAST_GOOD}",
+        cure="resume with a lower guidance_scale, preference_weight or negative_lr (`python -m psd resume <run> --set "
+        f"guidance_scale=2`), or start anew with lower learning rates; {LAST_GOOD}",
     )
 
 
@@ -33,5 +34,6 @@ def too_large(preset: Preset, step: int) -> Failed:
     return Failed(
         step=step,
         message=f"out of memory at step {step + 1}, even with {memory.in_words(preset)}",
-        cure=f"free memory, or lower render_size, ray_samples, groups, candidates or grid_size; {LAST_GOOD}",
+        cure="free memory and resume, or start anew with a lower render_size, ray_samples, groups, candidates or "
+        f"grid_size; {LAST_GOOD}",
     )

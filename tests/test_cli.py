@@ -73,6 +73,7 @@ def test_prompt_and_preset_have_defaults(root: Path, tmp_path: Path) -> None:
         (["run", "x", "--steps", "0"], "steps=0"),
         (["run", "x", "--set", "guidanc_scale=1"], "did you mean 'guidance_scale'"),
         (["run", "x", "--set", "seed"], "is not key=value"),
+        (["run", "--set", "seed=3", "a red cube"], "'a red cube' is not key=value (a prompt goes before --set)"),
         (["run", "x", "--preset", "nowhere"], "no preset 'nowhere'"),
         (["resume", "nowhere"], "no run 'nowhere'"),
         (["export", "nowhere", "--format", "usdz"], "no format 'usdz'"),
@@ -162,6 +163,47 @@ def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixtu
     assert told == [event for event in fake_run(read_preset(folder), Controls(Preset())) if isinstance(event, Stepped)]
     assert main(["resume", str(folder)], prepare=fake) == BAD_INPUT
     assert "add some with --more N" in capsys.readouterr().err
+
+
+def test_set_takes_several_values_and_may_be_repeated(root: Path) -> None:
+    given = ["--set", "kappa=2", "guidance_scale=7.5", "--steps", "2", "--set", "rescale=0"]
+    assert main(["run", "x", *given], prepare=fake) == OK
+    preset = read_preset(the_run(root))
+    assert (preset.prompt, preset.kappa, preset.guidance_scale, preset.rescale, preset.steps) == ("x", 2, 7.5, 0, 2)
+
+
+def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
+    """What makes the cure of a value that is not finite one that can be followed; over a change of the first run."""
+
+    def fails(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        control.change({"guidance_scale": 9.0})
+        for event in fake_run(preset, control, resume):
+            yield event
+            if event.step == 3:
+                raise ArithmeticError("the noise prediction is not finite")
+
+    main(["run", "x", "--steps", "6"], prepare=lambda preset: fails)
+    folder = the_run(root)
+    again = ["resume", str(folder), "--set", "guidance_scale=2", "preference_weight=0.5"]
+    assert main(again, prepare=fake) == OK
+    told = list(replay(folder))
+    changed = [event for event in told if isinstance(event, LiveChanged)]
+    assert [(event.step, event.values) for event in changed] == [
+        (0, {"guidance_scale": 9.0}), (2, {"guidance_scale": 2.0, "preference_weight": 0.5}),
+    ]  # fmt: skip
+    assert isinstance(told[-1], Finished)
+
+
+@pytest.mark.parametrize(("value", "words"), [("grid_size=8", "grid_size cannot change"), ("kappa", "not key=value")])
+def test_resume_refuses_what_cannot_move(
+    root: Path, capsys: pytest.CaptureFixture[str], value: str, words: str
+) -> None:
+    def loads(preset: Preset) -> MakeEvents:
+        raise AssertionError("refused before models are loaded")
+
+    main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2))
+    assert main(["resume", str(the_run(root)), "--set", value], prepare=loads) == BAD_INPUT
+    assert words in capsys.readouterr().err
 
 
 def test_resume_with_more_steps(root: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_value_that_is_no_number_ends_the_run_by_name_and_keeps_the_last_good_
     good = len(steps_of(events))
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and good > 0
     assert saved.step == failure.step == good and f"step {good + 1}, t = " in failure.message and failure.cure
-    assert re.search(tensor, failure.message)
+    assert re.search(tensor, failure.message) and "resume <run> --set guidance_scale" in failure.cure
     assert all(np.isfinite(array).all() for array in saved.tensors.values())
     # with the fault mended, the run goes on as if it had never been
     whole = steps_of(list(run(make_preset(negative=False), make_models())))
@@ -605,7 +605,7 @@ def test_out_of_memory_twice_says_what_was_tried_and_keeps_the_last_good_state()
     events = list(run(make_preset(groups=2, negative=False), make_models(prior=Hungry(0, after=4))))
     failure, saved = events[-1], events[-2]
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step > 0
-    assert "even with render_size" in failure.message and "grid_size" in failure.cure
+    assert "even with render_size" in failure.message and "start anew" in failure.cure and "resume" in failure.cure
 
 
 def test_other_runtime_errors_are_no_lack_of_memory() -> None:
