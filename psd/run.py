@@ -79,7 +79,7 @@ def run(
         return timed(event, earlier + time.monotonic() - begun)
 
     yield now(started(preset, models, state.step))
-    state.scene.advance(preset.progress(max(state.step - 1, 0)))  # as the last step left it
+    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
     seen, wrong = looked(state, preset, models) if state.step == 0 else (None, None)
     if seen is not None:
         yield now(shown(seen, state.step))
@@ -184,7 +184,7 @@ def optimise(
     preset = preset.at(progress)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
-    scene.advance(progress)
+    scene.advance(state.step / preset.steps)
     cameras = sample_orbits(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
         distance_factor=preset.distance_factor, generator=state.generator,

@@ -34,6 +34,7 @@ from psd.preset import PresetError
 from psd.preview import BINS, image_statistics
 from psd.protocols import Models
 from psd.run import image_score, run
+from psd.state import revived
 
 
 class Hand:
@@ -569,6 +570,23 @@ def test_an_extended_run_is_the_run_that_was_planned_as_long() -> None:
     assert list(map(essence, steps_of(rest))) == list(map(essence, steps_of(whole)[6:]))
     plain = steps_of(list(run(make_preset(steps=12), make_models())))
     assert list(map(essence, steps_of(whole)[:6])) != list(map(essence, plain[:6])), "12 steps anneal more slowly"
+
+
+def test_the_scene_hears_of_extra_steps_too() -> None:
+    """Its schedules stay at their last values, but an occupancy that is refreshed no more would freeze the shape."""
+    heard = []
+
+    class Hears(ToyScene):
+        def advance(self, progress: float) -> None:
+            heard.append(progress)
+
+    models = replace(make_models(), scene=Hears)
+    first = list(run(make_preset(steps=4, extra_steps=4), models, control=Hand(6)))
+    assert heard == [0, 0, 0.25, 0.5, 0.75, 1, 1.25]
+    list(run(make_preset(steps=4, extra_steps=4), models, resume=last_checkpoint(first)))
+    assert heard[7:] == [1.25, 1.5, 1.75]
+    revived(make_preset(steps=4), Hears, {"grid": Hears(make_preset()).grid.detach().numpy()}, 7)
+    assert heard[10:] == [1.5]
 
 
 # ---------------------------------------------------------------------------------------------------- out of memory
