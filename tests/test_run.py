@@ -28,12 +28,14 @@ from psd.events import (
     Warned,
     to_json,
 )
+from psd.memory import in_words, smaller
 from psd.methods import METHODS, sds
 from psd.models import load_prior
-from psd.preset import PresetError
+from psd.preset import Preset, PresetError
 from psd.preview import BINS, image_statistics
 from psd.protocols import Models
 from psd.run import image_score, run
+from psd.scene import RadianceScene
 from psd.state import revived
 
 
@@ -617,6 +619,14 @@ def test_out_of_memory_goes_on_smaller_from_the_last_step_once() -> None:
     rest = list(run(preset, make_models(prior=Hungry(3, after=0)), resume=saved))
     assert not any(isinstance(event, Warned) for event in rest), "a resumed run remembers that it is smaller"
     assert essence(last_checkpoint(rest)) == essence(last_checkpoint(events))
+
+
+def test_a_run_that_goes_on_smaller_marches_its_rays_as_before() -> None:
+    """A scene's step along a ray is fixed when it is made: the one that went on, a resumed and a revived one agree."""
+    preset = Preset.make({"ray_samples": 40, "groups": 2, "render_size": 64})
+    made, less = RadianceScene(preset), smaller(preset)
+    assert (less.render_size, less.groups) == (32, 1) and RadianceScene(less).step == made.step
+    assert "render_size 32" in in_words(less) and "ray_samples" not in in_words(less)
 
 
 def test_out_of_memory_twice_says_what_was_tried_and_keeps_the_last_good_state() -> None:
