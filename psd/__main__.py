@@ -14,15 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from psd import bench, compare, doctor
-from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
-from psd.drive import Controls, MakeEvents, drive
-from psd.events import Event, Failed, Finished
-from psd.files import StoreError, explaining
-from psd.parameters import assignments, parameter_table
-from psd.preset import PRESETS, MissingError, Preset, PresetError, available
-from psd.progress import Progress
-from psd.store import RunFolder
+from psd.machine import no_package
+
+try:
+    from psd import bench, compare, doctor
+    from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
+    from psd.drive import Controls, MakeEvents, drive
+    from psd.events import Event, Failed, Finished
+    from psd.files import StoreError, explaining
+    from psd.parameters import assignments, parameter_table
+    from psd.preset import PRESETS, MissingError, Preset, PresetError, available
+    from psd.progress import Progress
+    from psd.store import RunFolder
+except ModuleNotFoundError as error:
+    print(f"psd: {no_package(error)}", file=sys.stderr)
+    sys.exit(4)  # MISSING
 
 OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
 FORMATS = ("glb", "obj", "ply", "stl")
@@ -79,6 +85,8 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
                 )  # fmt: skip
     except (MissingError, StoreError) as error:
         return complain(error, MISSING)
+    except ModuleNotFoundError as error:
+        return complain(no_package(error), MISSING)
     except PresetError as error:
         return complain(error, BAD_INPUT)
     except KeyboardInterrupt:

@@ -401,10 +401,60 @@ def test_doctor_checks_the_sums(tmp_path: Path, card: str, state: str) -> None:
 
 
 def test_doctor_names_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "requirements.txt").write_text("# comment\nno-such-thing==1.0\nnumpy==0.1\n")
+    (tmp_path / "requirements.txt").write_text("# comment\nno-such-thing==1.0\nnumpy==0.1\nno-luxury==2.0\n")
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setitem(doctor.OPTIONAL, "no-luxury", "a luxury")
     found = {finding.what: finding.state for finding in doctor.packages()}
-    assert found["no-such-thing"] == doctor.BAD and found["numpy"] == doctor.NOTE
+    assert found == {"no-such-thing": doctor.BAD, "numpy": doctor.NOTE}
+
+
+def test_doctor_of_torchvision_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "requirements.txt").write_text("torch==2.0\n")
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name == "torchvision" or None)
+
+    def version(name: str) -> str:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert [(finding.what, finding.state) for finding in doctor.packages()] == [("torch", doctor.BAD)]
+
+
+def test_doctor_works_without_the_hubs_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "\nhub " not in out and "preset mvdream" in out and "preset tiny             ok" in out
+
+
+def test_doctor_tells_each_finding_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def findings() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("first", doctor.BAD, "gone", "bring it")
+        assert capsys.readouterr().out.split() == ["first", "MISSING", "gone", "->", "bring", "it"]
+
+    monkeypatch.setattr(doctor, "examine", findings)
+    assert doctor.report() == MISSING
+
+
+@pytest.mark.parametrize("package", ["pydantic", "yaml", "numpy"])
+def test_a_package_that_is_missing_at_the_start_is_said_in_a_line(package: str) -> None:
+    code = f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv[1:] = ['doctor']; "
+    code += "runpy.run_module('psd', run_name='__main__')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == MISSING and told.stdout == ""
+    assert told.stderr == f"psd: the package {package} is not installed: pip install -r requirements.txt\n"
+
+
+def test_a_package_that_is_missing_later_is_said_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = blob(root)
+    monkeypatch.delitem(sys.modules, "psd.remesh", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["export", str(folder)]) == MISSING
+    assert "the package torch is not installed" in capsys.readouterr().err
 
 
 def test_doctor_sees_runs_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
