@@ -183,6 +183,8 @@ def start(arguments: argparse.Namespace, prepare: Prepare) -> int:
 
 
 def resume(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    if arguments.more < 0:
+        raise PresetError(f"--more={arguments.more} is below 0: say how many steps to add")
     path = run_folder(arguments.folder)
     preset, status, checkpoint = read_preset(path), read_status(path), latest_checkpoint(path)
     preset = preset.changed({"extra_steps": preset.extra_steps + arguments.more})

@@ -215,10 +215,12 @@ def test_resume_with_more_steps(root: Path) -> None:
     assert read_preset(folder).steps == 6, "the schedule stays"
 
 
-def test_resume_with_fewer_steps(root: Path) -> None:
+def test_resume_with_fewer_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["run", "x", "--steps", "6"], prepare=fake)
+    main(["resume", str(the_run(root)), "--more", "3"], prepare=fake)
     assert main(["resume", str(the_run(root)), "--more", "-1"], prepare=fake) == BAD_INPUT
-    assert read_preset(the_run(root)).total_steps == 6
+    assert "--more=-1 is below 0" in capsys.readouterr().err
+    assert read_preset(the_run(root)).total_steps == 9
 
 
 def test_resume_of_a_run_that_is_being_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
