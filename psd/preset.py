@@ -323,6 +323,10 @@ class Preset(BaseModel):
     def optimises_reward(self) -> bool:
         return self.method not in ("sds", "csd")
 
+    def ends_at(self, alarm: str) -> bool:
+        """Whether the run ends early at an alarm of this kind (`psd.events.Alarmed`)."""
+        return self.early_stop in (alarm, "both")
+
     def progress(self, step: int) -> float:
         """Share of the schedule that is done after ``step`` steps; it stays at 1 during ``extra_steps``."""
         return min(step / self.steps, 1.0)

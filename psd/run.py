@@ -151,7 +151,7 @@ def run(
             yield now(shown(seen, state.step))
         if seen is not None and on_grid:  # an extended run judges what the whole one would
             for event in judged(live, models, state, seen):
-                early |= isinstance(event, Alarmed) and preset.early_stop in (event.kind, "both")
+                early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
                 yield now(event)
         if time.monotonic() - saved >= preset.checkpoint_s and not last:
             yield now(state.checkpoint())
