@@ -8,7 +8,19 @@ Ranges: images float [0, 1] sRGB; angles in degrees only with the suffix ``_deg`
 Importing this package pulls in no heavy library: `psd.run.run` is the algorithm, `psd.preset.Preset` its parameters.
 """
 
-from psd.preset import Preset, PresetError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psd.preset import Preset, PresetError
 
 __all__ = ["Preset", "PresetError"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The two on demand, so that ``python -m psd`` can say in words that a package of theirs is missing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'psd' has no attribute {name!r}")
+    from psd import preset
+
+    return getattr(preset, name)

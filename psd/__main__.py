@@ -14,15 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from psd import bench, compare, doctor
-from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
-from psd.drive import Controls, MakeEvents, drive
-from psd.events import Event, Failed, Finished
-from psd.files import StoreError, explaining
-from psd.parameters import assignments, parameter_table
-from psd.preset import PRESETS, MissingError, Preset, PresetError, available
-from psd.progress import Progress
-from psd.store import RunFolder
+from psd.machine import no_package
+
+try:
+    from psd import bench, compare, doctor
+    from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
+    from psd.drive import Controls, MakeEvents, drive
+    from psd.events import Event, Failed, Finished
+    from psd.files import StoreError, explaining
+    from psd.parameters import assignments, parameter_table
+    from psd.preset import PRESETS, MissingError, Preset, PresetError, available
+    from psd.progress import Progress
+    from psd.store import RunFolder
+except ModuleNotFoundError as error:
+    print(f"psd: {no_package(error)}", file=sys.stderr)
+    sys.exit(4)  # MISSING
 
 OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
 FORMATS = ("glb", "obj", "ply", "stl")
@@ -79,6 +85,8 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
                 )  # fmt: skip
     except (MissingError, StoreError) as error:
         return complain(error, MISSING)
+    except ModuleNotFoundError as error:
+        return complain(no_package(error), MISSING)
     except PresetError as error:
         return complain(error, BAD_INPUT)
     except KeyboardInterrupt:
@@ -104,11 +112,12 @@ def parser() -> argparse.ArgumentParser:
             name, help=help, description=help, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
+    def takes_values(sub: argparse.ArgumentParser, help: str) -> None:
+        sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
+
     def takes_preset(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--preset", default="tiny", help="a name of `presets`, or a YAML file (default: tiny)")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter; may be repeated"
-        )
+        takes_values(sub, "change parameters; may be repeated")
         sub.add_argument("--seed", type=int)
         is_offline(sub)
 
@@ -116,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--offline", action="store_true", help="never connect: use only models that are here")
 
     run = command("run", "make an object from a prompt")
-    run.add_argument("prompt", nargs="?", help="what to make (default: the preset's)")
+    run.add_argument("prompt", nargs="?", help="what to make, before --set (default: the preset's)")
     takes_preset(run)
     run.add_argument("--steps", type=int)
     run.add_argument("--out", type=Path, help="where run folders go (default: PSD_RUNS, or ./runs)")
@@ -124,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     again = command("resume", "go on with a run from its newest checkpoint")
     again.add_argument("folder", help="a run's folder, or its name below the runs' root")
     again.add_argument("--more", type=int, default=0, metavar="N", help="N steps more, as its last ones were")
+    takes_values(again, "move parameters that are live, from the next step on; may be repeated")
     is_offline(again)
 
     mesh = command("export", "write a run's mesh again, from its newest checkpoint")
@@ -173,15 +183,18 @@ def start(arguments: argparse.Namespace, prepare: Prepare) -> int:
 
 
 def resume(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    if arguments.more < 0:
+        raise PresetError(f"--more={arguments.more} is below 0: say how many steps to add")
     path = run_folder(arguments.folder)
     preset, status, checkpoint = read_preset(path), read_status(path), latest_checkpoint(path)
     preset = preset.changed({"extra_steps": preset.extra_steps + arguments.more})
     reached = checkpoint.step if checkpoint else 0
     if reached == preset.total_steps and status.state == "finished":
         raise PresetError(f"the run has done all of its {reached} steps: add some with --more N")
+    control = Controls(preset)
+    control.change(assignments(arguments.set))
     make_events = ready(prepare, preset)
     with RunFolder.open(path, preset) as folder:
-        control = Controls(preset)
         return follow(drive(make_events, folder, control, checkpoint), folder, control)
 
 

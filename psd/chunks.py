@@ -2,7 +2,8 @@
 
 ``chunked(make_events, gpu)`` is again a `MakeEvents`: each chunk goes on from the checkpoint of the one before, in
 whatever process the decorator ``gpu`` makes, and its events come back pickled.  Since a chunk ends with a checkpoint
-and resuming is bit for bit on a CPU, the events of all chunks are those of the whole run.
+and resuming is bit for bit on a CPU, the events of all chunks are those of the whole run.  No checkpoint says that the
+run stopped early, so that its user may go on from there: the next chunk is told, and only makes the end.
 
 A generator in another process hears nothing of this one, so the hand on the controls is two files in a directory that
 both see: ``live.json``, and ``stop`` or ``leave`` (the chunk's time is up, or the run is paused).
@@ -13,12 +14,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from psd.drive import Controls, MakeEvents
-from psd.events import Checkpointed, Event, Failed, Finished, Started
+from psd.events import Alarmed, Checkpointed, Event, Failed, Finished, Started
 from psd.files import replace_file
 from psd.preset import Preset
 
@@ -29,8 +31,8 @@ Chunk = Callable[..., Iterator[Event]]
 class FileControl:
     """The far end of the controls: what the files say, read at most once a step."""
 
-    def __init__(self, directory: str, deadline: float) -> None:
-        self._directory, self._deadline = Path(directory), deadline
+    def __init__(self, directory: str, deadline: float, ending: bool = False) -> None:
+        self._directory, self._deadline, self._ending = Path(directory), deadline, ending
 
     def live(self) -> Mapping[str, Any]:
         path = self._directory / "live.json"
@@ -41,7 +43,12 @@ class FileControl:
         return time.monotonic() >= self._deadline or (self._directory / "leave").exists()
 
     def stopping(self) -> bool:
-        return self.leaving or (self._directory / "stop").exists()
+        return self.leaving or self.ending
+
+    @property
+    def ending(self) -> bool:
+        """Whether the run is to end, not only its chunk."""
+        return self._ending or (self._directory / "stop").exists()
 
 
 def chunked(make_events: MakeEvents, gpu: Callable[[Chunk], Chunk], seconds: float = CHUNK_S) -> MakeEvents:
@@ -50,26 +57,29 @@ def chunked(make_events: MakeEvents, gpu: Callable[[Chunk], Chunk], seconds: flo
     Raises RuntimeError when a chunk is too short for a single step.
     """
 
-    def chunk(preset: Preset, resume: Checkpointed | None, directory: str) -> Iterator[Event]:
-        """Runs where the GPU is: to the end, or to the checkpoint after its time is up."""
-        control = FileControl(directory, time.monotonic() + seconds)
+    def chunk(preset: Preset, resume: Checkpointed | None, directory: str, early: bool) -> Iterator[Event]:
+        """Runs where the GPU is: to the end, or to the checkpoint after its time is up; ``early``: stopped already."""
+        control = FileControl(directory, time.monotonic() + seconds, early)
         for event in make_events(preset, control, resume):  # pyright: ignore[reportArgumentType] - any Control will do
+            if early and isinstance(event, Finished) and event.reason == "stopped":
+                event = replace(event, reason="stopped early")
             yield event
-            if isinstance(event, Checkpointed) and control.leaving and not (Path(directory) / "stop").exists():
+            if isinstance(event, Checkpointed) and control.leaving and not control.ending:
                 return
 
     lent = gpu(chunk)
 
     def events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
-        started = False
+        started = early = False
         with TemporaryDirectory(prefix="psd-chunk-") as directory:
             while True:
                 tell(control, Path(directory))
                 before, pauses = resume.step if resume else 0, control.pauses
-                for event in lent(preset, resume, directory):
+                for event in lent(preset, resume, directory, early):
                     tell(control, Path(directory))
                     if isinstance(event, Checkpointed):
                         resume = event
+                    early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
                     if not (started and isinstance(event, Started)):
                         yield event
                     started = True

@@ -28,10 +28,10 @@ ROOT = PRESETS.parent
 OK, NOTE, BAD = "ok", "note", "MISSING"
 OPTIONAL = {
     "tinycudann": "a faster hash grid; needs an NVIDIA GPU and nvcc",
-    "nerfacc": "packed ray marching on an NVIDIA GPU",
+    "nerfacc": "the reference that tests compare the renderer with; no run uses it",
     "xatlas": "baked textures; vertex colours otherwise",
-    "imageio_ffmpeg": "turntable films as mp4",
 }
+WIDTH = 22  # of the first column
 SUM = re.compile(r"\b([0-9a-f]{64})\b[\s|`*]+([\w./-]+)")
 LEAST_MEMORY = 3 * 2**30  # bytes; the default preset stays below 2.5 GB
 LARGE_MEMORY = 20 * 2**30  # bytes on a GPU; planned for 24 GB cards, not yet measured
@@ -51,13 +51,12 @@ class Finding:
 
 def report() -> int:
     """Print everything; 0 when the shipped presets can run, 4 when something that they need is missing."""
-    findings = list(examine())
-    width = max(len(finding.what) for finding in findings)
-    for finding in findings:
-        print(f"{finding.what:{width}}  {finding.state:7}  {finding.detail}")
+    bad = 0
+    for finding in examine():
+        print(f"{finding.what:{WIDTH}}  {finding.state:7}  {finding.detail}")
         if finding.cure:
-            print(f"{'':{width}}           -> {finding.cure}")
-    bad = sum(finding.state == BAD for finding in findings)
+            print(f"{'':{WIDTH}}           -> {finding.cure}")
+        bad += finding.state == BAD
     print(f"\nmissing: {bad}" if bad else "\nthe shipped presets can run here")
     return 4 if bad else 0
 
@@ -67,7 +66,8 @@ def examine() -> Iterator[Finding]:
     yield from packages()
     yield from accelerators()
     yield from room()
-    yield connection()
+    if hub.has_client():
+        yield connection()
     yield from weights(ROOT / "assets")
     for name in available():
         yield preset(name)
@@ -84,7 +84,8 @@ def python() -> Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """What requirements.txt pins, against what is installed."""
+    """What requirements.txt pins, against what is installed; `optional` speaks of what may be absent."""
+    torch = ""
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         name, _, wanted = line.partition("#")[0].strip().partition("==")
         if not name:
@@ -92,13 +93,15 @@ def packages() -> Iterator[Finding]:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, BAD, "not installed", "pip install -r requirements.txt")
+            if name not in OPTIONAL:
+                yield Finding(name, BAD, "not installed", "pip install -r requirements.txt")
             continue
+        torch = found if name == "torch" else torch
         if wanted and found.partition("+")[0] != wanted:
             yield Finding(name, NOTE, f"{found}; tested with {wanted}", f"pip install {name}=={wanted}")
         elif name == "torch":
             yield Finding(name, OK, found)
-    if importlib.util.find_spec("torchvision") and "+cpu" in metadata.version("torch"):
+    if importlib.util.find_spec("torchvision") and "+cpu" in torch:
         cure = "pip uninstall torchvision"
         yield Finding(
             "torchvision", BAD, "beside a CPU torch it breaks the imports of diffusers and transformers", cure

@@ -147,7 +147,7 @@ class HashField(nn.Module):
     seen: Tensor
     looks: Tensor
     CELLS = 32
-    REFRESHES = 256  # of the occupancy in a run
+    REFRESHES = 256  # of the occupancy in a run; as often in its extra steps
 
     def __init__(self, blob_density: float, *, seed: int, device: torch.device | str) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ hub is asked for the exact ones before anything is fetched.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -150,6 +151,11 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def has_client() -> bool:
+    """Whether huggingface_hub is installed; without it nothing of its cache is found."""
+    return importlib.util.find_spec("huggingface_hub") is not None
+
+
 def local(source: str) -> Path | None:
     """A folder or file of this repository or machine; None for a hub id.  A path that is not there raises."""
     for path in (ROOT / source, Path(source).expanduser()):
@@ -208,6 +214,8 @@ def listed(folder: Path) -> list[str]:
 
 
 def _cached(source: str) -> Path | None:
+    if not has_client():
+        return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -223,10 +231,10 @@ def _cached(source: str) -> Path | None:
 
 def begun(source: str) -> bool:
     """Whether a download of a hub model was started that did not come to its end (where `find` finds nothing)."""
+    if not has_client() or local(source) is not None:
+        return False
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if local(source) is not None:
-        return False
     blobs = Path(HF_HUB_CACHE) / f"models--{split(source)[0].replace('/', '--')}" / "blobs"
     return blobs.is_dir() and any(blobs.iterdir())
 

@@ -1,8 +1,16 @@
-"""What keeps torch from a GPU, in words: for `doctor`, and for the run that wanted one."""
+"""What a machine lacks, in words: for `doctor`, and for whoever wanted it.  Needs no package until it is asked."""
 
 from __future__ import annotations
 
 import shutil
+
+
+def no_package(error: ModuleNotFoundError) -> str:
+    """Which package is missing, and the cure; the error itself for a module of this program."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "psd"):
+        raise error
+    return f"the package {package} is not installed: pip install -r requirements.txt"
 
 
 def no_gpu() -> tuple[str, str]:

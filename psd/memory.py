@@ -11,11 +11,10 @@ from psd.preset import Preset
 SMALLER = {
     "render_size": 16,
     "late_render_size": 16,
-    "ray_samples": 8,
     "groups": 1,
     "late_groups": 1,
     "candidates": 2,
-}  # halved when memory is short, down to this
+}  # halved when memory is short, down to this; a scene keeps the ray_samples that it was made with
 
 
 def smaller(preset: Preset) -> Preset:
@@ -25,7 +24,7 @@ def smaller(preset: Preset) -> Preset:
 
 
 def in_words(preset: Preset) -> str:
-    """``render_size 32, ray_samples 24, groups 1, candidates 2``"""
+    """``render_size 32, late_render_size 32, groups 1, late_groups 1, candidates 2``"""
     return ", ".join(f"{name} {getattr(preset, name)}" for name in SMALLER)
 
 

@@ -348,7 +348,7 @@ def candidates(preset: Preset) -> int:
 
 
 def check(preset: Preset, models: Models) -> None:
-    """Refuses what cannot work with these rewards and weights (`PresetError`): before the run, and for live changes."""
+    """Refuses what cannot work with these models (`PresetError`): before the run, and for live changes."""
     if preset.janus != "none" and models.prior.views > 1:
         raise PresetError(
             f"janus={preset.janus} is for priors of one view; this one sees {models.prior.views} and their cameras: "
@@ -361,10 +361,6 @@ def check(preset: Preset, models: Models) -> None:
             f"reward_views={preset.reward_views} leaves views unseen, and views are ranked alone here: set it to 0"
         )
     weighted = [name for name, weight in preset.rewards.items() if weight > 0]
-    if not weighted:
-        raise PresetError(f"method={preset.method}: all rewards have weight 0: raise one, or set method=sds")
-    if preset.weighting == "advantages" and preset.method == "psd" and preset.reading != "A":
-        raise PresetError(f"weighting=advantages weighs random noises: set reading=A, not {preset.reading}")
     if any(models.rewards[name].differentiable for name in weighted):
         return
     names = ", ".join(weighted)

@@ -15,7 +15,9 @@ Axes: b group, v view, l token, d feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +61,22 @@ class Negative:
             return False
         return (step + 1) % preset.negative_every == 0 and t <= preset.negative_t_max * total
 
+    @contextmanager
+    def undone_by_errors(self) -> Iterator[None]:
+        """Puts n and its optimiser back as they were when the block raises."""
+        value, optimiser = self.value.clone(), deepcopy(self.optimiser.state_dict())
+        try:
+            yield
+        except BaseException:
+            self.value.copy_(value)
+            self.optimiser.load_state_dict(optimiser)
+            raise
+
     def update(self, step: Step, found: Score) -> dict[str, float]:
         """One Adam step on n, then the projection RMS(n - n0) <= r_n; returns the statistics of the update.
 
-        Nothing moves when the objective needs a pair and the step had none: then the result is empty.
+        Nothing moves when the objective needs a pair and the step had none: then the result is empty.  What is not
+        finite after Adam's step raises with n moved: `undone_by_errors` takes it back.
         """
         preset = step.preset
         kind = objective(step)

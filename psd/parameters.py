@@ -18,7 +18,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         key, separator, value = pair.partition("=")
         key = key.strip()
         if not separator or not key:
-            raise PresetError(f"{shown(pair)} is not key=value")
+            raise PresetError(f"{shown(pair)} is not key=value (a prompt goes before --set)")
         field = Preset.model_fields.get(key)
         if field is not None and (field.annotation is str or get_origin(field.annotation) is Literal):
             values[key] = value  # so that prompt=no means the word, and prompt=a: b is no mapping

@@ -259,6 +259,10 @@ class Preset(BaseModel):
         for name, weight in self.rewards.items():
             if not 0 <= weight <= 100:
                 raise ValueError(f"rewards[{shown(name)}]={weight} must lie in [0, 100]")
+        if self.optimises_reward and not any(self.rewards.values()):
+            raise ValueError(f"method={self.method}: all rewards have weight 0: raise one, or set method=sds")
+        if self.weighting == "advantages" and self.method == "psd" and self.reading != "A":
+            raise ValueError(f"weighting=advantages weighs random noises: set reading=A, not {self.reading}")
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
@@ -319,6 +323,10 @@ class Preset(BaseModel):
     @property
     def optimises_reward(self) -> bool:
         return self.method not in ("sds", "csd")
+
+    def ends_at(self, alarm: str) -> bool:
+        """Whether the run ends early at an alarm of this kind (`psd.events.Alarmed`)."""
+        return self.early_stop in (alarm, "both")
 
     def progress(self, step: int) -> float:
         """Share of the schedule that is done after ``step`` steps; it stays at 1 during ``extra_steps``."""

@@ -43,10 +43,11 @@ class Preview:
 
 @torch.no_grad()
 def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
-    """The object before white, from the front and three more sides."""
+    """The object before white, from the front and three more sides; raises `NonFiniteError`, naming the tensor."""
     device = models.prior.device
     cameras = turntable(VIEWS).to(device)
     render = scene.render(cameras, preset.preview_size, background=torch.ones(1, 3, device=device), normals=True)
+    require_finite("preview", render.rgb)
     images = {
         "rgb": render.rgb[0],
         "opacity": render.opacity[0].expand_as(render.rgb[0]),

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from psd import __version__, draws, memory, methods, monitor, score
+from psd import __version__, draws, failures, memory, methods, monitor, score
 from psd.cameras import sample_orbits
 from psd.clock import Clock
 from psd.events import (
@@ -26,7 +26,6 @@ from psd.events import (
     BestKept,
     Checkpointed,
     Event,
-    Failed,
     Finished,
     LiveChanged,
     Meshed,
@@ -58,8 +57,9 @@ def run(
 
     Started; per step Stepped, now and then Previewed, BestKept, Alarmed, NegativeUpdated, Checkpointed, LiveChanged; at
     the end, and after a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same
-    events (times and memory apart), and ``resume`` goes on bit for bit.  A non-finite value ends the run with Failed,
-    after a Checkpointed of the last good state; out of memory it goes on smaller (`psd.memory.smaller`), once.
+    events, times, memory and Checkpointed before the end apart, which follow the wall clock; and ``resume`` goes on bit
+    for bit.  A non-finite value ends the run with Failed, after a Checkpointed of the last good state; in the last
+    preview it is a Warned, and the mesh is made.  Out of memory it goes on smaller (`psd.memory.smaller`), once.
     `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU honestly, if it synchronises).
     """
     methods.check(preset, models)
@@ -79,10 +79,14 @@ def run(
         return timed(event, earlier + time.monotonic() - begun)
 
     yield now(started(preset, models, state.step))
-    state.scene.advance(preset.progress(max(state.step - 1, 0)))  # as the last step left it
-    seen = preview(state.scene, preset, models) if state.step == 0 else None
+    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
+    seen, wrong = looked(state, preset, models) if state.step == 0 else (None, None)
     if seen is not None:
         yield now(shown(seen, state.step))
+    if wrong is not None:
+        yield now(state.checkpoint())
+        yield now(failures.unseen(wrong, state.step, "before the first step"))
+        return
 
     early = False
     while state.step < preset.total_steps and not (early or control.stopping()):
@@ -110,7 +114,7 @@ def run(
             done = optimise(live, models, state, conditions, t, clock)
         except score.NonFiniteError as error:
             yield now(state.checkpoint(generator_state))
-            yield now(failed(error, state.step, t))
+            yield now(failures.not_finite(error, state.step, t))
             return
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
@@ -120,7 +124,7 @@ def run(
             memory.release()
             if state.smaller:
                 yield now(state.checkpoint())
-                yield now(too_large(preset, state.step))
+                yield now(failures.too_large(preset, state.step))
                 return
             state.smaller, preset = True, memory.smaller(preset)
             live = preset.changed(state.live)
@@ -133,17 +137,21 @@ def run(
         # ---- what the world sees of it
         last = state.step == preset.total_steps
         on_grid = state.step % preset.preview_every == 0
-        seen = preview(state.scene, preset, models) if last or on_grid else None
+        seen, wrong = looked(state, preset, models) if last or on_grid else (None, None)
         if seen is not None:
             metrics |= seen.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
         yield now(Stepped(step=state.step, t=t, metrics=metrics))
         if negative is not None:
             yield now(negative)
+        if wrong is not None and not last:
+            yield now(state.checkpoint())
+            yield now(failures.unseen(wrong, state.step, f"of step {state.step}, t = {t}"))
+            return
         if seen is not None:
             yield now(shown(seen, state.step))
         if seen is not None and on_grid:  # an extended run judges what the whole one would
             for event in judged(live, models, state, seen):
-                early |= isinstance(event, Alarmed) and preset.early_stop in (event.kind, "both")
+                early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
                 yield now(event)
         if time.monotonic() - saved >= preset.checkpoint_s and not last:
             yield now(state.checkpoint())
@@ -151,13 +159,16 @@ def run(
 
     # ---- the end: keep everything, then the surface
     yield now(state.checkpoint())
-    if seen is None:
-        seen = preview(state.scene, preset, models)
-        yield now(shown(seen, state.step))
+    if seen is None and wrong is None:
+        seen, wrong = looked(state, preset, models)
+        if seen is not None:
+            yield now(shown(seen, state.step))
+    if wrong is not None:
+        yield now(Warned(step=state.step, message=f"There is no preview of the end: {wrong}."))
     for event in surface(preset, models, state):
         yield now(event)
     reason = "completed" if state.step == preset.total_steps else "stopped early" if early else "stopped"
-    yield now(Finished(step=state.step, reason=reason, scores=seen.means))
+    yield now(Finished(step=state.step, reason=reason, scores=seen.means if seen is not None else {}))
 
 
 @torch.enable_grad()
@@ -173,7 +184,7 @@ def optimise(
     preset = preset.at(progress)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
-    scene.advance(progress)
+    scene.advance(state.step / preset.steps)
     cameras = sample_orbits(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
         distance_factor=preset.distance_factor, generator=state.generator,
@@ -243,13 +254,14 @@ def optimise(
     # ---- 10: the negative embedding
     negative = None
     if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):
-        with clock.part("negative"):
-            update = state.negative.update(step, found)
-            readings.settle()
-        if update:
-            update |= state.negative.statistics(conditions.plain)
-            metrics |= update
-            negative = state.negative.event(prior, preset, state.step + 1, update)
+        with state.negative.undone_by_errors():  # so that nothing has moved, whatever fails
+            with clock.part("negative"):
+                update = state.negative.update(step, found)
+                readings.settle()
+            if update:
+                update |= state.negative.statistics(conditions.plain)
+                metrics |= update
+                negative = state.negative.event(prior, preset, state.step + 1, update)
 
     with clock.part("optimiser"):
         state.decay(preset)
@@ -337,25 +349,16 @@ def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Itera
         yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
 
 
+def looked(state: State, preset: Preset, models: Models) -> tuple[Preview | None, score.NonFiniteError | None]:
+    """A preview, or what in it is not finite."""
+    try:
+        return preview(state.scene, preset, models), None
+    except score.NonFiniteError as error:
+        return None, error
+
+
 def shown(seen: Preview, step: int) -> Previewed:
     return Previewed(step=step, images=seen.images, rewards=seen.scores)
-
-
-def failed(error: score.NonFiniteError, step: int, t: int) -> Failed:
-    return Failed(
-        step=step,
-        message=f"step {step + 1}, t = {t}: {error}",
-        cure="lower guidance_scale, the weights or the learning rates; the checkpoint holds the last good state",
-    )
-
-
-def too_large(preset: Preset, step: int) -> Failed:
-    return Failed(
-        step=step,
-        message=f"out of memory at step {step + 1}, even with {memory.in_words(preset)}",
-        cure="free memory, or lower render_size, ray_samples, groups, candidates or grid_size; the checkpoint holds the"
-        " last good state",
-    )
 
 
 def surface(preset: Preset, models: Models, state: State) -> Iterator[Event]:

@@ -117,7 +117,7 @@ def revived(
     """A scene as it was after ``step``."""
     scene = make_scene(preset)
     scene.load_state({name: torch.tensor(array) for name, array in arrays.items()})
-    scene.advance(preset.progress(max(step - 1, 0)))
+    scene.advance(max(step - 1, 0) / preset.steps)
     return scene
 
 

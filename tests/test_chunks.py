@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ import pytest
 from psd.archive import replay
 from psd.chunks import chunked
 from psd.drive import Controls, drive
-from psd.events import Checkpointed, Event, Finished, LiveChanged, Started, Stepped
+from psd.events import Alarmed, Checkpointed, Event, Finished, LiveChanged, Started, Stepped
 from psd.preset import Preset
 from psd.run import run
 from psd.store import RunFolder
 from tests.fake_run import fake_run
 from tests.test_run import essence, steps_of, without_mesh  # noqa: F401  (a fixture)
-from tests.toy import make_models, make_preset
+from tests.toy import ConstantReward, make_models, make_preset
 
 PRESET = Preset(steps=12)
 
@@ -125,6 +126,27 @@ def test_stop_and_live_values_reach_the_other_process(tmp_path: Path) -> None:
     assert isinstance(events[-1], Finished) and events[-1].reason == "stopped" and 7 <= events[-1].step <= 9
     changes = [event for event in events if isinstance(event, LiveChanged)]
     assert [event.values for event in changes] == [{"guidance_scale": 2.0}] and 2 <= changes[0].step <= 4
+
+
+def leaving_at_the_alarm(preset: Preset, control, resume: Checkpointed | None) -> Iterator[Event]:
+    """The engine whose selector judge is flat, in a chunk whose time is up in the step that stops early."""
+    models = replace(make_models(), judges={"flat": ConstantReward()})
+    for event in run(preset, models, control=control, resume=resume):
+        yield event
+        if isinstance(event, Alarmed):
+            control._deadline = 0.0
+
+
+def test_an_early_stop_in_the_last_moment_of_a_chunk_is_no_mere_leaving() -> None:
+    preset = make_preset(steps=40, preview_every=1, early_stop="plateau", judges=["flat"], method="sds")
+    events = list(chunked(leaving_at_the_alarm, lend)(preset, Controls(preset), None))
+    end, alarm = events[-1], next(event for event in events if isinstance(event, Alarmed))
+    assert isinstance(end, Finished) and (end.step, end.reason) == (alarm.step, "stopped early")
+    # whoever goes on from there may
+    saved = [event for event in events if isinstance(event, Checkpointed)][-1]
+    rest = list(chunked(leaving_at_the_alarm, lend)(preset, Controls(preset), saved))
+    assert steps_of(rest)[0].step == end.step + 1
+    assert isinstance(rest[-1], Finished) and rest[-1].reason == "completed" and rest[-1].step == 40
 
 
 def test_an_error_in_the_other_process_is_this_one_s() -> None:

@@ -73,6 +73,7 @@ def test_prompt_and_preset_have_defaults(root: Path, tmp_path: Path) -> None:
         (["run", "x", "--steps", "0"], "steps=0"),
         (["run", "x", "--set", "guidanc_scale=1"], "did you mean 'guidance_scale'"),
         (["run", "x", "--set", "seed"], "is not key=value"),
+        (["run", "--set", "seed=3", "a red cube"], "'a red cube' is not key=value (a prompt goes before --set)"),
         (["run", "x", "--preset", "nowhere"], "no preset 'nowhere'"),
         (["resume", "nowhere"], "no run 'nowhere'"),
         (["export", "nowhere", "--format", "usdz"], "no format 'usdz'"),
@@ -164,6 +165,47 @@ def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixtu
     assert "add some with --more N" in capsys.readouterr().err
 
 
+def test_set_takes_several_values_and_may_be_repeated(root: Path) -> None:
+    given = ["--set", "kappa=2", "guidance_scale=7.5", "--steps", "2", "--set", "rescale=0"]
+    assert main(["run", "x", *given], prepare=fake) == OK
+    preset = read_preset(the_run(root))
+    assert (preset.prompt, preset.kappa, preset.guidance_scale, preset.rescale, preset.steps) == ("x", 2, 7.5, 0, 2)
+
+
+def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
+    """What makes the cure of a value that is not finite one that can be followed; over a change of the first run."""
+
+    def fails(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        control.change({"guidance_scale": 9.0})
+        for event in fake_run(preset, control, resume):
+            yield event
+            if event.step == 3:
+                raise ArithmeticError("the noise prediction is not finite")
+
+    main(["run", "x", "--steps", "6"], prepare=lambda preset: fails)
+    folder = the_run(root)
+    again = ["resume", str(folder), "--set", "guidance_scale=2", "preference_weight=0.5"]
+    assert main(again, prepare=fake) == OK
+    told = list(replay(folder))
+    changed = [event for event in told if isinstance(event, LiveChanged)]
+    assert [(event.step, event.values) for event in changed] == [
+        (0, {"guidance_scale": 9.0}), (2, {"guidance_scale": 2.0, "preference_weight": 0.5}),
+    ]  # fmt: skip
+    assert isinstance(told[-1], Finished)
+
+
+@pytest.mark.parametrize(("value", "words"), [("grid_size=8", "grid_size cannot change"), ("kappa", "not key=value")])
+def test_resume_refuses_what_cannot_move(
+    root: Path, capsys: pytest.CaptureFixture[str], value: str, words: str
+) -> None:
+    def loads(preset: Preset) -> MakeEvents:
+        raise AssertionError("refused before models are loaded")
+
+    main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2))
+    assert main(["resume", str(the_run(root)), "--set", value], prepare=loads) == BAD_INPUT
+    assert words in capsys.readouterr().err
+
+
 def test_resume_with_more_steps(root: Path) -> None:
     main(["run", "x", "--steps", "6"], prepare=fake)
     folder = the_run(root)
@@ -173,10 +215,12 @@ def test_resume_with_more_steps(root: Path) -> None:
     assert read_preset(folder).steps == 6, "the schedule stays"
 
 
-def test_resume_with_fewer_steps(root: Path) -> None:
+def test_resume_with_fewer_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["run", "x", "--steps", "6"], prepare=fake)
+    main(["resume", str(the_run(root)), "--more", "3"], prepare=fake)
     assert main(["resume", str(the_run(root)), "--more", "-1"], prepare=fake) == BAD_INPUT
-    assert read_preset(the_run(root)).total_steps == 6
+    assert "--more=-1 is below 0" in capsys.readouterr().err
+    assert read_preset(the_run(root)).total_steps == 9
 
 
 def test_resume_of_a_run_that_is_being_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,10 +403,60 @@ def test_doctor_checks_the_sums(tmp_path: Path, card: str, state: str) -> None:
 
 
 def test_doctor_names_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "requirements.txt").write_text("# comment\nno-such-thing==1.0\nnumpy==0.1\n")
+    (tmp_path / "requirements.txt").write_text("# comment\nno-such-thing==1.0\nnumpy==0.1\nno-luxury==2.0\n")
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setitem(doctor.OPTIONAL, "no-luxury", "a luxury")
     found = {finding.what: finding.state for finding in doctor.packages()}
-    assert found["no-such-thing"] == doctor.BAD and found["numpy"] == doctor.NOTE
+    assert found == {"no-such-thing": doctor.BAD, "numpy": doctor.NOTE}
+
+
+def test_doctor_of_torchvision_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "requirements.txt").write_text("torch==2.0\n")
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name == "torchvision" or None)
+
+    def version(name: str) -> str:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert [(finding.what, finding.state) for finding in doctor.packages()] == [("torch", doctor.BAD)]
+
+
+def test_doctor_works_without_the_hubs_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "\nhub " not in out and "preset mvdream" in out and "preset tiny             ok" in out
+
+
+def test_doctor_tells_each_finding_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def findings() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("first", doctor.BAD, "gone", "bring it")
+        assert capsys.readouterr().out.split() == ["first", "MISSING", "gone", "->", "bring", "it"]
+
+    monkeypatch.setattr(doctor, "examine", findings)
+    assert doctor.report() == MISSING
+
+
+@pytest.mark.parametrize("package", ["pydantic", "yaml", "numpy"])
+def test_a_package_that_is_missing_at_the_start_is_said_in_a_line(package: str) -> None:
+    code = f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv[1:] = ['doctor']; "
+    code += "runpy.run_module('psd', run_name='__main__')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == MISSING and told.stdout == ""
+    assert told.stderr == f"psd: the package {package} is not installed: pip install -r requirements.txt\n"
+
+
+def test_a_package_that_is_missing_later_is_said_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = blob(root)
+    monkeypatch.delitem(sys.modules, "psd.remesh", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["export", str(folder)]) == MISSING
+    assert "the package torch is not installed" in capsys.readouterr().err
 
 
 def test_doctor_sees_runs_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

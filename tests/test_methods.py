@@ -615,8 +615,6 @@ def test_dreamdpo_pushes_off_the_loser_only_where_the_gap_is_wide(scale: float, 
     [
         ({}, "reading=A"), ({"method": "reward_gradient"}, "reading=A"),
         ({"reading": "A", "negative_objective": "reward"}, "zeroth_order"), ({}, "steer_by=scores"),
-        ({"reading": "S", "steer_by": "scores", "weighting": "advantages"}, "reading=A"),
-        ({"rewards": {"black box": 0.0}}, "weight 0"),
     ],
 )  # fmt: skip
 def test_rewards_that_cannot_do_it_are_refused(settings: dict, words: str) -> None:

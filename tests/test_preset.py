@@ -58,12 +58,12 @@ PRESET = st.fixed_dictionaries(
         "prompt": NAME,
         "negative_prompt": st.just("") | LINE,
         "prior": NAME,
-        "rewards": st.dictionaries(NAME, st.floats(0, 100), min_size=1, max_size=8),
+        "rewards": st.dictionaries(NAME, st.floats(0, 100), min_size=1, max_size=8).filter(lambda x: any(x.values())),
         "judges": st.lists(NAME, min_size=1, max_size=8, unique=True),
         **{name: inside(name) for name in NUMBERS if not name.startswith(("t_min", "t_max"))},
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     }
-).map(lambda values: values if values["judges"] else {**values, "export": "last", "early_stop": "off"})
+).map(lambda values: {**values, "reading": "A"} if values["weighting"] == "advantages" else values)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -137,6 +137,8 @@ def test_every_complaint_is_made_at_once() -> None:
         ({"rewards": {"x" * 301: 1}}, "rewards: 'xxx.*is no folder"),
         ({"rewards": {str(i): 1 for i in range(9)}}, "rewards names 9 models: at most 8"),
         ({"rewards": ["assets/reward"]}, "rewards="),
+        ({"rewards": {"a": 0, "b": 0}}, "method=psd: all rewards have weight 0: raise one, or set method=sds"),
+        ({"weighting": "advantages"}, "weighting=advantages weighs random noises: set reading=A, not S"),
         ({"judges": ["a", "a"]}, "names one twice"),
         ({"judges": "assets/selector"}, "judges="),
         ({"judges": [" "]}, "judges: ' ' is no folder"),
@@ -156,6 +158,7 @@ def test_impossible_values_are_refused(values: dict[str, Any], words: str) -> No
 
 def test_methods_without_a_reward_run_without_one() -> None:
     assert Preset.make({"method": "sds", "rewards": {}}).rewards == {}
+    assert Preset.make({"method": "csd", "rewards": {"a": 0}, "weighting": "advantages"}).rewards == {"a": 0}
 
 
 @given(PRESET)

@@ -28,12 +28,15 @@ from psd.events import (
     Warned,
     to_json,
 )
+from psd.memory import in_words, smaller
 from psd.methods import METHODS, sds
 from psd.models import load_prior
-from psd.preset import PresetError
+from psd.preset import Preset, PresetError
 from psd.preview import BINS, image_statistics, nearness
 from psd.protocols import Models
 from psd.run import image_score, run
+from psd.scene import RadianceScene
+from psd.state import revived
 
 
 class Hand:
@@ -336,13 +339,77 @@ def test_a_value_that_is_no_number_ends_the_run_by_name_and_keeps_the_last_good_
     good = len(steps_of(events))
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and good > 0
     assert saved.step == failure.step == good and f"step {good + 1}, t = " in failure.message and failure.cure
-    assert re.search(tensor, failure.message)
+    assert re.search(tensor, failure.message) and "resume <run> --set guidance_scale" in failure.cure
     assert all(np.isfinite(array).all() for array in saved.tensors.values())
     # with the fault mended, the run goes on as if it had never been
     whole = steps_of(list(run(make_preset(negative=False), make_models())))
     if broken in ("prior", "reward"):
         rest = steps_of(list(run(make_preset(negative=False), make_models(), resume=saved)))
         assert list(map(essence, rest)) == list(map(essence, whole[good:]))
+
+
+class BreakingJudge(Breaking, QuadraticReward):
+    def __call__(self, images, prompt):
+        return self.broken(super().__call__(images, prompt))
+
+
+def judged_to_break(looks: int) -> Models:
+    judge = BreakingJudge("judge")
+    judge.after = looks
+    return replace(make_models(), judges={"judge": judge})
+
+
+@pytest.mark.parametrize(("looks", "step", "words"), [(0, 0, "before the first step"), (1, 3, r"of step 3, t = \d+")])
+def test_a_preview_that_is_no_number_ends_the_run_by_name_and_keeps_its_step(looks: int, step: int, words: str) -> None:
+    whole = list(run(make_preset(), make_models()))
+    events = list(run(make_preset(), judged_to_break(looks)))
+    failure, saved = events[-1], events[-2]
+    assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step == step
+    assert re.search(f"preview {words}: judge/judge is not finite", failure.message) and failure.cure
+    assert [event.step for event in steps_of(events)] == [1, 2, 3][:step]
+    rest = steps_of(list(run(make_preset(), make_models(), resume=saved)))
+    assert list(map(essence, rest)) == list(map(essence, steps_of(whole)[step:]))
+
+
+@pytest.mark.parametrize(("looks", "stop", "reason"), [(2, 9, "completed"), (1, 2, "stopped")])
+def test_a_last_preview_that_is_no_number_does_not_cost_the_mesh(
+    with_mesh: None, looks: int, stop: int, reason: str
+) -> None:
+    events = list(run(make_preset(), judged_to_break(looks), control=Hand(stop)))
+    assert [type(event) for event in events[-4:]] == [Checkpointed, Warned, Meshed, Finished]
+    warned, finished = events[-3], events[-1]
+    assert isinstance(warned, Warned) and "judge/judge is not finite" in warned.message
+    assert isinstance(finished, Finished) and finished.reason == reason and finished.scores == {}
+    assert isinstance(steps_of(events)[-1], Stepped) and steps_of(events)[-1].step == min(stop, 6)
+
+
+def test_a_negative_update_that_is_no_number_is_taken_back() -> None:
+    """The reward of the moved n fails: the first update's, and the second's, when Adam has a memory."""
+
+    class Breaks(QuadraticReward):
+        calls, at = 0, 0
+
+        def __call__(self, images, prompt):
+            self.calls += 1
+            return super().__call__(images, prompt) * (math.nan if self.calls == self.at else 1)
+
+    def told(at: int, saved: Checkpointed | None = None) -> tuple[list[Event], list[tuple[str, int]]]:
+        reward, log = Breaks(), []
+        reward.at = at
+        events = []
+        for event in run(make_preset(), make_models(rewards={"quadratic": reward}), resume=saved):
+            events.append(event)
+            log.append((type(event).__name__, reward.calls))
+        return events, log
+
+    whole, log = told(0)
+    lasts = [log[i - 1][1] for i, (name, _) in enumerate(log) if name == "NegativeUpdated"]
+    for at in lasts[:2]:  # the last call of a step is the rating after the update
+        events, _ = told(at)
+        failure, saved = events[-1], events[-2]
+        assert isinstance(failure, Failed) and isinstance(saved, Checkpointed)
+        rest, _ = told(0, saved)
+        assert list(map(essence, steps_of(rest))) == list(map(essence, steps_of(whole)[saved.step :]))
 
 
 def test_an_empty_field_warns_and_keeps_the_rest(with_mesh: None) -> None:
@@ -507,6 +574,23 @@ def test_an_extended_run_is_the_run_that_was_planned_as_long() -> None:
     assert list(map(essence, steps_of(whole)[:6])) != list(map(essence, plain[:6])), "12 steps anneal more slowly"
 
 
+def test_the_scene_hears_of_extra_steps_too() -> None:
+    """Its schedules stay at their last values, but an occupancy that is refreshed no more would freeze the shape."""
+    heard = []
+
+    class Hears(ToyScene):
+        def advance(self, progress: float) -> None:
+            heard.append(progress)
+
+    models = replace(make_models(), scene=Hears)
+    first = list(run(make_preset(steps=4, extra_steps=4), models, control=Hand(6)))
+    assert heard == [0, 0, 0.25, 0.5, 0.75, 1, 1.25]
+    list(run(make_preset(steps=4, extra_steps=4), models, resume=last_checkpoint(first)))
+    assert heard[7:] == [1.25, 1.5, 1.75]
+    revived(make_preset(steps=4), Hears, {"grid": Hears(make_preset()).grid.detach().numpy()}, 7)
+    assert heard[10:] == [1.5]
+
+
 # ---------------------------------------------------------------------------------------------------- out of memory
 
 
@@ -537,11 +621,19 @@ def test_out_of_memory_goes_on_smaller_from_the_last_step_once() -> None:
     assert essence(last_checkpoint(rest)) == essence(last_checkpoint(events))
 
 
+def test_a_run_that_goes_on_smaller_marches_its_rays_as_before() -> None:
+    """A scene's step along a ray is fixed when it is made: the one that went on, a resumed and a revived one agree."""
+    preset = Preset.make({"ray_samples": 40, "groups": 2, "render_size": 64})
+    made, less = RadianceScene(preset), smaller(preset)
+    assert (less.render_size, less.groups) == (32, 1) and RadianceScene(less).step == made.step
+    assert "render_size 32" in in_words(less) and "ray_samples" not in in_words(less)
+
+
 def test_out_of_memory_twice_says_what_was_tried_and_keeps_the_last_good_state() -> None:
     events = list(run(make_preset(groups=2, negative=False), make_models(prior=Hungry(0, after=4))))
     failure, saved = events[-1], events[-2]
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step > 0
-    assert "even with render_size" in failure.message and "grid_size" in failure.cure
+    assert "even with render_size" in failure.message and "start anew" in failure.cure and "resume" in failure.cure
 
 
 def test_other_runtime_errors_are_no_lack_of_memory() -> None:

@@ -421,11 +421,11 @@ def test_state_restores_the_render_and_keeps_the_parameters(field: str) -> None:
 def test_finer_grids_fade_in_with_progress() -> None:
     scene = small_scene()
     pictures = []
-    for progress in (0.0, 0.05, 0.2, 0.3, 1.0):
+    for progress in (0.0, 0.05, 0.2, 0.3, 1.0, 1.5):
         scene.advance(progress)
         pictures.append(scene.render(turntable(1), 12, background=WHITE).rgb)
     assert all(not torch.equal(a, b) for a, b in zip(pictures[:3], pictures[1:4], strict=True))
-    assert torch.equal(pictures[3], pictures[4])
+    assert torch.equal(pictures[3], pictures[4]) and torch.equal(pictures[4], pictures[5])
     scene.advance(0.0)
     scene.field.zero_grad()
     scene.render(turntable(1), 12, background=WHITE).rgb.sum().backward()
