@@ -89,7 +89,8 @@ class Checkpointed(Event):
 class Meshed(Event):
     """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made.
 
-    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).
+    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).  ``notes``
+    say which of its files could not be made and why; each is told again as a Warned.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("mesh", "turntable")
@@ -99,6 +100,7 @@ class Meshed(Event):
     scene_step: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,9 @@ else:
     import fcntl
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
+
+
 class StoreError(RuntimeError):
     """The run folder cannot be written or read; ``cure`` says what to change."""
 
@@ -34,7 +37,7 @@ def explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             cure = "free space, or point PSD_RUNS at another disk; everything written before is kept"
             raise StoreError(f"the disk is full: cannot write {path}", cure) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

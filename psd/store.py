@@ -51,7 +51,7 @@ from psd.events import (
     to_json,
 )
 from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, replace_file
-from psd.pictures import encode_views, write_films
+from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
 
 KEPT_CHECKPOINTS = 2
@@ -128,7 +128,8 @@ class RunFolder:
         return self.path.name
 
     def write(self, event: Event) -> Event:
-        """Store an event and its arrays; returns it with ``file`` set and a failure's traceback moved to the log."""
+        """Store an event and its arrays; returns it with ``file`` set, what could not be made of a mesh in its
+        ``notes``, and a failure's traceback moved to the log."""
         if not self._lock.held:
             raise StoreError(f"{self.path} is closed", "open it again with RunFolder.open")
         match event:
@@ -140,7 +141,7 @@ class RunFolder:
             case Checkpointed():
                 event = replace(event, file=self._write_checkpoint(event))
             case Meshed() if event.mesh is not None:
-                event = replace(event, file=self._write_mesh(event))
+                event = self._write_mesh(event)
             case Failed():
                 self.log(f"failed at step {event.step}: {event.message}\n{event.traceback}")
                 event = replace(event, traceback="")
@@ -210,14 +211,18 @@ class RunFolder:
                 (path.parent / f"{step:06d}{suffix}").unlink(missing_ok=True)
         return file
 
-    def _write_mesh(self, event: Meshed) -> str:
-        """All formats into a directory beside, then each into place: a reader sees old or new, never half a file."""
+    def _write_mesh(self, event: Meshed) -> Meshed:
+        """All formats into a directory beside, then each into place: a reader sees old or new, never half a file.
+
+        A film that fails is a note: the mesh is what the run was for.
+        """
         from psd.export import export
 
         assert event.mesh is not None
         origin = provenance(self.path, event.step if event.scene_step is None else event.scene_step)
         exports = self.path / "public" / "exports"
         new = self.path / "exports.new"
+        notes: tuple[str, ...] = ()
         with explaining(exports):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
@@ -226,17 +231,21 @@ class RunFolder:
                     export(event.mesh, new / f"mesh.{suffix}", provenance=origin)
                 text = json.dumps(event.statistics, indent=2, allow_nan=False)
                 (new / "statistics.json").write_text(text, encoding="utf-8")
+                stale = {path.name for path in exports.glob("mesh.*")}  # the texture of an earlier export
                 if event.turntable is not None:
-                    write_films(event.turntable, new)
-                stale = {path.name for path in exports.glob("mesh.*")}
+                    stale |= {path.name for path in exports.glob("turntable.*")}
+                    try:
+                        write_films(event.turntable, new)
+                    except FilmError as error:
+                        notes = (f"The mesh has no film: {error}",)
                 for path in sorted(new.iterdir()):
                     os.replace(path, exports / path.name)
                     stale.discard(path.name)
-                for name in stale:  # the texture of an earlier export
+                for name in stale:
                     (exports / name).unlink()
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-        return "public/exports/mesh.glb"
+        return replace(event, file="public/exports/mesh.glb", notes=notes)
 
     def discard(self) -> None:
         """Take a folder back in which nothing has happened yet."""

@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 import psd.files
 import psd.store
 from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
-from psd.drive import light
-from psd.events import Checkpointed, Event, Failed, Finished, Previewed, Started, Stepped, Warned
+from psd.drive import Controls, drive, light
+from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
 from psd.files import Lock, StoreError, locked
+from psd.mesh import Mesh
 from psd.pictures import decode_views, encode_views, write_films
 from psd.preset import Preset
 from psd.protocols import NoControl
 from psd.store import RunFolder, slug
+from psd.surface import vertex_normals
 from tests.fake_run import fake_run, views
 
 PRESET = Preset(prompt="a red mushroom", seed=3, steps=6)
@@ -398,6 +400,40 @@ def test_films_play(tmp_path: Path) -> None:
         film = np.stack(list(imageio.imiter(tmp_path / name)))
         assert film.shape == (8, size, size, 3)
         assert np.abs(film.mean((1, 2, 3)) - frames.mean((1, 2, 3))).max() < 6
+
+
+def meshed() -> Meshed:
+    """A tetrahedron and a film of eight frames."""
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 3, 2], [0, 1, 3], [1, 2, 3]], np.int32)
+    mesh = Mesh(vertices, faces, vertex_normals(vertices, faces), np.full((4, 3), 90, np.uint8))
+    return Meshed(step=6, mesh=mesh, turntable=np.zeros((8, 32, 32, 3), np.uint8), statistics={"faces": 4})
+
+
+def broken_ffmpeg(*_: Any, **__: Any) -> None:
+    raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\n...")  # imageio's, without an errno
+
+
+@pytest.mark.parametrize("broken", [broken_ffmpeg, lambda *_, **__: None], ids=["says so", "writes nothing"])
+def test_a_film_that_fails_costs_no_mesh(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    folder.write(meshed())
+    exports = folder.path / "public/exports"
+    with_film = {path.name for path in exports.iterdir()}
+    monkeypatch.setattr("imageio.v3.imwrite", broken)
+    events = [replace(meshed(), statistics={"faces": 5}), Finished(step=6, reason="completed")]
+    told = list(drive(lambda *_: iter(events), folder, Controls(PRESET)))
+    assert [type(event) for event in told] == [Meshed, Warned, Finished]
+    warning = told[1]
+    assert isinstance(warning, Warned) and "turntable.mp4" in warning.message and "libx264" in warning.message
+    assert [light(event) for event in told] == list(replay(folder.path))[1:]
+    assert {path.name for path in exports.iterdir()} == with_film - {"turntable.mp4"}  # it would show an earlier scene
+    assert json.loads((exports / "statistics.json").read_text()) == {"faces": 5}
+
+
+def test_a_disk_that_a_film_fills_is_told_as_full(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imageio.v3.imwrite", full_disk)
+    with pytest.raises(StoreError, match="disk is full"):
+        folder.write(meshed())
 
 
 def test_environment_is_kept(folder: RunFolder) -> None:
