@@ -18,8 +18,10 @@ from psd.cameras import Cameras
 from psd.export import export, linear
 from psd.mesh import Mesh, MeshError, best_threshold, density_grid, extract, statistics, surface_colour
 from psd.pictures import write_films
+from psd.preset import Preset
 from psd.protocols import Render, Scene
 from psd.rasterise import rasterise
+from psd.scene import make_scene
 from psd.surface import closed, decimate, face_volumes, separate, smooth, vertex_normals
 from psd.turntable import turntable
 
@@ -193,6 +195,15 @@ def test_two_bodies_that_share_an_edge_come_apart() -> None:
 def test_a_field_without_a_surface_is_an_error(density: Field, cure: str) -> None:
     with pytest.raises(MeshError, match=cure):
         extract(analytic(density), resolution=24, faces=1000)
+
+
+def test_fog_that_fills_a_scene_is_no_ball() -> None:
+    scene = make_scene(Preset(grid_size=16))
+    state = scene.state()
+    state["density_levels.0"].fill_(9.0)
+    scene.load_state(state)
+    with pytest.raises(MeshError, match="field is full: 100%.*weight_opacity"):
+        extract(scene, resolution=24, faces=1000)
 
 
 @pytest.mark.parametrize("bad", [{"resolution": 4}, {"faces": 3}, {"threshold": 0.0}, {"threshold": float("nan")}])
