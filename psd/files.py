@@ -45,19 +45,26 @@ def explaining(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot use {path} ({error})", "check the disk, or point PSD_RUNS elsewhere") from error
 
 
-def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write beside, then rename over: readers see the old file or the new one.  ``durable`` waits for the disk."""
-    beside = path.with_name(f".{path.name}.new")
+@contextmanager
+def beside(path: Path, data: bytes, *, durable: bool = False) -> Iterator[Path]:
+    """``data`` in a file next to ``path``, to be renamed over it or to go; ``durable`` waits for the disk."""
+    new = path.with_name(f".{path.name}.new")
     with explaining(path):
         try:
-            with open(beside, "wb") as file:
+            with open(new, "wb") as file:
                 file.write(data)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            os.replace(beside, path)
+            yield new
         finally:
-            beside.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write beside, then rename over: readers see the old file or the new one."""
+    with beside(path, data) as new:
+        os.replace(new, path)
 
 
 def append_line(path: Path, line: str) -> None:

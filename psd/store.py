@@ -50,7 +50,7 @@ from psd.events import (
     Warned,
     to_json,
 )
-from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, replace_file
+from psd.files import Lock, StoreError, append_line, beside, cut_partial_line, explaining, replace_file
 from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
 
@@ -192,7 +192,10 @@ class RunFolder:
         return preview_file(event.step, "rgb")
 
     def _write_checkpoint(self, event: Checkpointed) -> str:
-        """Tensors first, the JSON as the seal; then all but this one and the newest one before it go."""
+        """Tensors first, the JSON as the seal; then all but this one and the newest one before it go.
+
+        One of the same step stays whole until all of the new one is on the disk.
+        """
         from safetensors.numpy import save
 
         file = f"checkpoints/{event.step:06d}.safetensors"
@@ -200,10 +203,11 @@ class RunFolder:
         seal = {"schema": SCHEMA, "step": event.step, "time_s": event.time_s, "values": dict(event.values)}
         text = json.dumps(seal, allow_nan=False, ensure_ascii=False)
         path = self.path / file
-        with explaining(path):
-            path.with_suffix(".json").unlink(missing_ok=True)  # an old seal must not vouch for new tensors
-        replace_file(path, save(tensors), durable=True)
-        replace_file(path.with_suffix(".json"), text.encode(), durable=True)
+        sealed = path.with_suffix(".json")
+        with beside(path, save(tensors), durable=True) as new, beside(sealed, text.encode(), durable=True) as new_seal:
+            sealed.unlink(missing_ok=True)  # an old seal must not vouch for new tensors
+            os.replace(new, path)
+            os.replace(new_seal, sealed)
         steps = checkpoint_steps(self.path)
         kept = [step for step in steps if step <= event.step][-KEPT_CHECKPOINTS:]
         for step in set(steps) - set(kept):  # later ones belong to a future that a resume has left

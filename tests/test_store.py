@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import psd.files
-import psd.store
 from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
 from psd.drive import Controls, drive, light
 from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
@@ -279,18 +278,39 @@ def test_crash_while_rewriting_a_checkpoint_does_not_mix_two(
 ) -> None:
     for step in (1, 2):
         folder.write(checkpoint(step))
-    original = psd.store.replace_file
+    original = os.replace
 
-    def crash_at_the_seal(path: Path, *args: Any, **kwargs: Any) -> None:
+    def crash_at_the_seal(new: Path, path: Path) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
-        original(path, *args, **kwargs)
+        original(new, path)
 
-    monkeypatch.setattr(psd.store, "replace_file", crash_at_the_seal)
+    monkeypatch.setattr(os, "replace", crash_at_the_seal)
     with pytest.raises(KeyboardInterrupt):
         folder.write(replace(checkpoint(2), values={"step": "new"}))
     found = latest_checkpoint(folder.path)
     assert found is not None and found.step == 1
+
+
+@pytest.mark.parametrize("room", [0, 1], ids=["tensors", "seal"])
+def test_a_disk_that_fills_while_rewriting_a_checkpoint_keeps_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    for step in (1, 2):
+        folder.write(checkpoint(step))
+    synced = []
+
+    def filling(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > room:
+            full_disk()
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(StoreError, match="disk is full"):
+        folder.write(replace(checkpoint(2), values={"step": "new"}))
+    found = latest_checkpoint(folder.path)
+    assert found is not None and found.step == 2 and found.values == {"step": 2}
+    assert len(list((folder.path / "checkpoints").iterdir())) == 4
 
 
 def test_no_checkpoint_yet(folder: RunFolder) -> None:
