@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,13 +46,13 @@ def explaining(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def beside(path: Path, data: bytes, *, durable: bool = False) -> Iterator[Path]:
-    """``data`` in a file next to ``path``, to be renamed over it or to go; ``durable`` waits for the disk."""
+def beside(path: Path, data: Iterable[bytes], *, durable: bool = False) -> Iterator[Path]:
+    """Pieces of ``data`` in a file next to ``path``, to be renamed over it or to go; ``durable`` waits for the disk."""
     new = path.with_name(f".{path.name}.new")
     with explaining(path):
         try:
             with open(new, "wb") as file:
-                file.write(data)
+                file.writelines(data)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -63,7 +63,7 @@ def beside(path: Path, data: bytes, *, durable: bool = False) -> Iterator[Path]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write beside, then rename over: readers see the old file or the new one."""
-    with beside(path, data) as new:
+    with beside(path, [data]) as new:
         os.replace(new, path)
 
 

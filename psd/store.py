@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
 
 KEPT_CHECKPOINTS = 2
+ROW = re.compile(rb'\{"step": (\d+),')  # of metrics.jsonl, as `RunFolder.write` begins it
 STATUS_EVERY_S = 1.0  # steps update status.json at most this often
 
 
@@ -136,6 +137,7 @@ class RunFolder:
             case Started():
                 text = json.dumps({**event.environment, "notes": event.notes}, indent=2, ensure_ascii=False)
                 replace_file(self.path / "environment.json", text.encode())
+                self._forget_rows(event.step)
             case Previewed():
                 event = replace(event, file=self._write_preview(event))
             case Checkpointed():
@@ -183,6 +185,18 @@ class RunFolder:
     def log(self, text: str) -> None:
         append_line(self.path / "log.txt", f"{_iso(datetime.now().astimezone())} {text.rstrip()}")
 
+    def _forget_rows(self, step: int) -> None:
+        """Take the rows after ``step`` off metrics.jsonl: a resumed run does those steps over."""
+        path = self.path / "metrics.jsonl"
+
+        def kept() -> Iterator[bytes]:
+            with open(path, "rb") as file:
+                yield from (line for line in file if not ((row := ROW.match(line)) and int(row[1]) > step))
+
+        if path.is_file():
+            with beside(path, kept()) as new:
+                os.replace(new, path)
+
     def _write_preview(self, event: Previewed) -> str:
         """The views of one kind side by side in one picture: rgb as JPEG, the rest lossless."""
         if "rgb" not in event.images:
@@ -204,7 +218,10 @@ class RunFolder:
         text = json.dumps(seal, allow_nan=False, ensure_ascii=False)
         path = self.path / file
         sealed = path.with_suffix(".json")
-        with beside(path, save(tensors), durable=True) as new, beside(sealed, text.encode(), durable=True) as new_seal:
+        with (
+            beside(path, [save(tensors)], durable=True) as new,
+            beside(sealed, [text.encode()], durable=True) as new_seal,
+        ):
             sealed.unlink(missing_ok=True)  # an old seal must not vouch for new tensors
             os.replace(new, path)
             os.replace(new_seal, sealed)

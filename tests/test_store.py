@@ -236,6 +236,8 @@ def test_what_a_resume_did_over_is_told_once(folder: RunFolder) -> None:
     steps = [event for event in replay(folder.path) if isinstance(event, Stepped)]
     through = [event for event in fake_run(PRESET, NoControl()) if isinstance(event, Stepped)]
     assert steps == through
+    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert read_preset(folder.path).steps == 6
 
 
