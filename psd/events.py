@@ -46,7 +46,8 @@ class Stepped(Event):
     ``reward/<name>`` mean raw reward of the current render (on steps that measure it), ``judge/<name>`` the same for
     judges, ``pair/gap``, ``pair/confidence``, ``pair/ratio`` (preference over base), ``pair/win_first``,
     ``loss/<regulariser>``, ``negative/<statistic>``, ``image/<statistic>``, ``time/<part>`` seconds, and
-    ``memory/peak_bytes`` (with the previews): the most that the device, or on a CPU the process, has held so far.
+    ``memory/peak_bytes`` (with the previews): the most that the GPU has held since the run began, or on a CPU the
+    process since it began; 0 where the system does not say.
     """
 
     t: int  # diffusion step of the score, 0 .. T - 1

@@ -3,11 +3,14 @@
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from psd import doctor, hub, machine, memory, models
 from psd.preset import MissingError, Preset
+from psd.run import run
+from tests.toy import make_models, make_preset
 
 
 def with_driver(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
@@ -99,3 +102,20 @@ def test_doctor_says_that_a_download_was_begun(tmp_path: Path, monkeypatch: pyte
     (blobs / "abc.incomplete").write_bytes(b"half")
     assert hub.begun(source) and not hub.begun("assets/prior")
     assert f"begun, and gone on with: {source}" in doctor.preset("mvdream").detail
+
+
+def test_the_peak_remembers_what_was_given_back() -> None:
+    held = np.ones(2**26, np.uint8)
+    during = memory.resident_bytes()  # 0 where there is no /proc
+    assert held[-1] == 1
+    del held
+    assert memory.peak_bytes() >= during - 2**22  # the kernel counts in batches of pages
+
+
+def test_a_run_counts_the_peak_of_a_gpu_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [9_000]
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: peaks[-1])
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: peaks.append(100))
+    next(run(make_preset(), make_models()))
+    assert memory.peak_bytes() == 100
