@@ -1,6 +1,7 @@
 """The mesh of an analytic field: where its surface lies, that it is closed, and what the files say."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import trimesh
 from torch import Tensor
 
 from psd import cameras as psd_cameras
+from psd import texture
 from psd.cameras import Cameras
 from psd.export import export, linear
 from psd.mesh import Mesh, MeshError, best_threshold, density_grid, extract, statistics, surface_colour
@@ -280,6 +282,17 @@ def test_without_time_for_a_texture_the_mesh_says_so() -> None:
     mesh = made(ball(0.6), resolution=16, faces=400, texture=True, texture_timeout_s=0.01)
     assert mesh.texture is None and mesh.uv is None and len(mesh.colours) == len(mesh.vertices)
     assert len(mesh.notes) == 1 and "vertex colours" in mesh.notes[0] and "0.01 s" in mesh.notes[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
+def test_ctrl_c_does_not_reach_the_unwrapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unwrap.py").write_text(
+        "import os, sys, numpy\n"
+        "numpy.savez(sys.stdout.buffer, origin=[os.getpgrp()], faces=[[0, 0, 0]], uv=[[0.0, 0.0]])\n"
+    )
+    monkeypatch.setattr(texture, "__file__", str(tmp_path / "texture.py"))
+    (group,), _, _ = texture.unwrapped(pyramid(), 64, timeout_s=20)
+    assert group != os.getpgrp()
 
 
 # -------------------------------------------------------------------------------------------------------------- files
