@@ -19,6 +19,7 @@ import re
 import shutil
 import time
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -235,7 +236,8 @@ class RunFolder:
     def _write_mesh(self, event: Meshed) -> Meshed:
         """All formats into a directory beside, then each into place: a reader sees old or new, never half a file.
 
-        A film that fails is a note: the mesh is what the run was for.
+        An OBJ with a texture is there a second time, zipped with the two files that it needs.  A film that fails is a
+        note: the mesh is what the run was for.
         """
         from psd.export import export
 
@@ -250,6 +252,10 @@ class RunFolder:
             try:
                 for suffix in ("glb", "obj", "ply", "stl"):
                     export(event.mesh, new / f"mesh.{suffix}", provenance=origin)
+                if event.mesh.texture is not None:
+                    with zipfile.ZipFile(new / "mesh.obj.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                        for suffix in ("obj", "mtl", "png"):
+                            archive.write(new / f"mesh.{suffix}", f"mesh.{suffix}")
                 text = json.dumps(event.statistics, indent=2, allow_nan=False)
                 (new / "statistics.json").write_text(text, encoding="utf-8")
                 stale = {path.name for path in exports.glob("mesh.*")}  # the texture of an earlier export

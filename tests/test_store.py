@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -430,6 +431,23 @@ def meshed() -> Meshed:
     faces = np.array([[0, 2, 1], [0, 3, 2], [0, 1, 3], [1, 2, 3]], np.int32)
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces), np.full((4, 3), 90, np.uint8))
     return Meshed(step=6, mesh=mesh, turntable=np.zeros((8, 32, 32, 3), np.uint8), statistics={"faces": 4})
+
+
+def test_an_obj_with_a_texture_is_zipped_with_it(folder: RunFolder) -> None:
+    plain = replace(meshed(), turntable=None)
+    assert plain.mesh is not None
+    uv = plain.mesh.vertices[:, :2].copy()
+    textured = replace(plain, mesh=replace(plain.mesh, uv=uv, texture=np.full((8, 8, 3), 90, np.uint8)))
+    exports = folder.path / "public/exports"
+    folder.write(textured)
+    with zipfile.ZipFile(exports / "mesh.obj.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            name: (exports / name).read_bytes() for name in ("mesh.obj", "mesh.mtl", "mesh.png")
+        }
+    folder.write(plain)
+    assert {path.name for path in exports.iterdir()} == {
+        "mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "statistics.json",
+    }  # fmt: skip
 
 
 def broken_ffmpeg(*_: Any, **__: Any) -> None:
