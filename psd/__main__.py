@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     mesh.add_argument("--scene", choices=("best", "last"), help="by the selector judge (default: the preset's export)")
     mesh.add_argument("--texture", action="store_true", help="bake a texture instead of vertex colours")
     mesh.add_argument("--threshold", type=float, help="density of the surface (default: the one that fits the renders)")
-    mesh.add_argument("--out", type=Path, help="where the files go (default: the run's public/exports)")
+    mesh.add_argument("--out", type=Path, help="where they go (default: the run's folder, which gets every format)")
 
     listing = command("presets", "list presets, show one, or print the table of all parameters")
     listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
@@ -257,16 +257,21 @@ def export(arguments: argparse.Namespace) -> int:
     path = run_folder(arguments.folder)
 
     from psd.export import export as write
-    from psd.remesh import remesh
+    from psd.remesh import remake, remesh
 
-    mesh, step = remesh(path, scene=arguments.scene, threshold=arguments.threshold, texture=arguments.texture or None)
-    out = arguments.out or path / "public" / "exports"
-    with explaining(out):
-        out.mkdir(parents=True, exist_ok=True)
+    how = {"scene": arguments.scene, "threshold": arguments.threshold, "texture": arguments.texture or None}
+    if arguments.out is None:
+        out, mesh = path / "public" / "exports", remake(path, **how)
+    else:
+        out, (mesh, step) = arguments.out, remesh(path, **how)
+        with explaining(out):
+            out.mkdir(parents=True, exist_ok=True)
+        for name in formats:
+            write(mesh, out / f"mesh.{name}", provenance=provenance(path, step))
     for note in mesh.notes:
         print(note, file=sys.stderr)
     for name in formats:
-        print(write(mesh, out / f"mesh.{name}", provenance=provenance(path, step)))
+        print(out / f"mesh.{name}")
     return OK
 
 

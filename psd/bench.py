@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psd import memory
 from psd.drive import Controls, MakeEvents, drive
 from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped
 from psd.preset import Preset, PresetError
@@ -164,7 +164,7 @@ class Report:
     overhead_s: float  # median over steps of: step - bare calls
     overhead_share: float
     render_over_network: float
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int  # 0: not known
     cuda_memory_bytes: int | None
     full: dict[str, float] | None = None
 
@@ -179,7 +179,7 @@ class Report:
         lines += ["", f"overhead {self.overhead_s * 1e3:.1f} ms, {self.overhead_share:.1%} of a step"]
         lines += [f"rendering takes {self.render_over_network:.2f} of what the networks take"]
         for name, size in (("memory", self.peak_memory_bytes), ("GPU memory", self.cuda_memory_bytes)):
-            lines += [f"peak {name} {size / 2**20:.0f} MiB"] if size is not None else []
+            lines += [f"peak {name} {size / 2**20:.0f} MiB"] if size else []
         lines += [
             f"{name.removesuffix('_s').replace('_', ' ')}: {value:.1f} s" for name, value in (self.full or {}).items()
         ]
@@ -237,7 +237,7 @@ def report(laps: list[dict[str, float]], bare: Bare) -> Report:
         overhead_s=statistics.median(over),
         overhead_share=sum(over) / total,
         render_over_network=rendering / networks,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=memory.process_peak_bytes(),
         cuda_memory_bytes=cuda_memory_bytes(),
     )
 
@@ -262,16 +262,6 @@ def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
     return seen
 
 
-def peak_memory_bytes() -> int | None:
-    """The most this process has held in memory; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def cuda_memory_bytes() -> int | None:
     import torch
 
@@ -282,9 +272,8 @@ def cap_memory(gigabytes: float | None) -> None:
     """From here on this process gets no more of the GPU than a smaller one has (GiB), and its peak is counted anew."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    memory.release()
+    memory.forget_peak()
     if gigabytes is None:
         return
     if not torch.cuda.is_available():

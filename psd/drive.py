@@ -127,7 +127,9 @@ def drive(
             if screen is not None and isinstance(event, Previewed) and (reason := screen(event)):
                 LOG.warning("run %s, step %d: a preview was refused: %s", folder.id, step, reason)
                 raise RefusedError(f"a picture was refused at step {step}: {reason}")
-            yield folder.write(event)
+            yield (stored := folder.write(event))
+            for note in stored.notes if isinstance(stored, Meshed) else ():
+                yield folder.write(Warned(step=step, time_s=time_s, message=note))
             if until is not None and step >= until:
                 control.stop()
             if control.paused:

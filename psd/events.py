@@ -46,7 +46,8 @@ class Stepped(Event):
     ``reward/<name>`` mean raw reward of the current render (on steps that measure it), ``judge/<name>`` the same for
     judges, ``pair/gap``, ``pair/confidence``, ``pair/ratio`` (preference over base), ``pair/win_first``,
     ``loss/<regulariser>``, ``negative/<statistic>``, ``image/<statistic>``, ``time/<part>`` seconds, and
-    ``memory/peak_bytes`` (with the previews): the most that the device, or on a CPU the process, has held so far.
+    ``memory/peak_bytes`` (with the previews): the most that the GPU has held since the run began, or on a CPU the
+    process since it began; 0 where the system does not say.
     """
 
     t: int  # diffusion step of the score, 0 .. T - 1
@@ -89,7 +90,8 @@ class Checkpointed(Event):
 class Meshed(Event):
     """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made.
 
-    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).
+    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).  ``notes``
+    say which of its files could not be made and why; each is told again as a Warned.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("mesh", "turntable")
@@ -99,6 +101,7 @@ class Meshed(Event):
     scene_step: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

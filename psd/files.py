@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,9 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
 
 
 class StoreError(RuntimeError):
@@ -34,7 +37,7 @@ def explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             cure = "free space, or point PSD_RUNS at another disk; everything written before is kept"
             raise StoreError(f"the disk is full: cannot write {path}", cure) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -42,19 +45,26 @@ def explaining(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot use {path} ({error})", "check the disk, or point PSD_RUNS elsewhere") from error
 
 
-def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write beside, then rename over: readers see the old file or the new one.  ``durable`` waits for the disk."""
-    beside = path.with_name(f".{path.name}.new")
+@contextmanager
+def beside(path: Path, data: Iterable[bytes], *, durable: bool = False) -> Iterator[Path]:
+    """Pieces of ``data`` in a file next to ``path``, to be renamed over it or to go; ``durable`` waits for the disk."""
+    new = path.with_name(f".{path.name}.new")
     with explaining(path):
         try:
-            with open(beside, "wb") as file:
-                file.write(data)
+            with open(new, "wb") as file:
+                file.writelines(data)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            os.replace(beside, path)
+            yield new
         finally:
-            beside.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write beside, then rename over: readers see the old file or the new one."""
+    with beside(path, [data]) as new:
+        os.replace(new, path)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -34,12 +34,29 @@ def resident_bytes() -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
+def process_peak_bytes() -> int:
+    """The most that this process has held in main memory; 0 where the system does not say (Windows)."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def peak_bytes() -> int:
-    """The most that an NVIDIA GPU has held of this process; without one, what the process holds now."""
+    """The most that an NVIDIA GPU has held of this process since `forget_peak`; without one, `process_peak_bytes`."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    return resident_bytes()
+    return process_peak_bytes()
+
+
+def forget_peak() -> None:
+    """Count a GPU's peak anew: a run is not to be charged with the one before it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 # Of torch on a CPU; of the driver, and of CUDA's libraries, which allocate on their own.  All plain RuntimeErrors.

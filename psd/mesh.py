@@ -21,6 +21,7 @@ from psd.protocols import Scene
 from psd.surface import MeshError, closed, components, decimate, drop_floaters, face_volumes, smooth, vertex_normals
 
 CHUNK = 1 << 18  # points a query, so that memory does not grow with the resolution
+RIM = 0.1  # of the unit ball's radius: a field that is solid there is fog, not an object
 COLOUR_DEPTH = 0.15  # world units below the surface that its colour may come from
 
 
@@ -176,7 +177,10 @@ def largest_density(
 def iso_surface(
     density: Float[torch.Tensor, "x y z"], threshold: float
 ) -> tuple[Float32[np.ndarray, "n 3"], Int32[np.ndarray, "m 3"]]:
-    """Marching cubes (Lewiner) at ``threshold``, closed at the cube's sides, inner cavities filled."""
+    """Marching cubes (Lewiner) at ``threshold``, closed at the cube's sides, inner cavities filled.
+
+    Raises `MeshError` for an empty field, and for one that fills the unit ball: its surface would be the ball's own.
+    """
     from skimage.measure import marching_cubes
 
     resolution = density.shape[0]
@@ -189,12 +193,13 @@ def iso_surface(
             f"the field is empty: its largest density {float(density.max()):.3g} does not exceed the threshold"
             f" {threshold:.3g}: lower the threshold or run more steps"
         )
-    sides = np.ones((resolution,) * 3, dtype=bool)
-    sides[1:-1, 1:-1, 1:-1] = False
-    if (share := solid[1:-1, 1:-1, 1:-1][sides].mean()) > 0.5:
+    x, y, z = np.ogrid[(slice(-1, 1, resolution * 1j),) * 3]
+    radius = np.sqrt(x * x + y * y + z * z)
+    # Just below the ball's surface: on the cube's sides, outside it, a scene's density is zero.
+    if (share := solid[1:-1, 1:-1, 1:-1][(radius > 1 - RIM) & (radius <= 1)].mean()) > 0.5:
         raise MeshError(
-            f"the field is full: {share:.0%} of the cube's sides lie above the threshold {threshold:.3g} (at most 50%):"
-            " raise weight_opacity or the threshold"
+            f"the field is full: {share:.0%} of the outermost tenth of the unit ball lie above the threshold"
+            f" {threshold:.3g} (at most 50%): raise weight_opacity or the threshold"
         )
     level[np.asarray(ndimage.binary_fill_holes(solid)) & ~solid] = 0.5
     vertices, faces, _, _ = marching_cubes(level, 0.0, gradient_direction="ascent")

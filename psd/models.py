@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 
 
 def load_models(
-    preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str], Tensor]] | None = None, say: hub.Say | None = None
+    preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str], Any]] | None = None, say: hub.Say | None = None
 ) -> Models:
     """Everything that ``preset`` names, loaded once a process and shared (all networks are frozen).
 
@@ -48,7 +49,7 @@ def _load(
     preset: Preset,
     device: torch.device,
     why: str,
-    callables: Mapping[str, Callable[[Tensor, str], Tensor]],
+    callables: Mapping[str, Callable[[Tensor, str], Any]],
     say: hub.Say | None,
 ) -> Models:
     dtype = choose_precision(preset.precision, device)

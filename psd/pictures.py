@@ -8,6 +8,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from psd.files import FULL
+
+
+class FilmError(RuntimeError):
+    """A film was not made; what it shows is as good as before."""
+
 
 def encode_views(images: UInt8[np.ndarray, "v h w 3"], *, lossless: bool) -> bytes:
     """Square views side by side as one JPEG or PNG; the proportions tell how many there are."""
@@ -34,14 +40,31 @@ def decode_views(path: Path) -> UInt8[np.ndarray, "v h w 3"]:
 
 
 def write_films(frames: UInt8[np.ndarray, "v h w 3"], folder: Path) -> None:
-    """A turntable as turntable.mp4 (h264, even sizes) and turntable.webp (loops), 20 frames a second."""
-    import imageio.v3 as imageio
-    from PIL import Image
+    """A turntable as turntable.webp (loops) and turntable.mp4 (h264, even sizes), 20 frames a second.
 
+    Raises `FilmError` where one cannot be made, leaving no part of it; a full disk stays an OSError.
+    """
     height, width = (size // 2 * 2 for size in frames.shape[1:3])
     even = frames[:, :height, :width]
-    imageio.imwrite(
-        folder / "turntable.mp4", even, fps=20, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=8
-    )
-    first, *rest = [Image.fromarray(frame) for frame in frames]
-    first.save(folder / "turntable.webp", save_all=True, append_images=rest, duration=50, loop=0, quality=85)
+    path = folder / "turntable.webp"
+    try:
+        from PIL import Image
+
+        first, *rest = [Image.fromarray(frame) for frame in frames]
+        first.save(path, save_all=True, append_images=rest, duration=50, loop=0, quality=85)
+        path = folder / "turntable.mp4"
+
+        import imageio.v3 as imageio
+
+        imageio.imwrite(
+            path, even, plugin="FFMPEG", fps=20, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=8
+        )
+        if not path.is_file():  # nobody asked ffmpeg how it ended
+            raise RuntimeError("ffmpeg wrote nothing")
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        cure = "install imageio-ffmpeg again, or name an ffmpeg with libx264 in IMAGEIO_FFMPEG_EXE"
+        raise FilmError(f"{path.name} was not made ({said}): {cure}") from error

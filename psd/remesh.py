@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd.archive import checkpoint_steps, latest_checkpoint, read_preset, read_status
+from psd.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
 from psd.events import Meshed, Warned
+from psd.files import StoreError
 from psd.mesh import Mesh, MeshError, density_grid, extract, iso_surface, statistics
 from psd.preset import Preset, PresetError
 from psd.protocols import Scene
@@ -62,15 +63,18 @@ def remake(
     threshold: float | None = None,
     faces: int | None = None,
     texture: bool | None = None,
-) -> None:
+) -> Mesh:
     """`remesh` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes on."""
-    mesh, step = remesh(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
     status = read_status(folder)
+    if status.state in ACTIVE:
+        raise StoreError(f"{folder.name} is still going", "wait for its end, or stop it first")
+    mesh, step = remesh(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
     told = {"step": status.step, "time_s": status.time_s}
     with RunFolder.open(folder) as run:
         for note in mesh.notes:
             run.write(Warned(message=note, **told))
         run.write(Meshed(mesh=mesh, scene_step=step, statistics=statistics(mesh), **told))
+    return mesh
 
 
 class Remesher:

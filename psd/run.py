@@ -63,6 +63,7 @@ def run(
     `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU honestly, if it synchronises).
     """
     methods.check(preset, models)
+    memory.forget_peak()
     state = State.create(preset, models)
     if resume is not None:
         state.restore(resume)

@@ -19,7 +19,8 @@ import re
 import shutil
 import time
 import unicodedata
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -50,11 +51,12 @@ from psd.events import (
     Warned,
     to_json,
 )
-from psd.files import Lock, StoreError, append_line, cut_partial_line, explaining, replace_file
-from psd.pictures import encode_views, write_films
+from psd.files import Lock, StoreError, append_line, beside, cut_partial_line, explaining, replace_file
+from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
 
 KEPT_CHECKPOINTS = 2
+ROW = re.compile(rb'\{"step": (\d+),')  # of metrics.jsonl, as `RunFolder.write` begins it
 STATUS_EVERY_S = 1.0  # steps update status.json at most this often
 
 
@@ -128,19 +130,21 @@ class RunFolder:
         return self.path.name
 
     def write(self, event: Event) -> Event:
-        """Store an event and its arrays; returns it with ``file`` set and a failure's traceback moved to the log."""
+        """Store an event and its arrays; returns it with ``file`` set, what could not be made of a mesh in its
+        ``notes``, and a failure's traceback moved to the log."""
         if not self._lock.held:
             raise StoreError(f"{self.path} is closed", "open it again with RunFolder.open")
         match event:
             case Started():
                 text = json.dumps({**event.environment, "notes": event.notes}, indent=2, ensure_ascii=False)
                 replace_file(self.path / "environment.json", text.encode())
+                self._forget_rows(event.step)
             case Previewed():
                 event = replace(event, file=self._write_preview(event))
             case Checkpointed():
                 event = replace(event, file=self._write_checkpoint(event))
             case Meshed() if event.mesh is not None:
-                event = replace(event, file=self._write_mesh(event))
+                event = self._write_mesh(event)
             case Failed():
                 self.log(f"failed at step {event.step}: {event.message}\n{event.traceback}")
                 event = replace(event, traceback="")
@@ -182,6 +186,18 @@ class RunFolder:
     def log(self, text: str) -> None:
         append_line(self.path / "log.txt", f"{_iso(datetime.now().astimezone())} {text.rstrip()}")
 
+    def _forget_rows(self, step: int) -> None:
+        """Take the rows after ``step`` off metrics.jsonl: a resumed run does those steps over."""
+        path = self.path / "metrics.jsonl"
+
+        def kept() -> Iterator[bytes]:
+            with open(path, "rb") as file:
+                yield from (line for line in file if not ((row := ROW.match(line)) and int(row[1]) > step))
+
+        if path.is_file():
+            with beside(path, kept()) as new:
+                os.replace(new, path)
+
     def _write_preview(self, event: Previewed) -> str:
         """The views of one kind side by side in one picture: rgb as JPEG, the rest lossless."""
         if "rgb" not in event.images:
@@ -191,7 +207,10 @@ class RunFolder:
         return preview_file(event.step, "rgb")
 
     def _write_checkpoint(self, event: Checkpointed) -> str:
-        """Tensors first, the JSON as the seal; then all but this one and the newest one before it go."""
+        """Tensors first, the JSON as the seal; then all but this one and the newest one before it go.
+
+        One of the same step stays whole until all of the new one is on the disk.
+        """
         from safetensors.numpy import save
 
         file = f"checkpoints/{event.step:06d}.safetensors"
@@ -199,10 +218,14 @@ class RunFolder:
         seal = {"schema": SCHEMA, "step": event.step, "time_s": event.time_s, "values": dict(event.values)}
         text = json.dumps(seal, allow_nan=False, ensure_ascii=False)
         path = self.path / file
-        with explaining(path):
-            path.with_suffix(".json").unlink(missing_ok=True)  # an old seal must not vouch for new tensors
-        replace_file(path, save(tensors), durable=True)
-        replace_file(path.with_suffix(".json"), text.encode(), durable=True)
+        sealed = path.with_suffix(".json")
+        with (
+            beside(path, [save(tensors)], durable=True) as new,
+            beside(sealed, [text.encode()], durable=True) as new_seal,
+        ):
+            sealed.unlink(missing_ok=True)  # an old seal must not vouch for new tensors
+            os.replace(new, path)
+            os.replace(new_seal, sealed)
         steps = checkpoint_steps(self.path)
         kept = [step for step in steps if step <= event.step][-KEPT_CHECKPOINTS:]
         for step in set(steps) - set(kept):  # later ones belong to a future that a resume has left
@@ -210,33 +233,46 @@ class RunFolder:
                 (path.parent / f"{step:06d}{suffix}").unlink(missing_ok=True)
         return file
 
-    def _write_mesh(self, event: Meshed) -> str:
-        """All formats into a directory beside, then each into place: a reader sees old or new, never half a file."""
+    def _write_mesh(self, event: Meshed) -> Meshed:
+        """All formats into a directory beside, then each into place: a reader sees old or new, never half a file.
+
+        An OBJ with a texture is there a second time, zipped with the two files that it needs.  A film that fails is a
+        note: the mesh is what the run was for.
+        """
         from psd.export import export
 
         assert event.mesh is not None
         origin = provenance(self.path, event.step if event.scene_step is None else event.scene_step)
         exports = self.path / "public" / "exports"
         new = self.path / "exports.new"
+        notes: tuple[str, ...] = ()
         with explaining(exports):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             try:
                 for suffix in ("glb", "obj", "ply", "stl"):
                     export(event.mesh, new / f"mesh.{suffix}", provenance=origin)
+                if event.mesh.texture is not None:
+                    with zipfile.ZipFile(new / "mesh.obj.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                        for suffix in ("obj", "mtl", "png"):
+                            archive.write(new / f"mesh.{suffix}", f"mesh.{suffix}")
                 text = json.dumps(event.statistics, indent=2, allow_nan=False)
                 (new / "statistics.json").write_text(text, encoding="utf-8")
+                stale = {path.name for path in exports.glob("mesh.*")}  # the texture of an earlier export
                 if event.turntable is not None:
-                    write_films(event.turntable, new)
-                stale = {path.name for path in exports.glob("mesh.*")}
+                    stale |= {path.name for path in exports.glob("turntable.*")}
+                    try:
+                        write_films(event.turntable, new)
+                    except FilmError as error:
+                        notes = (f"The mesh has no film: {error}",)
                 for path in sorted(new.iterdir()):
                     os.replace(path, exports / path.name)
                     stale.discard(path.name)
-                for name in stale:  # the texture of an earlier export
+                for name in stale:
                     (exports / name).unlink()
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-        return "public/exports/mesh.glb"
+        return replace(event, file="public/exports/mesh.glb", notes=notes)
 
     def discard(self) -> None:
         """Take a folder back in which nothing has happened yet."""

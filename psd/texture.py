@@ -59,12 +59,15 @@ def bake(
 
 
 def unwrapped(mesh: Mesh, size: int, timeout_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Original vertex of each new one, faces, uv; from a child process that dies at the timeout."""
+    """Original vertex of each new one, faces, uv; from a child process that dies at the timeout, not at a Ctrl-C."""
     given = io.BytesIO()
     np.savez(given, vertices=mesh.vertices, faces=mesh.faces.astype(np.uint32), normals=mesh.normals, size=size)
     command = [sys.executable, "-P", str(Path(__file__).with_name("unwrap.py"))]  # -P: no psd/ before the libraries
     try:
-        child = subprocess.run(command, input=given.getvalue(), capture_output=True, timeout=timeout_s, check=True)
+        child = subprocess.run(
+            command, input=given.getvalue(), capture_output=True, timeout=timeout_s, check=True,
+            start_new_session=True,  # the terminal's Ctrl-C asks the run to end and keep everything, texture included
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise TextureError(
             f"unwrapping {len(mesh.faces)} faces took more than {timeout_s:g} s: lower mesh_faces"

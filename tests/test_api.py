@@ -180,6 +180,9 @@ def test_meshes_are_fetched_by_all_and_made_again_by_the_owner(server: Server) -
     made = server.call("export_mesh", run_id=told["run_id"], scene="best", threshold=3.5, owner=told["owner"])
     assert server.fetch(made["file"]).content == b"best 3.5"
     assert server.call("export_mesh", run_id=told["run_id"]) == made
+    for name in ("mesh.obj", "mesh.obj.zip"):  # textured
+        (server.root / told["run_id"] / "public/exports" / name).write_text(name)
+    assert server.call("export_mesh", run_id=told["run_id"], format="obj")["file"].endswith("/mesh.obj.zip")
 
 
 def test_images_are_scored(server: Server) -> None:

@@ -3,11 +3,14 @@
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from psd import doctor, hub, machine, memory, models
 from psd.preset import MissingError, Preset
+from psd.run import run
+from tests.toy import make_models, make_preset
 
 
 def with_driver(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
@@ -108,3 +111,20 @@ def test_threads_of_one_run_do_not_stay_for_the_next(monkeypatch: pytest.MonkeyP
     for threads in (before + 1, 0):
         models.load_models(Preset.load("tiny", {"device": "cpu", "threads": threads}))
     assert asked == [before + 1, before]
+
+
+def test_the_peak_remembers_what_was_given_back() -> None:
+    held = np.ones(2**26, np.uint8)
+    during = memory.resident_bytes()  # 0 where there is no /proc
+    assert held[-1] == 1
+    del held
+    assert memory.peak_bytes() >= during - 2**22  # the kernel counts in batches of pages
+
+
+def test_a_run_counts_the_peak_of_a_gpu_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [9_000]
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: peaks[-1])
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: peaks.append(100))
+    next(run(make_preset(), make_models()))
+    assert memory.peak_bytes() == 100

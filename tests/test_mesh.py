@@ -1,6 +1,7 @@
 """The mesh of an analytic field: where its surface lies, that it is closed, and what the files say."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +15,15 @@ import trimesh
 from torch import Tensor
 
 from psd import cameras as psd_cameras
+from psd import texture
 from psd.cameras import Cameras
 from psd.export import export, linear
 from psd.mesh import Mesh, MeshError, best_threshold, density_grid, extract, statistics, surface_colour
 from psd.pictures import write_films
+from psd.preset import Preset
 from psd.protocols import Render, Scene
 from psd.rasterise import rasterise
+from psd.scene import make_scene
 from psd.surface import closed, decimate, face_volumes, separate, smooth, vertex_normals
 from psd.turntable import turntable
 
@@ -195,6 +199,15 @@ def test_a_field_without_a_surface_is_an_error(density: Field, cure: str) -> Non
         extract(analytic(density), resolution=24, faces=1000)
 
 
+def test_fog_that_fills_a_scene_is_no_ball() -> None:
+    scene = make_scene(Preset(grid_size=16))
+    state = scene.state()
+    state["density_levels.0"].fill_(9.0)
+    scene.load_state(state)
+    with pytest.raises(MeshError, match="field is full: 100%.*weight_opacity"):
+        extract(scene, resolution=24, faces=1000)
+
+
 @pytest.mark.parametrize("bad", [{"resolution": 4}, {"faces": 3}, {"threshold": 0.0}, {"threshold": float("nan")}])
 def test_impossible_wishes_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(MeshError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
@@ -269,6 +282,17 @@ def test_without_time_for_a_texture_the_mesh_says_so() -> None:
     mesh = made(ball(0.6), resolution=16, faces=400, texture=True, texture_timeout_s=0.01)
     assert mesh.texture is None and mesh.uv is None and len(mesh.colours) == len(mesh.vertices)
     assert len(mesh.notes) == 1 and "vertex colours" in mesh.notes[0] and "0.01 s" in mesh.notes[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
+def test_ctrl_c_does_not_reach_the_unwrapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unwrap.py").write_text(
+        "import os, sys, numpy\n"
+        "numpy.savez(sys.stdout.buffer, origin=[os.getpgrp()], faces=[[0, 0, 0]], uv=[[0.0, 0.0]])\n"
+    )
+    monkeypatch.setattr(texture, "__file__", str(tmp_path / "texture.py"))
+    (group,), _, _ = texture.unwrapped(pyramid(), 64, timeout_s=20)
+    assert group != os.getpgrp()
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -259,3 +260,21 @@ def test_black_box_reward_checks_its_shape():
     assert good(images, "").shape == (2, 4)
     with pytest.raises(ValueError, match=r"\(2,\).*\(2, 4\)"):
         BlackBoxReward("bad", lambda images, prompt: images.mean((1, 2, 3, 4)))(images, "")
+
+
+SCORES = [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    "scores", [SCORES, np.array(SCORES), np.array(SCORES, np.float64), torch.tensor(SCORES)],
+    ids=["lists", "integers", "doubles", "integer tensor"],
+)  # fmt: skip
+def test_black_box_reward_takes_any_numbers(scores):
+    found = BlackBoxReward("mine", lambda images, prompt: scores)(torch.rand(2, 4, 3, 8, 8), "")
+    assert found.dtype == torch.float32 and found.tolist() == SCORES
+
+
+@pytest.mark.parametrize("scores", [None, "good", [["a"] * 4] * 2, [[1.0], [1.0, 2.0]]])
+def test_black_box_reward_names_what_is_no_score(scores):
+    with pytest.raises(ValueError, match=r"reward 'mine' returned \w+, which is no array.*\(2, 4\)"):
+        BlackBoxReward("mine", lambda images, prompt: scores)(torch.rand(2, 4, 3, 8, 8), "")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import psd.files
-import psd.store
 from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
-from psd.drive import light
-from psd.events import Checkpointed, Event, Failed, Finished, Previewed, Started, Stepped, Warned
+from psd.drive import Controls, drive, light
+from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
 from psd.files import Lock, StoreError, locked
+from psd.mesh import Mesh
 from psd.pictures import decode_views, encode_views, write_films
 from psd.preset import Preset
 from psd.protocols import NoControl
 from psd.store import RunFolder, slug
+from psd.surface import vertex_normals
 from tests.fake_run import fake_run, views
 
 PRESET = Preset(prompt="a red mushroom", seed=3, steps=6)
@@ -235,6 +237,8 @@ def test_what_a_resume_did_over_is_told_once(folder: RunFolder) -> None:
     steps = [event for event in replay(folder.path) if isinstance(event, Stepped)]
     through = [event for event in fake_run(PRESET, NoControl()) if isinstance(event, Stepped)]
     assert steps == through
+    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert read_preset(folder.path).steps == 6
 
 
@@ -277,18 +281,39 @@ def test_crash_while_rewriting_a_checkpoint_does_not_mix_two(
 ) -> None:
     for step in (1, 2):
         folder.write(checkpoint(step))
-    original = psd.store.replace_file
+    original = os.replace
 
-    def crash_at_the_seal(path: Path, *args: Any, **kwargs: Any) -> None:
+    def crash_at_the_seal(new: Path, path: Path) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
-        original(path, *args, **kwargs)
+        original(new, path)
 
-    monkeypatch.setattr(psd.store, "replace_file", crash_at_the_seal)
+    monkeypatch.setattr(os, "replace", crash_at_the_seal)
     with pytest.raises(KeyboardInterrupt):
         folder.write(replace(checkpoint(2), values={"step": "new"}))
     found = latest_checkpoint(folder.path)
     assert found is not None and found.step == 1
+
+
+@pytest.mark.parametrize("room", [0, 1], ids=["tensors", "seal"])
+def test_a_disk_that_fills_while_rewriting_a_checkpoint_keeps_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    for step in (1, 2):
+        folder.write(checkpoint(step))
+    synced = []
+
+    def filling(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > room:
+            full_disk()
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(StoreError, match="disk is full"):
+        folder.write(replace(checkpoint(2), values={"step": "new"}))
+    found = latest_checkpoint(folder.path)
+    assert found is not None and found.step == 2 and found.values == {"step": 2}
+    assert len(list((folder.path / "checkpoints").iterdir())) == 4
 
 
 def test_no_checkpoint_yet(folder: RunFolder) -> None:
@@ -398,6 +423,57 @@ def test_films_play(tmp_path: Path) -> None:
         film = np.stack(list(imageio.imiter(tmp_path / name)))
         assert film.shape == (8, size, size, 3)
         assert np.abs(film.mean((1, 2, 3)) - frames.mean((1, 2, 3))).max() < 6
+
+
+def meshed() -> Meshed:
+    """A tetrahedron and a film of eight frames."""
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 3, 2], [0, 1, 3], [1, 2, 3]], np.int32)
+    mesh = Mesh(vertices, faces, vertex_normals(vertices, faces), np.full((4, 3), 90, np.uint8))
+    return Meshed(step=6, mesh=mesh, turntable=np.zeros((8, 32, 32, 3), np.uint8), statistics={"faces": 4})
+
+
+def test_an_obj_with_a_texture_is_zipped_with_it(folder: RunFolder) -> None:
+    plain = replace(meshed(), turntable=None)
+    assert plain.mesh is not None
+    uv = plain.mesh.vertices[:, :2].copy()
+    textured = replace(plain, mesh=replace(plain.mesh, uv=uv, texture=np.full((8, 8, 3), 90, np.uint8)))
+    exports = folder.path / "public/exports"
+    folder.write(textured)
+    with zipfile.ZipFile(exports / "mesh.obj.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            name: (exports / name).read_bytes() for name in ("mesh.obj", "mesh.mtl", "mesh.png")
+        }
+    folder.write(plain)
+    assert {path.name for path in exports.iterdir()} == {
+        "mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "statistics.json",
+    }  # fmt: skip
+
+
+def broken_ffmpeg(*_: Any, **__: Any) -> None:
+    raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\n...")  # imageio's, without an errno
+
+
+@pytest.mark.parametrize("broken", [broken_ffmpeg, lambda *_, **__: None], ids=["says so", "writes nothing"])
+def test_a_film_that_fails_costs_no_mesh(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    folder.write(meshed())
+    exports = folder.path / "public/exports"
+    with_film = {path.name for path in exports.iterdir()}
+    monkeypatch.setattr("imageio.v3.imwrite", broken)
+    events = [replace(meshed(), statistics={"faces": 5}), Finished(step=6, reason="completed")]
+    told = list(drive(lambda *_: iter(events), folder, Controls(PRESET)))
+    assert [type(event) for event in told] == [Meshed, Warned, Finished]
+    warning = told[1]
+    assert isinstance(warning, Warned) and "turntable.mp4" in warning.message and "libx264" in warning.message
+    assert [light(event) for event in told] == list(replay(folder.path))[1:]
+    assert {path.name for path in exports.iterdir()} == with_film - {"turntable.mp4"}  # it would show an earlier scene
+    assert json.loads((exports / "statistics.json").read_text()) == {"faces": 5}
+
+
+def test_a_disk_that_a_film_fills_is_told_as_full(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imageio.v3.imwrite", full_disk)
+    with pytest.raises(StoreError, match="disk is full"):
+        folder.write(meshed())
 
 
 def test_environment_is_kept(folder: RunFolder) -> None:

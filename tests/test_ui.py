@@ -251,6 +251,16 @@ def test_what_people_typed_is_never_markup(show: Callable[[Watched], str], tmp_p
     assert "<img src=x" not in shown and 'onerror="' not in shown
 
 
+def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
+    exports = tmp_path / markup.EXPORTS
+    exports.mkdir(parents=True)
+    for name in ("mesh.glb", "mesh.obj", "mesh.obj.zip"):
+        (exports / name).touch()
+    shown = mesh.downloads(Watched("id", tmp_path, prompt="a cube", view=told(STORY)))
+    assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
+    assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
+
+
 def test_tokens_and_notes_are_escaped() -> None:
     view = fold(View(), NegativeUpdated(step=1, tokens=("<s>",), drift=(0.1,), nearest=("<b>",)))
     assert "<s>" not in tokens(view) and "&lt;s&gt;" in tokens(view)

@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from psd.bench import Call, Recorder, peak_memory_bytes
+from psd import memory
+from psd.bench import Call, Recorder
 from psd.cameras import turntable
 from psd.events import Checkpointed, Failed, Finished, Meshed, Previewed, Stepped, Warned
 from psd.hub import ROOT
@@ -112,7 +113,7 @@ def distil(preset: Preset) -> Distilled:
     facts |= {
         "forward_rows": counts["forward"], "backward_rows": counts["backward"],
         "cost": counts["forward"] + BACKWARD * counts["backward"], "seconds": round(time.monotonic() - start, 1),
-        "peak_memory_bytes": peak_memory_bytes(), "pair_ratio": mean(ratios) if ratios else None,
+        "peak_memory_bytes": memory.process_peak_bytes(), "pair_ratio": mean(ratios) if ratios else None,
     }  # fmt: skip
     return Distilled(arrays, facts)
 

@@ -29,6 +29,7 @@ from psd.drive import light
 from psd.events import to_json
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, parse, shown
+from psd.ui.markup import EXPORTS, whole
 from psd.ui.watch import serve
 from psd.worker import Worker
 
@@ -97,7 +98,7 @@ class Api:
         told = summary(Run(folder, read_status(folder)))
         if job is not None:
             told |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
-        exports = sorted((folder / "public" / "exports").glob("*"))
+        exports = sorted((folder / EXPORTS).glob("*"))
         return told | {"files": {path.name: address(path) for path in exports if not path.name.startswith(".")}}
 
     def stop_run(self, run_id: str, owner: str) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class Api:
             owner: the secret that start_run returned; needed to make the mesh again
 
         Returns:
-            "file", the address of the mesh relative to the server's
+            "file", the address of the mesh relative to the server's; a textured OBJ is a zip with its .mtl and .png
         """
         if format not in FORMATS:
             raise PresetError(f"no format {shown(format)}; there are: {', '.join(FORMATS)}")
@@ -150,7 +151,7 @@ class Api:
                 raise PresetError(f"no scene {shown(scene)}; there are: best, last")
             shelf.require_owner(folder, owner)
             self._remake(folder, scene or None, threshold or None)
-        path = folder / "public" / "exports" / f"mesh.{format}"
+        path = whole(folder / EXPORTS / f"mesh.{format}")
         if not path.is_file():
             raise StoreError(f"the run {run_id} has no mesh yet", "wait for its end, or stop it")
         return {"run_id": run_id, "file": address(path)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 from psd.ui.page import Watched
@@ -63,6 +64,12 @@ def duration(seconds: float | None) -> str:
 def url(watched: Watched, file: str, version: int) -> str:
     """The address of a file of the run, relative to the page so that it holds below any root path."""
     return f"gradio_api/file={quote((watched.folder / file).as_posix())}?v={version}"
+
+
+def whole(path: Path) -> Path:
+    """What to hand out for a file of a mesh: a textured OBJ has no colour without its material, so its zip."""
+    packed = path.with_name(f"{path.name}.zip")
+    return packed if packed.is_file() else path
 
 
 def plain(metric: str) -> str:

@@ -13,7 +13,7 @@ from psd.files import StoreError
 from psd.preset import Preset, PresetError
 from psd.shelf import require_owner
 from psd.store import slug
-from psd.ui.markup import EXPORTS, note, number, url
+from psd.ui.markup import EXPORTS, note, number, url, whole
 from psd.ui.page import QUIET, Page, Pane, Watched
 from psd.ui.view import View
 
@@ -160,9 +160,9 @@ def downloads(watched: Watched) -> str:
     name = slug(watched.prompt)
     links = []
     for file, label in DOWNLOADS.items():
-        path = watched.folder / EXPORTS / file
+        path = whole(watched.folder / EXPORTS / file)
         if watched.view.mesh is not None and path.is_file():
-            address = url(watched, f"{EXPORTS}/{file}", path.stat().st_mtime_ns)
+            address = url(watched, f"{EXPORTS}/{path.name}", path.stat().st_mtime_ns)
             saved = f"{name}{path.suffix}"
             said = f'download="{saved}" aria-label="Download {label} as {saved}"'
             links.append(f'<a class="file" href="{address}" {said}>{label}</a>')
