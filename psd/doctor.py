@@ -30,6 +30,7 @@ OPTIONAL = {
     "tinycudann": "a faster hash grid; needs an NVIDIA GPU and nvcc",
     "nerfacc": "the reference that tests compare the renderer with; no run uses it",
     "xatlas": "baked textures; vertex colours otherwise",
+    "imageio-ffmpeg": "films of turntables; without it a run keeps its mesh and says so",
 }
 WIDTH = 22  # of the first column
 SUM = re.compile(r"\b([0-9a-f]{64})\b[\s|`*]+([\w./-]+)")

@@ -178,7 +178,9 @@ class Preset(BaseModel):
     negative_lr: float = setting(
         2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
     )
-    negative_every: int = setting(5, "Steps between updates.", group="negative", symbol="K_n", ge=1, le=1000)
+    negative_every: int = setting(
+        5, "Steps between updates.", group="negative", symbol="K_n", unit="steps", ge=1, le=1000
+    )
     negative_t_max: float = setting(0.8, "Update only up to this t/T.", group="negative", symbol="t_n", ge=0, le=1)
     negative_pull: float = setting(1e-2, "Pull back to the start.", group="negative", symbol="ρ_n", ge=0, le=10)
     negative_radius: float = setting(0.3, "Largest RMS drift.", group="negative", symbol="r_n", gt=0, le=10)
@@ -223,7 +225,7 @@ class Preset(BaseModel):
     )
 
     # output
-    preview_every: int = setting(5, "Steps between previews.", group="output", ge=1, le=10_000)
+    preview_every: int = setting(5, "Steps between previews.", group="output", unit="steps", ge=1, le=10_000)
     preview_size: int = setting(96, "Pixels of a preview.", group="output", unit="px", ge=16, le=1024)
     checkpoint_s: float = setting(20.0, "Seconds between checkpoints.", group="output", unit="s", gt=0, le=30)
     export: Literal["best", "last"] = setting(
