@@ -162,7 +162,7 @@ class Api:
         Args:
             images: PNG or JPEG files in base64, at most 16
             prompt: what they should show
-            judge: a reward or judge that a shipped preset names; empty: the selector judge of the preset "tiny"
+            judge: a judge or reward of the preset that this server starts from; empty: its selector judge
 
         Returns:
             "judge" and "scores", one for each image
