@@ -6,6 +6,7 @@ Each command is the module of its name, with ``add_arguments(parser)`` and ``mai
 from __future__ import annotations
 
 import argparse
+import sys
 
 from psd.tiny import captions, card, data, evaluate, train
 
@@ -20,7 +21,7 @@ def main() -> None:
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     args = parser.parse_args()
-    args.main(args)
+    sys.exit(args.main(args))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from psd.hub import ROOT
@@ -77,17 +78,24 @@ def measured(name: str) -> dict[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="*", default=[name for name in ABOUT if name != "prior-early"])
+    parser.add_argument("models", nargs="*", metavar="model", help="default: all that are there, but for prior-early")
     parser.add_argument("--work", default="work/train", help="where `train` put its shipped folders")
     parser.add_argument("--cards-only", action="store_true", help="only write the cards again")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    for name in arguments.models:
+    def source(name: str) -> Path:
+        return ROOT / "assets" / name if arguments.cards_only else Path(arguments.work) / name / "shipped"
+
+    there = [name for name in ABOUT if (source(name) / "training.json").is_file()]
+    if absent := [name for name in arguments.models if name not in there]:
+        print(f"no trained model in {source(absent[0])}: train it first (there: {', '.join(there)})", file=sys.stderr)
+        return 2
+    for name in arguments.models or [name for name in there if name != "prior-early"]:
         target = ROOT / "assets" / name
         if not arguments.cards_only:
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(Path(arguments.work) / name / "shipped", target)
+            shutil.copytree(source(name), target)
         (target / "README.md").write_text(card(name, target), encoding="utf-8")
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB")
