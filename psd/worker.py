@@ -96,6 +96,7 @@ class Worker:
         self._device = threading.Lock()  # held by whoever computes: a run, or a warm-up
         self._paces: dict[Hashable, Pace] = {}
         self._zips = TemporaryDirectory(prefix="psd-zip-")
+        self._zipping = threading.Lock()  # nobody clears away what another is still writing
         self._closing = False
         self._make_room()
         self._thread = threading.Thread(target=self._work, name="psd-worker", daemon=True)
@@ -251,16 +252,18 @@ class Worker:
         folder = self.folder(run_id)
         shelf.require_owner(folder, owner)
         shelf.delete(folder)
-        self._zip_of(folder).unlink(missing_ok=True)
+        with self._zipping:
+            self._zip_of(folder).unlink(missing_ok=True)
         with self._changed:
             self._entries.pop(run_id, None)
 
     def zip(self, run_id: str) -> Path:
         """A run as one file (`psd.shelf.pack`), made anew; it goes with the run, or after `MOST_ZIPS` newer ones."""
         folder = self.folder(run_id)
-        made = shelf.pack(folder, self._zip_of(folder))
-        for old in sorted(made.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime)[:-MOST_ZIPS]:
-            old.unlink(missing_ok=True)
+        with self._zipping:
+            made = shelf.pack(folder, self._zip_of(folder))
+            for old in sorted(made.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime)[:-MOST_ZIPS]:
+                old.unlink()
         return made
 
     def shutdown(self, timeout_s: float = 30.0) -> bool:

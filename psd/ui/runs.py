@@ -51,9 +51,6 @@ class RunsTab:
                         return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.folder(run)))]
                     case "delete":
                         desk.worker.delete(run, owner)
-                        if run == watched:  # leave it
-                            desk.watcher.forget_list()
-                            return ["", gr.skip(), "", "", *desk.skipped()]
                     case "keep" | "release":
                         desk.worker.pin(run, what == "keep", owner)
                     case "go on":
@@ -61,7 +58,8 @@ class RunsTab:
             except (PresetError, StoreError) as error:
                 return [note(str(error)), gr.skip(), *quiet]
             desk.watcher.forget_list()
-            return ["", gr.skip(), *quiet]
+            gone = what == "delete" and run == watched  # then the page leaves it
+            return ["", gr.skip(), *(["", "", *desk.skipped()] if gone else quiet)]
 
         shown = [self.message, self.file, desk.run_id, desk.last, *desk.shown]
         self.list.click(act, [desk.owner, desk.run_id], shown, **QUIET).then(**desk.news)
