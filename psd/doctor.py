@@ -233,10 +233,11 @@ def downloads(names: Iterable[str]) -> Iterator[Finding]:
 
 
 def optional(name: str, use: str) -> Finding:
-    if importlib.util.find_spec(name) is None:
+    module = name.replace("-", "_")
+    if importlib.util.find_spec(module) is None:
         return Finding(name, NOTE, f"absent: {use}")
     try:
-        importlib.import_module(name)
+        importlib.import_module(module)
     except (ImportError, OSError) as error:  # tinycudann without a GPU raises OSError
         return Finding(name, NOTE, f"cannot be used here ({str(error).splitlines()[0]}): {use}")
     return Finding(name, OK, use)

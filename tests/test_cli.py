@@ -430,6 +430,10 @@ def test_doctor_names_a_package_that_is_not_there(tmp_path: Path, monkeypatch: p
     assert found == {"no-such-thing": doctor.BAD, "numpy": doctor.NOTE}
 
 
+def test_doctor_finds_an_optional_package_by_its_module() -> None:
+    assert doctor.optional("imageio-ffmpeg", "films").state == doctor.OK
+
+
 def test_doctor_of_torchvision_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "requirements.txt").write_text("torch==2.0\n")
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
