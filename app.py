@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported: idle OpenMP threads that spin would take the cores from the page that shows the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,25 +21,44 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from psd import guard, ui
 from psd.archive import default_root
 from psd.drive import Controls, MakeEvents
-from psd.events import Checkpointed, Event
+from psd.events import Checkpointed, Event, Finished, Warned
 from psd.preset import Preset, PresetError, available
 from psd.tiny import grammar
 from psd.ui import api
 from psd.ui.mesh import Remesh
 from psd.worker import Limits, Worker
 
+if TYPE_CHECKING:
+    from psd.protocols import Models
+
 LOADING = threading.Lock()  # a run that starts early waits for the models instead of loading them twice
 LARGEST_UPLOAD = "1mb"  # a preset is a few kB
 
 
 def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
-    """The engine; imported by the worker's thread, so that the page is there before torch is."""
-    with LOADING:
-        from psd.models import load_models
-        from psd.run import run
+    """The engine; imported by the worker's thread, so that the page is there before torch is.
 
-        models = load_models(preset)
-    return run(preset, models, control=control, resume=resume)
+    Downloads come first, as `Warned` events: size and licence before anything is fetched.
+    """
+    from psd.hub import LeftError
+    from psd.models import arriving
+    from psd.run import run
+
+    step = resume.step if resume else 0
+    try:
+        for text in arriving(preset, leave=control.stopping):
+            yield Warned(step=step, message=text)
+    except LeftError:
+        yield Finished(step=step, reason="stopped")
+        return
+    yield from run(preset, load(preset), control=control, resume=resume)
+
+
+def load(preset: Preset) -> Models:
+    from psd.models import load_models
+
+    with LOADING:
+        return load_models(preset)
 
 
 def driver() -> MakeEvents:
@@ -69,8 +88,13 @@ def remake(folder: Path, scene: str | None, threshold: float | None) -> None:
 
 def load_ahead(preset: Preset) -> None:
     """Load the models while somebody thinks of a prompt; what is missing is said now and again by the run."""
+    from psd.models import arriving
+
     try:
-        make_events(preset, Controls(preset), None)
+        if download := next(arriving(preset), None):
+            print(f"The first run of this preset begins by {download}", file=sys.stderr)
+        else:
+            load(preset)
     except (PresetError, OSError) as error:
         print(f"Cannot load the models of this preset yet: {error}", file=sys.stderr)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from psd.drive import Controls, MakeEvents, failure
-from psd.events import Event, Failed, Finished, Started, Stepped
+from psd.events import Event, Failed, Finished, Started, Stepped, Warned
 from psd.preset import Preset, PresetError
 
 WARM_UP_STEPS = 8
@@ -63,6 +63,10 @@ class Pacer:
                 self._end_s = event.time_s - self._last.time_s
 
     @property
+    def started(self) -> bool:
+        return self._first is not None
+
+    @property
     def pace(self) -> Pace | None:
         """None until `LEAST_STEPS` steps are known."""
         if self._first is None or self._last is None or self._last.step - self._first.step < LEAST_STEPS:
@@ -89,6 +93,8 @@ def measure(make_events: MakeEvents, preset: Preset, unless: Callable[[], bool] 
     pacer, control = Pacer(), Controls(warm_up)
     try:
         for event in make_events(warm_up, control, None):
+            if isinstance(event, Warned) and not pacer.started:  # a download is only announced; nobody asked for it yet
+                raise PresetError(f"no estimate before the models are here: a run begins by {event.message}")
             pacer.add(event)
             if isinstance(event, Failed):
                 raise PresetError(f"{event.message}: {event.cure}")

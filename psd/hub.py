@@ -11,16 +11,19 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from psd.preset import PRESETS, MissingError, Preset
 
 ROOT = PRESETS.parent
 GB = 1e9
 SPARE_DISK = GB  # bytes that a download leaves free
+POLL_S = 0.5  # between looks at how far a download is
 OPENRAIL = "forbids the harmful uses that its attachment A lists, for what is made with it too"
 
 Say = Callable[[str], object]
@@ -28,6 +31,10 @@ Say = Callable[[str], object]
 
 class GoneError(MissingError):
     """The hub has no such repository, or not for this user."""
+
+
+class LeftError(Exception):
+    """A download was left before its end, as asked."""
 
 
 @dataclass(frozen=True)
@@ -247,31 +254,37 @@ def split(source: str) -> tuple[str, str]:
 
 
 def fetch(source: str, kind: str, *, half: bool = False, say: Say | None = None) -> Located:
-    """The model, downloaded if need be: size, licence and terms are said first; what is there already is not fetched
-    again, and a download that was cut goes on.  Raises `MissingError` with the cure for whatever stands in the way.
-    """
+    """The model, downloaded if need be: ``say`` (else stderr) hears what `arriving` tells.  Raises as that does."""
+    for text in arriving(source, kind, half=half):
+        (say or _complain)(text)
     found = find(source, kind, half=half)
-    if found is not None:
-        return found
+    if found is None:
+        raise MissingError(f"{source} is still incomplete after its download: delete it from the hub's cache and retry")
+    return found
+
+
+def arriving(source: str, kind: str, *, half: bool = False, leave: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """Downloads the model unless it is here: size, licence and terms come before anything is fetched, then each tenth.
+
+    What is there already is not fetched again, and a download that was cut, or that ``leave`` ended, goes on another
+    time.  Raises `MissingError` with the cure for whatever stands in the way, `LeftError` when ``leave`` said so.
+    """
+    if find(source, kind, half=half) is not None:
+        return
     if offline():
         raise MissingError(
             f"{source} is not here, or only in part, and the run is offline: start it once with a connection"
             f" ({about(source)})"
         )
-    say = say or _complain
     places = (source, *mirrors(source))
     for place in places:
         try:
-            _download(place, kind, half, say)
-            break
+            yield from _downloading(place, kind, half, leave)
+            return
         except GoneError as error:
             if place == places[-1]:
                 raise
-            say(f"{error}; trying the next mirror")
-    found = find(source, kind, half=half)
-    if found is None:
-        raise MissingError(f"{source} is still incomplete after its download: delete it from the hub's cache and retry")
-    return found
+            yield f"{error}; trying the next mirror"
 
 
 def _complain(text: str) -> None:
@@ -283,7 +296,7 @@ def about(source: str) -> str:
     return str(release) if release else f"{source}: size and licence stand on its page at huggingface.co"
 
 
-def _download(source: str, kind: str, half: bool, say: Say) -> None:
+def _downloading(source: str, kind: str, half: bool, leave: Callable[[], bool]) -> Iterator[str]:
     from httpx2 import HTTPError  # what huggingface_hub connects with; httpx is Gradio's
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -296,14 +309,19 @@ def _download(source: str, kind: str, half: bool, say: Say) -> None:
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
         files = [file] if file else chosen(sorted(sizes), needs(kind, half))
         size = sum(sizes.get(name, 0) for name in files)
-        say(f"downloading {size / GB:.2f} GB from {page}; {about(source)}")
+        yield f"downloading {size / GB:.2f} GB from {page}; {about(source)}"
         room = shutil.disk_usage(next(p for p in Path(HF_HUB_CACHE).absolute().parents if p.exists())).free
         if room < size + SPARE_DISK:
             raise MissingError(
                 f"{source} takes {size / GB:.1f} GB and {room / GB:.1f} GB are free: make room, or set HF_HOME"
             )
-        for name in files:  # each shows its progress, and goes on where an earlier attempt stopped
-            hf_hub_download(repository, name)
+        told = done = 0
+        for name in files:  # each goes on where an earlier attempt stopped
+            for here in _fetching(lambda bar, name=name: hf_hub_download(repository, name, tqdm_class=bar), leave):
+                if size and (tenths := 10 * (done + here) // size) > told:
+                    told = tenths
+                    yield f"{source}: {(done + here) / GB:.2f} of {size / GB:.2f} GB are here"
+            done += sizes.get(name, 0)
     except LookupError as error:
         raise MissingError(
             f"{source} has no {error.args[0]} in the safetensors format: choose another source"
@@ -321,9 +339,42 @@ def _download(source: str, kind: str, half: bool, say: Say) -> None:
         ) from None
 
 
+def _fetching(download: Callable[[type], object], leave: Callable[[], bool]) -> Iterator[int]:
+    """Bytes that ``download(progress bar)`` has reached, now and then; in a thread, so that it can be left."""
+    from huggingface_hub.utils import tqdm
+
+    reached = 0
+
+    class Bar(tqdm):
+        """Counts where nothing is shown too: tqdm itself stands still then."""
+
+        def __init__(self, *args: Any, initial: int = 0, **keywords: Any) -> None:
+            nonlocal reached
+            super().__init__(*args, initial=initial, **keywords)
+            reached = initial
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal reached
+            if leave():
+                raise LeftError
+            reached += int(n or 0)
+            return super().update(n)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(download, Bar)
+        while not future.done():
+            wait([future], POLL_S)
+            yield reached
+        future.result()
+    if leave():
+        raise LeftError
+
+
 def sources(preset: Preset) -> list[tuple[str, str]]:
     """Everything that a preset loads, as (source, kind), parts of releases included."""
     wanted = [(preset.prior, "prior")]
+    wanted += [(preset.reward_decoder, "autoencoder")] if preset.reward_decoder else []
+    wanted += [(name, "lora") for name in preset.loras]
     wanted += [(name, "reward") for name in dict.fromkeys([*preset.rewards, *preset.judges])]
     for source, kind in list(wanted):
         if not is_file(source):

@@ -1,13 +1,19 @@
 """Models are found without a connection, downloads are announced, and whatever stands in their way is explained."""
 
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import app
 from psd import doctor, hub
-from psd.preset import MissingError, Preset, available
+from psd.drive import Controls
+from psd.estimate import measure
+from psd.events import Finished, Warned
+from psd.models import arriving
+from psd.preset import MissingError, Preset, PresetError, available
 
 PRIOR = [
     "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
@@ -47,13 +53,18 @@ class Hub:
             raise self.error
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in self.files.items()])
 
-    def download(self, repository: str, name: str) -> None:
+    def download(self, repository: str, name: str, tqdm_class: type) -> None:
         if len(self.fetched) == self.cut:
             raise ConnectionError("the line is dead")
+        with tqdm_class(total=self.files[name], disable=True) as bar:
+            for _ in range(4):
+                bar.update(self.files[name] / 4)
+                time.sleep(2 * hub.POLL_S)
         self.fetched.append(name)
         cached(self.cache, repository, [name])
 
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hub, "POLL_S", 0.005)
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
         monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
 
@@ -92,9 +103,46 @@ def test_a_download_says_size_and_licence_first_fetches_what_serves_and_goes_on_
 
     Hub(cache, files).stand_in(monkeypatch)
     assert hub.fetch(source, "prior", half=True, say=said.append).variant == "fp16"
-    assert len(said) == 2
+    assert sum("downloading" in text for text in said) == 2
+    tenths = [text for text in said if "3.00 GB are here" in text]
+    assert len(tenths) >= 5 and tenths[-1] == f"{source}: 3.00 of 3.00 GB are here"
+    before = len(said)
     hub.fetch(source, "prior", half=True, say=said.append)
-    assert len(said) == 2  # it is here now
+    assert len(said) == before  # it is here now
+
+
+def test_a_download_can_be_left_and_is_only_announced_until_it_is_wanted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = dict.fromkeys(PRIOR, 1000)
+    (there := Hub(cache, files)).stand_in(monkeypatch)
+    announced = next(hub.arriving("owner/prior", "prior"))
+    assert announced.startswith("downloading") and not there.fetched
+    with pytest.raises(hub.LeftError):
+        list(hub.arriving("owner/prior", "prior", leave=lambda: len(there.fetched) > 2))
+    assert len(there.fetched) == 3 and hub.find("owner/prior", "prior") is None
+    assert list(hub.arriving("owner/prior", "prior"))[-1].endswith("are here")
+    assert hub.find("owner/prior", "prior") is not None and not list(hub.arriving("owner/prior", "prior"))
+
+
+def test_the_page_hears_of_a_download_before_it_begins_and_an_estimate_begins_none(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (there := Hub(cache, dict.fromkeys(PRIOR, 1000))).stand_in(monkeypatch)
+    preset = Preset.load("tiny", {"prior": "owner/prior"})
+    assert next(arriving(preset)).startswith("downloading 0.00 GB from https://huggingface.co/owner/prior")
+    with pytest.raises(PresetError, match="a run begins by downloading 0.00 GB"):
+        measure(app.make_events, preset)
+    app.load_ahead(preset)
+    assert "begins by downloading" in capsys.readouterr().err and not there.fetched
+
+    control = Controls(preset)
+    events = app.make_events(preset, control, None)
+    first = next(events)
+    assert isinstance(first, Warned) and "huggingface.co/owner/prior" in first.message
+    control.stop()
+    *_, last = events
+    assert isinstance(last, Finished) and last.reason == "stopped" and not there.fetched
 
 
 def test_mirrors_are_tried_in_order_and_found_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
