@@ -26,6 +26,10 @@ class Graphed:
         self.function, self.record = function, record or Recording
         self.replays: dict[Hashable, Replay] = {}
 
+    def forget(self) -> None:
+        """Give up the recordings and their memory; the next calls record anew."""
+        self.replays.clear()
+
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         given = [value for value in inputs if value is not None]
         if torch.is_grad_enabled() or any(value.device.type != "cuda" for value in given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,14 +19,18 @@ SMALLER = {
 
 
 def smaller(preset: Preset) -> Preset:
-    """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is."""
+    """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is.
+
+    (And `Models.fewer`: past `late_start` a step has one orbit anyway, and networks fill the memory.)
+    """
     halves = {name: max(least, getattr(preset, name) // 2) for name, least in SMALLER.items()}
     return preset.changed({name: min(half, getattr(preset, name)) for name, half in halves.items()})
 
 
 def in_words(preset: Preset) -> str:
-    """``render_size 32, late_render_size 32, groups 1, late_groups 1, candidates 2``"""
-    return ", ".join(f"{name} {getattr(preset, name)}" for name in SMALLER)
+    """``render_size 32, late_render_size 32, ..., and networks one orbit at a time``"""
+    values = ", ".join(f"{name} {getattr(preset, name)}" for name in SMALLER)
+    return f"{values}, and networks one orbit at a time"
 
 
 def resident_bytes() -> int:
@@ -59,8 +64,12 @@ def forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-# Of torch on a CPU; of the driver, and of CUDA's libraries, which allocate on their own.  All plain RuntimeErrors.
-SIGNS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE")
+# Of torch on a CPU; of the driver, of CUDA's libraries, which allocate on their own (cuDNN says that no algorithm is
+# left for its workspace), and of Triton.  All plain RuntimeErrors.
+SIGNS = (
+    "can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE",
+    "unable to find an engine to execute", "Unable to find a valid cuDNN algorithm", "[CUDA]: out of memory",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -70,7 +79,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back what torch keeps of a GPU for later, in pieces that may not fit what comes next."""
+    """Give back what nobody uses any more: networks, which are cycles of references, and what torch keeps of a GPU for
+    later, in pieces that may not fit what comes next."""
+    gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -38,11 +38,17 @@ def load_models(
     except (MemoryError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        load_prior.cache_clear()
-        load_judge.cache_clear()
         cure = machine.no_room(error, str(device))
-    memory.release()  # out of the exception, whose frames hold what was loaded
+    let_go()  # out of the exception, whose frames hold what was loaded
     raise MissingError(cure)
+
+
+def let_go() -> None:
+    """Free all models that no run holds."""
+    _held.clear()
+    load_prior.cache_clear()
+    load_judge.cache_clear()
+    memory.release()
 
 
 def _load(
@@ -53,6 +59,7 @@ def _load(
     say: hub.Say | None,
 ) -> Models:
     dtype = choose_precision(preset.precision, device)
+    make_way(preset, device, dtype)
     prior = load_prior(
         preset.prior, device, dtype, loras=tuple(preset.loras.items()), decoder=preset.reward_decoder,
         batch=preset.network_batch, graphs=preset.compile, say=say,
@@ -69,16 +76,45 @@ def _load(
             parked=watching and preset.network_batch > 0, say=say,
         )  # fmt: skip
 
+    rewards, judges = ({name: find(name) for name in names} for names in (preset.rewards, preset.judges))
+    networks = [prior, *(one for one in {**rewards, **judges}.values() if isinstance(one, ImageTextReward))]
+
+    def take(batch: int) -> None:
+        for network in networks:
+            network.take(batch)
+
+    take(preset.network_batch)  # an earlier run may have had to do with fewer
     grid = (f"hash grid: {hash_backend(device)[1]}",) if preset.field == "hash" else ()
     threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,
-        rewards={name: find(name) for name in preset.rewards},
-        judges={name: find(name) for name in preset.judges},
+        rewards=rewards,
+        judges=judges,
         scene=lambda chosen: make_scene(chosen, device),
         negative_start=load_negative(preset.negative_start, prior) if preset.negative_start else None,
         notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licences(preset)),
+        fewer=lambda: take(prior.views),
     )
+
+
+_held: dict[torch.device, tuple] = {}  # what is on each device, by what `make_way` compares
+
+
+def make_way(preset: Preset, device: torch.device, dtype: torch.dtype) -> None:
+    """Before the models of another preset come to a GPU, those that are there go; main memory keeps several."""
+    names = {*preset.rewards, *preset.judges}
+    networks = (preset.prior, preset.loras, preset.reward_decoder, preset.network_batch, preset.compile)
+    wanted = (dtype, names, *networks)
+    if device.type != "cpu" and _held.get(device, wanted) != wanted:
+        let_go()
+    _held[device] = wanted
+
+
+def arriving(preset: Preset, leave: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """Downloads what the preset names and is not here; says before each what it is, then how far (`hub.arriving`)."""
+    half = choose_precision(preset.precision, choose_device(preset.device)[0]) != torch.float32
+    for source, kind in hub.sources(preset):
+        yield from hub.arriving(source, kind, half=half, leave=leave)
 
 
 def choose_device(wish: str) -> tuple[torch.device, str]:

@@ -66,6 +66,12 @@ class DiffusersPrior:
         join_views(self.unet, self.views)
         self.network: Callable[..., Tensor] = Graphed(self._unet) if graphs else self._unet
 
+    def take(self, batch: int) -> None:
+        """At most ``batch`` images at once from now on (0: all)."""
+        if batch != self.batch and isinstance(self.network, Graphed):
+            self.network.forget()
+        self.batch = batch
+
     def _unet(self, rows: Tensor, times: Tensor, text: Tensor, labels: Tensor | None) -> Tensor:
         return self.unet(rows, times, text, class_labels=labels).sample
 

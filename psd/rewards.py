@@ -100,6 +100,12 @@ class ImageTextReward:
             for part in self.readers():
                 part.to("cpu")
 
+    def take(self, batch: int) -> None:
+        """At most ``batch`` images at once from now on (0: all)."""
+        if batch != self.batch and isinstance(self._see, Graphed):
+            self._see.forget()
+        self.batch = batch
+
     def readers(self) -> list[nn.Module]:
         """Parts of the network that only prompts need, once each."""
         return []

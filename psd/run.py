@@ -72,6 +72,7 @@ def run(
     refused: dict = {}  # live values that were no good: said once
     if state.smaller:
         preset = memory.smaller(preset)
+        models.fewer()
     live = preset.changed(state.live)
     begun = saved = time.monotonic()
     earlier = resume.time_s if resume is not None else 0.0
@@ -122,6 +123,7 @@ def run(
                 raise
         if done is None:  # out of memory, and out of the exception, whose frames hold the step's tensors
             state.generator.set_state(generator_state)
+            models.fewer()
             memory.release()
             if state.smaller:
                 yield now(state.checkpoint())

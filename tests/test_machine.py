@@ -1,6 +1,7 @@
 """What a machine lacks is said by the run and by the doctor alike, with the cure."""
 
 import socket
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,38 @@ def test_models_that_do_not_fit_are_explained_and_let_go(monkeypatch: pytest.Mon
         models.load_models(Preset.load("tiny", {"device": "cpu"}))
 
 
+def test_a_gpu_holds_the_models_of_one_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = []
+    monkeypatch.setattr(models, "let_go", lambda: gone.append(1))
+    monkeypatch.setattr(models, "_held", {})
+    gpu, half = torch.device("cuda"), torch.float16
+    for change, lost in [
+        ({}, 0), ({"prompt": "a chair", "seed": 3, "steps": 9}, 0), ({"rewards": {"assets/reward": 0.5}}, 0),
+        ({"network_batch": 1}, 1), ({"network_batch": 1, "judges": []}, 2), ({}, 3),
+    ]:  # fmt: skip
+        models.make_way(Preset.load("tiny", change), gpu, half)
+        assert len(gone) == lost, change
+    models.make_way(Preset.load("tiny", {"judges": []}), torch.device("cpu"), half)
+    assert len(gone) == 3  # main memory is larger
+
+
+def test_models_that_nobody_holds_are_freed() -> None:
+    preset = Preset.load("tiny", {"device": "cpu"})
+    held = weakref.ref(models.load_models(preset).prior)
+    models.let_go()
+    assert held() is None  # a network and what calls it are a cycle: no count of references ends it
+
+
+def test_networks_that_had_to_take_fewer_images_take_all_in_the_next_run() -> None:
+    preset = Preset.load("tiny", {"device": "cpu"})
+    loaded = models.load_models(preset)
+    loaded.fewer()
+    networks: list = [loaded.prior, *loaded.rewards.values(), *loaded.judges.values()]
+    assert [network.batch for network in networks] == [loaded.prior.views] * 3
+    models.load_models(preset)
+    assert [network.batch for network in networks] == [0] * 3
+
+
 @pytest.mark.parametrize(
     ("error", "short"),
     [
@@ -70,6 +103,8 @@ def test_models_that_do_not_fit_are_explained_and_let_go(monkeypatch: pytest.Mon
         (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("can't allocate memory"), False),
     ],

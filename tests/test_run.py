@@ -609,14 +609,17 @@ class Hungry(ToyPrior):
 
 
 def test_out_of_memory_goes_on_smaller_from_the_last_step_once() -> None:
-    preset = make_preset(groups=2, negative=False)
-    events = list(run(preset, make_models(prior=Hungry(3, after=4))))
+    preset, fewer = make_preset(groups=2, negative=False), []
+    events = list(run(preset, replace(make_models(prior=Hungry(3, after=4)), fewer=lambda: fewer.append(1))))
+    assert fewer == [1]  # networks too
     warned = [event for event in events if isinstance(event, Warned)]
     assert len(warned) == 1 and "Out of memory" in warned[0].message and "groups 1" in warned[0].message
     assert [event.step for event in steps_of(events)] == [1, 2, 3, 4, 5, 6] and 0 < warned[0].step < 6
     assert isinstance(events[-1], Finished) and events[-1].reason == "completed"
     saved = last_checkpoint(list(run(preset, make_models(prior=Hungry(3, after=4)), control=Hand(5))))
-    rest = list(run(preset, make_models(prior=Hungry(3, after=0)), resume=saved))
+    models = replace(make_models(prior=Hungry(3, after=0)), fewer=lambda: fewer.append(2))
+    rest = list(run(preset, models, resume=saved))
+    assert fewer == [1, 2]
     assert not any(isinstance(event, Warned) for event in rest), "a resumed run remembers that it is smaller"
     assert essence(last_checkpoint(rest)) == essence(last_checkpoint(events))
 
