@@ -111,7 +111,7 @@ def work(job: Job) -> dict[str, Any]:
     import torch
 
     from psd.tiny import captions, grammar
-    from psd.tiny.scenes import Distilled, assess, distil
+    from psd.tiny.scenes import Distilled, assess, distil, observe
 
     torch.set_num_threads(1)
     file = made_file(job)
@@ -123,6 +123,8 @@ def work(job: Job) -> dict[str, Any]:
             made.save(file)
     if job.kind == "probe":
         return {**job.key, **{name: made.facts[name] for name in ("steps", "cost", "pair_ratio", "seconds")}}
+    if not job.truth:
+        return {**job.key, **rounded(observe(made, job.preset, job.judges))}
     caption = grammar.parse(job.preset.prompt)
     listed = [others for name in caption_lists() if (others := caption_list(name).get(caption.text))]
     others = [grammar.parse(text) for text in listed[0]] if listed else captions.distractors(caption)

@@ -14,21 +14,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from psd.preset import LARGEST_FILE, PRESETS, Preset, PresetError, explain, parse, shown
+from psd.preset import LARGEST_FILE, PRESETS, MissingError, Preset, PresetError, explain, parse, shown
 
 ROOT = PRESETS.parent
 SUITES = PRESETS / "suites"
 RESULTS = ROOT / "assets" / "results"
 MEASURES = 1  # raise when a measure changes its meaning: older lines then no longer count
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
+PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
 
 Budget = Literal["steps", "cost"]
+T = TypeVar("T")
 
 
 class _Strict(BaseModel):
@@ -52,12 +54,31 @@ class Method(_Strict):
     ratio: float | None = Field(None, gt=0, le=10)  # preference_weight is set so that |term| / |base| averages this
 
 
+class PromptFile(_Strict):
+    """Prompts of a public list by their line numbers; whoever runs the suite puts the file under `PROMPTS`."""
+
+    file: str = Field(min_length=1)
+    origin: str = Field(min_length=1)  # where it is published
+    lines: list[int] = Field(min_length=1)  # the first is 1
+
+    def read(self) -> list[str]:
+        """Raises `MissingError` where the file is not here, `PresetError` for a line that it has not."""
+        path = PROMPTS / self.file
+        if not path.is_file():
+            raise MissingError(f"no list of prompts at {path}: fetch it from {self.origin}")
+        there = path.read_text(encoding="utf-8").splitlines()
+        if wrong := [line for line in self.lines if not 1 <= line <= len(there) or not there[line - 1].strip()]:
+            raise PresetError(f"{path} has no prompt on line {wrong[0]}; it has {len(there)} lines")
+        return [there[line - 1].strip() for line in self.lines]
+
+
 class Suite(_Strict):
     name: str
     about: str = Field(min_length=1)
     preset: str
     set: dict[str, Any] = {}
-    captions: str | list[str]  # a committed list, or the captions themselves
+    captions: str | list[str] | PromptFile  # a committed list, the captions themselves, or lines of a public list
+    truth: bool = True  # captions of the embedded world: they have a ground truth to be measured against
     main: Size
     others: Size
     judges: list[str] = Field(min_length=1)  # folders; no run sees them, the first is the primary measure
@@ -75,10 +96,15 @@ class Suite(_Strict):
             for name in [value] if isinstance(value, str) else value:
                 if name not in self.methods:
                     raise ValueError(f"{key} names {shown(name)}, but methods has only {', '.join(self.methods)}")
+        if self.bars and not self.truth:
+            raise ValueError("bars are asked of what has a truth: leave bars out, or set truth: true")
         for name in self.methods:
             self.values(name)
         for size in (self.main, self.others):
-            self.prompts(size)
+            if isinstance(self.captions, PromptFile):
+                self.spread(self.captions.lines, size)  # the file itself may be missing
+            else:
+                self.prompts(size)
         return self
 
     @classmethod
@@ -115,7 +141,15 @@ class Suite(_Strict):
 
     def prompts(self, size: Size) -> list[str]:
         """``size.prompts`` of the captions, evenly spread: lists are ordered by group."""
-        named = self.captions if isinstance(self.captions, list) else list(caption_list(self.captions))
+        match self.captions:
+            case PromptFile():
+                return self.spread(self.captions.read(), size)
+            case str():
+                return self.spread(list(caption_list(self.captions)), size)
+            case _:
+                return self.spread(self.captions, size)
+
+    def spread(self, named: list[T], size: Size) -> list[T]:
         if size.prompts > len(named):
             raise PresetError(f"{self.name}: {size.prompts} prompts asked, {len(named)} there are: lower prompts")
         return [named[i * len(named) // size.prompts] for i in range(size.prompts)]
@@ -154,6 +188,7 @@ class Job:
     preset: Preset
     judges: tuple[str, ...]
     kind: Literal["run", "probe"] = "run"
+    truth: bool = True
 
     @property
     def made(self) -> str:
@@ -222,7 +257,7 @@ def jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
         for prompt in suite.prompts(size):
             for seed in range(size.seeds):
                 paired = preset.model_copy(update={"prompt": prompt, "seed": seed})  # thousands: not checked again
-                found.append(Job(suite.name, name, budget, paired, tuple(suite.judges)))
+                found.append(Job(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth))
     order = {prompt: index for index, prompt in enumerate(suite.prompts(suite.main))}
     return sorted(found, key=lambda job: (job.preset.seed, order.get(job.preset.prompt, -1)))
 

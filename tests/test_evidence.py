@@ -62,8 +62,18 @@ def run_line(job: suite.Job, **measures: object) -> dict:
 # -------------------------------------------------------------------------------------------------------------- suites
 
 
+@pytest.fixture
+def public_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for the list of a public suite, which is not ours to ship."""
+    monkeypatch.setattr(suite, "PROMPTS", tmp_path)
+    path = tmp_path / "t3bench" / "prompt_single.txt"
+    path.parent.mkdir()
+    path.write_text("".join(f"A red tree number {number}\n" for number in range(1, 101)))
+    return path
+
+
 @pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_suite_that_ships_expands_into_distinct_paired_runs(path: Path) -> None:
+def test_every_suite_that_ships_expands_into_distinct_paired_runs(path: Path, public_list: Path) -> None:
     found = Suite.load(path)
     runs = jobs(found, [])
     assert len({(job.method, job.budget, job.preset.prompt, job.preset.seed) for job in runs}) == len(runs)
@@ -142,12 +152,65 @@ def test_the_hash_of_weights_follows_the_files(tmp_path: Path) -> None:
     [
         (("baseline: sds", "baseline: nobody"), "nobody"), (("steps: 6", "stepps: 6"), "stepps"),
         (("prompts: 3", "prompts: 4"), "lower prompts"), (("sweep:", "swep:"), "swep"),
-        (("ratio: 0.4", "ratio: -1"), "ratio"),
+        (("ratio: 0.4", "ratio: -1"), "ratio"), (("bars: true", "bars: true\ntruth: false"), "leave bars out"),
     ],
 )  # fmt: skip
 def test_wrong_suites_are_refused_by_name(tmp_path: Path, change: tuple[str, str], words: str) -> None:
     with pytest.raises(PresetError, match=words):
         small(tmp_path, SMALL.replace(*change))
+
+
+def test_lines_of_a_public_list_are_read_where_it_is_and_asked_for_where_not(public_list: Path) -> None:
+    large = Suite.load(SUITES / "large.yaml")
+    prompts = large.prompts(large.main)
+    assert prompts[:2] == ["A red tree number 3", "A red tree number 9"] and len(prompts) == 16
+    public_list.write_text("one\n\nthree\n")
+    with pytest.raises(PresetError, match="no prompt on line 9; it has 3 lines"):
+        large.prompts(large.main)
+    public_list.unlink()
+    large = Suite.load(SUITES / "large.yaml")  # still a suite: its page can be written
+    assert large.planned == 16 * 5 + 8
+    with pytest.raises(MissingError, match="t3bench.*fetch it from https"):
+        large.prompts(large.main)
+
+
+NO_TRUTH = """
+about: without a truth
+preset: tiny
+set: {steps: 2, mesh_resolution: 32}
+truth: false
+captions: {file: t3bench/prompt_single.txt, origin: nowhere, lines: [2]}
+main: {prompts: 1, seeds: 1}
+others: {prompts: 1, seeds: 1}
+judges: [assets/evidence]
+reference: steered
+baseline: sds
+methods:
+  sds: {about: no preference, set: {method: sds}}
+  steered: {about: the steered pair, set: {negative: false}}
+"""
+
+
+def test_without_a_truth_a_run_is_measured_by_raw_scores(
+    tmp_path: Path, public_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole runs of two steps, from a public list to the page."""
+    monkeypatch.setattr(compare, "WORK", tmp_path / "made")
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    public_list.write_text("a chair\na red tree\n")
+    found = small(tmp_path, NO_TRUTH)
+    lines = [compare.work(job) for job in jobs(found, [])]
+    assert [line["prompt"] for line in lines] == ["a red tree"] * 2
+    for line in lines:
+        assert {"reward", "evidence/score", "watertight", "seconds"} <= set(line)
+        assert line["curve"][-1][1:] == [pytest.approx(line[key], abs=1e-3) for key in ("reward", "evidence/score")]
+        assert not {"iou", "evidence/named"} & set(line)
+    page = evidence.suite_report(found, current(found, lines)[0], 0)
+    assert "Scores are raw" in page and "| method | runs | evidence | train reward |" in page
+    assert "IoU" not in page and "above truth" not in page
+    (tmp_path / "small.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    public_list.unlink()
+    assert len(evidence.recorded(found)[0]) == 2  # taken at their word
 
 
 def test_a_cut_line_is_no_line(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from psd.cameras import turntable
 from psd.events import Checkpointed, Failed, Finished, Meshed, Previewed, Stepped, Warned
 from psd.hub import ROOT
 from psd.mesh import Mesh
-from psd.models import load_judge, load_models
+from psd.models import choose_device, choose_precision, load_judge, load_models
 from psd.preset import Preset
 from psd.rasterise import rasterise
 from psd.rewards import fit
@@ -143,6 +143,33 @@ def assess(made: Distilled, preset: Preset, others: Sequence[grammar.Caption], j
     errors = [reprojection_error(images, turntable(4)) for images in (last, true.rgb[JUDGED])]
     ratio = errors[0] / errors[1]
     return found | {"inconsistency": ratio if ratio == ratio else None, "fog": fog(made.arrays["opacity"], sides)}
+
+
+@torch.no_grad()
+def observe(made: Distilled, preset: Preset, judges: Sequence[str]) -> dict[str, Any]:
+    """What can be told without a truth, of large models' runs: raw scores of the field's last preview, by ``reward``
+    and each judge; ``curve`` as in `assess`, of raw scores; ``inconsistency`` is the reprojected colour error itself.
+    """
+    device, _ = choose_device(preset.device)
+    dtype = choose_precision(preset.precision, device)
+    loaded = {name: load_judge(name, device, dtype, batch=preset.network_batch) for name in (*preset.rewards, *judges)}
+
+    def scores(pictures: UInt8[np.ndarray, "v h w 3"]) -> list[float]:
+        images = as_images(pictures).to(device)[None]
+        raw = {name: float(judge(images, preset.prompt).mean()) for name, judge in loaded.items()}
+        weights = preset.rewards
+        mixed = sum(weight * raw[name] for name, weight in weights.items()) / sum(weights.values())
+        return [mixed, *(raw[name] for name in judges)]
+
+    rows = list(zip(made.arrays["steps"].tolist(), map(scores, made.arrays["previews"]), strict=True))
+    last = as_images(made.arrays["previews"][-1])
+    error = reprojection_error(last, turntable(len(last)))
+    return {
+        **made.facts,
+        "curve": [[step, *(round(value, 4) for value in values)] for step, values in rows],
+        **dict(zip(["reward", *(f"{short(name)}/score" for name in judges)], rows[-1][1], strict=True)),
+        "inconsistency": error if error == error else None,
+    }
 
 
 @torch.no_grad()
