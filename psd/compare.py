@@ -98,10 +98,10 @@ def work_off(todo: Sequence[Job], path: Path, processes: int) -> None:
         for done, line in enumerate(pool.imap_unordered(work, todo), start=1):
             append_line(path, json.dumps(line, allow_nan=False, ensure_ascii=False))
             left_min = (time.monotonic() - begun) / done * (len(todo) - done) / 60
-            what = "cost" if line["kind"] == "probe" else "iou"
+            found = f"iou {line['iou']:.3f}  " if "iou" in line else ""
             print(
                 f"{done}/{len(todo)}  {line['method']:16} {line['prompt']:44} seed {line['seed']}  "
-                f"{what} {line[what]:.3f}  {line['seconds']:.0f} s  {left_min:.0f} min left",
+                f"{found}{line['seconds']:.0f} s  {left_min:.0f} min left",
                 flush=True,
             )
 
@@ -122,7 +122,7 @@ def work(job: Job) -> dict[str, Any]:
         with explaining(file):
             made.save(file)
     if job.kind == "probe":
-        return {**job.key, **{name: made.facts[name] for name in ("steps", "cost", "pair_ratio", "seconds")}}
+        return {**job.key, **{name: made.facts[name] for name in ("steps", "calls", "pair_ratio", "seconds")}}
     if not job.truth:
         return {**job.key, **rounded(observe(made, job.preset, job.judges))}
     caption = grammar.parse(job.preset.prompt)

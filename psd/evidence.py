@@ -17,7 +17,7 @@ import numpy as np
 from psd.charts import curves, intervals
 from psd.paired import Interval, Line, average, bootstrap, diverging, matched, paired
 from psd.preset import MissingError
-from psd.suite import RESULTS, ROOT, SUITES, Job, Suite, current, read_lines
+from psd.suite import RESULTS, ROOT, SUITES, Job, Suite, cost, current, read_lines
 
 BEGIN, END = "<!-- evidence: written by `python -m psd compare --report` -->", "<!-- end of evidence -->"
 STRIP_PROMPTS = 6
@@ -255,14 +255,14 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
 # --------------------------------------------------------------------------------------------------------------- report
 
 GUIDE = (
-    "Scores are over the ground truth's own (0: as good as the truth); cost is images through the network, a backward "
-    "pass counting as two more; texture is fine texture over the truth's, inconsistency the reprojected colour error "
-    "over the truth's, above truth the share of runs whose train reward exceeds the truth's, diverging the share whose "
-    "reward rose at the end while every judge fell."
+    "Scores are over the ground truth's own (0: as good as the truth); cost is what all calls of the networks come to, "
+    "in images through the U-Net, by the bench; texture is fine texture over the truth's, inconsistency the "
+    "reprojected colour error over the truth's, above truth the share of runs whose train reward exceeds the truth's, "
+    "diverging the share whose reward rose at the end while every judge fell."
 )
 GUIDE_WITHOUT_TRUTH = (
-    "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is images "
-    "through the network, a backward pass counting as two more; diverging is the share of runs whose reward rose at "
+    "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is what all "
+    "calls of the networks come to, in images through the U-Net; diverging is the share of runs whose reward rose at "
     "the end while every judge fell."
 )
 
@@ -279,7 +279,8 @@ def recorded(suite: Suite) -> tuple[list[dict[str, Any]], int]:
     try:
         found = current(suite, lines)[0] if lines else []
     except MissingError:  # without the list of prompts nobody can tell which lines hold: they are taken at their word
-        found = [line for line in lines if line["kind"] == "run" and line["method"] in suite.methods]
+        runs = [line for line in lines if line["kind"] == "run" and line["method"] in suite.methods]
+        found = [{**line, "cost": cost(line, suite.costs)} for line in runs]
     return found, suite.planned - len(found)
 
 

@@ -23,11 +23,19 @@ from psd.preset import LARGEST_FILE, PRESETS, MissingError, Preset, PresetError,
 ROOT = PRESETS.parent
 SUITES = PRESETS / "suites"
 RESULTS = ROOT / "assets" / "results"
-MEASURES = 1  # raise when a measure changes its meaning: older lines then no longer count
+MEASURES = 2  # raise when a measure changes its meaning: older lines then no longer count
+RECORD = 2  # raise when more of a run is kept: what was made before then lacks it
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
+
+# What an image costs in each network, without and with a backward pass, in images of the U-Net without one: the
+# embedded models by `python -m psd bench --set threads=1` (least times, one core of an EPYC with AVX2).
+Network = Literal["unet", "encode", "decode", "reward"]
+COSTS: dict[Network, tuple[float, float]] = {
+    "unet": (1.0, 1.8), "encode": (0.2, 0.6), "decode": (0.4, 0.85), "reward": (0.12, 0.3),
+}  # fmt: skip
 
 Budget = Literal["steps", "cost"]
 T = TypeVar("T")
@@ -86,6 +94,7 @@ class Suite(_Strict):
     baseline: str  # what every method is compared with
     beaten: list[str] = []  # what the reference has to beat in the primary and the secondary measure
     sweep: list[str] = []  # one control at several weights: compared at the reference's own train reward
+    costs: dict[Network, tuple[float, float]] = COSTS  # where others hold
     bars: bool = False  # whether the bars of the project are asked of the reference
     methods: dict[str, Method] = Field(min_length=1)
 
@@ -195,7 +204,7 @@ class Job:
         """Hash of what decides the outcome: preset and weights.  The name of what the run made."""
         values = self.preset.model_dump(mode="json", exclude=ELSEWHERE)
         sources = [self.preset.prior, *self.preset.rewards, self.preset.negative_start]
-        return digest(json.dumps(values, sort_keys=True), *map(weights, sources))
+        return digest(json.dumps(values, sort_keys=True), *map(weights, sources), str(RECORD))
 
     @property
     def hash(self) -> str:
@@ -277,13 +286,22 @@ def calibrated(suite: Suite, name: str, budget: Budget, told: Mapping[str, Mappi
         reference = told.get(probe(suite, suite.reference).hash)
         if own is None or reference is None:
             return None
-        share = (reference["cost"] / reference["steps"]) / (own["cost"] / own["steps"])
+        a_step = [cost(line, suite.costs) / line["steps"] for line in (reference, own)]
+        share = a_step[0] / a_step[1]
         steps = max(1, round(suite.values(suite.reference).steps * share))
         preset = looked_at(preset.changed({"steps": steps}))
     return preset
 
 
 # ---------------------------------------------------------------------------------------------------------------- lines
+
+
+def cost(line: Mapping[str, Any], costs: Mapping[Any, tuple[float, float]]) -> float:
+    """What a run's calls of the networks cost, in images through the U-Net."""
+    return sum(
+        plain * costs[kind][0] + differentiated * costs[kind][1]
+        for kind, (plain, differentiated) in line["calls"].items()
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -303,5 +321,5 @@ def current(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> tuple[list[dict
         if line is None:
             missing.append(job)
         else:
-            found.append({**line, **job.key})
+            found.append({**line, **job.key, "cost": cost(line, suite.costs)})
     return found, missing

@@ -43,7 +43,7 @@ def small(tmp_path: Path, text: str = SMALL) -> Suite:
 
 
 def probe_line(found: Suite, method: str, cost: float, ratio: float | None = None) -> dict:
-    return {**probe(found, method).key, "steps": 6, "cost": cost, "pair_ratio": ratio, "seconds": 1.0}
+    return {**probe(found, method).key, "steps": 6, "calls": {"unet": [cost, 0]}, "pair_ratio": ratio, "seconds": 1.0}
 
 
 def run_line(job: suite.Job, **measures: object) -> dict:
@@ -56,7 +56,7 @@ def run_line(job: suite.Job, **measures: object) -> dict:
         "seconds": 9,
     }
     curve = [[step, -3 + step / 6, -4 + step / 6] for step in range(7)]
-    return {**job.key, "group": "thing", "curve": curve, "cost": 50.0, **values, **measures}
+    return {**job.key, "group": "thing", "curve": curve, "calls": {"unet": [50, 0]}, **values, **measures}
 
 
 # -------------------------------------------------------------------------------------------------------------- suites
@@ -360,8 +360,12 @@ def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
     path, todo = tmp_path / "lines.jsonl", jobs(found, [])[:2]
     first = [compare.work(job) for job in todo]
     compare.append_line(path, json.dumps(first[0]))
-    assert {"iou", "reward", "evidence/score", "curve", "cost", "texture", "fog"} <= set(first[0])
-    assert first[0]["forward_rows"] == 32 and first[1]["forward_rows"] == 48
+    assert {"iou", "reward", "evidence/score", "curve", "calls", "texture", "fog"} <= set(first[0])
+    assert [line["calls"]["unet"] for line in first] == [[32, 0], [48, 0]]
+    plain, steered = (line["calls"] for line in first)
+    looks = plain["reward"][0]  # at previews
+    assert plain["decode"][1] == plain["reward"][1] == 0 and steered["encode"] == plain["encode"]
+    assert steered["decode"] == [plain["decode"][0] + 32, 16] and steered["reward"] == [looks + 32, 16]
     kept, missing = current(found, read_lines(path))
     assert len(kept) == 1 and todo[0].hash not in {job.hash for job in missing}
     monkeypatch.setattr("psd.tiny.scenes.run", None)  # a second run would fail

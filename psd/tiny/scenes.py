@@ -10,7 +10,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,12 @@ from psd.preset import Preset
 from psd.rasterise import rasterise
 from psd.rewards import fit
 from psd.run import run
+from psd.suite import COSTS
 from psd.tiny import grammar
 from psd.tiny.consistency import reprojection_error
 from psd.tiny.evaluate import CPU, mean, report, rows
 from psd.tiny.measures import JUDGED, SIZE, Sides, against_truth, judged, mesh_sides, true_sides, verdict
 
-BACKWARD = 2  # a backward pass through the network costs about two forward ones
 PICTURE = 96  # px
 
 
@@ -73,22 +73,26 @@ class Distilled:
 
 
 def distil(preset: Preset) -> Distilled:
-    """Runs ``preset`` to its mesh, counting the images that the network sees; `RuntimeError` if the run fails."""
-    counts = {"forward": 0, "backward": 0}
+    """Runs ``preset`` to its mesh, counting the images that each network sees; `RuntimeError` if the run fails."""
+    calls = {kind: [0, 0] for kind in COSTS}  # images without and with a backward pass
 
-    def note(_: str, call: Call) -> None:
-        images = call.args[0].shape[0] * call.args[0].shape[1]
-        counts["forward"] += images
-        counts["backward"] += images * call.grad
+    def counting(kind: str) -> Callable[[str, Call], None]:
+        def note(_: str, call: Call) -> None:
+            calls[kind][call.grad] += call.args[0].shape[0] * call.args[0].shape[1]
+
+        return note
 
     models = load_models(preset)
-    counted: Any = Recorder(models.prior, "predict_noise", note, "unet")
+    prior: Any = models.prior
+    for kind, method in (("unet", "predict_noise"), ("encode", "encode"), ("decode", "decode")):
+        prior = Recorder(prior, method, counting(kind), kind)
+    rewards: Any = {name: Recorder(it, "", counting("reward"), name) for name, it in models.rewards.items()}
     arrays: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     previews: dict[int, np.ndarray] = {}
     ratios: list[float] = []
     start = time.monotonic()
-    for event in run(preset, replace(models, prior=counted)):
+    for event in run(preset, replace(models, prior=prior, rewards=rewards)):
         match event:
             case Previewed():
                 previews[event.step] = event.images["rgb"]
@@ -111,8 +115,7 @@ def distil(preset: Preset) -> Distilled:
                 facts["steps"] = event.step
     arrays |= {"steps": np.array(list(previews)), "previews": np.stack(list(previews.values()))}
     facts |= {
-        "forward_rows": counts["forward"], "backward_rows": counts["backward"],
-        "cost": counts["forward"] + BACKWARD * counts["backward"], "seconds": round(time.monotonic() - start, 1),
+        "calls": calls, "seconds": round(time.monotonic() - start, 1),
         "peak_memory_bytes": memory.process_peak_bytes(), "pair_ratio": mean(ratios) if ratios else None,
     }  # fmt: skip
     return Distilled(arrays, facts)
