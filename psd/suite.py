@@ -255,7 +255,11 @@ def probes(suite: Suite) -> list[Job]:
 
 
 def jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
-    """All runs of the suite, a caption's methods beside each other; those whose probe is missing are left out."""
+    """All runs of the suite; those whose probe is missing are left out.
+
+    In an order in which a suite that is cut short says most: main methods first, a caption's beside each other, the
+    captions of `others`, which are spread over the list, before those between them.
+    """
     told = {line["hash"]: line for line in lines if line["kind"] == "probe"}
     found = []
     for name, budget in suite.rows():
@@ -267,8 +271,14 @@ def jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
             for seed in range(size.seeds):
                 paired = preset.model_copy(update={"prompt": prompt, "seed": seed})  # thousands: not checked again
                 found.append(Job(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth))
-    order = {prompt: index for index, prompt in enumerate(suite.prompts(suite.main))}
-    return sorted(found, key=lambda job: (job.preset.seed, order.get(job.preset.prompt, -1)))
+    stride = max(1, suite.main.prompts // suite.others.prompts)
+    order = {prompt: (index % stride, index) for index, prompt in enumerate(suite.prompts(suite.main))}
+
+    def urgency(job: Job) -> tuple:
+        beside = job.budget == "cost" or not suite.methods[job.method].main
+        return job.preset.seed, beside, order.get(job.preset.prompt, (-1, 0))
+
+    return sorted(found, key=urgency)
 
 
 def calibrated(suite: Suite, name: str, budget: Budget, told: Mapping[str, Mapping[str, Any]]) -> Preset | None:

@@ -13,6 +13,7 @@ from psd.charts import curves, intervals, ticks
 from psd.paired import average, bootstrap, diverging, matched, paired
 from psd.preset import MissingError, PresetError
 from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
+from psd.tiny import grammar
 
 SMALL = """
 about: two methods and a swept control
@@ -96,6 +97,17 @@ def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path
     counts = {name: sum(job.method == name for job in jobs(found, [])) for name in found.methods}
     assert counts == {"sds": 6, "steered": 6, "weak": 6, "strong": 6, "scaled": 0}  # its probe is missing
     assert [job.method for job in probes(found)] == ["sds", "steered", "scaled"]
+
+
+def test_a_suite_that_is_cut_short_has_run_its_main_methods_on_captions_of_all_groups() -> None:
+    found = Suite.load(SUITES / "embedded.yaml")
+    runs = jobs(found, [probe_line(found, name, 48.0) for name in found.methods])
+    methods = [name for name, method in found.methods.items() if method.main]
+    first = runs[: 8 * len(methods)]
+    assert [job.method for job in first[: len(methods)]] == methods and {job.preset.seed for job in first} == {0}
+    groups = {grammar.parse(job.preset.prompt).group for job in first}
+    assert groups == {"primitive", "pair", "thing"} and len({job.preset.prompt for job in first}) == 8
+    assert {job.budget for job in runs[: 24 * len(methods)]} == {"steps"}
 
 
 def test_equal_cost_gives_the_cheap_method_more_steps_and_a_ratio_scales_the_weight(tmp_path: Path) -> None:
