@@ -8,7 +8,9 @@ hub is asked for the exact ones before anything is fetched.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -96,11 +98,12 @@ RELEASES = {
 # Kind of model -> for each thing it needs, the file patterns that serve, the best first.
 Needs = Sequence[Sequence[str]]
 TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def weights(folder: str, stem: str, half: bool) -> tuple[str, ...]:
     """Safetensors only; the half-precision variant is a third of the download where half precision will do."""
-    full = (f"{folder}{stem}.safetensors", f"{folder}{stem}-*.safetensors")
+    full = (f"{folder}{stem}.safetensors", f"{folder}{stem}-?????-of-?????.safetensors")
     small = (f"{folder}{stem}.fp16.safetensors",)
     return (*small, *full) if half else (*full, *small)
 
@@ -136,6 +139,19 @@ def chosen(names: Sequence[str], wanted: Needs) -> list[str]:
         found += best
     folders = {name.rpartition("/")[0] for name in found}
     return found + [name for name in names if name.endswith(BESIDE) and name.rpartition("/")[0] in folders]
+
+
+def serving(folder: Path, kind: str, half: bool) -> tuple[str, ...]:
+    """The files of a folder that serve; LookupError with what it lacks, be it one shard of several."""
+    names = listed(folder)
+    files = chosen(names, needs(kind, half))
+    for index in {SHARD.sub(".safetensors.index.json", name) for name in files if SHARD.search(name)}:
+        if index not in names:
+            raise LookupError(index)
+        shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+        if lacking := sorted({(Path(index).parent / shard).as_posix() for shard in shards}.difference(names)):
+            raise LookupError(lacking[0])
+    return tuple(files)
 
 
 @dataclass(frozen=True)
@@ -200,13 +216,13 @@ def find(source: str, kind: str, *, half: bool = False) -> Located | None:
             return None
     elif path.is_dir():
         try:
-            return Located(path, tuple(chosen(listed(path), needs(kind, half))))
+            return Located(path, serving(path, kind, half))
         except LookupError as error:
             raise MissingError(f"{source} has no {error.args[0]}: copy or download it again") from None
     if path.is_file():
         return Located(path)
     try:
-        return Located(path, tuple(chosen(listed(path), needs(kind, half))))
+        return Located(path, serving(path, kind, half))
     except LookupError:
         return None  # half downloaded
 

@@ -1,5 +1,6 @@
 """Models are found without a connection, downloads are announced, and whatever stands in their way is explained."""
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_what_is_here_is_found_without_asking(cache: Path) -> None:
     cached(cache, "owner/prior", [])
     (found.path / "model_index.json").unlink()
     assert hub.find("owner/prior", "prior") is None  # half of it is not it
+
+
+def test_shards_are_whole_when_all_of_their_index_are_here(cache: Path) -> None:
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = "model.safetensors.index.json"
+    names = ["config.json", "tokenizer.json", *shards, index]
+    cached(cache, "owner/judge", names[:3])  # cut before the index, which comes last
+    assert hub.find("owner/judge", "reward") is None
+    cached(cache, "owner/judge", [index])
+    snapshot = cache / "models--owner--judge" / "snapshots" / "abc"
+    (snapshot / index).write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1], "c": shards[0]}}))
+    assert hub.find("owner/judge", "reward") is None
+    with pytest.raises(MissingError, match=f"has no {shards[1]}"):
+        hub.find(str(snapshot), "reward")
+    (snapshot / shards[1]).write_text("x")
+    found = hub.find("owner/judge", "reward")
+    assert found is not None and set(found.files) == set(names)
 
 
 def test_a_download_says_size_and_licence_first_fetches_what_serves_and_goes_on_after_a_cut(
