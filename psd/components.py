@@ -62,15 +62,17 @@ def load(
 
 
 def from_folder(found: hub.Located, dtype: torch.dtype) -> Components:
-    folder, variant = str(found.path), found.variant
+    folder = str(found.path)
     vae_class = AUTOENCODERS[read_json(found.path / "vae" / "config.json")["_class_name"]]
     index = read_json(found.path / "model_index.json")
     try:
         scheduler: Any = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         return Components(
             unet=unet(found, dtype),
-            vae=vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, variant=variant),
-            text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, variant=variant),
+            vae=vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, variant=found.variant("vae")),
+            text_encoder=CLIPTextModel.from_pretrained(
+                folder, subfolder="text_encoder", dtype=dtype, variant=found.variant("text_encoder")
+            ),
             tokenizer=AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             prediction_type=predicts(scheduler.config["prediction_type"], folder),
             alpha_bar=alpha_bar(scheduler),
@@ -88,7 +90,7 @@ def unet(found: hub.Located, dtype: torch.dtype) -> UNet2DConditionModel:
     config = read_json(found.path / "unet" / "config.json")
     if config["_class_name"] != MVDREAM_UNET:
         return UNet2DConditionModel.from_pretrained(
-            str(found.path), subfolder="unet", torch_dtype=dtype, variant=found.variant
+            str(found.path), subfolder="unet", torch_dtype=dtype, variant=found.variant("unet")
         )
     (file,) = [name for name in found.files if name.startswith("unet/") and name.endswith(".safetensors")]
     state = checkpoints.read_state(found.path / file)
@@ -124,7 +126,7 @@ def from_file(path: Path, source: str, dtype: torch.dtype, say: hub.Say | None) 
 def small_decoder(source: str, dtype: torch.dtype, say: hub.Say | None = None) -> AutoencoderTiny:
     """An `AutoencoderTiny` (TAESD) for the latents of a larger autoencoder."""
     found = hub.fetch(source, "autoencoder", half=dtype != torch.float32, say=say)
-    decoder: Any = AutoencoderTiny.from_pretrained(str(found.path), torch_dtype=dtype, variant=found.variant)
+    decoder: Any = AutoencoderTiny.from_pretrained(str(found.path), torch_dtype=dtype, variant=found.variant())
     return decoder.eval().requires_grad_(False)
 
 

@@ -161,9 +161,10 @@ class Located:
     path: Path
     files: tuple[str, ...] = ()  # that serve, in a folder
 
-    @property
-    def variant(self) -> str | None:
-        return "fp16" if any(".fp16." in name for name in self.files) else None
+    def variant(self, folder: str = "") -> str | None:
+        """Of the weights in ``folder``: repositories that are mixed or half downloaded have not the same everywhere."""
+        here = (name for name in self.files if name.rpartition("/")[0] == folder)
+        return "fp16" if any(".fp16." in name for name in here) else None
 
 
 def is_file(source: str) -> bool:

@@ -268,7 +268,7 @@ def load_reward(
         return AutoTokenizer.from_pretrained(str(at))
 
     def clip(at: hub.Located) -> nn.Module:
-        return CLIPModel.from_pretrained(str(at.path), dtype=dtype, variant=at.variant)
+        return CLIPModel.from_pretrained(str(at.path), dtype=dtype, variant=at.variant())
 
     kind, network, words = ClipReward, None, None
     if found.path.is_dir():

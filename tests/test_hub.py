@@ -83,7 +83,7 @@ def test_a_prior_is_whole_with_one_set_of_weights(half: bool, kind: str) -> None
 def test_what_is_here_is_found_without_asking(cache: Path) -> None:
     cached(cache, "owner/prior", PRIOR)
     found = hub.fetch("owner/prior", "prior", half=True)
-    assert found.path == cache / "models--owner--prior" / "snapshots" / "abc" and found.variant == "fp16"
+    assert found.path == cache / "models--owner--prior" / "snapshots" / "abc" and found.variant("unet") == "fp16"
     cached(cache, "owner/prior", [])
     (found.path / "model_index.json").unlink()
     assert hub.find("owner/prior", "prior") is None  # half of it is not it
@@ -120,7 +120,7 @@ def test_a_download_says_size_and_licence_first_fetches_what_serves_and_goes_on_
     assert hub.find(source, "prior", half=True) is None
 
     Hub(cache, files).stand_in(monkeypatch)
-    assert hub.fetch(source, "prior", half=True, say=said.append).variant == "fp16"
+    assert hub.fetch(source, "prior", half=True, say=said.append).variant("vae") == "fp16"
     assert sum("downloading" in text for text in said) == 2
     tenths = [text for text in said if "3.00 GB are here" in text]
     assert len(tenths) >= 5 and tenths[-1] == f"{source}: 3.00 of 3.00 GB are here"

@@ -1,6 +1,7 @@
 """Tiny random checkpoints in each released layout, through the loaders that the large ones take."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,19 @@ def test_words_for_display_are_embedded_together_as_each_alone(layout: str, requ
     words, vectors = prior.vocabulary()
     assert words == list(LETTERS)
     torch.testing.assert_close(vectors, torch.stack([prior.embed(word)[1] for word in words]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_each_network_is_loaded_in_the_variant_that_is_there(
+    dtype: torch.dtype, mvdream_folder: Path, tmp_path: Path
+) -> None:
+    """The autoencoder in half precision only, beside others in single only."""
+    shutil.copytree(mvdream_folder, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    found, wanted = (components.load(str(at), dtype) for at in (tmp_path, mvdream_folder))
+    for one, other in ((found.vae, wanted.vae), (found.text_encoder, wanted.text_encoder)):
+        assert all(map(torch.equal, one.parameters(), other.parameters()))
 
 
 # ------------------------------------------------------------------------------------------------- memory and precision
