@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIP
 
 from psd import layouts
 from psd.layouts import State
+from psd.machine import first_line
 from psd.preset import MissingError, PresetError
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -36,13 +39,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(path)  # pickles of before torch 1.6 cannot be
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except SafetensorError as error:
         raise MissingError(f"{path.name} is damaged or only half there ({error}): {cure}") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (pickle.UnpicklingError, struct.error, EOFError, IndexError, RuntimeError) as error:
         raise MissingError(
-            f"{path.name} cannot be read as tensors alone ({reason}): {cure}; a file that holds code is never run"
+            f"{path.name} cannot be read as tensors alone ({first_line(error)}): {cure};"
+            " a file that holds code is never run"
         ) from None
     state = state.get("state_dict", state)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

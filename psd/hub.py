@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from psd.machine import first_line
 from psd.preset import PRESETS, MissingError, Preset
 
 ROOT = PRESETS.parent
@@ -350,9 +351,9 @@ def _downloading(source: str, kind: str, half: bool, leave: Callable[[], bool]) 
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         if isinstance(error, MissingError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingError(
-            f"cannot download {source} ({reason}): check the connection, or choose a folder; what arrived is kept"
+            f"cannot download {source} ({first_line(error)}): check the connection, or choose a folder;"
+            " what arrived is kept"
         ) from None
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import shutil
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def no_package(error: ModuleNotFoundError) -> str:
     """Which package is missing, and the cure; the error itself for a module of this program."""
     package = (error.name or "").partition(".")[0]

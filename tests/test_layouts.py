@@ -187,13 +187,14 @@ def test_files_are_read_as_tensors_alone(tmp_path: Path) -> None:
     state = {"a": torch.arange(3.0)}
     save_file(state, tmp_path / "a.safetensors")
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "a.pt")
-    for name in ("a.safetensors", "a.pt"):
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)  # as before torch 1.6
+    for name in ("a.safetensors", "a.pt", "old.pt"):
         assert checkpoints.read_state(tmp_path / name)["a"].tolist() == [0, 1, 2]
 
     torch.save({"a": Path("code")}, tmp_path / "code.pt")
-    for name in ("a.safetensors", "a.pt"):  # a download that was cut
+    for name in ("a.safetensors", "a.pt", "old.pt"):  # a download that was cut
         (tmp_path / f"half-{name}").write_bytes((tmp_path / name).read_bytes()[:-20])
     (tmp_path / "empty.pt").touch()
-    for name in ("code.pt", "half-a.safetensors", "half-a.pt", "empty.pt"):
+    for name in ("code.pt", "half-a.safetensors", "half-a.pt", "half-old.pt", "empty.pt"):
         with pytest.raises(MissingError, match="downloaded again"):
             checkpoints.read_state(tmp_path / name)
