@@ -119,7 +119,12 @@ def accelerators() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
-            yield Finding(f"cuda:{index}", OK, f"{about.name}, {gigabytes(about.total_memory)}")
+            what = f"{about.name}, {gigabytes(about.total_memory)}"
+            if useless := machine.no_kernels(index):
+                reason, cure = useless
+                yield Finding(f"cuda:{index}", NOTE, f"{what}; {reason}", cure)
+                continue
+            yield Finding(f"cuda:{index}", OK, what)
             if about.total_memory < LARGE_MEMORY:
                 yield Finding(
                     f"cuda:{index}", NOTE, f"less than {gigabytes(LARGE_MEMORY)}, which `mvdream` is planned for",

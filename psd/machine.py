@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 
@@ -33,6 +34,39 @@ def no_gpu() -> tuple[str, str]:
         f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it",
         f"update the driver to one for CUDA {torch.version.cuda}, or restart after an update of it",
     )
+
+
+def no_kernels(card: int = 0) -> tuple[str, str] | None:
+    """Why this torch cannot compute on a GPU that it finds, and the cure; None where it can, or does not say.
+
+    Otherwise the first computation dies of "no kernel image is available".
+    """
+    import torch
+
+    built = [name for name in torch.cuda.get_arch_list() if name.startswith(("sm_", "compute_"))]
+    major, minor = torch.cuda.get_device_capability(card)
+    if not built or any(_runs(name, (major, minor)) for name in built):
+        return None
+    kind = "an older" if all(_capability(name) > (major, minor) for name in built) else "a newer"
+    return (
+        f"torch {torch.__version__} is built for {', '.join(built)}, not for this GPU (sm_{major}{minor})",
+        f"install a torch for {kind} CUDA than {torch.version.cuda}, or {kind} torch (pytorch.org lists them)",
+    )
+
+
+def _capability(built: str) -> tuple[int, int]:
+    digits = re.sub(r"\D", "", built)
+    return int(digits[:-1]), int(digits[-1])
+
+
+def _runs(built: str, card: tuple[int, int]) -> bool:
+    """Machine code (sm_) serves later minor versions too, PTX (compute_) all later cards; an a or f at the end narrows
+    it to one card or one major version."""
+    needed = _capability(built)
+    if built.endswith("a"):
+        return needed == card
+    any_later = built.startswith("compute_") and not built.endswith("f")
+    return needed <= card and (any_later or needed[0] == card[0])
 
 
 def no_room(error: BaseException, device: str) -> str:

@@ -119,17 +119,18 @@ def arriving(preset: Preset, leave: Callable[[], bool] = lambda: False) -> Itera
 
 def choose_device(wish: str) -> tuple[torch.device, str]:
     """The device and the reason; an explicit wish that cannot be met raises."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    useless = machine.no_kernels() if torch.cuda.is_available() else machine.no_gpu()
+    found = {"cuda": useless is None, "mps": torch.backends.mps.is_available(), "cpu": True}
     if wish != "auto":
         if not found[wish]:
-            reason, cure = machine.no_gpu() if wish == "cuda" else ("this is no Apple GPU", "")
+            reason, cure = useless if wish == "cuda" and useless else ("this is no Apple GPU", "")
             raise MissingError(f"device={wish} is not available here: {reason}; {cure or 'use device=auto'}")
         return torch.device(wish), f"device {wish}, as asked"
     name = next(name for name, available in found.items() if available)
     why = f"device {name}: the fastest found"
-    if name == "cpu":
-        reason, cure = machine.no_gpu()
-        why += f"; {reason}: {cure}" if cure else ""  # a driver that is there and of no use
+    if name == "cpu" and useless:
+        reason, cure = useless
+        why += f"; {reason}: {cure}" if cure else ""  # a driver or a GPU that is there and of no use
     return torch.device(name), why
 
 

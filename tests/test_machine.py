@@ -3,6 +3,7 @@
 import socket
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,49 @@ def test_without_a_driver_the_cpu_needs_no_excuse(monkeypatch: pytest.MonkeyPatc
     assert machine.no_gpu()[1] == ""
     assert models.choose_device("auto")[1] == "device cpu: the fastest found"
     with pytest.raises(MissingError, match="use device=auto"):
+        models.choose_device("cuda")
+
+
+def with_card(monkeypatch: pytest.MonkeyPatch, card: tuple[int, int], built: str) -> None:
+    """A machine with one GPU of that capability, and a torch that is built for those architectures."""
+    about = SimpleNamespace(name="GPU", total_memory=2**35)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: about)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: card)
+    monkeypatch.setattr("torch.cuda.get_arch_list", built.split)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("card", "built", "cure"),
+    [
+        ((8, 0), "sm_75 sm_80 sm_90", ""),
+        ((8, 9), "sm_75 sm_86 sm_90", ""),  # a later minor version
+        ((12, 0), "sm_80 sm_90 compute_90", ""),  # PTX, compiled by the driver
+        ((9, 0), "gfx90a", ""),  # ROCm's names say nothing here
+        ((9, 0), "sm_80 sm_90a", ""),
+        ((10, 3), "sm_90 sm_100f", ""),
+        ((6, 1), "sm_75 sm_80 sm_90 compute_90", "an older CUDA than 13.0"),
+        ((12, 0), "sm_80 sm_90", "a newer CUDA than 13.0"),
+        ((8, 0), "sm_75 sm_86 sm_90", "a newer CUDA than 13.0"),
+        ((10, 3), "sm_90a compute_100a", "a newer CUDA than 13.0"),
+        ((12, 0), "compute_100f", "a newer CUDA than 13.0"),
+    ],
+)
+def test_a_card_that_torch_has_no_kernels_for_is_explained_by_doctor_and_run(
+    card: tuple[int, int], built: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_card(monkeypatch, card, built)
+    (finding,) = [finding for finding in doctor.accelerators() if finding.what == "cuda:0"]
+    device, why = models.choose_device("auto")
+    if not cure:
+        assert finding.state == doctor.OK and device.type == models.choose_device("cuda")[0].type == "cuda"
+        return
+    assert finding.state == doctor.NOTE and finding.cure in why and cure in finding.cure
+    assert device.type == "cpu" and f"sm_{card[0]}{card[1]}" in why
+    with pytest.raises(MissingError, match=cure):
         models.choose_device("cuda")
 
 
