@@ -15,7 +15,7 @@ from psd.hashfield import hash_backend
 from psd.preset import MissingError, Preset, PresetError
 from psd.prior import DiffusersPrior
 from psd.protocols import Models, Prior, Reward
-from psd.rewards import BlackBoxReward, ImageTextReward, load_reward
+from psd.rewards import BlackBoxReward, ImageTextReward, load_reward, refuse_unknown
 from psd.scene import make_scene
 
 OWN_THREADS = torch.get_num_threads()
@@ -29,7 +29,7 @@ def load_models(
 
     ``black_boxes`` adds rewards that are plain callables; the preset weighs them by name in ``rewards``.  ``say`` hears
     of downloads before they begin (without it stderr does).
-    Raises `PresetError` for words that the prior never learned, `MissingError` for models that are not there.
+    Raises `PresetError` for words that a model never learned, `MissingError` for models that are not there.
     """
     torch.set_num_threads(preset.threads or OWN_THREADS)  # of the process: an earlier run may have set another number
     device, why = choose_device(preset.device)
@@ -71,10 +71,12 @@ def _load(
         if name in callables:
             return BlackBoxReward(name, callables[name])
         watching = name not in preset.rewards
-        return load_judge(
+        judge = load_judge(
             name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching,
             parked=watching and preset.network_batch > 0, say=say,
         )  # fmt: skip
+        refuse_unknown(judge.tokenizer, preset.prompt, name)
+        return judge
 
     rewards, judges = ({name: find(name) for name in names} for names in (preset.rewards, preset.judges))
     networks = [prior, *(one for one in {**rewards, **judges}.values() if isinstance(one, ImageTextReward))]

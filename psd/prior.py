@@ -19,6 +19,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psd import vocabulary
 from psd.cameras import Cameras, mvdream_condition
 from psd.components import Components
 from psd.graphs import Graphed
@@ -109,12 +110,7 @@ class DiffusersPrior:
         length = len(self.tokenizer(prompt).input_ids)
         if length > limit:
             raise PresetError(f"the prompt has {length} tokens; {self.source} takes {limit}: shorten it")
-        unknown_id = self.tokenizer.unk_token_id
-        unknown = [
-            word for word in prompt.split()
-            if unknown_id in self.tokenizer(word, add_special_tokens=False).input_ids and self.closed_vocabulary
-        ]  # fmt: skip
-        if unknown:
+        if unknown := vocabulary.unknown(self.tokenizer, prompt):
             words = sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
             near = {word: get_close_matches(word.lower(), words, 3, cutoff=0.4) for word in unknown}
             hints = "; ".join(f"{word!r}" + (f" (near: {', '.join(n)})" if n else "") for word, n in near.items())
@@ -122,11 +118,6 @@ class DiffusersPrior:
             known = f"The nearest captions that it knows: {'; '.join(examples)}" if examples else ", ".join(words)
             raise PresetError(f"{self.source} never learned {hints}. {known}")
         return self.tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt").input_ids
-
-    @property
-    def closed_vocabulary(self) -> bool:
-        """Whether each word is one token, so that an unknown one has no meaning (byte-pair tokenizers spell it)."""
-        return self.tokenizer.unk_token not in (None, self.tokenizer.eos_token)
 
     def embed(self, prompt: str) -> Float[Tensor, "l d"]:
         return self._encode_text(self._token_ids(prompt))[0]
@@ -147,7 +138,7 @@ class DiffusersPrior:
     def _vocabulary(self) -> tuple[list[str], Float[Tensor, "w d"]]:
         by_id = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         known = [(word, number) for word, number in by_id if word not in self.tokenizer.all_special_tokens]
-        if not self.closed_vocabulary:
+        if not vocabulary.closed(self.tokenizer):
             known = [(w[:-4], n) for w, n in known if w.endswith("</w>") and w[:-4].isalpha()][:DISPLAY_WORDS]
         start = self.tokenizer("").input_ids[0]
         # A token hears only those before it: two tokens a word are enough, and all words pass at once.

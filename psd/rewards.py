@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
-from psd import checkpoints, hub
+from psd import checkpoints, hub, vocabulary
 from psd.graphs import Graphed
 from psd.judges import load_critic
 from psd.offload import visiting
@@ -52,21 +52,23 @@ def colours(device: torch.device) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor,
     return mean, std
 
 
-def tokenised(
-    tokenizer: Any, prompt: str, source: str, length: int | None = None
-) -> tuple[Int[Tensor, "1 l"], Int[Tensor, "1 l"]]:
-    """Ids and mask, padded to ``length`` (the tokenizer's own without one); words of a closed vocabulary only.
-
-    The mask is the tokenizer's: CLIP's pads with the very token that its text is read at.
-    """
-    found = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    if tokenizer.unk_token not in (None, tokenizer.eos_token) and (found.input_ids == tokenizer.unk_token_id).any():
-        unknown = [
-            w for w in prompt.split() if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids
-        ]
+def refuse_unknown(tokenizer: Any, prompt: str, source: str) -> None:
+    """Raises `PresetError` for words outside a closed vocabulary, which a reward would score as nothing."""
+    if unknown := vocabulary.unknown(tokenizer, prompt):
         raise PresetError(
             f"{source} never learned {', '.join(map(repr, unknown))}: choose words from its tokenizer.json"
         )
+
+
+def tokenised(
+    tokenizer: Any, prompt: str, source: str, length: int | None = None
+) -> tuple[Int[Tensor, "1 l"], Int[Tensor, "1 l"]]:
+    """Ids and mask, padded to ``length`` (the tokenizer's own without one).  Raises as `refuse_unknown` does.
+
+    The mask is the tokenizer's: CLIP's pads with the very token that its text is read at.
+    """
+    refuse_unknown(tokenizer, prompt, source)
+    found = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return found.input_ids, found.attention_mask
 
 

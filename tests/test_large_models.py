@@ -14,13 +14,13 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 
 from psd import checkpoints, components
 from psd.cameras import mvdream_condition, turntable
-from psd.models import load_prior
+from psd.models import load_models, load_prior
 from psd.precision import in_chunks, in_precision
-from psd.preset import PresetError
+from psd.preset import Preset, PresetError
 from psd.rewards import AestheticReward, HpsReward, ImageReward, clip_pixels, fit, load_reward
 from psd.tiny.denoiser import build_tokenizer
 
@@ -280,6 +280,23 @@ def by_hand(kind: str, root: Path, images: Tensor, prompt: str) -> Tensor:
     state = released.double(torch.load(root / "ImageReward.pt"))
     found, rows = WORDS(prompt, padding="max_length", max_length=35, return_tensors="pt"), len(pixels)
     return released.blip_score(state, pixels, found.input_ids.expand(rows, -1), found.attention_mask.expand(rows, -1))
+
+
+def test_imagereward_reads_what_its_tokenizer_cannot_spell(tmp_path: Path) -> None:
+    """BERT's spells words of letters and has an unknown token for the rest, which is not the end of the text."""
+    source = reward_files(tmp_path)["image"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS[:8], *(f"##{letter}" for letter in LETTERS[:8])]
+    tokenizer_folder(tmp_path / "tokenizer", BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}))
+    reward = load_reward(str(source), device=CPU)
+    assert reward.tokenizer("bad \U0001f344").input_ids == [2, 6, 13, 16, 1, 3]
+    assert torch.isfinite(reward(random_image(size=32), "bad \U0001f344")).all()
+
+
+def test_a_judges_words_are_refused_before_a_run_begins(mvdream_folder: Path) -> None:
+    """A prior that spells takes any word; the embedded judges know theirs."""
+    wanted = {"device": "cpu", "prior": str(mvdream_folder), "prompt": "a red dragon"}
+    with pytest.raises(PresetError, match="assets/reward never learned 'dragon'"):
+        load_models(Preset.load("tiny", wanted))
 
 
 @pytest.mark.parametrize(("kind", "scale"), [("hps", 0.01), ("image", 1.0), ("aesthetic", 1.0)])
