@@ -7,7 +7,6 @@ them (``<64 hex digits>  <file>``).
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import os
 import re
@@ -241,10 +240,8 @@ def optional(name: str, use: str) -> Finding:
     module = name.replace("-", "_")
     if importlib.util.find_spec(module) is None:
         return Finding(name, NOTE, f"absent: {use}")
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:  # tinycudann without a GPU raises OSError
-        return Finding(name, NOTE, f"cannot be used here ({str(error).splitlines()[0]}): {use}")
+    if reason := machine.broken(module):
+        return Finding(name, NOTE, f"cannot be used here ({reason}): {use}")
     return Finding(name, OK, use)
 
 

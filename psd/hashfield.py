@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from psd import machine
 from psd.fields import BLOB_RADIUS, CHUNK, Samples, WeightedRows, inside, variation
 
 if TYPE_CHECKING:
@@ -106,17 +107,17 @@ def hash_backend(device: torch.device) -> tuple[str, str]:
     """What computes the hash grid on ``device``, and why: tinycudann, triton or plain torch."""
     if device.type != "cuda":
         return "plain", f"plain torch: kernels are for NVIDIA GPUs, this is {device.type}"
-    try:
-        import tinycudann  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except (ImportError, OSError):  # not installed, or built for another driver
-        pass
-    else:
-        return "tinycudann", "tinycudann, which is installed"
+    but = ""
+    if importlib.util.find_spec("tinycudann"):
+        reason = machine.broken("tinycudann")
+        if not reason:
+            return "tinycudann", "tinycudann, which is installed"
+        but = f"; tinycudann cannot be used here ({reason})"
     if importlib.util.find_spec("triton") is None:
-        return "plain", "plain torch, which is slow on a GPU: Triton comes with torch on Linux"
+        return "plain", f"plain torch, which is slow on a GPU: Triton comes with torch on Linux{but}"
     if torch.cuda.get_device_capability(device) < OLDEST_FOR_TRITON:
-        return "plain", "plain torch, which is slow on a GPU: this one is older than Triton's kernels"
-    return "triton", "Triton kernels, compiled at the first step"
+        return "plain", f"plain torch, which is slow on a GPU: this one is older than Triton's kernels{but}"
+    return "triton", f"Triton kernels, compiled at the first step{but}"
 
 
 def hash_encoding(generator: torch.Generator, device: torch.device) -> HashEncoding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 
@@ -17,6 +18,15 @@ def no_package(error: ModuleNotFoundError) -> str:
     if package in ("", "psd"):
         raise error
     return f"the package {package} is not installed: pip install -r requirements.txt"
+
+
+def broken(module: str) -> str:
+    """Why an installed package cannot be imported here; "" where it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 - compiled for another GPU, driver or torch, it may raise anything
+        return first_line(error)
+    return ""
 
 
 def no_gpu() -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from psd import doctor
 from psd.hashfield import HashEncoding, HashField, hash_backend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,6 +150,19 @@ def test_a_field_in_pieces_is_the_whole_field(monkeypatch: pytest.MonkeyPatch) -
 def test_without_an_nvidia_gpu_the_grid_is_plain_and_says_so() -> None:
     assert hash_backend(torch.device("cpu")) == ("plain", "plain torch: kernels are for NVIDIA GPUs, this is cpu")
     assert type(lumpy_field().encoding) is HashEncoding
+
+
+@pytest.mark.parametrize("error", ["NameError('no _C')", "RuntimeError('no _C')", "EnvironmentError('no _C')"])
+def test_a_tinycudann_of_another_machine_is_passed_over_and_named(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tinycudann.py").write_text(f"raise {error}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    name, why = hash_backend(torch.device("cuda"))
+    assert name != "tinycudann" and why.endswith("; tinycudann cannot be used here (no _C)")
+    finding = doctor.optional("tinycudann", "a faster hash grid")
+    assert finding.state == doctor.NOTE and "(no _C)" in finding.detail
 
 
 # --------------------------------------------------------------------------------------------------------------- a GPU
