@@ -124,6 +124,8 @@ def accelerators() -> Iterator[Finding]:
                 yield Finding(f"cuda:{index}", NOTE, f"{what}; {reason}", cure)
                 continue
             yield Finding(f"cuda:{index}", OK, what)
+            if index == 0:  # the one that runs take
+                yield from hash_grid()
             if about.total_memory < LARGE_MEMORY:
                 yield Finding(
                     f"cuda:{index}", NOTE, f"less than {gigabytes(LARGE_MEMORY)}, which `mvdream` is planned for",
@@ -133,6 +135,18 @@ def accelerators() -> Iterator[Finding]:
         yield Finding("mps", OK, "Apple GPU")
     else:
         yield Finding("gpu", NOTE, *machine.no_gpu())
+
+
+def hash_grid() -> Iterator[Finding]:
+    """What computes the large models' scenes on the GPU; its kernels are tried, which compiles them the first time."""
+    import torch
+
+    try:
+        from psd.hashfield import hash_backend
+    except ModuleNotFoundError:
+        return  # `packages` names what is missing
+    name, why = hash_backend(torch.device("cuda"))
+    yield Finding("hash grid", NOTE if name == "plain" else OK, why)
 
 
 def connection() -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +114,25 @@ def hash_backend(device: torch.device) -> tuple[str, str]:
         if not reason:
             return "tinycudann", "tinycudann, which is installed"
         but = f"; tinycudann cannot be used here ({reason})"
+    if reason := no_triton(device):
+        return "plain", f"plain torch, which is slow on a GPU: {reason}{but}"
+    return "triton", f"Triton kernels, compiled here{but}"
+
+
+@cache
+def no_triton(device: torch.device) -> str:
+    """Why this project's kernels cannot run on a GPU, with the cure; "" where one was launched."""
     if importlib.util.find_spec("triton") is None:
-        return "plain", f"plain torch, which is slow on a GPU: Triton comes with torch on Linux{but}"
+        return "Triton comes with torch on Linux"
     if torch.cuda.get_device_capability(device) < OLDEST_FOR_TRITON:
-        return "plain", f"plain torch, which is slow on a GPU: this one is older than Triton's kernels{but}"
-    return "triton", f"Triton kernels, compiled at the first step{but}"
+        return "this one is older than Triton's kernels"
+    try:
+        from psd.hashgrid import try_out
+
+        try_out(device)
+    except Exception as error:  # noqa: BLE001 - a C compiler that is not there or fails, a driver, Triton itself
+        return f"Triton cannot compile its kernels here ({machine.first_line(error)}): install gcc and python3-dev"
+    return ""
 
 
 def hash_encoding(generator: torch.Generator, device: torch.device) -> HashEncoding:

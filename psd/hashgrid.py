@@ -138,6 +138,17 @@ def _launch(
         kernel[grid](points, given, into, len(points), scales, levels, axis, width, p1, p2, BLOCK)
 
 
+def try_out(device: torch.device) -> None:
+    """One launch over a table of eight rows, compiled as runs will take it; raises whatever keeps it from working here.
+
+    Triton builds its launcher with a C compiler and Python's headers, which a machine may lack.
+    """
+    levels = HashEncoding.LEVELS
+    points, table, scales = (torch.zeros(size, device=device) for size in ((BLOCK, 3), (16,), (levels,)))
+    layout = torch.tensor([(0, 8, 2, 1)], dtype=torch.int32, device=device).repeat(levels, 1)
+    HashGrid.apply(table, points, scales + 1, layout, None)
+
+
 class TritonHashEncoding(HashEncoding):
     """`HashEncoding` through the kernels above."""
 

@@ -4,14 +4,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from psd import doctor
-from psd.hashfield import HashEncoding, HashField, hash_backend
+from psd.hashfield import HashEncoding, HashField, hash_backend, no_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(
@@ -60,6 +62,9 @@ def test_kernels_agree_with_the_plain_grid_in_the_interpreter() -> None:
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert float(ran.stdout) < 1e-3
+    code = "import torch; from psd.hashgrid import try_out; try_out(torch.device('cpu'))"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
 
 
 @needs_triton
@@ -163,6 +168,36 @@ def test_a_tinycudann_of_another_machine_is_passed_over_and_named(
     assert name != "tinycudann" and why.endswith("; tinycudann cannot be used here (no _C)")
     finding = doctor.optional("tinycudann", "a faster hash grid")
     assert finding.state == doctor.NOTE and "(no _C)" in finding.detail
+
+
+@pytest.fixture
+def gpu_without_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
+    """A GPU and a Triton whose first launch fails as it does without gcc, or without Python.h; and what was tried."""
+    tried = []
+
+    def try_out(device: torch.device) -> None:
+        tried.append(device)
+        raise subprocess.CalledProcessError(1, ["gcc", "main.c"])
+
+    (tmp_path / "triton.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    monkeypatch.setitem(sys.modules, "psd.hashgrid", SimpleNamespace(try_out=try_out))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    no_triton.cache_clear()
+    yield tried
+    no_triton.cache_clear()
+
+
+def test_without_a_c_compiler_the_grid_is_plain_and_names_the_cure(gpu_without_compiler: list[torch.device]) -> None:
+    device = torch.device("cuda")
+    for _ in range(2):
+        name, why = hash_backend(device)
+        assert name == "plain" and "exit status 1" in why and "install gcc and python3-dev" in why
+    (finding,) = doctor.hash_grid()
+    assert finding.state == doctor.NOTE and finding.detail == why
+    assert hash_backend(torch.device("cpu"))[0] == "plain"
+    assert gpu_without_compiler == [device]  # once a process, and for a GPU only
 
 
 # --------------------------------------------------------------------------------------------------------------- a GPU

@@ -77,7 +77,9 @@ def test_a_card_that_torch_has_no_kernels_for_is_explained_by_doctor_and_run(
     card: tuple[int, int], built: str, cure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_card(monkeypatch, card, built)
-    (finding,) = [finding for finding in doctor.accelerators() if finding.what == "cuda:0"]
+    findings = list(doctor.accelerators())
+    (finding,) = [finding for finding in findings if finding.what == "cuda:0"]
+    assert any(finding.what == "hash grid" for finding in findings) == (not cure)
     device, why = models.choose_device("auto")
     if not cure:
         assert finding.state == doctor.OK and device.type == models.choose_device("cuda")[0].type == "cuda"
