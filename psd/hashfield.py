@@ -37,6 +37,7 @@ class HashEncoding(nn.Module):
 
     LEVELS, FEATURES, LOG2_ROWS, BASE, SCALE = 16, 2, 19, 16, 1.4473  # MVDream
     PRIMES = (1, 2_654_435_761, 805_459_861)
+    fused: tuple[nn.Module, ...] = ()  # tiny-cuda-nn's; in a tuple it is no submodule: the parameters are here already
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class HashEncoding(nn.Module):
 
     def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 32"]:
         """Features of points in [0, 1]^3; differentiable in ``params`` only."""
-        return self.gather(points)
+        return self.fused[0](points) if self.fused else self.gather(points)
 
     def slopes(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 32 3"]:
         """Derivatives of the features by the point, linear in ``params`` as they are, so differentiable in them too."""
@@ -81,40 +82,36 @@ class HashEncoding(nn.Module):
         return torch.cat(features, -1)
 
 
-class TinyHashEncoding(HashEncoding):
-    """`HashEncoding` through tiny-cuda-nn, but for its slopes."""
+def through_tinycudann(encoding: HashEncoding) -> HashEncoding:
+    """The same encoding, its features computed by tiny-cuda-nn; its slopes are its own as before."""
+    import tinycudann  # pyright: ignore[reportMissingImports]
 
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__(generator)
-        import tinycudann  # pyright: ignore[reportMissingImports]
-
-        settings = {
-            "otype": "HashGrid",
-            "n_levels": self.LEVELS,
-            "n_features_per_level": self.FEATURES,
-            "log2_hashmap_size": self.LOG2_ROWS,
-            "base_resolution": self.BASE,
-            "per_level_scale": self.SCALE,
-        }
-        fast = tinycudann.Encoding(3, settings, dtype=torch.float32)
-        fast.params = self.params
-        self.fast = (fast,)  # in a tuple it is no submodule: the parameters are here already
-
-    def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 32"]:
-        return self.fast[0](points)
+    settings = {
+        "otype": "HashGrid",
+        "n_levels": encoding.LEVELS,
+        "n_features_per_level": encoding.FEATURES,
+        "log2_hashmap_size": encoding.LOG2_ROWS,
+        "base_resolution": encoding.BASE,
+        "per_level_scale": encoding.SCALE,
+    }
+    fused = tinycudann.Encoding(3, settings, dtype=torch.float32)
+    fused.params = encoding.params
+    encoding.fused = (fused,)
+    return encoding
 
 
 def hash_backend(device: torch.device) -> tuple[str, str]:
     """What computes the hash grid on ``device``, and why: tinycudann, triton or plain torch."""
     if device.type != "cuda":
         return "plain", f"plain torch: kernels are for NVIDIA GPUs, this is {device.type}"
-    but = ""
+    reason, but = no_triton(device), ""
     if importlib.util.find_spec("tinycudann"):
-        reason = machine.broken("tinycudann")
-        if not reason:
-            return "tinycudann", "tinycudann, which is installed"
-        but = f"; tinycudann cannot be used here ({reason})"
-    if reason := no_triton(device):
+        broken = machine.broken("tinycudann")
+        if not broken:
+            slopes = f"; slopes in plain torch, slowly: {reason}" if reason else ""
+            return "tinycudann", f"tinycudann, which is installed{slopes}"
+        but = f"; tinycudann cannot be used here ({broken})"
+    if reason:
         return "plain", f"plain torch, which is slow on a GPU: {reason}{but}"
     return "triton", f"Triton kernels, compiled here{but}"
 
@@ -138,11 +135,13 @@ def no_triton(device: torch.device) -> str:
 def hash_encoding(generator: torch.Generator, device: torch.device) -> HashEncoding:
     """The encoding as `hash_backend` says; the same parameters and values everywhere."""
     name, _ = hash_backend(device)
-    if name == "triton":
+    kind = HashEncoding
+    if name != "plain" and not no_triton(device):
         from psd.hashgrid import TritonHashEncoding
 
-        return TritonHashEncoding(generator).to(device)
-    return (TinyHashEncoding if name == "tinycudann" else HashEncoding)(generator).to(device)
+        kind = TritonHashEncoding
+    encoding = kind(generator).to(device)
+    return through_tinycudann(encoding) if name == "tinycudann" else encoding
 
 
 def small_network(outputs: int, generator: torch.Generator) -> nn.Sequential:

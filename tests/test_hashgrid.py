@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from psd import doctor
-from psd.hashfield import HashEncoding, HashField, hash_backend, no_triton
+from psd import doctor, hashfield
+from psd.hashfield import HashEncoding, HashField, hash_backend, hash_encoding, no_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(
@@ -170,6 +171,37 @@ def test_a_tinycudann_of_another_machine_is_passed_over_and_named(
     assert finding.state == doctor.NOTE and "(no _C)" in finding.detail
 
 
+@pytest.mark.parametrize("reason", ["", "no gcc"])
+def test_beside_tinycudann_slopes_are_the_kernels_where_these_work(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tinycudann and Triton stand in by classes that count the points; their own values are compared on a GPU."""
+
+    class Kernels(HashEncoding):
+        def gather(self, points: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+            asked.append(axis)
+            return super().gather(points, axis)
+
+    class Fused(torch.nn.Module):
+        def forward(self, points: torch.Tensor) -> torch.Tensor:
+            asked.append("fused")
+            return torch.zeros(len(points), 32)
+
+    asked: list[int | str | None] = []
+    tinycudann = SimpleNamespace(Encoding=lambda *_, **__: Fused(), __spec__=ModuleSpec("tinycudann", None))
+    monkeypatch.setitem(sys.modules, "tinycudann", tinycudann)
+    monkeypatch.setitem(sys.modules, "psd.hashgrid", SimpleNamespace(TritonHashEncoding=Kernels))
+    monkeypatch.setattr(hashfield, "no_triton", lambda device: reason)
+    monkeypatch.setattr(HashEncoding, "to", lambda self, device: self)
+    name, why = hash_backend(torch.device("cuda"))
+    assert name == "tinycudann" and reason in why and ("slopes in plain torch" in why) == bool(reason)
+    encoding = hash_encoding(torch.Generator().manual_seed(0), torch.device("cuda"))
+    assert encoding.fused[0].params is encoding.params and list(encoding.state_dict()) == ["params"]
+    encoding(torch.rand(3, 3))
+    encoding.slopes(torch.rand(3, 3))
+    assert asked == ["fused", *([] if reason else [0, 1, 2])]
+
+
 @pytest.fixture
 def gpu_without_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """A GPU and a Triton whose first launch fails as it does without gcc, or without Python.h; and what was tried."""
@@ -216,10 +248,8 @@ def test_tiny_cuda_nn_agrees_with_the_plain_grid(record_property) -> None:
     device = torch.device("cuda")
     if hash_backend(device)[0] != "tinycudann":
         pytest.skip("tinycudann is not installed (requirements-cuda.txt says how)")
-    from psd.hashfield import TinyHashEncoding
-
     generator = torch.Generator().manual_seed(0)
-    fast, plain = TinyHashEncoding(generator).to(device), HashEncoding(generator).to(device)
+    fast, plain = hash_encoding(generator, device), HashEncoding(generator).to(device)
     with torch.no_grad():
         fast.params.mul_(1e4)
         plain.params.copy_(fast.params)
@@ -239,8 +269,6 @@ def test_tiny_cuda_nn_agrees_with_the_plain_grid(record_property) -> None:
 @pytest.mark.gpu
 def test_the_kernels_are_fast_enough_to_be_the_default(record_property) -> None:
     """Four million points there and back: an early step of `mvdream`, or a late one of 256 px behind its surface."""
-    from psd.hashfield import hash_encoding
-
     encoding = hash_encoding(torch.Generator().manual_seed(0), torch.device("cuda"))
     points = torch.rand(2**22, 3, device="cuda")
     pull = torch.randn(2**22, 32, device="cuda")
