@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from psd import methods
 from psd.cameras import turntable
+from psd.halves import halves
 from psd.preset import Preset
 from psd.protocols import Models
 from psd.randomised import random_models
@@ -30,7 +31,7 @@ RATES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """TFLOP of one step, part by part; ``negative`` is an update's, over the steps between two where t allows them."""
+    """TFLOP of one step, part by part; ``negative`` is an update's by the updates that a step is expected to have."""
 
     parts: dict[str, float]
 
@@ -39,8 +40,11 @@ class Cost:
         return sum(self.parts.values())
 
 
-def cost(preset: Preset, models: Models) -> Cost:
-    """Of a step of ``preset`` as it stands (see `Preset.at` for late ones); ``models`` from `on_meta`."""
+def cost(preset: Preset, models: Models, updates: float) -> Cost:
+    """Of a step of ``preset`` as it stands (see `Preset.at` for late ones); ``models`` from `on_meta`.
+
+    ``updates`` of the negative embedding a step (see `psd.halves`).
+    """
     prior = models.prior
     rewards: list[Any] = [models.rewards[name] for name in preset.rewards]
     groups, views, noises = preset.groups, prior.views, methods.candidates(preset)
@@ -84,7 +88,7 @@ def cost(preset: Preset, models: Models) -> Cost:
         parts["ranking"] = look(noises * groups)
     if preset.method == "psd" and preset.negative:
         update = unet(groups, grad=True) + look(groups, grad=True) + 2 * (unet(groups) + look(groups))
-        parts["negative"] = update / preset.negative_every
+        parts["negative"] = update * updates
     return Cost(parts)
 
 
@@ -96,17 +100,17 @@ def on_meta(preset: Preset, *, tiny: bool = False) -> Models:
 def table(preset: Preset) -> str:
     """Both halves of a run, and the pace that a GPU of several rates would keep by arithmetic alone."""
     models = on_meta(preset)
-    halves = {"early": cost(preset, models)}
-    if preset.late_start < 1:
-        halves["late"] = cost(preset.changed({"groups": preset.late_groups}), models)
-    share = {"early": min(preset.late_start, 1.0), "late": 1 - preset.late_start}
-    names = list(dict.fromkeys(name for half in halves.values() for name in half.parts))
-    lines = [f"{'TFLOP a step':20}" + "".join(f"{name:>9}" for name in halves)]
-    lines += [f"{name:20}" + "".join(f"{half.parts.get(name, 0):9.2f}" for half in halves.values()) for name in names]
-    lines += [f"{'total':20}" + "".join(f"{half.total:9.2f}" for half in halves.values()), ""]
-    mean = sum(share[name] * half.total for name, half in halves.items())
-    lines += [f"{'networks alone at':20}" + "".join(f"{name + ', it/s':>13}" for name in [*halves, "run"])]
+    late = {"groups": preset.late_groups}
+    found = halves(preset, len(models.prior.alpha_bar))
+    costs = [cost(preset.changed(late if half.name == "late" else {}), models, half.updates) for half in found]
+    names = list(dict.fromkeys(name for of_half in costs for name in of_half.parts))
+    lines = [f"{'TFLOP a step':20}" + "".join(f"{half.name:>9}" for half in found)]
+    lines += [f"{name:20}" + "".join(f"{of_half.parts.get(name, 0):9.2f}" for of_half in costs) for name in names]
+    lines += [f"{'total':20}" + "".join(f"{of_half.total:9.2f}" for of_half in costs), ""]
+    mean = sum(half.share * of_half.total for half, of_half in zip(found, costs, strict=True))
+    columns = [*(half.name for half in found), "run"]
+    lines += [f"{'networks alone at':20}" + "".join(f"{name + ', it/s':>13}" for name in columns)]
     for rate in RATES:
-        paces = [rate / half.total for half in halves.values()] + [rate / mean]
+        paces = [rate / of_half.total for of_half in costs] + [rate / mean]
         lines.append(f"{rate} TFLOP/s".ljust(20) + "".join(f"{pace:13.1f}" for pace in paces))
     return "\n".join(lines)

@@ -20,13 +20,17 @@ BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
 LIGHT_DISTANCE, AMBIENT, UNSHADED, WHITE = (0.8, 1.5), 0.1, 0.25, 0.5
 
 
-def timestep(preset: Preset, step: int, total: int, generator: torch.Generator) -> int:
-    """The diffusion step ``t`` of ``total`` for the optimisation step ``step``: one for the whole batch."""
-    bounds = score.timestep_bounds(
+def bounds(preset: Preset, step: int, total: int) -> tuple[int, int]:
+    """Smallest and largest diffusion step ``t`` of ``total`` that the optimisation step ``step`` may draw."""
+    return score.timestep_bounds(
         preset.progress(step), low=(preset.t_min_start, preset.t_min_end),
         high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction, total=total,
     )  # fmt: skip
-    return score.sample_timestep(bounds, generator)
+
+
+def timestep(preset: Preset, step: int, total: int, generator: torch.Generator) -> int:
+    """The diffusion step ``t`` of ``total`` for the optimisation step ``step``: one for the whole batch."""
+    return score.sample_timestep(bounds(preset, step, total), generator)
 
 
 def noise(

@@ -15,6 +15,7 @@ Axes: b group, v view, l token, d feature.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, logsigmoid, normalize
 
-from psd import score
+from psd import draws, score
 from psd.events import NegativeUpdated
 from psd.methods import IMPLICIT_BETA
 from psd.preset import Preset
@@ -53,13 +54,8 @@ class Negative:
         return cls(value, start, torch.optim.Adam([value], lr=preset.negative_lr))
 
     def due(self, preset: Preset, step: int, t: int, total: int) -> bool:
-        """Whether optimisation step ``step`` (from 0) updates n: every K_n steps, at t / T <= t_n; psd only.
-
-        The sibling methods keep the plain negative prompt, so that they stay what their authors describe.
-        """
-        if preset.method != "psd" or not preset.negative:
-            return False
-        return (step + 1) % preset.negative_every == 0 and t <= preset.negative_t_max * total
+        """Whether optimisation step ``step`` (from 0) updates n: every K_n steps, at t / T <= t_n."""
+        return its_turn(preset, step) and t <= preset.negative_t_max * total
 
     @contextmanager
     def undone_by_errors(self) -> Iterator[None]:
@@ -128,6 +124,21 @@ class Negative:
             nearest=tuple(words[i] for i in nearest.tolist()),
             metrics=dict(metrics),
         )
+
+
+def its_turn(preset: Preset, step: int) -> bool:
+    """Whether ``step`` is a K_n-th one, of psd only.
+
+    The sibling methods keep the plain negative prompt, so that they stay what their authors describe.
+    """
+    return preset.method == "psd" and preset.negative and (step + 1) % preset.negative_every == 0
+
+
+def chance(preset: Preset, step: int, total: int) -> float:
+    """Of `Negative.due` at ``step``, before its t is drawn."""
+    low, high = draws.bounds(preset, step, total)
+    allowed = min(high, math.floor(preset.negative_t_max * total)) - low + 1
+    return max(allowed, 0) / (high - low + 1) if its_turn(preset, step) else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------- objectives

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from toy import POSITIONS, WIDTH, WORDS, BlackBox, QuadraticReward, ToyPrior, make_models, make_preset, make_step
 
-from psd import methods, negative
+from psd import draws, methods, negative
+from psd.halves import halves
 from psd.models import load_negative
 from psd.negative import Negative
 from psd.preset import MissingError, PresetError
@@ -191,6 +192,26 @@ def test_due_every_so_often_at_low_noise_and_for_psd_only() -> None:
     assert own.due(preset, 4, 400, 1000) and not own.due(preset, 4, 401, 1000)
     assert not own.due(preset.changed({"negative": False}), 4, 100, 1000)
     assert not own.due(preset.changed({"method": "sds"}), 4, 100, 1000)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"late_start": 0.5, "extra_steps": 7}, {"negative_t_max": 0.0}, {"method": "sds"}]
+)
+def test_the_expected_updates_of_each_half_are_those_of_every_t_that_its_steps_may_draw(changes: dict) -> None:
+    preset = make_preset(**{"steps": 60, "negative_every": 3, "negative_t_max": 0.405, "t_min_end": 0.0, **changes})
+    own = learned(make_step(candidates=1))
+
+    def share(step: int) -> float:
+        low, high = draws.bounds(preset, step, 100)
+        return sum(own.due(preset, step, t, 100) for t in range(low, high + 1)) / (high - low + 1)
+
+    shares = [share(step) for step in range(preset.total_steps)]
+    early = 30 if preset.late_start < 1 else len(shares)
+    expected = [half for half in (shares[:early], shares[early:]) if half]
+    found = halves(preset, 100)
+    assert [half.name for half in found] == ["early", "late"][: len(expected)]
+    assert [half.updates for half in found] == pytest.approx([sum(half) / len(half) for half in expected])
+    assert [half.share for half in found] == [len(half) / len(shares) for half in expected]
 
 
 def test_statistics_name_what_moved() -> None:
