@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
 
     measure = command("bench", "measure where a step's time goes")
     takes_preset(measure)
-    measure.add_argument("--steps", type=int, default=30, help="measured steps, after a warm-up (default: 30)")
+    measure.add_argument("--steps", type=int, default=30, help="measured steps of each half, after a warm-up (30)")
     measure.add_argument("--full", action="store_true", help="also time a whole run, from start to mesh")
     measure.add_argument(
         "--random-weights", nargs="?", const="exact", choices=("exact", "tiny"),

@@ -2,7 +2,8 @@
 
 ``python -m psd bench`` runs a preset for some steps.  The breakdown is the engine's own clock (``time/*``).  The
 overhead is a step's time minus its bare calls: every call of prior, rewards and scene is recorded, and between the
-steps each kind is timed alone on the same arguments, with its backward where gradients flowed.
+steps each kind is timed alone on the same arguments, with its backward where gradients flowed.  The pace weighs each
+measured step as often as its like comes in the whole run (`psd.halves`): late ones, and updates of the negative.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,11 @@ from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 
 if TYPE_CHECKING:
+    from psd.halves import Half
     from psd.protocols import Models
 
-WARM_UP = 3  # steps that allocate and compile
+WARM_UP = 3  # steps of each half that allocate and compile
+UPDATE_EVERY = 3  # steps: each warm-up has an update of the negative, and three measured steps have one
 
 
 @dataclass(frozen=True)
@@ -155,21 +158,24 @@ def recorded(models: Models, bare: Bare) -> Models:
 
 @dataclass(frozen=True)
 class Report:
-    """Seconds throughout; shares are of the summed step time."""
+    """Seconds throughout; shares are of the mean step."""
 
     steps: int
-    step_s: float  # median
+    step_s: float  # mean over the run's steps
+    run_s: float  # all of them; without loading, previews, checkpoints and mesh
     parts: dict[str, dict[str, float]]  # part -> median_s (where it occurs), share, steps (that have it)
     bare: dict[str, dict[str, float]]  # kind of call -> median_s, calls_per_step
     overhead_s: float  # median over steps of: step - bare calls
-    overhead_share: float
+    overhead_share: float  # median too
     render_over_network: float
     peak_memory_bytes: int  # 0: not known
     cuda_memory_bytes: int | None
     full: dict[str, float] | None = None
 
     def table(self) -> str:
-        lines = [f"{self.steps} steps, median {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)", ""]
+        pace = f"mean {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)"
+        lines = [f"{self.steps} steps, {pace}: {self.run_s / 60:.1f} min for all steps of the run"]
+        lines += ["loading, previews, checkpoints and mesh come on top (--full times a whole run)", ""]
         lines += [f"{'part':12} {'median ms':>10} {'share':>7} {'in steps':>9}"]
         for name, part in self.parts.items():
             lines += [f"{name:12} {part['median_s'] * 1e3:10.2f} {part['share']:7.1%} {part['steps']:9.0f}"]
@@ -186,18 +192,27 @@ class Report:
         return "\n".join(lines)
 
 
-def measure(preset: Preset, models: Models, steps: int) -> Report:
-    """Run ``steps`` steps after a warm-up.  The schedule is squeezed into them, so all its phases are seen."""
+def measure(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None = None) -> Report:
+    """Run ``steps`` steps of each half, after a warm-up.  The schedule is squeezed into them; the scene stays young.
+
+    ``weigh``: what to take them for, where ``preset`` is made to be one half of another.
+    """
     import torch
 
     from psd.clock import Clock
+    from psd.halves import halves
     from psd.run import run
 
-    if not 3 <= steps <= 10_000:
-        raise PresetError(f"--steps {steps} must lie in [3, 10000] for medians that mean something")
+    if not UPDATE_EVERY <= steps <= 4000:
+        raise PresetError(f"--steps {steps} must lie in [{UPDATE_EVERY}, 4000] for medians that mean something")
     synchronise = torch.cuda.synchronize if models.prior.device.type == "cuda" else _nothing
     bare, laps = Bare(synchronise), []
-    preset = preset.changed({"steps": WARM_UP + steps + 1, "preview_every": 10_000})  # the last step would preview
+    found, run_steps, each = weigh or halves(preset, len(models.prior.alpha_bar)), preset.total_steps, WARM_UP + steps
+    squeezed = each * len(found) + 1  # the last step would preview
+    preset = preset.changed(
+        {"steps": squeezed, "preview_every": 10_000, "negative_every": UPDATE_EVERY, "negative_t_max": 1.0}
+        | ({"late_start": each / squeezed} if len(found) == 2 else {})
+    )
     for event in run(preset, recorded(models, bare), clock=Clock(synchronise)):
         match event:
             case Previewed():
@@ -205,24 +220,42 @@ def measure(preset: Preset, models: Models, steps: int) -> Report:
             case Failed():
                 raise PresetError(f"the benchmark failed: {event.message}; {event.cure}")
             case Stepped():
-                bare.step_done(measure=event.step > WARM_UP)
-                if event.step > WARM_UP:
+                warm = (event.step - 1) % each >= WARM_UP
+                bare.step_done(measure=warm)
+                if warm:
                     laps.append({name[5:]: value for name, value in event.metrics.items() if name.startswith("time/")})
-                if len(laps) == steps:
+                if len(laps) == steps * len(found):
                     break
-    return report(laps, bare)
+    return report(laps, bare, weights(laps, found), run_steps)
 
 
-def report(laps: list[dict[str, float]], bare: Bare) -> Report:
-    """The numbers of measured steps: their laps, part by part, and their bare calls."""
-    total = sum(lap["step"] for lap in laps)
-    parts = {}
+def weights(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
+    """What share of the run's steps each measured one stands for: those of its half, with an update or without."""
+    each, whole, shares = len(laps) // len(found), sum(half.share for half in found), []
+    for index, half in enumerate(found):
+        updated = ["negative" in lap for lap in laps[index * each : (index + 1) * each]]
+        like = Counter(updated)
+        of_kind = {True: half.updates, False: 1 - half.updates}
+        shares += [half.share / whole * of_kind[kind] / like[kind] for kind in updated]
+    return shares
+
+
+def report(laps: list[dict[str, float]], bare: Bare, weights: Sequence[float], run_steps: int) -> Report:
+    """The numbers of measured steps: their laps, part by part, and their bare calls; ``weights`` sum to 1."""
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+    step_s, parts = mean(lap["step"] for lap in laps), {}
     for name in sorted({name for lap in laps for name in lap} - {"step"}, key=lambda name: (name == "other", name)):
         times = [lap[name] for lap in laps if name in lap]
-        parts[name] = {"median_s": statistics.median(times), "share": sum(times) / total, "steps": len(times)}
-    calls = sum(bare.steps, Counter())
+        parts[name] = {
+            "median_s": statistics.median(times),
+            "share": mean(lap.get(name, 0.0) for lap in laps) / step_s,
+            "steps": len(times),
+        }
     alone = {
-        key: {"median_s": statistics.median(times), "calls_per_step": calls[key] / len(laps)}
+        key: {"median_s": statistics.median(times), "calls_per_step": mean(step[key] for step in bare.steps)}
         for key, times in sorted(bare.seconds.items())
     }
     over = [lap["step"] - needed for lap, needed in zip(laps, bare.per_step(), strict=True)]
@@ -231,11 +264,12 @@ def report(laps: list[dict[str, float]], bare: Bare) -> Report:
     networks = sum(spent.values()) - rendering
     return Report(
         steps=len(laps),
-        step_s=statistics.median(lap["step"] for lap in laps),
+        step_s=step_s,
+        run_s=run_steps * step_s,
         parts=parts,
         bare=alone,
         overhead_s=statistics.median(over),
-        overhead_share=sum(over) / total,
+        overhead_share=statistics.median(rest / lap["step"] for rest, lap in zip(over, laps, strict=True)),
         render_over_network=rendering / networks,
         peak_memory_bytes=memory.process_peak_bytes(),
         cuda_memory_bytes=cuda_memory_bytes(),

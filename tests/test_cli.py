@@ -21,6 +21,7 @@ from psd.archive import latest_checkpoint, list_runs, read_preset, read_status, 
 from psd.clock import Clock
 from psd.drive import Controls, MakeEvents
 from psd.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
+from psd.halves import Half
 from psd.parameters import parameter_table
 from psd.preset import MissingError, Preset, PresetError, available
 from psd.progress import PLAIN_EVERY, Progress, duration
@@ -497,11 +498,22 @@ def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> No
     assert found.steps == 4
     assert {"render", "encode", "unet", "backward", "negative", "other"} <= set(found.parts)
     assert sum(part["share"] for part in found.parts.values()) == pytest.approx(1)
-    assert found.parts["negative"]["steps"] == 2 and found.parts["render"]["steps"] == 4  # negative_every is 2
+    assert found.parts["negative"]["steps"] == 1 and found.parts["render"]["steps"] == 4
     kinds = {key.split()[0]: call["calls_per_step"] for key, call in found.bare.items()}
-    assert kinds["render"] == 1 and {"render", "unet", "encode", "reward"} <= set(kinds)
+    assert kinds["render"] == pytest.approx(1) and {"render", "unet", "encode", "reward"} <= set(kinds)
     assert any(key.startswith("render") and key.endswith("and backward") for key in found.bare)
     assert "overhead" in found.table() and json.dumps(found.full) == "null"
+    assert found.run_s == pytest.approx(make_preset().total_steps * found.step_s)
+
+
+def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
+    """A late orbit of two: its calls come as often as its half does in the run, not in the bench."""
+    preset = make_preset(steps=100, late_start=0.8, late_groups=2, negative_t_max=0.0)
+    found = bench.measure(preset, make_models(), 3)
+    assert found.steps == 6 and found.parts["negative"]["steps"] == 2
+    calls = {key: call["calls_per_step"] for key, call in found.bare.items() if key.startswith("encode")}
+    assert sorted(calls.values()) == pytest.approx([0.2, 0.8])
+    assert found.parts["negative"]["share"] == 0  # t never falls that low
 
 
 def test_bench_leaves_the_run_as_it_was() -> None:
@@ -532,11 +544,15 @@ def test_bench_arithmetic() -> None:
     bare.seconds = {"unet (2,)": [0.2, 0.1, 0.9], "render 64": [0.1]}
     bare.steps = [bench.Counter({"unet (2,)": 2, "render 64": 1}), bench.Counter({"unet (2,)": 1, "render 64": 1})]
     laps = [{"unet": 0.5, "other": 0.1, "step": 0.6}, {"unet": 0.3, "negative": 0.1, "other": 0.1, "step": 0.5}]
-    found = bench.report(laps, bare)
+    weights = bench.weights(laps, [Half("early", 1.0, updates=0.2)])
+    assert weights == [0.8, 0.2]
+    found = bench.report(laps, bare, weights, 1000)
+    assert found.step_s == pytest.approx(0.8 * 0.6 + 0.2 * 0.5) and found.run_s == pytest.approx(580)
     assert found.overhead_s == pytest.approx((0.1 + 0.2) / 2)  # 0.6 - 2 * 0.2 - 0.1 and 0.5 - 0.2 - 0.1
-    assert found.overhead_share == pytest.approx(0.3 / 1.1)
-    assert found.render_over_network == pytest.approx(0.1 / 0.3)
-    assert found.parts["negative"] == {"median_s": 0.1, "share": pytest.approx(0.1 / 1.1), "steps": 1}
+    assert found.overhead_share == pytest.approx((0.1 / 0.6 + 0.2 / 0.5) / 2)
+    assert found.bare["unet (2,)"]["calls_per_step"] == pytest.approx(0.8 * 2 + 0.2 * 1)
+    assert found.render_over_network == pytest.approx(0.1 / 0.36)
+    assert found.parts["negative"] == {"median_s": 0.1, "share": pytest.approx(0.02 / 0.58), "steps": 1}
     assert list(found.parts)[-1] == "other"
 
 
