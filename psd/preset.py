@@ -94,7 +94,9 @@ class Preset(BaseModel):
     network_batch: int = setting(
         0, "Most images a network takes at once, idle networks off the GPU; 0: all.", group="models", ge=0, le=1024
     )
-    compile: bool = setting(False, "Record networks as CUDA graphs, which leave no gaps on a GPU.", group="models")
+    compile: bool = setting(
+        False, "Record U-Net and rewards as CUDA graphs, for calls without gradients only.", group="models"
+    )
 
     # guidance
     guidance_scale: float = setting(

@@ -36,7 +36,8 @@ class DiffusersPrior:
 
     ``decoder`` is a small one for the images that rewards see, in place of the prior's own.  ``batch`` > 0 bounds the
     images that pass a network at once, and has gradients recomputed piece by piece: less memory, more time, the same
-    numbers; the text encoder then waits in main memory.  ``graphs`` records calls without gradients as CUDA graphs.
+    numbers; the text encoder then waits in main memory.  ``graphs`` records the U-Net's calls without gradients as
+    CUDA graphs.
     """
 
     def __init__(
