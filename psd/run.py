@@ -250,7 +250,8 @@ def optimise(
             if parameter.grad is not None:
                 readings.finite(f"gradient of the scene ({group.get('name', index)})", parameter.grad)
 
-    # ---- the one place where a GPU is waited for, before anything moves
+    # ---- checks and numbers, read in one wait, before anything moves; the render waited to count its samples, a
+    # negative update will for its own numbers
     shown: dict[str, Number] = {f"loss/{name}": number(value) for name, value in terms.items()} | dict(found.metrics)
     metrics, gaps = readings.settle(shown | {"score/norm": number(found.gradient.norm())}, found.gaps)
 

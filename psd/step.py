@@ -140,9 +140,14 @@ class Step:
 
     @cached_property
     def seen(self) -> slice | list[int]:
-        """The views that rewards see: all, or some at about equal distances."""
+        """The views that rewards see: all, or some at about equal distances.
+
+        A slice where the distances are equal: a GPU would wait for a list of indices to be copied.
+        """
         views, few = self.z0.shape[1], self.preset.reward_views
-        return [i * views // few for i in range(few)] if 0 < few < views else slice(None)
+        if not 0 < few < views:
+            return slice(None)
+        return [i * views // few for i in range(few)] if views % few else slice(None, None, views // few)
 
     # ---------------------------------------------------------------------------------------------------------- calls
 

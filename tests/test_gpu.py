@@ -93,10 +93,11 @@ def test_what_the_steered_pair_costs(record_property) -> None:
     assert times["sds"] < times["steered"]
 
 
-def test_nothing_waits_for_the_gpu_between_the_render_and_the_end_of_a_step(
-    monkeypatch: pytest.MonkeyPatch, record_property
+@pytest.mark.parametrize("reward_views", [0, 2])
+def test_nothing_waits_for_the_gpu_while_the_method_runs(
+    reward_views: int, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
-    """torch complains of each wait while the method runs: both networks, decoder, rewards and their gradients."""
+    """torch complains of each wait: both networks, decoder, rewards and their gradients."""
     plain, calls = methods.METHODS["psd"], []
 
     def strict(step):
@@ -108,7 +109,10 @@ def test_nothing_waits_for_the_gpu_between_the_render_and_the_end_of_a_step(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setitem(methods.METHODS, "psd", strict)
-    preset = phase("mvdream", "early", steps=5, judges=[], preview_size=32, mesh_resolution=16, negative=False)
+    preset = phase(
+        "mvdream", "early", steps=5, judges=[], preview_size=32, mesh_resolution=16, negative=False,
+        reward_views=reward_views,
+    )  # fmt: skip
     models = random_models(preset, cuda(), torch.float16, tiny=True)
     steps = [event for event in run(preset, models) if isinstance(event, Stepped)]
     assert len(steps) == 5 == len(calls)

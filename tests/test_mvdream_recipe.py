@@ -245,7 +245,14 @@ def test_rewards_see_as_many_views_as_asked(settings: dict) -> None:
         found = methods.METHODS[step.preset.method](step)
     assert set(watcher.seen) == {2}
     assert found.gradient.shape == step.z0.shape and found.gradient.abs().amax((0, 2, 3, 4)).min() > 0
-    assert step.seen == [0, 2]
+
+
+@pytest.mark.parametrize("views, few, wanted", [(4, 2, [0, 2]), (4, 1, [0]), (6, 3, [0, 2, 4]), (4, 3, [0, 1, 2])])
+def test_rewards_see_views_at_equal_distances(views: int, few: int, wanted: list[int]) -> None:
+    """By a slice where they can be: on a GPU a list of indices is copied there, which waits."""
+    seen = make_step(candidates=1, prior=ToyPrior(torch.float64, views), reward_views=few).seen
+    assert torch.arange(views)[seen].tolist() == wanted
+    assert isinstance(seen, slice) == (views % few == 0)
 
 
 def test_all_views_are_the_default_and_ranking_single_views_needs_them() -> None:
