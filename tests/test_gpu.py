@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: speed and memory in the exact shapes, twins, half precision, a whole run.
+"""What only an NVIDIA GPU can show: speed and memory in the exact shapes, twins, a whole run.
 
 `make test-gpu` runs these with the other tests marked gpu and prints the figures that they record.
 """
@@ -15,7 +15,7 @@ from psd.cameras import rays, turntable
 from psd.events import Finished, Meshed, Stepped
 from psd.halves import Half, halves
 from psd.preset import Preset
-from psd.randomised import components, random_models
+from psd.randomised import random_models
 from psd.run import run
 from psd.scene import RadianceScene
 
@@ -117,35 +117,6 @@ def test_nothing_waits_for_the_gpu_while_the_method_runs(
     steps = [event for event in run(preset, models) if isinstance(event, Stepped)]
     assert len(steps) == 5 == len(calls)
     record_property("strict steps", len(calls) - 2)
-
-
-def test_half_precision_agrees_with_single(record_property) -> None:
-    """The exact encoder, U-Net and small decoder: values and gradients in float16 and bfloat16 against float32."""
-    from psd.prior import DiffusersPrior
-
-    results = []
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        with torch.random.fork_rng(), torch.device("cuda"):
-            torch.manual_seed(0)
-            parts = components("mvdream", torch.float32, tiny=False)
-        for network in (parts.unet, parts.vae, parts.text_encoder):
-            network.to(dtype)
-        prior = DiffusersPrior("mvdream", parts, device=cuda(), dtype=dtype)
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(1, 4, 3, 256, 256, generator=generator).cuda().requires_grad_()
-        latents = prior.encode(images)
-        (gradient,) = torch.autograd.grad(1e-7 * latents.square().sum(), images)
-        z_t = torch.randn(1, 4, 4, 32, 32, generator=generator).cuda()
-        with torch.no_grad():
-            noise = prior.predict_noise(z_t, 500, prior.embed("a corgi")[None], turntable(4).to(cuda()))
-        results.append((latents.detach(), gradient, noise))
-        del prior, parts
-    for name, half in zip(("float16", "bfloat16"), results[1:], strict=True):
-        for what, one, other in zip(("latents", "gradient", "noise"), results[0], half, strict=True):
-            assert torch.isfinite(other).all()
-            alike = cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
-            record_property(f"{name} {what}", f"{alike:.5f}")
-            assert alike > 0.99
 
 
 def test_a_whole_run_of_the_embedded_models(record_property) -> None:
