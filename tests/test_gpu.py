@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from psd import bench, methods
+from psd import bench, memory, methods
 from psd.cameras import rays, turntable
 from psd.events import Finished, Meshed, Stepped
 from psd.halves import Half, halves
@@ -47,6 +47,7 @@ def halves_of(name: str, **changes: Any) -> dict[str, Half]:
 def measured(name: str, which: str, steps: int = 8, cap: float | None = None, **changes: Any) -> bench.Report:
     """With at most ``cap`` GiB from the moment when the models stand: random weights are drawn in float32."""
     preset = phase(name, which, **changes)
+    memory.release()  # the models before, which would count against the cap
     models = random_models(preset, cuda(), torch.float16)
     try:
         bench.cap_memory(cap)

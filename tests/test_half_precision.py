@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from psd import methods
 from psd.cameras import turntable
 from psd.janus import Condition
-from psd.models import load_models
+from psd.models import let_go, load_models
 from psd.preset import Preset
 from psd.prior import DiffusersPrior
 from psd.protocols import Models
@@ -105,7 +105,12 @@ def kept(models: Models, presets: list[Preset], dtype: torch.dtype, t: int = 500
 def test_a_larger_nudge_keeps_the_steered_pairs_direction_in_half_precision() -> None:
     """The embedded prior in bfloat16, whose rounding is eight times float16's: a CPU's stand-in for it."""
     preset = Preset.load("tiny", {"device": "cpu", "judges": []})
-    short, long = kept(load_models(preset), [preset.changed({"steer_radius": r}) for r in (0.02, 0.1)], torch.bfloat16)
+    let_go()  # what is cast here is nobody else's
+    try:
+        presets = [preset.changed({"steer_radius": radius}) for radius in (0.02, 0.1)]
+        short, long = kept(load_models(preset), presets, torch.bfloat16)
+    finally:
+        let_go()
     assert long > 0.9 > short
 
 
