@@ -40,7 +40,7 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
 
     Downloads come first, as `Warned` events: size and licence before anything is fetched.
     """
-    from psd.hub import LeftError
+    from psd.download import LeftError
     from psd.models import arriving
     from psd.run import run
 

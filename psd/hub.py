@@ -14,19 +14,17 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
+from psd.download import bytes_here
 from psd.machine import first_line
 from psd.preset import PRESETS, MissingError, Preset
 
 ROOT = PRESETS.parent
 GB = 1e9
 SPARE_DISK = GB  # bytes that a download leaves free
-POLL_S = 0.5  # between looks at how far a download is
 OPENRAIL = "forbids the harmful uses that its attachment A lists, for what is made with it too"
 
 Say = Callable[[str], object]
@@ -34,10 +32,6 @@ Say = Callable[[str], object]
 
 class GoneError(MissingError):
     """The hub has no such repository, or not for this user."""
-
-
-class LeftError(Exception):
-    """A download was left before its end, as asked."""
 
 
 @dataclass(frozen=True)
@@ -335,7 +329,7 @@ def _downloading(source: str, kind: str, half: bool, leave: Callable[[], bool]) 
             )
         told = done = 0
         for name in files:  # each goes on where an earlier attempt stopped
-            for here in _fetching(lambda bar, name=name: hf_hub_download(repository, name, tqdm_class=bar), leave):
+            for here in bytes_here(lambda bar, name=name: hf_hub_download(repository, name, tqdm_class=bar), leave):
                 if size and (tenths := 10 * (done + here) // size) > told:
                     told = tenths
                     yield f"{source}: {(done + here) / GB:.2f} of {size / GB:.2f} GB are here"
@@ -355,37 +349,6 @@ def _downloading(source: str, kind: str, half: bool, leave: Callable[[], bool]) 
             f"cannot download {source} ({first_line(error)}): check the connection, or choose a folder;"
             " what arrived is kept"
         ) from None
-
-
-def _fetching(download: Callable[[type], object], leave: Callable[[], bool]) -> Iterator[int]:
-    """Bytes that ``download(progress bar)`` has reached, now and then; in a thread, so that it can be left."""
-    from huggingface_hub.utils import tqdm
-
-    reached = 0
-
-    class Bar(tqdm):
-        """Counts where nothing is shown too: tqdm itself stands still then."""
-
-        def __init__(self, *args: Any, initial: int = 0, **keywords: Any) -> None:
-            nonlocal reached
-            super().__init__(*args, initial=initial, **keywords)
-            reached = initial
-
-        def update(self, n: float | None = 1) -> bool | None:
-            nonlocal reached
-            if leave():
-                raise LeftError
-            reached += int(n or 0)
-            return super().update(n)
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(download, Bar)
-        while not future.done():
-            wait([future], POLL_S)
-            yield reached
-        future.result()
-    if leave():
-        raise LeftError
 
 
 def sources(preset: Preset) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import app
-from psd import doctor, hub
+from psd import doctor, download, hub
+from psd.download import LeftError
 from psd.drive import Controls
 from psd.estimate import measure
 from psd.events import Finished, Warned
@@ -60,12 +61,12 @@ class Hub:
         with tqdm_class(total=self.files[name], disable=True) as bar:
             for _ in range(4):
                 bar.update(self.files[name] / 4)
-                time.sleep(2 * hub.POLL_S)
+                time.sleep(2 * download.POLL_S)
         self.fetched.append(name)
         cached(self.cache, repository, [name])
 
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(hub, "POLL_S", 0.005)
+        monkeypatch.setattr(download, "POLL_S", 0.005)
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
         monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
 
@@ -136,7 +137,7 @@ def test_a_download_can_be_left_and_is_only_announced_until_it_is_wanted(
     (there := Hub(cache, files)).stand_in(monkeypatch)
     announced = next(hub.arriving("owner/prior", "prior"))
     assert announced.startswith("downloading") and not there.fetched
-    with pytest.raises(hub.LeftError):
+    with pytest.raises(LeftError):
         list(hub.arriving("owner/prior", "prior", leave=lambda: len(there.fetched) > 2))
     assert len(there.fetched) == 3 and hub.find("owner/prior", "prior") is None
     assert list(hub.arriving("owner/prior", "prior"))[-1].endswith("are here")
