@@ -44,12 +44,12 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
     from psd.models import arriving
     from psd.run import run
 
-    step = resume.step if resume else 0
+    step, time_s = (resume.step, resume.time_s) if resume else (0, 0.0)
     try:
         for text in arriving(preset, leave=control.stopping):
-            yield Warned(step=step, message=text)
+            yield Warned(step=step, time_s=time_s, message=text)
     except LeftError:
-        yield Finished(step=step, reason="stopped")
+        yield Finished(step=step, time_s=time_s, reason="stopped")
         return
     yield from run(preset, load(preset), control=control, resume=resume)
 
