@@ -125,10 +125,16 @@ def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worke
     assert "a_key_of_tomorrow" in said and base == gr.skip()
 
 
-def test_a_page_without_a_secret_starts_no_run_that_obeys_everybody(worker: Worker) -> None:
+def test_a_page_without_a_secret_starts_no_run_and_with_it_its_own(worker: Worker) -> None:
     given = attached(worker, finished(worker))[3:]
     values = [getattr(value, "value", value) for value in given]
-    owner, started, _, said = listener(worker, "start")("", *values)
+    run = next(block for block in ui.build(worker).blocks.values() if getattr(block, "elem_id", "") == "run")
+    assert isinstance(run, gr.Button) and run.interactive is False  # until the page has its secret
+    jobs = len(worker.jobs())
+    *_, said = listener(worker, "start")("", *values)
+    assert "still loading" in said and len(worker.jobs()) == jobs
+    owner = attached(worker, "")[0]
+    started, _, said = listener(worker, "start")(owner, *values)
     assert not said
     assert owner and worker.owns(started, owner) and not worker.owns(started, "y" * 32)
 

@@ -195,12 +195,11 @@ def _wire_address(blocks: gr.Blocks, desk: Desk, asked: Ask) -> None:
 def _wire_start(desk: Desk, asked: Ask) -> None:
     def start(owner: str, *given: Any) -> list[Any]:
         """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
-        owner = owner or new_owner()  # pressed before the page had its own: a run without one obeys everybody
         try:
-            run = desk.worker.submit(desk.wanted(*given), owner=owner)
+            run = desk.worker.submit(desk.wanted(*given), owner=desk.ready(owner))
         except (PresetError, StoreError) as error:
-            return [gr.skip(), gr.skip(), gr.skip(), markup.note(str(error))]
-        return [owner, run, run, ""]
+            return [gr.skip(), gr.skip(), markup.note(str(error))]
+        return [run, run, ""]
 
     def estimate(*given: Any) -> str:
         """Time and memory by an earlier run of the kind, or a warm-up of a few steps."""
@@ -219,7 +218,7 @@ def _wire_start(desk: Desk, asked: Ask) -> None:
     )
     for trigger in (asked.run.click, asked.prompt.submit):
         trigger(
-            start, [desk.owner, *desk.shown], [desk.owner, desk.run_id, desk.last, asked.message],
+            start, [desk.owner, *desk.shown], [desk.run_id, desk.last, asked.message],
             trigger_mode="once", **QUIET,
         ).then(**desk.news).then(None, [desk.last, asked.message], None, js=ADDRESS, **QUIET)  # fmt: skip
 

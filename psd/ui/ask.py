@@ -36,7 +36,8 @@ def ask(preset: Preset, vocabulary: Vocabulary | None) -> Ask:
     # In the page, because a server's answer to the last key may come after its answer to Enter, and wipe that out.
     prompt.input(None, None, message, js="() => ''", **QUIET)
     with gr.Row(elem_id="start"):
-        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120, scale=2)
+        # Pressable once the page has loaded, that is, knows whose its runs are.
+        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120, scale=2, interactive=False)
         estimate = gr.Button("Estimate", elem_id="estimate", min_width=96, scale=1)
     if vocabulary:
         _help(prompt, message, vocabulary)

@@ -12,7 +12,6 @@ import gradio as gr
 from psd.archive import Run
 from psd.files import StoreError
 from psd.preset import Method, Preset, PresetError, available
-from psd.shelf import new_owner
 from psd.ui.chart import line_chart
 from psd.ui.curves import drawn
 from psd.ui.live import shot_names
@@ -257,7 +256,7 @@ class CompareTab:
 
         def started(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
             """All of them, or those that found a place and why the next one did not."""
-            owner, runs, said = owner or new_owner(), [], ""
+            owner, runs, said = desk.ready(owner), [], ""
             for preset in presets:
                 try:
                     runs.append(desk.worker.submit(preset, owner=owner, until=until))
@@ -266,10 +265,10 @@ class CompareTab:
                         return refused(error)
                     said = note(f"Only {len(runs)} of {len(presets)} were started: {error}")
                     break
-            return [owner, choices(runs), runs, said]
+            return [choices(runs), runs, said]
 
         def refused(error: Exception) -> list[Any]:
-            return [gr.skip(), gr.skip(), gr.skip(), note(str(error))]
+            return [gr.skip(), gr.skip(), note(str(error))]
 
         def start(methods: list[str], presets: list[str], owner: str, *given: Any) -> list[Any]:
             if not 2 <= len(methods) + len(presets) <= MOST:
@@ -295,7 +294,7 @@ class CompareTab:
                 return note(str(error))
             return note(f"{label(best)} goes on to step {best.view.total_steps}.", "hint")
 
-        shown = [desk.owner, self.runs, remembered, self.message]
+        shown = [self.runs, remembered, self.message]
         self.start.click(start, [self.methods, self.presets, desk.owner, *desk.shown], shown, **QUIET).then(**desk.news)
         self.sweep.click(sweep, [self.count, self.until, desk.owner, *desk.shown], shown, **QUIET).then(**desk.news)
         self.go_on.click(go_on, [self.runs, desk.owner], self.message, **QUIET).then(**desk.news)
