@@ -1,5 +1,8 @@
-"""What a step draws at random beside its cameras, all from the run's one generator.
+"""What a step draws at random beside its cameras.
 
+The run's generator draws two seeds a step, whatever the method: of what all methods share (t, cameras, background,
+light, jitter) and of the noises with what a method draws itself.  So methods that draw different numbers of noises see
+the same cameras and noise levels throughout, and the first noise of one is the first of the others.
 Axes: k candidate, b group, v view, c channel, h w latent pixels.
 """
 
@@ -18,6 +21,12 @@ from psd.protocols import Light
 # Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
 BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
 LIGHT_DISTANCE, AMBIENT, UNSHADED, WHITE = (0.8, 1.5), 0.1, 0.25, 0.5
+
+
+def generators(run: torch.Generator) -> tuple[torch.Generator, torch.Generator]:
+    """A step's own two: for what all methods share, and for noises and methods."""
+    shared, noises = torch.randint(2**31, (2,), generator=run).tolist()
+    return torch.Generator().manual_seed(shared), torch.Generator().manual_seed(noises)
 
 
 def bounds(preset: Preset, step: int, total: int) -> tuple[int, int]:

@@ -74,21 +74,23 @@ class Negative:
         Nothing moves when the objective needs a pair and the step had none: then the result is empty.  What is not
         finite after Adam's step raises with n moved: `undone_by_errors` takes it back.
         """
-        preset = step.preset
+        preset, before = step.preset, None
         kind = objective(step)
         if kind == "dpo":
             if found.pair is None:
                 return {}
             gradient = pair_gradient(step, found.pair, self.value, self.start)
         elif kind == "reward":
-            gradient = reward_gradient(step, found.shown, self.value)
+            gradient, climbed = reward_gradient(step, found.shown, self.value)
+            before = climbed if step.differentiable == step.weights else None
         else:
             gradient = zeroth_order_gradient(step, found.shown, self.value, self.start)
         gradient = gradient + 2 * preset.negative_pull * (self.value - self.start) / self.value.numel()
         length = score.require_finite("gradient of the negative embedding", gradient).norm()
 
         with torch.no_grad():
-            before = rewarded(step, found.shown, self.value[None])
+            if before is None:
+                before = rewarded(step, found.shown, self.value[None])
             self.value.grad = gradient * (CLIP_NORM / length.clamp_min(CLIP_NORM))
             self.optimiser.param_groups[0]["lr"] = preset.negative_lr
             self.optimiser.step()
@@ -164,12 +166,15 @@ def rewarded(step: Step, shown: Sample, values: Float[Tensor, "p l d"]) -> Float
     return step.combine(ratings, weights, scales).mean((1, 2))
 
 
-def reward_gradient(step: Step, shown: Sample, value: Float[Tensor, "l d"]) -> Float[Tensor, "l d"]:
-    """Gradient of -mean R / tau with respect to n, through the network, decoder and rewards."""
+def reward_gradient(
+    step: Step, shown: Sample, value: Float[Tensor, "l d"]
+) -> tuple[Float[Tensor, "l d"], Float[Tensor, " 1"]]:
+    """Gradient of -mean R / tau with respect to n, through the network, decoder and rewards; and mean R / tau."""
     with torch.enable_grad():
         leaf = value.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(-rewarded(step, shown, leaf[None]).sum(), leaf)
-    return gradient
+        climbed = rewarded(step, shown, leaf[None])
+        (gradient,) = torch.autograd.grad(-climbed.sum(), leaf)
+    return gradient, climbed.detach()
 
 
 def pair_gradient(

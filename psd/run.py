@@ -12,6 +12,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -110,10 +111,11 @@ def run(
         # ---- one step; nothing has moved yet when it refuses a value
         clock.restart()
         generator_state = state.generator.get_state()
-        t = draws.timestep(live, state.step, len(models.prior.alpha_bar), state.generator)
+        shared, noises = draws.generators(state.generator)
+        t = draws.timestep(live, state.step, len(models.prior.alpha_bar), shared)
         done = None
         try:
-            done = optimise(live, models, state, conditions, t, clock)
+            done = optimise(live, models, state, conditions, t, shared, noises, clock)
         except score.NonFiniteError as error:
             yield now(state.checkpoint(generator_state))
             yield now(failures.not_finite(error, state.step, t))
@@ -176,9 +178,10 @@ def run(
 
 @torch.enable_grad()
 def optimise(
-    preset: Preset, models: Models, state: State, conditions: Conditions, t: int, clock: Clock
-) -> tuple[dict[str, float], NegativeUpdated | None]:
-    """One step of the scene, and of the negative embedding when it is due.
+    preset: Preset, models: Models, state: State, conditions: Conditions, t: int,
+    shared: torch.Generator, noises: torch.Generator, clock: Clock,
+) -> tuple[dict[str, float], NegativeUpdated | None]:  # fmt: skip
+    """One step of the scene, and of the negative embedding when it is due; the generators are `draws.generators`'.
 
     Raises `NonFiniteError`, naming the tensor, before the scene, its optimiser or a running mean has changed.
     """
@@ -190,13 +193,13 @@ def optimise(
     scene.advance(state.step / preset.steps)
     cameras = sample_orbits(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
-        distance_factor=preset.distance_factor, generator=state.generator,
+        distance_factor=preset.distance_factor, generator=shared,
     ).to(prior.device)  # fmt: skip
-    background, learned = draws.background(preset, state.generator)
-    light = draws.light(cameras, state.generator) if preset.shading and preset.late(progress) else None
+    background, learned = draws.background(preset, shared)
+    light = draws.light(cameras, shared) if preset.shading and preset.late(progress) else None
     with clock.part("render"):
         render = scene.render(
-            cameras, preset.render_size, background=background.to(prior.device), generator=state.generator,
+            cameras, preset.render_size, background=background.to(prior.device), generator=shared,
             learned=learned, light=light,
         )  # fmt: skip
     readings.finite("render", render.rgb)
@@ -207,8 +210,9 @@ def optimise(
 
     # ---- 2: noises, the same draws on every device
     count = methods.candidates(preset)
-    noise = draws.noise(count, z0.shape, state.generator, antithetic=preset.antithetic)
+    noise = draws.noise(count, z0.shape, noises, antithetic=preset.antithetic)
 
+    @lru_cache(maxsize=1)  # reward_gradient asks for that of its base before the step does: one decoding
     def pulled(gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Where the score enters the scene: the latents, or the images with what the score means for them."""
         if preset.score_space == "latent":
@@ -225,7 +229,7 @@ def optimise(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
         images=render.rgb.detach(), z0=z0.detach(), noise=sent(noise, z0), t=t, progress=progress,
         condition=conditions.at(cameras), negative=state.negative.value, negative_start=state.negative.start,
-        clock=clock, readings=readings, pull_back=pull_back, generator=state.generator,
+        clock=clock, readings=readings, pull_back=pull_back, generator=noises,
     )  # fmt: skip
     with torch.no_grad():
         found = methods.METHODS[preset.method](step)

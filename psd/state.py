@@ -38,7 +38,7 @@ class State:
     optimiser: torch.optim.Adam
     negative: Negative
     gap_scale: GapScale
-    generator: torch.Generator  # on the CPU, whatever the device: the same draws everywhere
+    generator: torch.Generator  # draws each step's seeds; on the CPU, whatever the device: the same everywhere
     step: int = 0
     live: dict[str, Any] = field(default_factory=dict)  # overrides of live fields, as last set
     monitor: Monitor = Monitor()

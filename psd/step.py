@@ -84,7 +84,7 @@ class Step:
     negative: Float[Tensor, "l d"]  # n, as it is now
     negative_start: Float[Tensor, "l d"]  # n0
     pull_back: Callable[[Float[Tensor, "b v c h2 w2"]], Float[Tensor, "b v 3 h w"]]  # encoder's vector-Jacobian product
-    generator: torch.Generator  # the run's, for what draws within a step
+    generator: torch.Generator  # the noises', for what a method draws itself
     clock: Clock = field(default_factory=Clock)
     readings: Readings = field(default_factory=Readings)  # what is checked and shown, read once a step
 

@@ -60,7 +60,8 @@ def test_reward_gradient_is_that_of_the_stated_loss(rewards: int) -> None:
         assert 0 < images.min() and images.max() < 1
         return -sum(mixture[name](images, "").mean() / mixture[name].scale / rewards for name in names)  # type: ignore[return-value]
 
-    gradient = negative.reward_gradient(step, shown, step.negative)
+    gradient, climbed = negative.reward_gradient(step, shown, step.negative)
+    assert float(climbed) == pytest.approx(-loss(step.negative).item(), rel=1e-9)
     direction = direction_like(gradient)
     expected = finite_difference(loss, step.negative, direction)
     assert abs(expected) > 1e-4
@@ -69,7 +70,7 @@ def test_reward_gradient_is_that_of_the_stated_loss(rewards: int) -> None:
 
 def test_reward_gradient_vanishes_without_guidance() -> None:
     step = gentle_step(reward_guidance_scale=1.0)
-    assert negative.reward_gradient(step, found_by(step).shown, step.negative).abs().max() == 0
+    assert negative.reward_gradient(step, found_by(step).shown, step.negative)[0].abs().max() == 0
 
 
 def test_pair_gradient_is_that_of_diffusion_dpo() -> None:
@@ -107,7 +108,7 @@ def test_equal_pairs_teach_nothing() -> None:
 def test_zeroth_order_estimate_points_along_the_gradient() -> None:
     step = gentle_step()
     shown = found_by(step).shown
-    exact = negative.reward_gradient(step, shown, step.negative)
+    exact, _ = negative.reward_gradient(step, shown, step.negative)
     estimates = [negative.zeroth_order_gradient(step, shown, step.negative, step.negative_start) for _ in range(60)]
     mean = torch.stack(estimates).mean(0)
     assert torch.cosine_similarity(mean.flatten(), exact.flatten(), dim=0) > 0.9

@@ -37,6 +37,7 @@ from psd.protocols import Models
 from psd.run import image_score, run
 from psd.scene import RadianceScene
 from psd.state import revived
+from psd.suite import SUITES, Suite
 
 
 class Hand:
@@ -235,6 +236,34 @@ def test_every_step_draws_its_own_noise_from_the_seed(monkeypatch: pytest.Monkey
     different = [*first, *other]
     assert not any(torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
     assert abs(torch.cat(different).mean()) < 0.1 and abs(torch.cat(different).std() - 1) < 0.1
+
+
+def test_all_methods_of_the_main_suite_see_the_same_cameras_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, to the end: t, cameras, background and jitter, and the first noise; however many a method draws."""
+
+    def drawn(settings: dict) -> list[list]:
+        seen: list[list] = []
+        render = ToyScene.render
+
+        def rendering(scene, cameras, size, *, background, generator=None, **others):
+            if generator is not None:  # a step, no preview
+                seen.append([cameras.c2w, background, generator.get_state()])
+            return render(scene, cameras, size, background=background, generator=generator, **others)
+
+        with monkeypatch.context() as patch:
+            for name, method in METHODS.items():
+                patch.setitem(METHODS, name, lambda step, m=method: seen[-1].append(step.noise[0]) or m(step))
+            patch.setattr(ToyScene, "render", rendering)
+            events = run(make_preset(steps=5, label_noise=0.5, **settings), make_models())
+            levels = [event.t for event in events if isinstance(event, Stepped)]
+        return [[torch.tensor(t), *those] for t, those in zip(levels, seen, strict=True)]
+
+    rows = Suite.load(SUITES / "embedded.yaml").methods
+    first, *others = [drawn(method.set) for method in rows.values()]
+    assert len(first) == 5 and len(others) > 10 and len({int(t) for t, *_ in first}) > 1
+    for name, other in zip(list(rows)[1:], others, strict=True):
+        for step, (ours, theirs) in enumerate(zip(first, other, strict=True)):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"{name}, step {step}"
 
 
 def test_checkpoints_are_arrays_and_json() -> None:
@@ -671,6 +700,15 @@ def test_in_image_space_nothing_passes_through_the_encoder() -> None:
     assert all(event.metrics["score/norm"] > 0 for event in moved)
     plain = [e for e in run(make_preset(score_space="image"), make_models()) if isinstance(e, Stepped)]
     assert [event.metrics["score/norm"] for event in moved] == [event.metrics["score/norm"] for event in plain]
+
+
+def test_a_step_decodes_its_target_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the reward's pixel gradient takes its length from it before the step does: cost is counted by calls."""
+    decoded = []
+    decode = ToyPrior.decode
+    monkeypatch.setattr(ToyPrior, "decode", lambda self, z0: decoded.append(1) or decode(self, z0))
+    list(run(make_preset(method="reward_gradient", score_space="image", steps=3), make_models()))
+    assert len(decoded) == 3
 
 
 @pytest.mark.parametrize(("space", "error"), [("latent", (0.1, 1.0)), ("image", (0.0, 0.02))])
