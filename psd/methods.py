@@ -83,22 +83,34 @@ def base(step: Step, found: Denoised) -> Latents:
     """
     guided = found.guided(step.preset.guidance_scale)
     if step.preset.base_form == "sds":
-        return step.noise_weight * (guided - found.noise)
+        return residual(step, found.z_t, found.noise, guided)
     x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
     return (step.z0 - score.rescale(x0_pred, x0_pred_c, step.preset.rescale)) / step.rows
 
 
+def residual(step: Step, z_t: Tensor, noise: Tensor, noise_pred: Tensor) -> Tensor:
+    """One prediction in the form of the base: (z0 - x0) / B with x0 clamped as there, or w(t) (e - noise) / B."""
+    if step.preset.base_form == "sds":
+        return step.noise_weight * (noise_pred - noise)
+    return (step.z0 - step.clean(z_t, noise_pred)) / step.rows
+
+
 def rate(step: Step, found: Denoised) -> dict[str, Float[Tensor, "k b v"]]:
-    """What the rewards say of each candidate's prediction: one step to x0, or a few of DDIM (preset.ranking_steps)."""
+    """What the rewards say of each candidate's prediction."""
+    return step.rate(step.decode(cleaned(step, found, image_like)), step.weights)
+
+
+def cleaned(step: Step, found: Denoised, predict: Callable[[Step, Denoised], Latents]) -> Latents:
+    """``predict``'s z0: one step from z_t, or by a few of DDIM (preset.ranking_steps)."""
     steps, asked = step.preset.ranking_steps, step
-    x0_pred = image_like(step, found)
+    x0_pred = predict(step, found)
     for left in range(steps - 1, 0, -1):
         later = replace(step, t=asked.t * left // steps)
         noise = score.noise_from_x0(found.z_t, x0_pred, *step.alpha_sigma)
         z_t = score.add_noise(x0_pred, noise, *later.alpha_sigma)
         found = denoised(later, z_t, noise)
-        step, x0_pred = later, image_like(later, found)
-    return asked.rate(asked.decode(x0_pred), asked.weights)
+        step, x0_pred = later, predict(later, found)
+    return x0_pred
 
 
 def image_like(step: Step, found: Denoised) -> Latents:
@@ -106,6 +118,11 @@ def image_like(step: Step, found: Denoised) -> Latents:
     guided = found.guided(step.preset.reward_guidance_scale)
     x0_pred, x0_pred_c = step.clean(found.z_t, guided), step.clean(found.z_t, found.noise_pred_c)
     return score.rescale(x0_pred, x0_pred_c, step.preset.rescale)
+
+
+def plainly_guided(step: Step, found: Denoised) -> Latents:
+    """The prediction of z0 under the base's guidance, as it is: where the steered pair asks for the gradient."""
+    return step.clean(found.z_t, found.guided(step.preset.guidance_scale))
 
 
 def bradley_terry(step: Step) -> dict[str, float]:
@@ -132,8 +149,8 @@ def csd(step: Step) -> Score:
     s is kept so that the regularisers weigh against it as they do against SDS.
     """
     found = denoise(step)
-    direction = (found.toward - found.noise_pred_n).mean(0)
-    return Score(step.noise_weight * step.preset.guidance_scale * direction, found.sample(first(step)))
+    toward, away = (residual(step, found.z_t, found.noise, x) for x in (found.toward, found.noise_pred_n))
+    return Score(step.preset.guidance_scale * (toward - away).mean(0), found.sample(first(step)))
 
 
 def best_of_n(step: Step) -> Score:
@@ -147,17 +164,16 @@ def best_of_n(step: Step) -> Score:
 def dreamdpo(step: Step) -> Score:
     """DreamDPO (Zhou et al. 2025): winner guided, loser conditional, ranked per view; SDS on the winner if too close.
 
-    gap >= tau: w [(e~_w - noise_w) - (e_c,l - noise_l)]; else w (e~_w - noise_w).
+    gap >= tau: w [(e~_w - noise_w) - (e_c,l - noise_l)]; else w (e~_w - noise_w); in the form of the base.
     """
     found = denoise(step)
     ranking = step.rank(rate(step, found), by="view", units=bradley_terry(step))
-    guided = found.guided(step.preset.guidance_scale)
     win, lose = found.sample(ranking.win), found.sample(ranking.lose)
     pushed = per_view(ranking.gap >= DREAMDPO_THRESHOLD)
-    attract = pick(guided, ranking.win) - win.noise
-    repel = torch.where(pushed, lose.noise_pred_c - lose.noise, torch.zeros_like(attract))
+    attract = pick(base(step, found), ranking.win)
+    repel = torch.where(pushed, residual(step, lose.z_t, lose.noise, lose.noise_pred_c), torch.zeros_like(attract))
     metrics = {"pair/gap": number(ranking.gap.mean()), "pair/pushed": number(pushed.float().mean())}
-    return Score(step.noise_weight * (attract - repel), win, metrics=metrics)
+    return Score(attract - repel, win, metrics=metrics)
 
 
 def rewardsds(step: Step) -> Score:
@@ -276,7 +292,7 @@ def steered_pair(step: Step) -> Score:
     guided = found.guided(preset.guidance_scale)[0]
 
     # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network; or an estimate
-    x0_pred = step.clean(shared.z_t, guided)
+    x0_pred = cleaned(step, found, plainly_guided)[0]
     by_gradient = preset.steer_by == "gradient"
     direction = step.reward_gradient(x0_pred, step.decode) if by_gradient else estimated_gradient(step, x0_pred)
 

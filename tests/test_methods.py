@@ -538,7 +538,8 @@ def test_a_lost_pair_is_swapped() -> None:
     [
         ({"reading": "S"}, [8, 4]), ({"reading": "S", "preference_weight": 0.0}, [8]),
         ({"reading": "S", "steer_conditional": False}, [8, 8]), ({"reading": "S", "steer_both": True}, [8, 8]),
-        ({"reading": "A", "ranking_steps": 3}, [16, 16, 16]), ({"reading": "A"}, [16]), ({"reading": "B"}, [16]),
+        ({"reading": "S", "ranking_steps": 3}, [8, 8, 8, 4]), ({"reading": "A", "ranking_steps": 3}, [16, 16, 16]),
+        ({"reading": "A"}, [16]), ({"reading": "B"}, [16]),
         ({"reading": "C"}, [16, 8]), ({"method": "sds"}, [8]), ({"method": "reward_gradient"}, [8]),
     ],
 )  # fmt: skip
@@ -605,6 +606,26 @@ def test_dreamdpo_pushes_off_the_loser_only_where_the_gap_is_wide(scale: float, 
     weight = step.alpha_sigma[1] ** 2 / 8
     torch.testing.assert_close(apply(step, "dreamdpo").gradient, weight * expected)
     assert best.unique().numel() == 2  # views differ in their winner
+
+
+def test_siblings_in_recon_form_clamp_predictions_as_the_base_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a prediction at high noise, which is far from any picture, would outweigh all others of csd and dreamdpo."""
+    step = make_step(candidates=2, rewards={"q": QuadraticReward(scale=1e-4)}, base_form="recon", rescale=0.0, t=90)
+    monkeypatch.setattr(step.prior, "latent_clamp", bound := 0.05)
+    with torch.no_grad():
+        found = methods.denoise(step)
+        best = methods.rate(step, found)["q"].argmax(0)
+    alpha, sigma = step.alpha_sigma
+
+    def x0(noise_pred: torch.Tensor) -> torch.Tensor:
+        return ((found.z_t - sigma * noise_pred) / alpha).clamp(-bound, bound)
+
+    guided = x0(score.guide(found.noise_pred_n, found.noise_pred_c, step.preset.guidance_scale))
+    attract, repel = step.z0 - pick(guided, best), step.z0 - pick(x0(found.noise_pred_c), 1 - best)
+    torch.testing.assert_close(apply(step, "dreamdpo").gradient, (attract - repel) / 8)
+    contrast = (x0(found.noise_pred_n) - x0(found.noise_pred_c)).mean(0)
+    assert (x0(found.noise_pred_c).abs() == bound).any()
+    torch.testing.assert_close(apply(step, "csd").gradient, step.preset.guidance_scale * contrast / 8)
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
