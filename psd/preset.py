@@ -145,7 +145,7 @@ class Preset(BaseModel):
     weighting: Literal["extremes", "advantages"] = setting(
         "extremes", "Best minus worst noise, or all by standardised advantage (reading A).", group="preference"
     )
-    ranking_steps: int = setting(1, "Denoising steps before rewards rank noises or steer.", group="preference", ge=1, le=10)
+    ranking_steps: int = setting(1, "Denoising steps before rewards rank or steer.", group="preference", ge=1, le=10)
     label_noise: float = setting(0.0, "Chance that a preference is inverted.", group="preference", ge=0, le=1)
     scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
         "confidence", "How the reward gap scales the term.", group="preference"
