@@ -27,6 +27,8 @@ ABOUT = {
     "reward": "The reward that runs are trained on: a convolutional image tower and a GRU "
     "(`psd.judges.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on graded degradations; it "
     "never saw diffusion noise.",
+    "reward-early": "An early checkpoint of the same reward, weaker on purpose: evidence on what preference is worth "
+    "where the reward errs.",
     "selector": "The selector judge, which the app may use for early stop and best checkpoint: a `CLIPModel` (8 px "
     "patches, causal text tower).",
     "evidence": "The evidence judge: the caption modulates convolutions over the image "
@@ -78,7 +80,7 @@ def measured(name: str) -> dict[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="*", metavar="model", help="default: all that are there, but for prior-early")
+    parser.add_argument("models", nargs="*", metavar="model", help="default: all that are there, but for early ones")
     parser.add_argument("--work", default="work/train", help="where `train` put its shipped folders")
     parser.add_argument("--cards-only", action="store_true", help="only write the cards again")
 
@@ -91,7 +93,7 @@ def main(arguments: argparse.Namespace) -> int:
     if absent := [name for name in arguments.models if name not in there]:
         print(f"no trained model in {source(absent[0])}: train it first (there: {', '.join(there)})", file=sys.stderr)
         return 2
-    for name in arguments.models or [name for name in there if name != "prior-early"]:
+    for name in arguments.models or [name for name in there if not name.endswith("-early")]:
         target = ROOT / "assets" / name
         if not arguments.cards_only:
             shutil.rmtree(target, ignore_errors=True)
