@@ -608,6 +608,59 @@ def test_dreamdpo_pushes_off_the_loser_only_where_the_gap_is_wide(scale: float, 
     assert best.unique().numel() == 2  # views differ in their winner
 
 
+class LinearPrior(ToyPrior):
+    """x0 = M z_t, whatever the condition; M mixes channels and views, and is small, so that pictures stay grey."""
+
+    def jacobian(self, z_t: torch.Tensor) -> torch.Tensor:
+        own, others = (self.weights[name].detach() for name in ("own", "others"))
+        mixed = torch.einsum("oc,bvchw->bvohw", own, z_t) + torch.einsum("oc,bchw->bohw", others, z_t.mean(1))[:, None]
+        return 0.02 * mixed
+
+    def predict_noise(self, z_t, t, embedding, cameras):
+        alpha, sigma = score.alpha_sigma(self.alpha_bar, t)
+        return (z_t - alpha * self.jacobian(z_t)) / sigma
+
+
+class LinearReward(QuadraticReward):
+    """<w, image>, w of all pixels."""
+
+    def __call__(self, images: torch.Tensor, prompt: str) -> torch.Tensor:
+        weights = torch.randn(images.shape[-3:], generator=torch.Generator().manual_seed(5), dtype=images.dtype)
+        return (images * weights).sum((-3, -2, -1))
+
+
+def test_the_pairs_climb_what_the_denoiser_finds_plausible() -> None:
+    """Fact b through the methods: E[x0_w - x0_l] of the random pair is (2 / sqrt(pi)) C g / |C^(1/2) g|, C = sigma^2 M
+    M^T; the steered pair is M g itself, from one noise."""
+    count, prior = 3000, LinearPrior(torch.float64)
+    settings = {"scaling": "hard", "preference_weight": 1.0, "base_form": "recon", "rescale": 0.0, "negative": False}
+    shared = {"prior": prior, "rewards": {"linear": LinearReward()}, "t": 600, **settings}
+    step = make_step(candidates=2, groups=1, reading="A", **shared)
+    noise = torch.randn(2, count, *step.z0.shape[1:], generator=step.generator, dtype=torch.float64)
+    many = torch.zeros(count, dtype=torch.long)
+    step = replace(step, z0=step.z0[many], images=step.images[many], cameras=step.cameras[many], noise=noise)
+    base_only = replace(step, preset=step.preset.changed({"preference_weight": 0.0}))
+    moved = (apply(base_only).gradient - apply(step).gradient) * step.rows  # x0_w - x0_l of each group
+    sigma, shape = step.alpha_sigma[1], step.z0[:1].shape
+    matrix = torch.stack([prior.jacobian(e.view(shape)).flatten() for e in torch.eye(step.z0[0].numel()).double()]).T
+    leaf = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(LinearReward()(prior.decode(leaf), "").mean(), leaf)
+    climbed = sigma**2 * matrix @ matrix.T @ slope.flatten()
+    expected = 2 / math.sqrt(math.pi) * climbed / (slope.flatten() @ climbed).sqrt()
+    found = moved.flatten(1)
+    error = found.std(0) / math.sqrt(count)
+    assert ((found.mean(0) - expected).abs() < 5 * error).all() and (expected.abs() > 10 * error).any()
+    assert float(found.mean(0) @ slope.flatten()) == pytest.approx(float(expected @ slope.flatten()), rel=0.03)
+
+    step = make_step(candidates=1, groups=2, reading="S", kappa=1.0, **shared)
+    base_only = replace(step, preset=step.preset.changed({"preference_weight": 0.0}))
+    moved = (apply(base_only).gradient - apply(step).gradient).flatten(1)
+    torch.testing.assert_close(
+        moved / moved.norm(dim=1, keepdim=True),
+        ((matrix @ slope.flatten()) / (matrix @ slope.flatten()).norm())[None].expand(2, -1),
+    )
+
+
 def test_siblings_in_recon_form_clamp_predictions_as_the_base_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a prediction at high noise, which is far from any picture, would outweigh all others of csd and dreamdpo."""
     step = make_step(candidates=2, rewards={"q": QuadraticReward(scale=1e-4)}, base_form="recon", rescale=0.0, t=90)
