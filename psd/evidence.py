@@ -7,215 +7,73 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from psd.bars import bars, bars_table
 from psd.charts import curves, intervals
-from psd.paired import Interval, Line, average, bootstrap, diverging, matched, paired
+from psd.paired import Line, bootstrap, paired
 from psd.preset import MissingError
 from psd.suite import RESULTS, ROOT, SUITES, Job, Suite, cost, current, read_lines
+from psd.tables import (
+    AT_EQUAL_COST,
+    counted,
+    differences_table,
+    drift_table,
+    equal_cost_table,
+    extent,
+    groups,
+    judges,
+    main_rows,
+    matched_sentences,
+    measures_table,
+    rows,
+)
 
 BEGIN, END = "<!-- evidence: written by `python -m psd compare --report` -->", "<!-- end of evidence -->"
 STRIP_PROMPTS = 6
-NAMED_BAR = 0.85
-RAW = ("reward", "inconsistency", "watertight", "cost", "seconds")  # measures that ask for no truth
-DETAILS = (
-    "misbound",
-    "depth",
-    "normal",
-    "texture",
-    "fog",
-    "inconsistency",
-    "closed",
-    "seconds",
-)  # columns for the page
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One thing that was asked before the test captions were run."""
-
-    what: str
-    figure: str
-    met: bool | None  # None: the runs that would tell are missing
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
-def share(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.2f}"
-
-
-def columns(suite: Suite) -> list[tuple[str, str, Callable[[float], str]]]:
-    """Heading, measure and wording of each column."""
-    judges = [name.rpartition("/")[2] for name in suite.judges]
-    found = [
-        *((f"{name}", f"{name}/score", signed) for name in judges),
-        ("named", f"{judges[0]}/named", share),
-        ("misbound", f"{judges[0]}/misbound", share),
-        ("PSNR", "colour_psnr", lambda x: f"{x:.1f}"),
-        ("IoU", "iou", lambda x: f"{x:.3f}"),
-        ("depth", "depth_error", lambda x: f"{x:.3f}"),
-        ("normal", "normal_error_deg", lambda x: f"{x:.0f}°"),
-        ("Janus", "janus", share),
-        ("train reward", "reward", signed),
-        ("texture", "texture", lambda x: f"{x:.1f}"),
-        ("fog", "fog", share),
-        ("inconsistency", "inconsistency", lambda x: f"{x:.2f}"),
-        ("closed", "watertight", share),
-        ("cost", "cost", lambda x: f"{x:.0f}"),
-        ("seconds", "seconds", lambda x: f"{x:.0f}"),
-    ]
-    return [column for column in found if suite.truth or column[1] in RAW or column[1].endswith("/score")]
-
-
-def leading(suite: Suite) -> list[tuple[str, str, Callable[[float], str]]]:
-    """The columns that methods are compared by, difference by difference."""
-    return [column for column in columns(suite) if column[1].endswith("/score") or column[1] in ("colour_psnr", "iou")]
-
-
-def rows(suite: Suite, lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines of each method in the suite's order; those at the reference's cost as a row of their own."""
-    found: dict[str, list[Line]] = {}
-    for name in suite.methods:
-        for budget, label in (("steps", name), ("cost", f"{name} at equal cost")):
-            own = [line for line in lines if line["method"] == name and line["budget"] == budget]
-            if own:
-                found[label] = own
-    return found
-
-
-def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in body),
-    ]
-
-
-def measures_table(suite: Suite, lines: Sequence[Line], *, brief: bool = False) -> list[str]:
-    """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for."""
-    wanted = [column for column in columns(suite) if not brief or column[0] not in DETAILS]
-    body = []
-    for label, own in rows(suite, lines).items():
-        values = [average(own, measure) for _, measure, _ in wanted]
-        worded = ["" if value is None else say(value) for value, (_, _, say) in zip(values, wanted, strict=True)]
-        hacked = sum(line.get("reward") is not None and line["reward"] > 0 for line in own) / len(own)
-        apart = sum(map(diverging, own)) / len(own)
-        last = [share(hacked)] if suite.truth else []
-        failed = sum("failed" in line for line in own)
-        runs = f"{len(own)}" + (f" ({failed} without a mesh)" if failed else "")
-        body.append([f"`{label}`", runs, *worded, *last, share(apart)])
-    above = ["above truth"] if suite.truth else []
-    heads = ["method", "runs", *(head for head, _, _ in wanted), *above, "diverging"]
-    return markdown(heads, body)
-
-
-def differences_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
-    """Every row against the baseline, at equal steps."""
-    found = rows(suite, lines)
-    baseline = found.get(suite.baseline, [])
-    wanted = leading(suite)
-    body = []
-    for label, own in found.items():
-        gained = [bootstrap(paired(own, baseline, measure)) for _, measure, _ in wanted]
-        if label != suite.baseline and any(gained):
-            prompts = max(interval.prompts for interval in gained if interval)
-            body.append([f"`{label}`", f"{prompts}", *("" if x is None else str(x) for x in gained)])
-    return markdown(["method", "captions", *(head for head, _, _ in wanted)], body) if body else []
-
-
-def matched_sentences(suite: Suite, lines: Sequence[Line]) -> list[str]:
-    found = rows(suite, lines)
-    control = {name: found.get(name, []) for name in suite.sweep}
-    sentences = []
-    for head, measure, _ in leading(suite):
-        result = matched(found.get(suite.reference, []), control, measure)
-        if result is not None:
-            interval, note = result
-            sentences.append(f"- {head}: {interval} over {interval.prompts} captions ({note})")
-    return sentences
-
-
-def bars(suite: Suite, lines: Sequence[Line]) -> list[Bar]:
-    """The bars of the project, asked of the reference; named before the test captions were run."""
-    found = rows(suite, lines)
-    own = found.get(suite.reference, [])
-    primary = f"{suite.judges[0].rpartition('/')[2]}/score"
-    asked = []
-
-    def above_zero(what: str, interval: Interval | None) -> None:
-        asked.append(
-            Bar(what, "" if interval is None else str(interval), None if interval is None else interval.low > 0)
-        )
-
-    for measure, name in ((primary, "evidence judge"), ("colour_psnr", "colour PSNR inside the object")):
-        for other in suite.beaten:
-            above_zero(
-                f"{name} above `{other}`, interval above 0", bootstrap(paired(own, found.get(other, []), measure))
-            )
-    control = matched(own, {name: found.get(name, []) for name in suite.sweep}, primary)
-    what = "evidence judge above the pixel gradient at matched train reward, interval above 0"
-    above_zero(what, control[0] if control else None)
-    overlap = bootstrap(paired(own, found.get(suite.baseline, []), "iou"))
-    figure = "" if overlap is None else str(overlap)
-    asked.append(Bar(f"IoU not below `{suite.baseline}`", figure, None if overlap is None else overlap.value >= 0))
-    named = average(own, f"{suite.judges[0].rpartition('/')[2]}/named")
-    figure = "" if named is None else share(named)
-    asked.append(Bar("named among 60 captions in 85 %", figure, None if named is None else named >= NAMED_BAR))
-    mine, its = average(own, "janus"), average(found.get(suite.baseline, []), "janus")
-    what = f"Janus rate not above `{suite.baseline}`'s"
-    if mine is None or its is None:
-        return [*asked, Bar(what, "", None)]
-    return [*asked, Bar(what, f"{share(mine)} against {share(its)}", mine <= its)]
-
-
-def bars_table(asked: Sequence[Bar]) -> list[str]:
-    words = {True: "met", False: "**MISSED**", None: "not run yet"}
-    return markdown(["bar", "found", ""], [[bar.what, bar.figure, words[bar.met]] for bar in asked])
-
 
 # --------------------------------------------------------------------------------------------------------------- charts
 
 
 def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
-    """Reward and judges over steps for the main methods; every method's lead over the baseline in the primary."""
-    found = {label: own for label, own in rows(suite, lines).items() if label in suite.methods}
-    heads = ["train reward", *(name.rpartition("/")[2] for name in suite.judges)]
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {head: {} for head in heads}
-    for label, own in found.items():
-        if suite.methods[label].main or len(found) <= 8:
-            for index, head in enumerate(heads, start=1):
-                panels[head][label] = mean_curve(own, index)
-    primary = f"{heads[1]}/score"
-    leads = {}
-    for label, own in found.items():
-        interval = bootstrap(paired(own, found.get(suite.baseline, []), primary))
-        if interval is not None and label != suite.baseline:
-            leads[label] = (interval.value, interval.low, interval.high)
-    title = f"{heads[1]} judge: lead over {suite.baseline}, 95 % intervals over captions"
-    pictures = {"curves": curves(panels, across="steps")} | ({"leads": intervals(leads, title=title)} if leads else {})
+    """Reward and judges over steps for the main methods; every method's lead in the primary measure."""
+    found = {label: own for label, own in main_rows(suite, lines).items() if label in suite.methods}
+    heads = ["train reward", *judges(suite)]
+    panels = {
+        head: {label: median_curve(own, index) for label, own in found.items()}
+        for index, head in enumerate(heads, start=1)
+    }
+    pictures: dict[str, str] = {}
+    if found:
+        runs = counted(len(next(iter(found.values()))), "run")
+        pictures["curves"] = curves(panels, across=f"steps (medians over {runs})")
+    every, leads = rows(suite, lines), {}
+    for label, own in every.items():
+        other = suite.against(label.removesuffix(AT_EQUAL_COST))
+        lead = bootstrap(paired(own, every.get(other, []), f"{heads[1]}/score")) if label != other else None
+        if lead is not None and lead.ends is not None:
+            over = "" if other == suite.baseline else f" - {other}"
+            leads[f"{label}{over} ({lead.prompts})"] = lead.value, *lead.ends
+    if leads:
+        title = f"{heads[1]} judge: lead over {suite.baseline} or what is named, 95 % intervals over (n) captions"
+        pictures["leads"] = intervals(leads, title=title)
     for name, picture in pictures.items():
         (RESULTS / f"{suite.name}-{name}.svg").write_text(picture, encoding="utf-8")
     return [RESULTS / f"{suite.name}-{name}.svg" for name in pictures]
 
 
-def mean_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]:
-    """Over the runs that were looked at after the same steps; relative to the truth's own score."""
+def median_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]:
+    """Over the runs that were looked at after the same steps: a judge's raw score has no upper end, and in a mean one
+    caption could decide."""
     by_step: dict[float, list[float]] = {}
     for line in lines:
         for point in line["curve"]:
             by_step.setdefault(point[0], []).append(point[index])
-    return [(step, float(np.mean(values))) for step, values in sorted(by_step.items())]
+    return [(step, float(np.median(values))) for step, values in sorted(by_step.items())]
 
 
 def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:
@@ -255,15 +113,23 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
 # --------------------------------------------------------------------------------------------------------------- report
 
 GUIDE = (
-    "Scores are over the ground truth's own (0: as good as the truth); cost is what all calls of the networks come to, "
-    "in images through the U-Net, by the bench; texture is fine texture over the truth's, inconsistency the "
-    "reprojected colour error over the truth's, above truth the share of runs whose train reward exceeds the truth's, "
-    "diverging the share whose reward rose at the end while every judge fell."
+    "A judge's score is the mesh's minus the truth's own, in spreads of that judge's scores over truths, clipped to "
+    "[-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is the same "
+    "difference, raw. Cost is what all calls of the networks come to, in images through the U-Net, by the bench. "
+    "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over the "
+    "truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
+    "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: they are in all "
+    "means, with the worst that a measure has."
 )
 GUIDE_WITHOUT_TRUTH = (
     "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is what all "
     "calls of the networks come to, in images through the U-Net; diverging is the share of runs whose reward rose at "
     "the end while every judge fell."
+)
+GUIDE_TO_DIFFERENCES = (
+    "Differences are paired by caption and seed, with 95 % intervals over captions; a judge prefers a method in the "
+    "share of captions (seeds averaged) in which it scores it higher, by the raw score. From fewer than 5 captions no "
+    "interval is shown; one without width means that all captions agree, not that nothing is left to doubt."
 )
 
 
@@ -288,17 +154,30 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     """The whole of what a suite says, as Markdown; pictures are named where they are there."""
     methods = [f"- `{name}`: {method.about}" for name, method in suite.methods.items()]
     parts = [f"# {suite.name}", "", suite.about, "", *methods, "", standing(lines, missing), ""]
-    if lines:
-        guide = GUIDE if suite.truth else GUIDE_WITHOUT_TRUTH
-        parts += ["## Measures", "", guide, "", *measures_table(suite, lines), ""]
-        if gained := differences_table(suite, lines):
-            parts += [f"## Differences to `{suite.baseline}`, paired, with 95 % intervals", "", *gained, ""]
-        if sentences := matched_sentences(suite, lines):
-            parts += [f"## `{suite.reference}` against the swept control at its own train reward", "", *sentences, ""]
-        if suite.bars:
-            parts += ["## Bars", "", *bars_table(bars(suite, lines)), ""]
+    if not lines:
+        return "\n".join(parts)
+    found = rows(suite, lines)
+    labels = [name + (AT_EQUAL_COST if budget == "cost" else "") for name, budget in suite.rows()]
+    if absent := [f"`{label}`" for label in labels if label not in found]:
+        parts += [f"Without any run yet: {', '.join(absent)}.", ""]
+    if suite.bars:
+        parts += ["## Bars", "", *bars_table(bars(suite, lines)), ""]
+    parts += ["## Measures", "", GUIDE if suite.truth else GUIDE_WITHOUT_TRUTH, ""]
+    tables = groups(suite, lines)
+    for name, group in tables.items():
+        parts += [f"### {name.capitalize()}", "", extent(suite, group), "", *measures_table(suite, group), ""]
+    parts += ["## Differences", "", GUIDE_TO_DIFFERENCES, ""]
+    for name, group in tables.items():
+        parts += [f"### {name.capitalize()}", "", *differences_table(suite, group), ""]
+    if costly := equal_cost_table(suite, lines):
+        parts += ["## At equal cost", "", *costly, ""]
+    if sentences := matched_sentences(suite, lines):
+        parts += [f"## `{suite.reference}` against the swept control at its own train reward", "", *sentences, ""]
+    if drifts := drift_table(suite, lines):
+        chance = "Of twenty such intervals one misses 0 by chance where nothing drifts."
+        parts += ["## Drift", "", chance, "", *drifts, ""]
     for name in ("curves.svg", "leads.svg", "strips.jpg"):
-        if lines and (RESULTS / f"{suite.name}-{name}").is_file():
+        if (RESULTS / f"{suite.name}-{name}").is_file():
             parts += [f"![{name.partition('.')[0]}]({suite.name}-{name})", ""]
     return "\n".join(parts)
 
@@ -328,9 +207,10 @@ def section() -> str:
             continue
         parts += [f"**{page}**: {suite.about} {standing(lines, missing)}", ""]
         if lines:
-            main = [line for line in lines if suite.methods[line["method"]].main]
-            parts += [GUIDE, "", *measures_table(suite, main, brief=True), "", *differences_table(suite, main), ""]
             parts += [*bars_table(bars(suite, lines)), ""]
+            if main := main_rows(suite, lines):
+                parts += [GUIDE, "", extent(suite, main), "", *measures_table(suite, main, brief=True), ""]
+                parts += [GUIDE_TO_DIFFERENCES, "", *differences_table(suite, main), ""]
             for name in ("curves.svg", "leads.svg", "strips.jpg"):
                 if (RESULTS / f"{suite.name}-{name}").is_file():
                     parts += [f"![{name.partition('.')[0]}](assets/results/{suite.name}-{name})", ""]
@@ -348,8 +228,7 @@ def write_report() -> int:
         print(f"{suite.name}: {standing(lines, missing)}")
         if suite.bars:
             for bar in bars(suite, lines):
-                verdict = {True: "met", False: "MISSED", None: "not run yet"}[bar.met]
-                print(f"  {bar.what:76} {bar.figure:24} {verdict}")
+                print(f"  {bar.what:76} {bar.figure:24} {bar.verdict}")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(replaced(text, section()), encoding="utf-8")

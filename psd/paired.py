@@ -5,28 +5,51 @@ Intervals are bootstrap percentiles over captions, because the seeds of a captio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 RESAMPLES = 10_000
+LEAST = 5  # captions; the percentiles of fewer are no interval
 
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % bootstrap interval over ``prompts`` captions."""
+    """A mean over ``prompts`` captions, and the ``ends`` of its 95 % bootstrap interval: None below `LEAST`."""
 
     value: float
-    low: float
-    high: float
+    ends: tuple[float, float] | None
     prompts: int
 
+    def worded(self, say: Callable[[float], str]) -> str:
+        return say(self.value) + (f" [{', '.join(map(say, self.ends))}]" if self.ends else "")
+
     def __str__(self) -> str:
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return self.worded(lambda value: f"{value:+.2f}")
+
+    @property
+    def positive(self) -> bool | None:
+        """Whether all of the interval is above 0; None where there is none."""
+        return None if self.ends is None else self.ends[0] > 0
+
+    @property
+    def misses_zero(self) -> bool | None:
+        return None if self.ends is None else not self.ends[0] <= 0 <= self.ends[1]
+
+
+def resamples(count: int) -> np.ndarray:
+    """Indices of the captions in each resample, resample x caption: the same for everything that is compared."""
+    return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+
+
+def between(value: float, drawn: np.ndarray, prompts: int) -> Interval:
+    """``drawn`` is the value in each resample."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(float(value), (float(low), float(high)) if prompts >= LEAST else None, prompts)
 
 
 def bootstrap(differences: Mapping[str, Sequence[float]]) -> Interval | None:
@@ -34,9 +57,7 @@ def bootstrap(differences: Mapping[str, Sequence[float]]) -> Interval | None:
     means = np.array([np.mean(values) for values in differences.values() if len(values)])
     if not len(means):
         return None
-    draws = np.random.default_rng(0).integers(len(means), size=(RESAMPLES, len(means)))
-    low, high = np.percentile(means[draws].mean(1), [2.5, 97.5])
-    return Interval(float(means.mean()), float(low), float(high), len(means))
+    return between(means.mean(), means[resamples(len(means))].mean(1), len(means))
 
 
 def paired(one: Sequence[Line], other: Sequence[Line], measure: str) -> dict[str, list[float]]:
@@ -50,45 +71,65 @@ def paired(one: Sequence[Line], other: Sequence[Line], measure: str) -> dict[str
     return found
 
 
-def matched(
-    reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], measure: str
-) -> tuple[Interval, str] | None:
+def preferred(differences: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Of each difference only its sign: 1 above 0, 0 below, 1/2 for a tie.  Their mean is a win rate."""
+    return {prompt: [(1 + np.sign(value)) / 2 for value in values] for prompt, values in differences.items()}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The reference's lead at its own train reward; without a ``bracket`` over what comes nearest to it."""
+
+    lead: Interval
+    bracket: tuple[str, str] | None
+    note: str
+
+
+def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], measure: str) -> Matched | None:
     """The reference's lead in ``measure`` over the swept control at the reference's own mean train reward.
 
-    On the runs that all have, the two neighbouring weights are mixed linearly, run by run, so that their mean reward is
-    the reference's; beyond the sweep its end is taken, and the note says so.  None where no run is common.
+    The two weights whose mean rewards enclose the reference's on the runs that all have are mixed linearly, on the runs
+    that these two have, so that the mean reward of the mixture is the reference's; in each resample anew, since the
+    share is as uncertain as the rewards.  None where no run is common.
     """
 
-    def keyed(lines: Sequence[Line]) -> dict[tuple, Line]:
-        return {
-            (x["prompt"], x["seed"]): x for x in lines if x.get("reward") is not None and x.get(measure) is not None
-        }
+    def keyed(lines: Sequence[Line]) -> dict[tuple, tuple[float, float]]:
+        there = [line for line in lines if line.get("reward") is not None and line.get(measure) is not None]
+        return {(line["prompt"], line["seed"]): (line["reward"], line[measure]) for line in there}
 
-    tables = {name: keyed(lines) for name, lines in sweep.items() if lines}
     own = keyed(reference)
-    common = sorted(set(own).intersection(*tables.values()) if tables else ())
+    control = {name: table for name, lines in sweep.items() if (table := keyed(lines))}
+    common = set(own).intersection(*control.values()) if control else set()
     if not common:
         return None
-    reward = {name: float(np.mean([table[key]["reward"] for key in common])) for name, table in tables.items()}
-    target = float(np.mean([own[key]["reward"] for key in common]))
-    ordered = sorted(reward, key=lambda name: reward[name])
-    below = [name for name in ordered if reward[name] <= target]
-    above = [name for name in ordered if reward[name] > target]
-    if below and above:
-        low, high = below[-1], above[0]
-        share = (target - reward[low]) / (reward[high] - reward[low])
-        note = f"between {low} and {high}"
-    else:
-        low = high = (below or above)[-1 if below else 0]
-        share = 0.0
-        note = f"{low}, the end of the sweep, at {reward[low]:+.2f} where the reference has {target:+.2f}"
-    found: dict[str, list[float]] = {}
-    for key in common:
-        control = (1 - share) * tables[low][key][measure] + share * tables[high][key][measure]
-        found.setdefault(key[0], []).append(own[key][measure] - control)
-    interval = bootstrap(found)
-    assert interval is not None
-    return interval, note
+    above = {name: float(np.mean([table[key][0] - own[key][0] for key in common])) for name, table in control.items()}
+    low = max((name for name in above if above[name] <= 0), key=above.__getitem__, default=None)
+    high = min((name for name in above if above[name] > 0), key=above.__getitem__, default=None)
+    below, beyond = low or high, high or low
+    assert below is not None and beyond is not None
+    by_prompt: dict[str, list[np.ndarray]] = {}
+    for key in sorted(set(own) & set(control[below]) & set(control[beyond])):
+        by_prompt.setdefault(key[0], []).append(np.array([own[key], control[below][key], control[beyond][key]]))
+    means = np.stack([np.mean(runs, axis=0) for runs in by_prompt.values()])  # caption x (own, below, beyond) x 2
+
+    def mixed(rewards_and_measures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lead, and the share of the stronger weight: in [0, 1] while it encloses; none where there is but one."""
+        (reward, value), (weak, its), (strong, strongs) = np.moveaxis(rewards_and_measures, (-2, -1), (0, 1))
+        share = (reward - weak) / np.maximum(strong - weak, 1e-9) if below != beyond else np.zeros_like(reward)
+        within = np.clip(share, 0, 1)
+        return value - (1 - within) * its - within * strongs, share
+
+    leads, shares = mixed(means[resamples(len(means))].mean(1))
+    value, share = mixed(means.mean(0))
+    lead = between(float(value), leads, len(means))
+    if below == beyond or not 0 <= share <= 1:
+        target, *ends = means[:, :, 0].mean(0)
+        nearest = [f"{name} {reward:+.2f}" for name, reward in zip((below, beyond), ends, strict=True)]
+        note = f"no bracket: the reference's train reward is {target:+.2f}, that of {', '.join(dict.fromkeys(nearest))}"
+        return Matched(lead, None, note)
+    outside = float(np.mean((shares < 0) | (shares > 1)))
+    note = f"between {below} and {beyond}" + (f", outside them in {outside:.0%} of the resamples" if outside else "")
+    return Matched(lead, (below, beyond), note)
 
 
 def average(lines: Iterable[Line], measure: str) -> float | None:

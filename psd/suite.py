@@ -23,7 +23,7 @@ from psd.preset import LARGEST_FILE, PRESETS, MissingError, Preset, PresetError,
 ROOT = PRESETS.parent
 SUITES = PRESETS / "suites"
 RESULTS = ROOT / "assets" / "results"
-MEASURES = 2  # raise when a measure changes its meaning: older lines then no longer count
+MEASURES = 3  # raise when a measure changes its meaning: older lines then no longer count
 RECORD = 3  # raise when a run comes out otherwise or more of it is kept: what was made before then is no longer good
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
@@ -38,6 +38,7 @@ COSTS: dict[Network, tuple[float, float]] = {
 }  # fmt: skip
 
 Budget = Literal["steps", "cost"]
+Further = Literal["reward", "janus", "texture", "floaters", "fog", "inconsistency"]
 T = TypeVar("T")
 
 
@@ -60,6 +61,7 @@ class Method(_Strict):
     main: bool = False  # on all of the suite's captions and seeds, not only on those of `others`
     equal_cost: bool = False  # a second time on `others`, with as many steps as cost what the reference costs
     ratio: float | None = Field(None, gt=0, le=10)  # preference_weight is set so that |term| / |base| averages this
+    against: str | None = None  # the method that it is compared with, where that is not the baseline; itself: with none
 
 
 class PromptFile(_Strict):
@@ -91,22 +93,29 @@ class Suite(_Strict):
     others: Size
     judges: list[str] = Field(min_length=1)  # folders; no run sees them, the first is the primary measure
     reference: str  # the method whose worth is asked; its cost is the budget of equal_cost
-    baseline: str  # what every method is compared with
+    baseline: str  # what every method is compared with that names no other
     beaten: list[str] = []  # what the reference has to beat in the primary and the secondary measure
     sweep: list[str] = []  # one control at several weights: compared at the reference's own train reward
+    compared_by: list[Further] = []  # measures whose differences are shown too
+    drift: dict[str, Literal["none", "some"]] = {}  # whether a method should move away from what it is compared with
     costs: dict[Network, tuple[float, float]] = COSTS  # where others hold
     bars: bool = False  # whether the bars of the project are asked of the reference
     methods: dict[str, Method] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Suite:
-        for key in ("reference", "baseline", "beaten", "sweep"):
-            value = getattr(self, key)
-            for name in [value] if isinstance(value, str) else value:
+        asked = {"reference": [self.reference], "baseline": [self.baseline], "beaten": self.beaten}
+        others = {f"{name}'s against": [method.against] for name, method in self.methods.items() if method.against}
+        for key, names in {**asked, "sweep": self.sweep, "drift": self.drift, **others}.items():
+            for name in names:
                 if name not in self.methods:
                     raise ValueError(f"{key} names {shown(name)}, but methods has only {', '.join(self.methods)}")
-        if self.bars and not self.truth:
-            raise ValueError("bars are asked of what has a truth: leave bars out, or set truth: true")
+        if self.bars:
+            if not self.truth:
+                raise ValueError("bars are asked of what has a truth: leave bars out, or set truth: true")
+            for name in [name for names in asked.values() for name in names]:
+                if not self.methods[name].main:
+                    raise ValueError(f"bars ask all captions of {shown(name)}: set main: true there, or leave bars out")
         for name in self.methods:
             self.values(name)
         for size in (self.main, self.others):
@@ -133,6 +142,10 @@ class Suite(_Strict):
         given = {"threads": 1, "judges": [], **self.set, **self.methods[method].set}
         preset = Preset.make({**preset_values(self.preset), **given})
         return preset if "preview_every" in given else looked_at(preset)
+
+    def against(self, method: str) -> str:
+        """What the method is compared with."""
+        return self.methods[method].against or self.baseline
 
     def size(self, method: str, budget: Budget) -> Size:
         return self.main if self.methods[method].main and budget == "steps" else self.others

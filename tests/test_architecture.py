@@ -57,6 +57,20 @@ NEVER = {
     "psd.prior": {"psd.run", "psd.methods", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
     "psd.rewards": {"psd.run", "psd.methods", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
     "psd.scene": {"psd.run", "psd.methods", "psd.prior", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
+    "psd.paired": {"psd"},
+    "psd.charts": {"psd"},
+    "psd.suite": {
+        "psd.tables",
+        "psd.bars",
+        "psd.evidence",
+        "psd.compare",
+        "psd.run",
+        "psd.models",
+        "psd.tiny",
+        "psd.ui",
+    },
+    "psd.tables": {"psd.bars", "psd.evidence", "psd.compare", "psd.run", "psd.models", "psd.tiny", "psd.ui"},
+    "psd.bars": {"psd.evidence", "psd.compare", "psd.run", "psd.models", "psd.tiny", "psd.ui"},
     "psd.mesh": {"psd.run", "psd.methods", "psd.prior", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
 }
 LEAVES = {"psd.plain_yaml"}  # reach nothing of this package themselves, so anything may reach them

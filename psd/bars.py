@@ -1,0 +1,96 @@
+"""The bars of the project, asked of a suite's reference; they were named before the test captions were run.
+
+A bar is met or missed when all runs that it rests on are there; until then its figure says what part of them it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psd.paired import Interval, Line, average, bootstrap, matched, paired
+from psd.suite import Suite
+from psd.tables import common, complete, judges, markdown, rows, share
+
+NAMED_BAR = 0.85
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One thing that was asked."""
+
+    what: str
+    figure: str
+    met: bool | None  # None: the runs that would tell are missing, or cannot tell
+
+    @property
+    def verdict(self) -> str:
+        if self.met is None:
+            return "open" if self.figure else "not run yet"
+        return "met" if self.met else "MISSED"
+
+
+def bars(suite: Suite, lines: Sequence[Line]) -> list[Bar]:
+    found = rows(suite, lines)
+    judge = judges(suite)[0]
+    asked: list[Bar] = []
+
+    def ask(what: str, figure: str, met: bool | None, over: Sequence[Line], *methods: str) -> None:
+        """``over``: the reference's runs that the figure rests on; ``methods``: what has to be complete."""
+        whole = complete(suite, lines, methods)
+        asked.append(Bar(what, figure + ("" if whole or not figure else so_far(suite, over)), met if whole else None))
+
+    def lead(what: str, interval: Interval | None, over: Sequence[Line], *methods: str) -> None:
+        ask(what, str(interval or ""), interval.positive if interval else None, over, *methods)
+
+    def both(other: str) -> tuple[list[Line], list[Line]]:
+        """The reference's runs and the other's, where both have one."""
+        shared = common({name: found.get(name, []) for name in (suite.reference, other)})
+        return shared.get(suite.reference, []), shared.get(other, [])
+
+    for measure, name in ((f"{judge}/score", f"{judge} judge"), ("colour_psnr", "colour PSNR inside the object")):
+        for other in suite.beaten:
+            own, its = both(other)
+            what = f"{name} above `{other}`, interval above 0"
+            lead(what, bootstrap(paired(own, its, measure)), own, suite.reference, other)
+    if suite.sweep:
+        result = matched(
+            found.get(suite.reference, []), {name: found.get(name, []) for name in suite.sweep}, f"{judge}/score"
+        )
+        what = f"{judge} judge above the pixel gradient at matched train reward, interval above 0"
+        names = (result.bracket if result else None) or [name for name in suite.sweep if name in found]
+        over = common({name: found.get(name, []) for name in (suite.reference, *names)}).get(suite.reference, [])
+        if result is not None and result.bracket is None:
+            ask(what, f"{result.lead}, {result.note}", None, over, suite.reference, *names)
+        else:
+            lead(what, result.lead if result else None, over, suite.reference, *names)
+    own, its = both(suite.baseline)
+    overlap = bootstrap(paired(own, its, "iou"))
+    met = None if overlap is None else overlap.value >= 0
+    ask(f"IoU not below `{suite.baseline}`", str(overlap or ""), met, own, suite.reference, suite.baseline)
+    mine, theirs = average(own, "janus"), average(its, "janus")
+    figure, met = "", None
+    if mine is not None and theirs is not None:
+        figure, met = f"{share(mine)} against {share(theirs)}", mine <= theirs
+    ask(f"Janus rate not above `{suite.baseline}`'s", figure, met, own, suite.reference, suite.baseline)
+    own = found.get(suite.reference, [])
+    named, truth = average(own, f"{judge}/named"), average(own, f"{judge}/truth_named")
+    figure = "" if named is None else share(named) + ("" if truth is None else f" (the truth itself {share(truth)})")
+    met = None if named is None else named >= NAMED_BAR
+    ask(f"named among 60 captions in {share(NAMED_BAR)}", figure, met, own, suite.reference)
+    return asked
+
+
+def so_far(suite: Suite, over: Sequence[Line]) -> str:
+    """What part of the suite's full size the runs are."""
+    prompts, asked = len({line["prompt"] for line in over}), suite.main.prompts
+    if prompts < asked:
+        return f" so far, {prompts} of {asked} captions"
+    return f" so far, {len(over)} of {asked * suite.main.seeds} runs"
+
+
+def bars_table(asked: Sequence[Bar]) -> list[str]:
+    return markdown(
+        ["bar", "found", ""],
+        [[bar.what, bar.figure, "**MISSED**" if bar.met is False else bar.verdict] for bar in asked],
+    )

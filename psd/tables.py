@@ -1,0 +1,229 @@
+"""Tables of a suite's lines as Markdown: measures, paired differences, equal cost, drift.
+
+Every row of a table is over the same runs, so that no mean differs because its captions do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from psd.paired import Interval, Line, average, bootstrap, diverging, matched, paired, preferred
+from psd.suite import Suite
+
+RAW = ("reward", "inconsistency", "watertight", "cost", "seconds")  # measures that ask for no truth
+AT_EQUAL_COST = " at equal cost"
+
+Rows = Mapping[str, Sequence[Line]]
+
+
+class Column(NamedTuple):
+    head: str
+    measure: str
+    say: Callable[[float], str]
+    brief: bool = False  # in README.md too
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+def digits(places: int, unit: str = "") -> Callable[[float], str]:
+    return lambda value: f"{value:.{places}f}{unit}"
+
+
+def judges(suite: Suite) -> list[str]:
+    """By their folders' names, which their measures begin with."""
+    return [name.rpartition("/")[2] for name in suite.judges]
+
+
+def columns(suite: Suite) -> list[Column]:
+    first = judges(suite)[0]
+    found = [
+        *(Column(name, f"{name}/score", signed, True) for name in judges(suite)),
+        Column("named", f"{first}/named", share, True),
+        Column("misbound", f"{first}/misbound", share),
+        Column("PSNR", "colour_psnr", digits(1), True),
+        Column("IoU", "iou", digits(3), True),
+        Column("depth", "depth_error", digits(3)),
+        Column("normal", "normal_error_deg", digits(0, "°")),
+        Column("Janus", "janus", share, True),
+        Column("train reward", "reward", signed, True),
+        Column("texture", "texture", digits(1)),
+        Column("saturation", "image/saturation_over_truth", digits(2)),
+        Column("contrast", "image/contrast_over_truth", digits(2)),
+        Column("edges", "image/edge_density_over_truth", digits(2)),
+        Column("floaters", "floaters", share),
+        Column("fog", "fog", share),
+        Column("inconsistency", "inconsistency", digits(2)),
+        Column("closed", "watertight", share),
+        Column("cost", "cost", digits(0), True),
+        Column("seconds", "seconds", digits(0)),
+    ]
+    return [it for it in found if suite.truth or it.measure in RAW or it.measure.endswith("/score")]
+
+
+def leading(suite: Suite) -> list[Column]:
+    """What methods are compared by, difference by difference."""
+    wanted = {"colour_psnr", "iou", *suite.compared_by}
+    return [column for column in columns(suite) if column.measure.endswith("/score") or column.measure in wanted]
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+def rows(suite: Suite, lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each method in the suite's order; those at the reference's cost as a row of their own."""
+    found: dict[str, list[Line]] = {}
+    for name in suite.methods:
+        for budget, label in (("steps", name), ("cost", name + AT_EQUAL_COST)):
+            own = [line for line in lines if line["method"] == name and line["budget"] == budget]
+            if own:
+                found[label] = own
+    return found
+
+
+def common(found: Rows) -> dict[str, list[Line]]:
+    """Of each row the runs, by caption and seed, that all rows have; nothing where there is none."""
+    keys = [{(line["prompt"], line["seed"]) for line in own} for own in found.values()]
+    shared = set.intersection(*keys) if keys else set()
+    return {
+        label: [line for line in own if (line["prompt"], line["seed"]) in shared] for label, own in found.items()
+    } if shared else {}  # fmt: skip
+
+
+def main_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The main methods, over the runs that they share; all methods where none is main."""
+    found = rows(suite, lines)
+    main = {label: own for label, own in found.items() if label in suite.methods and suite.methods[label].main}
+    return common(main or found)
+
+
+def groups(suite: Suite, lines: Sequence[Line]) -> dict[str, dict[str, list[Line]]]:
+    """One table's rows each: the main methods on all their captions, and all methods on those that all have."""
+    every, main = common(rows(suite, lines)), main_rows(suite, lines)
+    both = {"main methods": main, "all methods": every}
+    if not any(method.main for method in suite.methods.values()) or suite.main == suite.others:
+        both = {"all methods": every}
+    elif every.keys() <= main.keys():
+        both = {"main methods": main}
+    return {name: found for name, found in both.items() if found}
+
+
+def extent(suite: Suite, found: Rows) -> str:
+    """Which runs a table is over, and how sure the first judge can be of them."""
+    lines = next(iter(found.values()))
+    prompts = len({line["prompt"] for line in lines})
+    words = f"Every row is over the same {counted(len(lines), 'run')}, of {counted(prompts, 'caption')}."
+    truth = average(lines, f"{judges(suite)[0]}/truth_named")
+    return words if truth is None else f"{words} The {judges(suite)[0]} judge names {share(truth)} of their truths."
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def complete(suite: Suite, lines: Sequence[Line], methods: Iterable[str]) -> bool:
+    """Whether each method has all runs of the suite's full size."""
+    found, runs = rows(suite, lines), suite.main.prompts * suite.main.seeds
+    return all(len(found.get(name, ())) >= runs for name in methods)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in body),
+    ]
+
+
+def measures_table(suite: Suite, found: Rows, *, brief: bool = False) -> list[str]:
+    """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for."""
+    wanted = [column for column in columns(suite) if column.brief or not brief]
+    body = []
+    for label, own in found.items():
+        values = [average(own, column.measure) for column in wanted]
+        worded = ["" if value is None else column.say(value) for value, column in zip(values, wanted, strict=True)]
+        hacked = sum(line.get("reward") is not None and line["reward"] > 0 for line in own) / len(own)
+        apart = sum(map(diverging, own)) / len(own)
+        last = [share(hacked)] if suite.truth else []
+        failed = sum("failed" in line for line in own)
+        body.append([f"`{label}`", *worded, *last, share(apart), str(failed)])
+    above = ["above truth"] if suite.truth else []
+    return markdown(["method", *(column.head for column in wanted), *above, "diverging", "failed"], body)
+
+
+def differences(suite: Suite, own: Sequence[Line], other: Sequence[Line]) -> list[str]:
+    """Cells: captions, the leading measures' differences, each judge's win rate.  Empty where nothing is paired."""
+    gained = [bootstrap(paired(own, other, column.measure)) for column in leading(suite)]
+    won = [wins(suite, own, other, judge) for judge in judges(suite)]
+    if not any(gained):
+        return []
+    prompts = max(interval.prompts for interval in gained if interval)
+    rates = ["" if rate is None else rate.worded(share) for rate in won]
+    return [f"{prompts}", *("" if interval is None else str(interval) for interval in gained), *rates]
+
+
+def wins(suite: Suite, own: Sequence[Line], other: Sequence[Line], judge: str) -> Interval | None:
+    """The share of captions in which the judge prefers the one to the other; by raw scores, which are not clipped."""
+    return bootstrap(preferred(paired(own, other, f"{judge}/{'raw' if suite.truth else 'score'}")))
+
+
+def differences_heads(suite: Suite) -> list[str]:
+    return ["captions", *(column.head for column in leading(suite)), *(f"{name} prefers" for name in judges(suite))]
+
+
+def differences_table(suite: Suite, found: Rows) -> list[str]:
+    """Every row against what its method is compared with, at equal steps."""
+    body = []
+    for label, own in found.items():
+        other = suite.against(label.removesuffix(AT_EQUAL_COST))
+        cells = differences(suite, own, found.get(other, [])) if label != other else []
+        if cells:
+            body.append([f"`{label}`", f"`{other}`", *cells])
+    return markdown(["method", "against", *differences_heads(suite)], body) if body else []
+
+
+def equal_cost_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
+    """The reference against each method that had as many steps as cost the same."""
+    found = rows(suite, lines)
+    body = []
+    for label, own in found.items():
+        if label.endswith(AT_EQUAL_COST) and (cells := differences(suite, found.get(suite.reference, []), own)):
+            body.append([f"`{suite.reference}` against `{label}`", *cells])
+    return markdown(["", *differences_heads(suite)], body) if body else []
+
+
+def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
+    """Whether each method moved away from what it is compared with, beside whether it should have."""
+    found, body = rows(suite, lines), []
+    measures = {(judge := judges(suite)[0]): f"{judge}/score", "PSNR": "colour_psnr", "train reward": "reward"}
+    said = {True: " misses 0", False: " holds 0", None: ""}
+    for name, expected in suite.drift.items():
+        other = suite.against(name)
+        moved = [bootstrap(paired(found.get(name, []), found.get(other, []), key)) for key in measures.values()]
+        cells = ["" if it is None else f"{it}{said[it.misses_zero]}" for it in moved]
+        told = all(it is not None and it.ends for it in moved) and complete(suite, lines, (name, other))
+        drifts = any(it.misses_zero for it in moved if it is not None)
+        verdict = ("yes" if drifts == (expected == "some") else "**NO**") if told else "not all run yet"
+        body.append([f"`{name}`", f"`{other}`", expected, *cells, verdict])
+    return markdown(["method", "against", "drift expected", *measures, "as expected"], body) if body else []
+
+
+def matched_sentences(suite: Suite, lines: Sequence[Line]) -> list[str]:
+    found = rows(suite, lines)
+    control = {name: found.get(name, []) for name in suite.sweep}
+    sentences = []
+    for column in leading(suite):
+        result = matched(found.get(suite.reference, []), control, column.measure)
+        if result is not None:
+            captions = counted(result.lead.prompts, "caption")
+            sentences.append(f"- {column.head}: {result.lead} over {captions} ({result.note})")
+    return sentences
