@@ -2,25 +2,32 @@
 
 import json
 import math
+import subprocess
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from psd import compare, evidence, suite
+from psd.__main__ import main
+from psd.bars import bars, bars_table
 from psd.charts import curves, intervals, ticks
-from psd.paired import average, bootstrap, diverging, matched, paired
+from psd.paired import average, bootstrap, diverging, matched, paired, preferred
 from psd.preset import MissingError, PresetError
 from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
+from psd.tables import columns, differences_table, drift_table, equal_cost_table, groups, leading, measures_table
 from psd.tiny import grammar
+from psd.tiny.scenes import Distilled
 
 SMALL = """
 about: two methods and a swept control
 preset: tiny
 set: {steps: 6}
-captions: [a red tree, a pink table, a black flower]
-main: {prompts: 3, seeds: 2}
+captions: [a red tree, a tall red tree, a pink table, a tall pink table, a black flower, a tall black flower]
+main: {prompts: 6, seeds: 2}
 others: {prompts: 2, seeds: 1}
 judges: [assets/evidence]
 reference: steered
@@ -52,8 +59,10 @@ def run_line(job: suite.Job, **measures: object) -> dict:
         "iou": 0.7,
         "colour_psnr": 15.0,
         "reward": -1.0,
-        "evidence/score": -2.0,
+        "evidence/score": -0.5,
+        "evidence/raw": -2.0,
         "evidence/named": 1.0,
+        "evidence/truth_named": 1.0,
         "seconds": 9,
     }
     curve = [[step, -3 + step / 6, -4 + step / 6] for step in range(7)]
@@ -88,14 +97,14 @@ def test_the_main_suite_is_as_large_as_was_promised_and_holds_no_tuning_caption(
     main, tuning = (Suite.load(SUITES / f"{name}.yaml") for name in ("embedded", "tuning"))
     assert len(main.prompts(main.main)) >= 24 and main.main.seeds >= 2 and len(main.judges) >= 2
     assert not set(main.prompts(main.main)) & set(tuning.prompts(tuning.main))
-    inside = {"sds", "best_of_n", "random_pair", "steered", "steered_n"}
+    inside = {"sds_2", "best_of_n", "random_pair", "steered", "steered_n"}
     assert inside <= {name for name, method in main.methods.items() if method.main}
 
 
 def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path) -> None:
     found = small(tmp_path)
     counts = {name: sum(job.method == name for job in jobs(found, [])) for name in found.methods}
-    assert counts == {"sds": 6, "steered": 6, "weak": 6, "strong": 6, "scaled": 0}  # its probe is missing
+    assert counts == {"sds": 12, "steered": 12, "weak": 12, "strong": 12, "scaled": 0}  # its probe is missing
     assert [job.method for job in probes(found)] == ["sds", "steered", "scaled"]
 
 
@@ -116,7 +125,7 @@ def test_equal_cost_gives_the_cheap_method_more_steps_and_a_ratio_scales_the_wei
     runs = jobs(found, lines)
     cheap = [job.preset.steps for job in runs if (job.method, job.budget) == ("sds", "cost")]
     assert cheap == [9] * 2  # 72 / 48 of 6 steps, on the smaller part
-    assert len(runs) == found.planned == 24 + 2 + 2
+    assert len(runs) == found.planned == 48 + 2 + 2
     weights = {job.preset.preference_weight for job in runs if job.method == "scaled"}
     assert weights == {2.0}
     with pytest.raises(PresetError, match="no preference term"):
@@ -131,7 +140,7 @@ def test_a_line_holds_until_its_preset_its_weights_or_its_judge_change(tmp_path:
     assert len(kept) == len(todo) and not missing
     changed = small(tmp_path, SMALL.replace("reward_gradient_weight: 2}", "reward_gradient_weight: 3}"))
     kept, missing = current(changed, lines)
-    assert {job.method for job in missing} == {"strong"} and len(kept) == len(todo) - 6
+    assert {job.method for job in missing} == {"strong"} and len(kept) == len(todo) - 12
     renamed = small(tmp_path, SMALL.replace("sds", "plain").replace("method: plain", "method: sds"))
     kept, missing = current(renamed, lines)  # a run is what it is, whatever its row is called
     assert not missing and {line["method"] for line in kept} == {"plain", "steered", "weak", "strong"}
@@ -163,8 +172,12 @@ def test_the_hash_of_weights_follows_the_files(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (("baseline: sds", "baseline: nobody"), "nobody"), (("steps: 6", "stepps: 6"), "stepps"),
-        (("prompts: 3", "prompts: 4"), "lower prompts"), (("sweep:", "swep:"), "swep"),
+        (("prompts: 6", "prompts: 7"), "lower prompts"), (("sweep:", "swep:"), "swep"),
         (("ratio: 0.4", "ratio: -1"), "ratio"), (("bars: true", "bars: true\ntruth: false"), "leave bars out"),
+        (("ratio: 0.4", "against: nobody"), "scaled's against names 'nobody'"),
+        (("bars: true", "drift: {nobody: none}"), "drift names 'nobody'"),
+        (("bars: true", "drift: {weak: much}"), "drift.weak"), (("bars: true", "compared_by: [beauty]"), "beauty"),
+        (("beaten: [sds]", "beaten: [scaled]"), "bars ask all captions of 'scaled'"),
     ],
 )  # fmt: skip
 def test_wrong_suites_are_refused_by_name(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -218,7 +231,7 @@ def test_without_a_truth_a_run_is_measured_by_raw_scores(
         assert line["curve"][-1][1:] == [pytest.approx(line[key], abs=1e-3) for key in ("reward", "evidence/score")]
         assert not {"iou", "evidence/named"} & set(line)
     page = evidence.suite_report(found, current(found, lines)[0], 0)
-    assert "Scores are raw" in page and "| method | runs | evidence | train reward |" in page
+    assert "Scores are raw" in page and "| method | evidence | train reward |" in page
     assert "IoU" not in page and "above truth" not in page
     (tmp_path / "small.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     public_list.unlink()
@@ -259,25 +272,62 @@ def test_the_interval_is_that_of_the_mean_over_captions() -> None:
     found = bootstrap({str(i): [value - 0.1, value + 0.1] for i, value in enumerate(means)})
     assert found is not None and found.value == pytest.approx(means.mean()) and found.prompts == 200
     half = 1.96 * means.std() / math.sqrt(200)
-    assert found.low == pytest.approx(means.mean() - half, abs=0.02)
-    assert found.high == pytest.approx(means.mean() + half, abs=0.02)
-    flat = bootstrap({"a": [1.0], "b": [1.0]})
-    assert flat is not None and (flat.low, flat.high) == (1.0, 1.0)
+    assert found.ends == pytest.approx((means.mean() - half, means.mean() + half), abs=0.02)
+    flat = bootstrap({prompt: [1.0] for prompt in "abcde"})
+    assert flat is not None and flat.ends == (1.0, 1.0)
     assert bootstrap({}) is None
+
+
+def test_fewer_than_five_captions_make_no_interval() -> None:
+    few, enough = (bootstrap({str(i): [float(i)] for i in range(count)}) for count in (4, 5))
+    assert few is not None and few.ends is None and few.positive is None and str(few) == "+1.50"
+    assert enough is not None and enough.ends is not None and enough.ends[0] < 2.0 < enough.ends[1]
+
+
+def test_a_win_rate_counts_signs_and_halves_ties() -> None:
+    assert preferred({"a": [3.0, -1e9], "b": [0.0], "c": [-0.1, -0.2]}) == {"a": [1, 0], "b": [0.5], "c": [0, 0]}
+    rate = bootstrap(preferred({str(i): [1.0 if i < 6 else -100.0] for i in range(8)}))
+    assert rate is not None and rate.value == 0.75 and rate.positive
+
+
+def sweep_lines(reward: float, score: float, captions: str = "abcde", slope: float = 0.0) -> list[dict]:
+    """One run a caption, the reward rising by ``slope`` from one to the next about its mean."""
+    middle = (len(captions) - 1) / 2
+    return [
+        {"prompt": p, "seed": 0, "reward": reward + slope * (i - middle), "score": score}
+        for i, p in enumerate(captions)
+    ]
 
 
 def test_a_matched_control_is_mixed_to_the_references_reward() -> None:
     """Rewards 2 and 6 mixed to 3: three quarters of the weak control and one of the strong."""
-
-    def made(reward: float, score: float) -> list[dict]:
-        return [{"prompt": p, "seed": 0, "reward": reward, "score": score} for p in "ab"]
-
-    sweep = {"weak": made(2.0, 10.0), "strong": made(6.0, 14.0)}
-    interval, note = matched(made(3.0, 13.0), sweep, "score") or (None, "")
-    assert interval is not None and interval.value == pytest.approx(13 - 11) and note == "between weak and strong"
-    interval, note = matched(made(9.0, 13.0), sweep, "score") or (None, "")
-    assert interval is not None and interval.value == pytest.approx(-1) and "end of the sweep" in note
+    sweep = {"weak": sweep_lines(2.0, 10.0), "strong": sweep_lines(6.0, 14.0)}
+    found = matched(sweep_lines(3.0, 13.0), sweep, "score")
+    assert found is not None and found.lead.value == pytest.approx(13 - 11)
+    assert found.bracket == ("weak", "strong") and found.note == "between weak and strong"
+    found = matched(sweep_lines(9.0, 13.0), sweep, "score")
+    assert found is not None and found.lead.value == pytest.approx(-1) and found.bracket is None
+    assert "no bracket" in found.note and "+9.00" in found.note and "strong +6.00" in found.note
     assert matched([], sweep, "score") is None
+
+
+def test_each_resample_of_a_matched_control_mixes_anew() -> None:
+    """Against a loop; no measure differs within a method, so that all of the width is the share's."""
+    own, weak, strong = sweep_lines(3.0, 13.0, slope=1.0), sweep_lines(2.0, 10.0), sweep_lines(6.0, 14.0)
+    found = matched(own, {"weak": weak, "strong": strong}, "score")
+    leads, outside = [], 0
+    for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5)):
+        weight = (np.mean([own[i]["reward"] for i in chosen]) - 2.0) / (6.0 - 2.0)
+        outside += not 0 <= weight <= 1
+        leads.append(13.0 - (10.0 + 4.0 * min(max(weight, 0.0), 1.0)))
+    assert found is not None and found.lead.ends == pytest.approx(tuple(np.percentile(leads, [2.5, 97.5])))
+    assert outside and f"outside them in {outside / 10_000:.0%}" in found.note
+
+
+def test_the_weights_that_enclose_count_on_all_their_captions() -> None:
+    sweep = {"weakest": sweep_lines(0.0, 1.0, "ab"), "weak": sweep_lines(2.0, 10.0), "strong": sweep_lines(6.0, 14.0)}
+    found = matched(sweep_lines(3.0, 13.0), sweep, "score")
+    assert found is not None and found.bracket == ("weak", "strong") and found.lead.prompts == 5
 
 
 def test_divergence_needs_a_rising_reward_and_every_judge_falling() -> None:
@@ -293,21 +343,129 @@ def test_divergence_needs_a_rising_reward_and_every_judge_falling() -> None:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
+def strong_lines(found: Suite) -> list[dict]:
+    """Lines by which every bar of the small suite is met."""
+    better = {"evidence/score": -0.2, "colour_psnr": 16.0, "iou": 0.75, "janus": 0.0, "reward": -1.0}
+    measures = {"steered": better, "strong": {"janus": 0.5, "reward": 1.0}}
+    return [run_line(job, **measures.get(job.method, {"janus": 0.5, "reward": -1.0})) for job in jobs(found, [])]
+
+
 def test_the_bars_are_met_missed_and_untold(tmp_path: Path) -> None:
     found = small(tmp_path)
-    assert {bar.met for bar in evidence.bars(found, [])} == {None}
-    better = {"evidence/score": -1.0, "colour_psnr": 16.0, "iou": 0.75, "janus": 0.0, "reward": -1.0}
-    others = {"janus": 0.5, "reward": -1.0}
-    strong = {"janus": 0.5, "reward": 1.0}
-    measures = {"steered": better, "strong": strong}
-    lines = [run_line(job, **measures.get(job.method, others)) for job in jobs(found, [])]
-    assert {bar.met for bar in evidence.bars(found, lines)} == {True}
-    bad = {"evidence/score": -3.0, "evidence/named": 0.0}
+    assert {bar.met for bar in bars(found, [])} == {None}
+    assert {bar.verdict for bar in bars(found, [])} == {"not run yet"}
+    lines = strong_lines(found)
+    assert {bar.met for bar in bars(found, lines)} == {True}
+    bad = {"evidence/score": -0.9, "evidence/named": 0.0, "evidence/truth_named": 0.75}
     worse = [line | bad if line["method"] == "steered" else line for line in lines]
-    missed = [bar.what for bar in evidence.bars(found, worse) if not bar.met]
-    assert len(missed) == 3 and "named" in missed[-1] and "matched" in missed[1]
-    table = "\n".join(evidence.bars_table(evidence.bars(found, worse)))
+    missed = [bar for bar in bars(found, worse) if not bar.met]
+    assert len(missed) == 3 and "matched" in missed[1].what
+    assert "named" in missed[-1].what and missed[-1].figure == "0 % (the truth itself 75 %)"
+    table = "\n".join(bars_table(bars(found, worse)))
     assert table.count("**MISSED**") == 3 and table.count("| met |") == 3
+
+
+def test_no_bar_is_met_or_missed_before_all_of_its_runs_are_there(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    lines = strong_lines(found)
+    last = next(line for line in lines if line["method"] == "sds" and line["seed"] == 1)
+    asked = bars(found, [line for line in lines if line is not last])
+    assert [bar.met for bar in asked] == [None, None, True, None, None, True]  # those that do not involve it stand
+    assert "so far, 11 of 12 runs" in asked[0].figure and asked[0].verdict == "open"
+    few = bars(found, [line for line in lines if line["prompt"] in found.prompts(found.main)[:3]])
+    assert {bar.met for bar in few} == {None} and few[0].figure == "+0.30 so far, 3 of 6 captions"
+
+
+def test_outside_of_the_sweep_nothing_is_matched(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    lines = [line | {"reward": 9.0} if line["method"] == "steered" else line for line in strong_lines(found)]
+    (bar,) = [bar for bar in bars(found, lines) if "matched" in bar.what]
+    assert bar.met is None and "no bracket" in bar.figure and "so far" not in bar.figure and bar.verdict == "open"
+
+
+def all_lines(found: Suite) -> list[dict]:
+    """One line a run, with the probes' weights and steps."""
+    first = [probe_line(found, "sds", 48), probe_line(found, "steered", 72), probe_line(found, "scaled", 96, 0.2)]
+    return [run_line(job) for job in jobs(found, first)]
+
+
+def test_every_row_of_a_table_is_over_the_same_runs(tmp_path: Path) -> None:
+    """The main methods on 6 captions and 2 seeds; beside the others on 2 captions and 1 seed, as those are."""
+    found = small(tmp_path)
+    lines = all_lines(found)
+    tables = groups(found, lines)
+    assert list(tables["main methods"]) == ["sds", "steered", "weak", "strong"]
+    assert list(tables["all methods"]) == ["sds", "sds at equal cost", "steered", "weak", "strong", "scaled"]
+    for name, runs in (("main methods", 12), ("all methods", 2)):
+        keys = [{(line["prompt"], line["seed"]) for line in own} for own in tables[name].values()]
+        assert all(key == keys[0] for key in keys) and len(keys[0]) == runs
+    hard = found.prompts(found.main)[1]  # of the main methods only: it must not count among all
+    for line in lines:
+        if line["prompt"] == hard:
+            line["iou"] = 0.0
+    tables = groups(found, lines)
+    iou = [{row.split(" | ")[5] for row in measures_table(found, table)[2:]} for table in tables.values()]
+    assert iou == [{"0.583"}, {"0.700"}]
+    part = [line for line in lines if line["method"] != "scaled"]
+    assert list(groups(found, part)) == ["main methods", "all methods"]
+    mains = [line for line in lines if found.methods[line["method"]].main and line["budget"] == "steps"]
+    assert list(groups(found, mains)) == ["main methods"] and groups(found, []) == {}
+
+
+def test_differences_are_to_what_each_method_names(tmp_path: Path) -> None:
+    found = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: weak, ") + "compared_by: [inconsistency]\n")
+    values = {"sds": 0.0, "steered": 1.0, "weak": 2.0, "strong": 5.0}
+    measures = ("colour_psnr", "evidence/raw", "inconsistency")
+    lines = [run_line(job, **dict.fromkeys(measures, values[job.method])) for job in jobs(found, [])]
+    table = differences_table(found, groups(found, lines)["main methods"])
+    heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    assert heads == ["method", "against", "captions", "evidence", "PSNR", "IoU", "inconsistency", "evidence prefers"]
+    assert [row[:2] for row in body] == [["`steered`", "`sds`"], ["`weak`", "`sds`"], ["`strong`", "`weak`"]]
+    none, three = "+0.00 [+0.00, +0.00]", "+3.00 [+3.00, +3.00]"
+    assert body[2][2:] == ["6", none, three, none, three, "100 % [100 %, 100 %]"]
+    alone = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: strong, "))
+    assert not [row for row in differences_table(alone, groups(alone, lines)["main methods"]) if "`strong`" in row]
+
+
+def test_the_reference_is_set_against_each_method_at_its_own_cost(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    lines = [
+        line | {"colour_psnr": 17.0} if line["method"] == "steered" else line | {"evidence/raw": -9.0}
+        for line in all_lines(found)
+    ]
+    (row,) = equal_cost_table(found, lines)[2:]
+    assert (
+        row == "| `steered` against `sds at equal cost` | 2 | +0.00 | +2.00 | +0.00 | 100 % |"
+    )  # two captions, no interval
+    assert equal_cost_table(found, [line for line in lines if line["budget"] == "steps"]) == []
+
+
+def test_drift_is_told_beside_what_was_expected(tmp_path: Path) -> None:
+    found = small(tmp_path, SMALL.replace("bars: true", "drift: {steered: none, weak: some, strong: none}"))
+    odd = found.prompts(found.main)[::2]
+    lines = [line | {"evidence/score": -0.5, "colour_psnr": 15.0, "reward": -1.0} for line in strong_lines(found)]
+    for line in lines:
+        if line["method"] == "steered":  # unsteady, but in no direction
+            line["colour_psnr"] = 16.0 if line["prompt"] in odd else 14.0
+        elif line["method"] == "strong":
+            line["reward"] = 2.0
+    table = drift_table(found, lines)
+    ends = [row.rsplit(" | ", 1)[1] for row in table[2:]]
+    assert ends == ["yes |", "**NO** |", "**NO** |"] and "+3.00 [+3.00, +3.00] misses 0" in table[-1]
+    assert "holds 0" in table[2]
+    assert all(row.endswith("not all run yet |") for row in drift_table(found, lines[:-4])[2:])
+
+
+def test_the_columns_of_comparison_are_columns(tmp_path: Path) -> None:
+    found = small(tmp_path, SMALL + f"compared_by: [{', '.join(get_args(suite.Further))}]\n")
+    assert {*get_args(suite.Further)} <= {column.measure for column in leading(found)}
+    heads = {column.head for column in columns(found) if not column.brief}
+    assert {"floaters", "saturation", "contrast", "edges"} <= heads
+
+
+def test_a_curve_is_the_median_of_the_runs() -> None:
+    lines = [{"curve": [[0, 0.0, value], [10, 1.0, 2 * value]]} for value in (1.0, 2.0, -900.0)]
+    assert evidence.median_curve(lines, 2) == [(0, 1.0), (10, 2.0)]
 
 
 def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path) -> None:
@@ -315,7 +473,9 @@ def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path)
     todo = jobs(found, [])
     lines = [run_line(job) for job in todo[:-4]] + [run_line(todo[-4], failed="There is no mesh") | {"iou": 0.0}]
     page = evidence.suite_report(found, lines, missing=3)
-    assert f"{len(todo) - 3} of {len(todo)} runs" in page and "`sds`" in page and "without a mesh" in page
+    assert f"{len(todo) - 3} of {len(todo)} runs" in page and "`sds`" in page and "failed |" in page
+    assert "Without any run yet: `sds at equal cost`, `scaled`." in page and "## At equal cost" not in page
+    assert "Every row is over the same 11 runs, of 6 captions. The evidence judge names 100 % of their truths." in page
     assert "Not run yet" in evidence.suite_report(found, [], missing=24)
 
 
@@ -360,6 +520,104 @@ def test_ticks_are_a_few_round_numbers_within(values: tuple[float, float]) -> No
 
 
 # ------------------------------------------------------------------------------------------------------------- running
+
+
+class Here:
+    """In place of multiprocessing: the same thread."""
+
+    Pool = ThreadPool
+
+
+def test_a_job_that_fails_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = small(tmp_path)
+    todo, path = jobs(found, [])[:4], tmp_path / "lines.jsonl"
+
+    def work(job: suite.Job) -> dict:
+        if job is todo[1]:
+            raise MemoryError("no room")
+        return run_line(job)
+
+    monkeypatch.setattr(compare, "work", work)
+    monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: Here)
+    assert compare.work_off(todo, path, 1) == 1
+    told = capsys.readouterr().err
+    assert "MemoryError: no room" in told and todo[1].method in told and "Traceback" in told
+    lines = read_lines(path)
+    assert [line["hash"] for line in lines] == [todo[i].hash for i in (0, 2, 3)]
+    assert {line["commit"] for line in lines} == {compare.commit()}
+    assert len(current(found, lines)[0]) == 3  # the commit is a record: it decides nothing
+    assert compare.ended(1, []) == 1 and "1 job failed" in capsys.readouterr().err and compare.ended(0, []) == 0
+
+
+def test_the_commit_says_whether_the_sources_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    assert compare.commit() is None
+
+    def git(*words: str) -> str:
+        named = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run([*named, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("psd/run.py", "assets/results/lines.jsonl", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "First")
+    head = git("rev-parse", "--short", "HEAD")
+    (tmp_path / "assets/results/lines.jsonl").write_text("2")  # what a suite writes itself
+    (tmp_path / "README.md").write_text("2")
+    assert compare.commit() == head
+    (tmp_path / "psd/run.py").write_text("2")
+    assert compare.commit() == f"{head}+"
+
+
+def test_a_probe_that_did_not_end_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without a mesh does: it counts calls."""
+    monkeypatch.setattr(compare, "WORK", tmp_path)
+    job = probes(small(tmp_path))[0]
+    facts = {"calls": {"unet": [1, 0]}, "pair_ratio": None, "seconds": 1.0, "failed": "There is no mesh"}
+    Distilled({}, {**facts, "steps": 6}).save(compare.made_file(job))
+    assert compare.work(job)["calls"] == {"unet": [1, 0]}
+    Distilled({}, {**facts, "failed": "not finite in step 3"}).save(compare.made_file(job))
+    with pytest.raises(RuntimeError, match="sds did not end: not finite in step 3"):
+        compare.work(job)
+
+
+def test_no_line_holds_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match="iou came out"):
+        compare.rounded({"iou": math.nan, "seconds": 1.0})
+
+
+def test_the_outlook_counts_shared_runs_once_and_made_ones_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "WORK", tmp_path / "made")
+    found, path = small(tmp_path), tmp_path / "lines.jsonl"
+    assert "3 probes and 52 of 52 runs are to do" in compare.outlook([(found, path)])
+    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in compare.outlook([(found, path)])
+    assert f"about {(48 + 8) * 70 / 3600:.1f} hours" in compare.outlook([(found, path), (found, tmp_path / "no.jsonl")])
+    todo = jobs(found, [])
+    path.write_text("".join(json.dumps(run_line(job, seconds=7200)) + "\n" for job in todo[:-1]))
+    assert "about 10.0 hours" in compare.outlook([(found, path)])  # it and the four that wait, two hours each
+    Distilled({}, {}).save(compare.made_file(todo[-1]))
+    assert "about 8.0 hours" in compare.outlook([(found, path)])
+
+
+def test_all_suites_that_can_run_here_are_told_before_any_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def require(found: Suite) -> None:
+        if found.name == "weak_prior":
+            raise MissingError("no early prior")
+
+    monkeypatch.setattr(compare, "require", require)
+    assert main(["compare", "--all", "--list"]) == 0
+    told = capsys.readouterr().out
+    assert "weak_prior is left out: no early prior" in told and "large is left out" in told
+    assert "e1_labels:" in told and "tuning" not in told and "weak_prior:" not in told and "hours of one core" in told
+    assert told.index("embedded:") < told.index("ablations:")
+    assert main(["compare", "--all", "--only", "steered"]) != 0
+    assert "leave out --only" in capsys.readouterr().err
 
 
 @pytest.mark.slow
