@@ -113,13 +113,13 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
 # --------------------------------------------------------------------------------------------------------------- report
 
 GUIDE = (
-    "A judge's score is the mesh's minus the truth's own, in spreads of that judge's scores over truths, clipped to "
-    "[-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is the same "
-    "difference, raw. Cost is what all calls of the networks come to, in images through the U-Net, by the bench. "
-    "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over the "
-    "truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
-    "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: they are in all "
-    "means, with the worst that a measure has."
+    "A judge's score is the mesh's minus the truth's own, in standard deviations of what that judge gives truths, "
+    "clipped to [-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is "
+    "the same difference, raw. Cost is what all calls of the networks come to, in images through the U-Net, by the "
+    "bench. Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
+    "the truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
+    "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: nothing is "
+    "named or overlaps there, and what needs an object (depth, normal, texture, Janus) leaves them out."
 )
 GUIDE_WITHOUT_TRUTH = (
     "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is what all "
