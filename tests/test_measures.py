@@ -9,23 +9,38 @@ from skimage.measure import marching_cubes
 
 from psd.mesh import Mesh
 from psd.models import load_judge
+from psd.suite import SUITES, Suite, caption_list
 from psd.surface import vertex_normals
-from psd.tiny import grammar
+from psd.tiny import grammar, measures
 from psd.tiny.measures import (
     BEST_PSNR,
+    JUDGED,
+    SIZE,
     against_truth,
+    closest,
     difference,
+    empty_sides,
+    floaters,
+    fog,
     has_front,
     mesh_sides,
+    spread,
+    statistics_over_truth,
     symmetries,
     texture,
     true_sides,
+    true_views,
     verdict,
 )
 from psd.tiny.shapes import build
 
 CPU = torch.device("cpu")
-ROBOT, PAIR, CUBE = map(grammar.parse, ("a pink robot", "a red cube on top of a blue sphere", "a red cube"))
+ROBOT, PAIR, CUBE, BESIDE = map(
+    grammar.parse,
+    ("a pink robot", "a red cube on top of a blue sphere", "a red cube", "a red cube next to a blue cone"),
+)
+FRONTS = Suite.load(SUITES / "fronts.yaml")
+FACING = FRONTS.prompts(FRONTS.main)
 
 
 def true_mesh(caption: grammar.Caption) -> Mesh:
@@ -83,13 +98,50 @@ def test_an_object_apart_from_the_truth_has_no_depth_to_compare() -> None:
     assert found["iou"] == 0 and found["depth_error"] is None and found["normal_error_deg"] is None
 
 
-def test_a_second_face_is_a_janus_and_a_turned_one_is_elsewhere() -> None:
-    sides = true_sides(ROBOT)
-    two_faced = replace(sides, rgb=sides.rgb.clone())
-    two_faced.rgb[4], two_faced.mask[4] = sides.rgb[0], sides.mask[0]
-    assert (against_truth(two_faced, ROBOT)["janus"], against_truth(two_faced, ROBOT)["front_elsewhere"]) == (1, 0)
-    turned = against_truth(sides.turned(4), ROBOT)
+def test_nothing_is_told_of_nothing_but_how_little_it_is() -> None:
+    found = against_truth(empty_sides(), ROBOT)
+    assert found["iou"] == 0 and 0 < found["colour_psnr"] < 20
+    assert {found[name] for name in ("texture", "depth_error", "normal_error_deg", "janus", "front_elsewhere")} == {
+        None
+    }
+
+
+@pytest.mark.parametrize(
+    "text", [BESIDE.text, "a red sphere next to a blue sphere", "a white prism next to a red star"]
+)
+def test_a_pair_side_by_side_may_stand_either_way_round(text: str) -> None:
+    """Turned by half; told in the other order; and two of one shape, whose outlines cannot tell who stands where."""
+    caption = grammar.parse(text)
+    for sides in (true_sides(caption, 3), true_sides(caption, 3).turned(4), true_sides(caption.mirrored)):
+        found = against_truth(sides, caption)
+        assert found["iou"] > 0.95 and found["colour_psnr"] > 35
+    swapped = replace(caption, colour=caption.other_colour, other_colour=caption.colour)
+    if caption.kind != caption.other_kind:
+        assert against_truth(true_sides(swapped, 3), caption)["colour_psnr"] < 20
+    stacked = grammar.parse(PAIR.text.replace("sphere", "cone"))
+    assert against_truth(true_sides(stacked.mirrored), stacked)["colour_psnr"] < 15
+
+
+@pytest.mark.parametrize("text", ["a pink robot", "a snowman", "a red mug", "a traffic light", *FACING[::2]])
+def test_a_second_face_is_a_janus_and_a_turned_one_is_elsewhere(text: str) -> None:
+    """The truth itself, in proportions that no option has, is neither; a face on any other side is."""
+    caption = grammar.parse(text)
+    sides = true_sides(caption, 100)
+    own = against_truth(sides, caption)
+    assert (own["janus"], own["front_elsewhere"]) == (0, 0)
+    for place in (2, 4, 6):
+        two_faced = replace(sides, rgb=sides.rgb.clone(), mask=sides.mask.clone())
+        two_faced.rgb[place], two_faced.mask[place] = sides.rgb[0], sides.mask[0]
+        found = against_truth(two_faced, caption)
+        assert (found["janus"], found["front_elsewhere"]) == (1, 0), place
+    turned = against_truth(sides.turned(4), caption)
     assert (turned["janus"], turned["front_elsewhere"]) == (0, 1)
+
+
+def test_the_suite_of_fronts_has_eight_and_none_was_trained_or_tuned_on() -> None:
+    asked = [grammar.parse(text) for text in FACING]
+    assert len(set(asked)) == 8 and all(map(has_front, asked)) and all(map(grammar.is_held_out, asked))
+    assert not {caption.text for caption in asked} & set(caption_list("tuning"))
 
 
 def test_what_looks_the_same_from_several_sides_may_stand_in_any_of_them() -> None:
@@ -108,6 +160,7 @@ def test_turning_turns_normals_with_the_object() -> None:
 
 def test_things_with_a_face_have_a_front() -> None:
     words = {"a pink robot": True, "a snowman": True, "a red cone": False, "a red cube": False, "a pink donut": False}
+    words |= {BESIDE.text: False, "a red star next to a blue prism": False, PAIR.text: False}
     assert {text: has_front(grammar.parse(text)) for text in words} == words
 
 
@@ -118,13 +171,72 @@ def test_texture_grows_with_the_amplitude_of_stripes() -> None:
     assert energies[0] < energies[1] < energies[2]
 
 
+def blob(opacity: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    found = opacity.clone()
+    found[1, row : row + 6, column : column + 6] = 0.9
+    return found
+
+
+@pytest.mark.parametrize("text", [ROBOT.text, BESIDE.text, "a pink lollipop", "an orange umbrella", "a red flower"])
+def test_what_floats_is_what_touches_neither_the_object_nor_its_place(text: str) -> None:
+    caption = grammar.parse(text)
+    for seed in (None, 100):
+        opacity = true_views(caption, seed).mask[0, JUDGED]
+        true = closest(true_sides(caption, seed), caption)
+        assert floaters(opacity, true) == 0
+        apart = blob(opacity, 1, 1)
+        assert floaters(apart, true) == pytest.approx(float(36 * 0.9 / apart.sum()), rel=1e-5)
+        assert floaters(blob(opacity, 30, 30), true) == 0
+    haze = opacity.clamp(min=0.1)  # is fog, and hides no piece
+    assert floaters(haze, true) == 0 and floaters(blob(haze, 1, 1), true) > 0 and fog(haze, true) > 0.1
+    assert floaters(torch.zeros_like(opacity), true) == 0
+
+
+def test_fog_without_a_mesh_is_all_that_there_is() -> None:
+    opacity = torch.zeros(4, SIZE, SIZE)
+    assert fog(opacity, empty_sides()) == 0 and fog(opacity + 0.01, empty_sides()) == pytest.approx(1)
+
+
+def test_image_statistics_are_over_the_truths_own_and_none_where_it_has_no_colour() -> None:
+    views = true_views(ROBOT)
+    rgb, opacity = views.rgb[0, JUDGED], views.mask[0, JUDGED]
+    own = statistics_over_truth(rgb, opacity, ROBOT)
+    assert set(own.values()) == {1.0} and len(own) == 4
+    grey = statistics_over_truth((rgb + rgb.mean(1, keepdim=True)) / 2, opacity, ROBOT)
+    assert grey["image/saturation_over_truth"] == pytest.approx(0.5, abs=1e-5)
+    assert statistics_over_truth(rgb, opacity, grammar.parse("a black cone"))["image/saturation_over_truth"] is None
+
+
 def test_a_verdict_on_the_truth_is_ideal_and_on_swapped_colours_is_misbound() -> None:
     judge = load_judge("assets/evidence", CPU)
     others = [grammar.parse(text) for text in ("a yellow torus", "a snowman", "a green tree")]
     true = verdict(judge, true_sides(PAIR), PAIR, others)
     assert true["score"] == pytest.approx(0, abs=1e-4) and true["named"] == 1 and true["misbound"] == 0
+    assert true["truth_named"] == 1 and verdict(judge, true_sides(CUBE), PAIR, [CUBE])["truth_named"] == 1
+    assert verdict(judge, true_sides(PAIR), PAIR, [PAIR])["truth_named"] == 0  # nothing is above itself
     swapped = verdict(judge, true_sides(grammar.parse("a blue cube on top of a red sphere")), PAIR, others)
-    assert swapped["score"] < -1 and swapped["misbound"] == 1
+    assert swapped["raw"] < -1 and swapped["misbound"] == 1
     stranger = verdict(judge, true_sides(grammar.parse("a yellow torus")), PAIR, others)
-    assert stranger["named"] == 0 and stranger["score"] < -1
+    assert stranger["named"] == 0 and stranger["raw"] < -1
     assert verdict(judge, true_sides(CUBE), CUBE, others)["misbound"] is None
+
+
+def test_a_score_is_in_spreads_and_no_caption_decides_alone() -> None:
+    judge = load_judge("assets/evidence", CPU)
+    worse = replace(true_sides(PAIR), rgb=0.96 * true_sides(PAIR).rgb)
+    found = verdict(judge, worse, PAIR, [CUBE])
+    assert -1 < found["score"] < 0 and found["score"] == pytest.approx(found["raw"] / spread(judge), rel=1e-6)
+    nothing = verdict(judge, empty_sides(), PAIR, [CUBE])
+    assert nothing["raw"] < -spread(judge) and nothing["score"] == -1
+    assert nothing["named"] == 0 and nothing["misbound"] is None and nothing["truth_named"] == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "true_sides", lambda caption: empty_sides())  # a truth that the judge dislikes
+        found = verdict(judge, true_sides(PAIR), PAIR, [CUBE])
+    assert found["raw"] > spread(judge) and found["score"] == 1
+
+
+def test_a_judges_spread_is_that_of_the_tuning_captions_truths() -> None:
+    judge = load_judge("assets/evidence", CPU)
+    asked = list(caption_list("tuning"))
+    own = [float(judge(true_sides(grammar.parse(text)).rgb[None, JUDGED], text).mean()) for text in asked]
+    assert len(asked) == 16 and spread(judge) == pytest.approx(np.std(own, ddof=1), rel=1e-4)

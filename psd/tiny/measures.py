@@ -1,7 +1,10 @@
 """What an object is worth against its caption's ground truth: shape, colour, front, texture, and what judges say.
 
 Everything is seen from eight sides on white.  The truth varies in proportions and, where the object looks the same from
-several sides, in azimuth; that truth counts which the silhouettes agree with best.
+several sides, in azimuth; a pair side by side may stand either way round (`Caption.meaning`); that truth
+counts which the silhouettes agree with best.
+A judge's score is over the truth's own, in spreads, and clipped: see `verdict`.  What needs an object to look at
+(depth, normals, texture, front, binding) is None where there is none; everything else is a number then too.
 Axes: v view, h w image.
 """
 
@@ -11,34 +14,41 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
+from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, normalize
 
 from psd.cameras import turntable
+from psd.preview import image_statistics
 from psd.rasterise import rasterise
 from psd.rewards import ImageTextReward, scores_among
-from psd.tiny import grammar
-from psd.tiny.render import ground_truth
+from psd.tiny import captions, grammar
+from psd.tiny.render import Views, ground_truth
 
 if TYPE_CHECKING:
     from psd.mesh import Mesh
 
 SIZE = 64  # px
 SIDES = 8  # views, 45 degrees apart, the first from the front
-BACK = (3, 4, 5)  # of which these see the far side
+BACK = (2, 3, 4, 5, 6)  # of which these, 90 to 270 degrees, should not see the front
 JUDGED = slice(None, None, 2)  # of which these are shown to rewards and judges: four, as in training
 PROPORTIONS = 8  # draws besides the canonical ones
 SEED = 987_654_321  # of the truths' proportions: no data set has it
 SAME = 0.97, 0.01  # least IoU and largest mean colour difference of sides that look the same
-FRONT = 0.02  # mean colour difference between front and back of an object with a front
+FRONT = 0.02  # mean colour difference between the front of an object and a side that is not its front
 SCATTERED = ("donut",)  # its sprinkles lie anywhere, so that front and back differ without meaning anything
 TEXTURE_FLOOR = 1e-3  # of the energy of fine texture, a deviation of .007: below it surfaces are smooth
 BEST_PSNR = 60.0  # dB, of colours that are equal
+PIECE = 0.3  # opacity from which a piece of the field is seen as one
+COMPARED = ("saturation", "contrast", "edge_density", "colour_entropy")  # image statistics that the truth has too
+SPREAD_LIST = "tuning"  # captions whose truths tell a judge's spread: never those that methods are compared on
 
 
 @dataclass(frozen=True)
@@ -74,21 +84,48 @@ def pooled(images: Float[Tensor, "v h2 w2 c"]) -> Float[Tensor, "v c h w"]:
     return avg_pool2d(rearrange(images, "v h w c -> v c h w"), 2)
 
 
-def true_sides(caption: grammar.Caption, seed: int | None = None) -> Sides:
+def empty_sides() -> Sides:
+    """Nothing, before white: what there is to see of a run that has no mesh."""
+    nothing = torch.zeros(SIDES, SIZE, SIZE)
+    return Sides(torch.ones(SIDES, 3, SIZE, SIZE), nothing > 0, nothing, torch.zeros(SIDES, 3, SIZE, SIZE))
+
+
+def true_views(caption: grammar.Caption, seed: int | None = None) -> Views:
     """The caption's object lit from the camera; with proportions drawn from ``seed``, or the canonical ones."""
     cameras = turntable(SIDES)
     generator = None if seed is None else torch.Generator().manual_seed(SEED + seed)
-    views = ground_truth(
+    return ground_truth(
         [caption], cameras, SIZE, generator=generator, light=cameras.c2w[..., :3, 2], background=torch.ones(1, 3)
     )
+
+
+def true_sides(caption: grammar.Caption, seed: int | None = None) -> Sides:
+    views = true_views(caption, seed)
     return Sides(views.rgb[0], views.mask[0] > 0.5, views.depth[0], views.normals[0])
 
 
 @lru_cache(maxsize=4)  # a caption's runs are measured one after the other
-def truths(caption: grammar.Caption) -> tuple[Sides, ...]:
-    """The canonical object, then others in their proportions, each in every azimuth that looks the same."""
+def truths(caption: grammar.Caption) -> tuple[tuple[Sides, ...], ...]:
+    """The canonical object, then others in their proportions, each in every azimuth that looks the same.
+
+    For a pair side by side a second time, the other way round: turned by half, which shows its primitives, and thus
+    the mirrored arrangement, as they are.
+    """
     drawn = [true_sides(caption, seed) for seed in (None, *range(PROPORTIONS))]
-    return tuple(sides.turned(places) for sides in drawn for places in symmetries(drawn[0]))
+    places = symmetries(drawn[0])
+    return tuple(
+        tuple(sides.turned(place + half) for sides in drawn for place in places)
+        for half in ((0, SIDES // 2) if caption.relation == "next to" else (0,))
+    )
+
+
+def closest(found: Sides, caption: grammar.Caption) -> Sides:
+    """The truth that the object's silhouettes agree with best.
+
+    Which way round a pair stands its colours tell, of whole pictures: two of one shape have one outline either way.
+    """
+    way = min(truths(caption), key=lambda way: min(float((found.rgb - true.rgb).abs().mean()) for true in way))
+    return max(way, key=lambda option: overlap(found, option))
 
 
 def symmetries(sides: Sides) -> list[int]:
@@ -130,25 +167,26 @@ def texture(sides: Sides) -> float:
 
 
 def against_truth(found: Sides, caption: grammar.Caption) -> dict[str, Any]:
-    """Shape, colour, texture and front of an object against the truth that its silhouettes agree with best.
+    """Shape, colour, texture and front of an object against the truth that is `closest`.
 
     ``iou``; ``colour_psnr`` (dB) inside the truth's silhouette, missing parts counting as white; ``depth_error`` (world
     units) and ``normal_error_deg`` where both are, None where nowhere; ``texture`` over the truth's own; ``janus`` and
-    ``front_elsewhere`` (0 or 1), None for objects without a front.  Numbers all, where they are not None.
+    ``front_elsewhere`` (0 or 1), None for captions without a front.  Of nothing the last three are None too.
     """
-    true = max(truths(caption), key=lambda option: overlap(found, option))
+    true = closest(found, caption)
     inside = inner(true.mask, 1)
     squared = (found.rgb - true.rgb).square().mean(1)[inside].mean()
     both = inside & found.mask
     angle = torch.rad2deg(torch.acos((found.normal * true.normal).sum(1)[both].clamp(-1, 1)))
     depth = (found.depth - true.depth)[both].abs()
-    janus, elsewhere = fronts(found, true) if has_front(caption) else (None, None)
+    there = bool(found.mask.any())
+    janus, elsewhere = fronts(found, true) if there and has_front(caption) else (None, None)
     return {
         "iou": overlap(found, true),
         "colour_psnr": min(BEST_PSNR, -10 * math.log10(max(float(squared), 1e-12))),
         "depth_error": float(depth.mean()) if both.any() else None,
         "normal_error_deg": float(angle.mean()) if both.any() else None,
-        "texture": (texture(found) + TEXTURE_FLOOR) / (texture(true) + TEXTURE_FLOOR),
+        "texture": (texture(found) + TEXTURE_FLOOR) / (texture(true) + TEXTURE_FLOOR) if there else None,
         "janus": janus,
         "front_elsewhere": elsewhere,
     }
@@ -156,33 +194,88 @@ def against_truth(found: Sides, caption: grammar.Caption) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def has_front(caption: grammar.Caption) -> bool:
-    """Whether the canonical object looks different from the front and from behind, and means to."""
-    if caption.kind in SCATTERED:
+    """Whether the canonical object looks different from the front and from behind, and means to; pairs don't."""
+    if caption.relation or caption.kind in SCATTERED:
         return False
     sides = true_sides(caption)
     return difference(sides, 0, sides, SIDES // 2) > FRONT
 
 
 def fronts(found: Sides, true: Sides) -> tuple[float, float]:
-    """Whether the front shows at the front and on the far side too (Janus), and whether it shows there instead.
+    """Whether the front shows at the front and on another side too (Janus), and whether it shows there instead.
 
-    A view shows the front if it is closer to the truth's front than to what the truth shows there; at the front itself,
-    if it is closer to the truth's front than to its back.
+    A side shows the front if it is closer to the truth's front than to what the truth shows there, which is another
+    picture (`FRONT`); the front itself, if it is closer to the truth's front than to its back.
     """
     opposite = SIDES // 2
     at_front = difference(found, 0, true, 0) < difference(found, 0, true, opposite)
-    behind = any(difference(found, v, true, 0) < difference(found, v, true, v) for v in BACK)
-    return float(at_front and behind), float(behind and not at_front)
+    beside = any(
+        difference(found, v, true, 0) < difference(found, v, true, v)
+        for v in BACK if difference(true, v, true, 0) > FRONT
+    )  # fmt: skip
+    return float(at_front and beside), float(beside and not at_front)
+
+
+# ------------------------------------------------------------------------------------------------- the field's preview
+
+
+def near(mask: Bool[Tensor, "v h w"]) -> Bool[Tensor, "v h w"]:
+    """The mask and a rim of a pixel."""
+    return max_pool2d(mask.float(), 3, 1, 1) > 0
+
+
+def fog(opacity: Float[Tensor, "v h w"], sides: Sides) -> float:
+    """Share (0 to 1) of the field's opacity in the `JUDGED` views that lies beside the mesh's silhouettes."""
+    return float(opacity[~near(sides.mask[JUDGED])].sum() / opacity.sum().clamp_min(1e-6))
+
+
+def floaters(opacity: Float[Tensor, "v h w"], true: Sides) -> float:
+    """Share (0 to 1) of the field's opacity in the `JUDGED` views in pieces that belong to nothing.
+
+    A piece is a connected part of the silhouette (opacity `PIECE`, 8 neighbours).  Of the field and not of the mesh,
+    whose making drops small components.  It floats if it is not its view's largest and wholly beside the truth's
+    silhouette: a pair's second part, and what a stick too thin to be seen holds up, are pieces too.
+    """
+    loose = 0.0
+    for view, body in zip(opacity.numpy(), near(true.mask[JUDGED]).numpy(), strict=True):
+        pieces: Any = ndimage.label(view >= PIECE, np.ones((3, 3)))
+        label, count = pieces
+        if count:
+            largest = np.bincount(label.ravel())[1:].argmax() + 1
+            loose += float(view[~np.isin(label, np.append(label[body], [0, largest]))].sum())
+    return loose / max(float(opacity.sum()), 1e-6)
+
+
+def statistics_over_truth(
+    rgb: Float[Tensor, "v 3 h w"], opacity: Float[Tensor, "v h w"], caption: grammar.Caption
+) -> dict[str, float | None]:
+    """``image/<name>_over_truth``: a run's image statistics in the `JUDGED` views over the canonical truth's own.
+
+    Both at `SIZE`, as edges depend on the resolution, and not on a preview's; None where the truth has 0 (colourless).
+    """
+    views = true_views(caption)
+    own = image_statistics(views.rgb[0, JUDGED], views.mask[0, JUDGED, None])
+    found = image_statistics(rgb, opacity[:, None])
+    names = [f"image/{name}" for name in COMPARED]
+    return {f"{name}_over_truth": found[name] / own[name] if own[name] > 1e-3 else None for name in names}
 
 
 # ------------------------------------------------------------------------------------------------------------ judges
 
 
 def judged(
-    judge: ImageTextReward, images: Float[Tensor, "v 3 h w"], captions: Sequence[grammar.Caption]
+    judge: ImageTextReward, images: Float[Tensor, "v 3 h w"], asked: Sequence[grammar.Caption]
 ) -> Float[Tensor, " m"]:
     """The judge's score of the images, mean over views, for each caption."""
-    return scores_among(judge, images[None], [caption.text for caption in captions])[0].mean(0)
+    return scores_among(judge, images[None], [caption.text for caption in asked])[0].mean(0)
+
+
+@lru_cache(maxsize=8)
+@torch.no_grad()
+def spread(judge: ImageTextReward) -> float:
+    """Standard deviation of the judge's score over the canonical truths of the tuning captions, once a process."""
+    asked = [grammar.parse(text) for text in captions.load_list(SPREAD_LIST)]
+    return stdev(float(judged(judge, true_sides(caption).rgb[JUDGED], [caption])[0]) for caption in asked)
 
 
 @torch.no_grad()
@@ -192,17 +285,24 @@ def verdict(
     caption: grammar.Caption,
     others: Sequence[grammar.Caption],
 ) -> dict[str, Any]:
-    """``score`` over the canonical truth's own; ``named`` (0 or 1): first among the caption and ``others``.
+    """What a judge says of the object, and of the canonical truth in its place.
 
-    ``misbound`` (0 or 1): a caption with the same words bound otherwise (colours, parts or both exchanged, or the
-    relation) is preferred; None where there is nothing to exchange.
+    ``raw``: its score over the truth's own, unbounded.  ``score``: the same in the judge's spreads (`spread`), clipped
+    to [-1, 1].  0 is as good as the truth; in spreads judges are commensurable; and as some truths displease a judge,
+    so that everything else beats them by far, the bounds keep one caption from deciding a mean.
+    ``named`` (0 or 1): first among the caption and ``others``, never of nothing; ``truth_named``: whether the truth is,
+    the judge's own ceiling.  ``misbound`` (0 or 1): a caption with the same words bound otherwise (colours, parts or
+    both exchanged, or the relation) is preferred; None of nothing, and where there is nothing to exchange.
     """
-    images, true = found.rgb[JUDGED], true_sides(caption).rgb[JUDGED]
-    swapped = grammar.swaps(caption)
-    scores = judged(judge, images, [caption, *swapped, *others])
+    swapped, there = grammar.swaps(caption), bool(found.mask.any())
+    scores = judged(judge, found.rgb[JUDGED], [caption, *swapped, *others])
     own, bound, rest = scores[0], scores[1 : 1 + len(swapped)], scores[1 + len(swapped) :]
+    true = judged(judge, true_sides(caption).rgb[JUDGED], [caption, *others])
+    raw = float(own - true[0])
     return {
-        "score": float(own - judged(judge, true, [caption])[0]),
-        "named": float((own > rest).all()),
-        "misbound": float((bound > own).any()) if swapped else None,
+        "score": max(-1.0, min(1.0, raw / spread(judge))),
+        "raw": raw,
+        "named": float(there and (own > rest).all()),
+        "truth_named": float((true[0] > true[1:]).all()),
+        "misbound": float((bound > own).any()) if there and swapped else None,
     }
