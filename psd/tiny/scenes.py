@@ -21,7 +21,6 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from psd import memory
 from psd.bench import Call, Recorder
@@ -31,6 +30,7 @@ from psd.hub import ROOT
 from psd.mesh import Mesh
 from psd.models import choose_device, choose_precision, load_judge, load_models
 from psd.preset import Preset
+from psd.preview import VIEWS
 from psd.rasterise import rasterise
 from psd.rewards import fit
 from psd.run import run
@@ -38,9 +38,27 @@ from psd.suite import COSTS
 from psd.tiny import grammar
 from psd.tiny.consistency import reprojection_error
 from psd.tiny.evaluate import CPU, mean, report, rows
-from psd.tiny.measures import JUDGED, SIZE, Sides, against_truth, judged, mesh_sides, true_sides, verdict
+from psd.tiny.measures import (
+    COMPARED,
+    JUDGED,
+    SIDES,
+    SIZE,
+    Sides,
+    against_truth,
+    closest,
+    empty_sides,
+    floaters,
+    fog,
+    judged,
+    mesh_sides,
+    statistics_over_truth,
+    true_sides,
+    verdict,
+)
 
 PICTURE = 96  # px
+NO_MESH = {"watertight": False, "faces": 0, "components": 0}
+PREVIEWED = ("inconsistency", "fog", "floaters", *(f"image/{name}_over_truth" for name in COMPARED))
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class Distilled:
 
     @property
     def mesh(self) -> Mesh | None:
-        """None where the field had no surface; ``facts["failed"]`` says why."""
+        """None where the field had no surface or the run broke off; ``facts["failed"]`` says why."""
         if "failed" in self.facts:
             return None
         arrays = self.arrays
@@ -73,7 +91,11 @@ class Distilled:
 
 
 def distil(preset: Preset) -> Distilled:
-    """Runs ``preset`` to its mesh, counting the images that each network sees; `RuntimeError` if the run fails."""
+    """Runs ``preset`` to its mesh, counting the images that each network sees.
+
+    A run that fails, on a value that is not finite for instance, would fail again: that is its outcome, kept as
+    ``facts["failed"]`` with the step it reached and the previews until then, of which there may be none.
+    """
     calls = {kind: [0, 0] for kind in COSTS}  # images without and with a backward pass
 
     def counting(kind: str) -> Callable[[str, Call], None]:
@@ -106,14 +128,16 @@ def distil(preset: Preset) -> Distilled:
                 mesh = event.mesh
                 arrays |= {name: getattr(mesh, name) for name in ("vertices", "faces", "normals", "colours")}
                 facts |= {name: event.statistics[name] for name in ("watertight", "faces", "components")}
-                arrays["pictures"] = (rasterise(mesh, turntable(8), PICTURE).rgb[0] * 255).round().astype(np.uint8)
+                arrays["pictures"] = (rasterise(mesh, turntable(SIDES), PICTURE).rgb[0] * 255).round().astype(np.uint8)
             case Warned() if event.message.startswith("There is no mesh"):
                 facts["failed"] = event.message
             case Failed():
-                raise RuntimeError(f"{preset.prompt}: {event.message}")
+                facts |= {"failed": event.message, "steps": event.step}
             case Finished():
                 facts["steps"] = event.step
-    arrays |= {"steps": np.array(list(previews)), "previews": np.stack(list(previews.values()))}
+    shape = (len(previews), VIEWS, preset.preview_size, preset.preview_size, 3)
+    pictures = np.array(list(previews.values()), np.uint8).reshape(shape)
+    arrays |= {"steps": np.array(list(previews), np.int64), "previews": pictures}
     facts |= {
         "calls": calls, "seconds": round(time.monotonic() - start, 1),
         "peak_memory_bytes": memory.process_peak_bytes(), "pair_ratio": mean(ratios) if ratios else None,
@@ -125,33 +149,46 @@ def distil(preset: Preset) -> Distilled:
 
 
 def assess(made: Distilled, preset: Preset, others: Sequence[grammar.Caption], judges: Sequence[str]) -> dict[str, Any]:
-    """Every measure of `psd.tiny.measures`, of the mesh; ``reward`` and each judge's score over the truth's own.
+    """Every measure of `psd.tiny.measures`, of the mesh; ``reward`` over the truth's own, raw.
 
-    ``curve`` holds (step, reward, judge ...) of the field's previews; ``inconsistency`` is the field's reprojected
-    colour error over the truth's, ``fog`` the share of its opacity beside the mesh.  Without a mesh what can be told is
-    told: nothing was named, nothing overlaps.
+    ``curve`` holds (step, reward, judge ...) of the field's previews.  Of the last one are ``inconsistency``, the
+    field's reprojected colour error over the truth's, and the rest of `PREVIEWED`; None where there is no preview.
+    Without a mesh nothing is there to be seen, and that is measured: such runs count in every mean that they can.
     """
-    caption, mesh = grammar.parse(preset.prompt), made.mesh
+    caption = grammar.parse(preset.prompt)
+    sides = empty_sides() if made.mesh is None else mesh_sides(made.mesh)
     true = true_sides(caption)
-    found: dict[str, Any] = {**made.facts, "group": caption.group, "curve": curve(made, preset, caption, judges)}
-    if mesh is None:
-        return found | {"iou": 0.0, **{f"{short(name)}/named": 0.0 for name in judges}}
-    sides = mesh_sides(mesh)
-    found |= against_truth(sides, caption)
+    found: dict[str, Any] = {**NO_MESH, **made.facts, "group": caption.group}
+    found |= {"curve": curve(made, preset, caption, judges), **against_truth(sides, caption)}
     found["reward"] = mixture(sides.rgb[JUDGED], preset, caption) - mixture(true.rgb[JUDGED], preset, caption)
     for name in judges:
         seen = verdict(load_judge(name, CPU), sides, caption, others)
         found |= {f"{short(name)}/{key}": value for key, value in seen.items()}
+    return found | previewed(made, caption, sides)
+
+
+def previewed(made: Distilled, caption: grammar.Caption, sides: Sides) -> dict[str, float | None]:
+    """The measures of the field's last preview, `PREVIEWED`; ``sides`` are the mesh's."""
+    if not len(made.arrays["previews"]):
+        return dict.fromkeys(PREVIEWED)
     last = fit(as_images(made.arrays["previews"][-1]), SIZE)
-    errors = [reprojection_error(images, turntable(4)) for images in (last, true.rgb[JUDGED])]
+    opacity = fit(as_images(made.arrays["opacity"][..., None]).expand(-1, 3, -1, -1), SIZE)[:, 0]
+    errors = [reprojection_error(images, turntable(VIEWS)) for images in (last, true_sides(caption).rgb[JUDGED])]
     ratio = errors[0] / errors[1]
-    return found | {"inconsistency": ratio if ratio == ratio else None, "fog": fog(made.arrays["opacity"], sides)}
+    return {
+        "inconsistency": ratio if ratio == ratio else None,
+        "fog": fog(opacity, sides),
+        "floaters": floaters(opacity, closest(sides, caption)),
+        **statistics_over_truth(last, opacity, caption),
+    }
 
 
 @torch.no_grad()
 def observe(made: Distilled, preset: Preset, judges: Sequence[str]) -> dict[str, Any]:
     """What can be told without a truth, of large models' runs: raw scores of the field's last preview, by ``reward``
     and each judge; ``curve`` as in `assess`, of raw scores; ``inconsistency`` is the reprojected colour error itself.
+
+    All of them None, and the curve empty, where a run failed before its first preview.
     """
     device, _ = choose_device(preset.device)
     dtype = choose_precision(preset.precision, device)
@@ -165,12 +202,16 @@ def observe(made: Distilled, preset: Preset, judges: Sequence[str]) -> dict[str,
         return [mixed, *(raw[name] for name in judges)]
 
     rows = list(zip(made.arrays["steps"].tolist(), map(scores, made.arrays["previews"]), strict=True))
-    last = as_images(made.arrays["previews"][-1])
-    error = reprojection_error(last, turntable(len(last)))
+    names = ["reward", *(f"{short(name)}/score" for name in judges)]
+    error = float("nan")
+    if rows:
+        last = as_images(made.arrays["previews"][-1])
+        error = reprojection_error(last, turntable(len(last)))
     return {
+        **NO_MESH,
         **made.facts,
         "curve": [[step, *(round(value, 4) for value in values)] for step, values in rows],
-        **dict(zip(["reward", *(f"{short(name)}/score" for name in judges)], rows[-1][1], strict=True)),
+        **(dict(zip(names, rows[-1][1], strict=True)) if rows else dict.fromkeys(names)),
         "inconsistency": error if error == error else None,
     }
 
@@ -185,23 +226,15 @@ def mixture(images: Float[Tensor, "v 3 h w"], preset: Preset, caption: grammar.C
 
 @torch.no_grad()
 def curve(made: Distilled, preset: Preset, caption: grammar.Caption, judges: Sequence[str]) -> list[list[float]]:
-    true = true_sides(caption).rgb[JUDGED]
-    rows = []
-    for step, pictures in zip(made.arrays["steps"].tolist(), made.arrays["previews"], strict=True):
-        images = as_images(pictures)
-        values = [mixture(images, preset, caption) - mixture(true, preset, caption)]
-        for name in judges:
-            judge = load_judge(name, CPU)
-            values.append(float(judged(judge, images, [caption]) - judged(judge, true, [caption])))
-        rows.append([step, *(round(value, 4) for value in values)])
-    return rows
+    """(step, reward, judge ...) of each preview, raw differences to the truth's own: unbounded, so take medians."""
 
+    def values(images: Float[Tensor, "v 3 h w"]) -> np.ndarray:
+        scores = (judged(load_judge(name, CPU), images, [caption]) for name in judges)
+        return np.array([mixture(images, preset, caption), *map(float, scores)])
 
-def fog(opacity: UInt8[np.ndarray, "v h w"], sides: Sides) -> float:
-    """Share of the field's opacity that lies beside the mesh's silhouettes, a pixel's rim apart."""
-    dense = fit(as_images(opacity[..., None]).expand(-1, 3, -1, -1), SIZE)[:, 0]
-    near = max_pool2d(sides.mask[JUDGED].float(), 3, 1, 1) > 0
-    return float(dense[~near].sum() / dense.sum().clamp_min(1e-6))
+    true = values(true_sides(caption).rgb[JUDGED])
+    looks = zip(made.arrays["steps"].tolist(), made.arrays["previews"], strict=True)
+    return [[step, *(values(as_images(pictures)) - true).round(4).tolist()] for step, pictures in looks]
 
 
 def as_images(pictures: UInt8[np.ndarray, "v h w c"]) -> Float[Tensor, "v c h w"]:
@@ -224,10 +257,9 @@ def measured(job: tuple[str, list[str], dict, str]) -> tuple[dict, UInt8[np.ndar
     torch.set_num_threads(1)
     preset = Preset.load(name, {**overrides, "prompt": text, "threads": 1, "judges": [], "preview_every": 10_000})
     made = distil(preset)
-    if made.mesh is None:
-        raise RuntimeError(f"{text}: {made.facts['failed']}")
     found = assess(made, preset, [grammar.parse(other) for other in others], [JUDGE])
-    return {"caption": text, **found}, made.arrays["pictures"]
+    nothing = np.full((SIDES, PICTURE, PICTURE, 3), 255, np.uint8)
+    return {"caption": text, **found}, made.arrays.get("pictures", nothing)
 
 
 def scenes(arguments: argparse.Namespace) -> dict:
