@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from psd.paired import Interval, Line, average, bootstrap, matched, paired
 from psd.suite import Suite
-from psd.tables import common, complete, judges, markdown, rows, share
+from psd.tables import common, complete, counted, judges, markdown, rows, share
 
 NAMED_BAR = 0.85
 
@@ -71,7 +71,8 @@ def bars(suite: Suite, lines: Sequence[Line]) -> list[Bar]:
     mine, theirs = average(own, "janus"), average(its, "janus")
     figure, met = "", None
     if mine is not None and theirs is not None:
-        figure, met = f"{share(mine)} against {share(theirs)}", mine <= theirs
+        fronts = sum(line.get("janus") is not None for line in own)
+        figure, met = f"{share(mine)} against {share(theirs)} of {counted(fronts, 'run')} with a front", mine <= theirs
     ask(f"Janus rate not above `{suite.baseline}`'s", figure, met, own, suite.reference, suite.baseline)
     own = found.get(suite.reference, [])
     named, truth = average(own, f"{judge}/named"), average(own, f"{judge}/truth_named")
