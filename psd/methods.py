@@ -289,7 +289,6 @@ def steered_pair(step: Step) -> Score:
     shared = found.sample(first(step))
     if weight == 0:
         return Score(gradient, shared)
-    guided = found.guided(preset.guidance_scale)[0]
 
     # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network; or an estimate
     x0_pred = cleaned(step, found, plainly_guided)[0]
@@ -307,7 +306,8 @@ def steered_pair(step: Step) -> Score:
         noise_pred, kept = noise_pred_c, found.noise_pred_c
     else:  # for experiments: the guided prediction's Jacobian is not positive, and the nudge mostly loses
         noise_pred_c, noise_pred_n = step.predict(z_t, step.embedding, step.negative)
-        noise_pred, kept = score.guide(noise_pred_n, noise_pred_c, preset.guidance_scale), guided[None]
+        noise_pred = score.guide(noise_pred_n, noise_pred_c, preset.guidance_scale)
+        kept = found.guided(preset.guidance_scale)
     if not preset.steer_both:
         z_t, noise = torch.cat([z_t, found.z_t]), torch.cat([noise, found.noise])
         noise_pred_c = torch.cat([noise_pred_c, found.noise_pred_c])

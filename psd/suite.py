@@ -1,8 +1,8 @@
 """A suite: which methods are compared, on which captions and seeds, and which recorded lines still hold.
 
 A suite is a YAML file in ``presets/suites`` that explains its keys.  It expands into jobs, one run each, paired by
-caption and seed.  (The same seed gives the same first camera, noise level and noises; from then on only to methods
-that draw equally many noises.)  A job's hash holds preset and weights, so that a line which those would no longer give
+caption and seed: the same seed gives all methods the same cameras, noise levels and first noise in every step
+(`psd.draws.generators`).  A job's hash holds preset and weights, so that a line which those would no longer give
 is recognised and left out; where code changes what comes out, raise `RECORD` or `MEASURES`.
 """
 
