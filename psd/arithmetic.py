@@ -77,9 +77,11 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
             images = empty(rows, seen, 3, size, size, grad=grad)
             return decoded + sum(tera(lambda r=r: r.encode_image(images)) for r in rewards)
 
-    conditions = 2 + (2 if preset.janus == "perp_neg" else 0)
+    # the shared prediction under the negative comes once a group, all others for every noise
+    others = 1 + (2 if preset.janus == "perp_neg" else 0)
+    unconditional = groups if preset.shared_unconditional else groups * noises
     parts = {"encoder": tera(lambda: prior.encode(empty(groups, views, 3, size, size, grad=True)))}
-    parts["base"] = unet(groups * noises * conditions)
+    parts["base"] = unet(groups * noises * others + unconditional)
     if preset.method == "psd" and preset.reading == "S":
         parts["steered twin"] = unet(groups * (2 if preset.steer_both else 1))
         parts["reward's gradient"] = look(groups, grad=True)

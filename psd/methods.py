@@ -64,7 +64,11 @@ def denoise(step: Step) -> Denoised:
 def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
     """What the network says of latents with that noise in them, under every condition, in one call."""
     condition = step.condition
-    noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
+    if step.preset.shared_unconditional:
+        noise_pred_c, *others = step.predict(z_t, step.embedding, *condition.away)
+        noise_pred_n = unconditional(step, z_t, step.negative)
+    else:
+        noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
     away = None
     if others:
         main = noise_pred_c - noise_pred_n
@@ -74,6 +78,17 @@ def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
         ]
         away = torch.stack(pushes).sum(0)
     return Denoised(z_t, noise, noise_pred_c, noise_pred_n, away)
+
+
+def unconditional(step: Step, z_t: Latents, embedding: Tensor) -> Latents:
+    """The prediction under a negative, of each candidate, or of the first for all of them (one clean picture x0_n).
+
+    e_n,i = e_n,0 + (z_t,i - z_t,0) / sigma is the noise that x0_n,0 leaves in z_t,i.  Guided predictions of candidates
+    then differ by their conditional ones alone.
+    """
+    if not step.preset.shared_unconditional:
+        return step.predict(z_t, embedding)[0]
+    return step.predict(z_t[:1], embedding)[0] + (z_t - z_t[:1]) / step.alpha_sigma[1]
 
 
 def base(step: Step, found: Denoised) -> Latents:
@@ -246,7 +261,7 @@ def random_pair(step: Step) -> Score:
         direction = -(credit * step.clean(found.z_t, guided)).sum(0) / step.rows
     else:
         direction = step.noise_weight * score.preference_score(guided, found.noise, credit)
-    term = weight * per_view(confidence) * direction
+    term = contrast_kept(step, gradient, weight * per_view(confidence) * direction)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
     return Score(gradient + term, win, pair, ranking.raw_gaps, metrics=metrics)
 
@@ -266,7 +281,7 @@ def credits(step: Step, ranking: Ranking) -> Float[Tensor, "k b v"]:
 def implicit_confidence(step: Step, found: Denoised, win: Tensor, lose: Tensor) -> Float[Tensor, "b 1"]:
     """Reading C: sigmoid(-u), u the implicit reward margin of the learned negative over its start; 1/2 at the start."""
     scale = step.preset.preference_scale
-    (noise_pred_start,) = step.predict(found.z_t, step.negative_start)
+    noise_pred_start = unconditional(step, found.z_t, step.negative_start)
     guided = score.guide(found.noise_pred_n, found.noise_pred_c, scale)
     reference = score.guide(noise_pred_start, found.noise_pred_c, scale)
     winner, loser = ((pick(found.noise, i), pick(guided, i), pick(reference, i)) for i in (win, lose))
@@ -292,8 +307,7 @@ def steered_pair(step: Step) -> Score:
 
     # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network; or an estimate
     x0_pred = cleaned(step, found, plainly_guided)[0]
-    by_gradient = preset.steer_by == "gradient"
-    direction = step.reward_gradient(x0_pred, step.decode) if by_gradient else estimated_gradient(step, x0_pred)
+    direction = steering(step, x0_pred)
 
     # ---- 3: the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
     nudge = preset.steer_radius * direction[0].numel() ** 0.5 * unit(direction)
@@ -319,11 +333,41 @@ def steered_pair(step: Step) -> Score:
     confidence = score.scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
     confidence = confidence * (norm(direction) > 0)[:, :, 0, 0, 0]  # no direction, no pair: no rounding errors either
     ascent = unit(pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose))
-    term = -weight * per_view(confidence) * norm(gradient) * ascent
+    term = contrast_kept(step, gradient, -weight * per_view(confidence) * norm(gradient) * ascent)
     win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
     pair = Pair(win, lose, ranking.gap)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
     return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
+
+
+def steering(step: Step, x0_pred: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
+    """Where the reward wants x0 to go: its gradient through the decoder, an estimate, or what the encoder makes of it.
+
+    encoder: E(x + d) - E(x), x the decoded x0, d the gradient with respect to x, its RMS `steer_radius`.
+    """
+    if step.preset.steer_by != "gradient":
+        return estimated_gradient(step, x0_pred)
+    if step.preset.steer_through == "decoder":
+        return step.reward_gradient(x0_pred, step.decode)
+    with step.clock.part("decode"):
+        images = step.prior.decode(x0_pred).clamp(0, 1)
+    gradient = step.reward_gradient(images, lambda seen: seen[:, step.seen])
+    moved = images + step.preset.steer_radius * gradient[0].numel() ** 0.5 * unit(gradient)
+    with step.clock.part("encode"):
+        return step.prior.encode(moved) - step.prior.encode(images)
+
+
+def contrast_kept(step: Step, gradient: Float[Tensor, "b v c h w"], term: Float[Tensor, "b v c h w"]) -> Tensor:
+    """The preference term, less what it adds to the contrast of the base's target z0 - B g (preset.preference_rescale).
+
+    As guidance, it makes pictures harsher, and rewards like that: `score.rescale`, with the base's target in the
+    conditional prediction's place.
+    """
+    if step.preset.preference_rescale == 0:
+        return term
+    target = step.z0 - step.rows * gradient
+    preferred = score.rescale(target - step.rows * term, target, step.preset.preference_rescale)
+    return torch.where(norm(term) > 0, (target - preferred) / step.rows, term)  # no term: no rounding errors either
 
 
 def chosen(z_t: Latents, noise: Latents, noise_pred_c: Latents, index: Int[Tensor, "b v"]) -> Sample:

@@ -139,9 +139,16 @@ class Preset(BaseModel):
     reward_guidance_scale: float = setting(
         7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
     )
+    preference_rescale: float = setting(
+        0.0, "Pull the preferred target's contrast back to the base target's.", group="preference", symbol="φ_p",
+        step=0.05, ge=0, le=1,
+    )
     preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
     antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")
+    shared_unconditional: bool = setting(
+        False, "All noises share one prediction under the negative: N + 1 network rows for 2 N.", group="preference"
+    )
     weighting: Literal["extremes", "advantages"] = setting(
         "extremes", "Best minus worst noise, or all by standardised advantage (reading A).", group="preference"
     )
@@ -166,6 +173,10 @@ class Preset(BaseModel):
     steer_both: bool = setting(False, "Steer the loser too, the other way.", group="preference")
     steer_by: Literal["gradient", "scores", "ranks"] = setting(
         "gradient", "Nudge by the reward's gradient, or its estimate from scores or ranks.", group="preference"
+    )
+    steer_through: Literal["decoder", "encoder"] = setting(
+        "decoder", "Nudge by the gradient of the latents, or of the decoded picture and encode that.",
+        group="preference",
     )
     steer_perturbations: int = setting(8, "Mirrored pairs behind the estimate.", group="preference", ge=1, le=64)
     reward_gradient_weight: float = setting(
@@ -267,6 +278,10 @@ class Preset(BaseModel):
             raise ValueError(f"method={self.method}: all rewards have weight 0: raise one, or set method=sds")
         if self.weighting == "advantages" and self.method == "psd" and self.reading != "A":
             raise ValueError(f"weighting=advantages weighs random noises: set reading=A, not {self.reading}")
+        if self.preference_rescale > 0 and self.base_form == "sds":
+            raise ValueError(
+                "preference_rescale pulls back targets, and the sds form has none: set base_form=recon or 0"
+            )
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")

@@ -27,6 +27,8 @@ MEASURES = 3  # raise when a measure changes its meaning: older lines then no lo
 RECORD = 3  # raise when a run comes out otherwise or more of it is kept: what was made before then is no longer good
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
+# Keys younger than RECORD, with the value under which a run comes out as it did before them; a raise empties it.
+YOUNGER: dict[str, Any] = {"preference_rescale": 0.0, "shared_unconditional": False, "steer_through": "decoder"}
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
 
@@ -216,6 +218,7 @@ class Job:
     def made(self) -> str:
         """Hash of what decides the outcome: preset and weights.  The name of what the run made."""
         values = self.preset.model_dump(mode="json", exclude=ELSEWHERE)
+        values = {name: value for name, value in values.items() if name not in YOUNGER or value != YOUNGER[name]}
         sources = [self.preset.prior, *self.preset.rewards, self.preset.negative_start]
         return digest(json.dumps(values, sort_keys=True), *map(weights, sources), str(RECORD))
 

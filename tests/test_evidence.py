@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import get_args
@@ -16,7 +17,7 @@ from psd.__main__ import main
 from psd.bars import bars, bars_table
 from psd.charts import curves, intervals, ticks
 from psd.paired import average, bootstrap, diverging, matched, paired, preferred
-from psd.preset import MissingError, PresetError
+from psd.preset import MissingError, Preset, PresetError
 from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
 from psd.tables import columns, differences_table, drift_table, equal_cost_table, groups, leading, measures_table
 from psd.tiny import grammar
@@ -152,6 +153,16 @@ def test_a_line_holds_until_its_preset_its_weights_or_its_judge_change(tmp_path:
     monkeypatch.setattr(suite, "MEASURES", suite.MEASURES + 1)
     assert not current(found, lines)[0]
     assert todo[0].made == jobs(found, [])[0].made  # what was made is still good: it is measured again
+
+
+def test_a_key_that_came_later_counts_once_it_is_used(tmp_path: Path, monkeypatch) -> None:
+    assert set(suite.YOUNGER) <= set(Preset.model_fields)
+    job = jobs(small(tmp_path), [])[0]
+    used = replace(job, preset=job.preset.changed({"preference_rescale": 0.5}))
+    as_before = job.made
+    assert used.made != as_before
+    monkeypatch.setattr(suite, "YOUNGER", {})
+    assert job.made != as_before
 
 
 def test_the_hash_of_weights_follows_the_files(tmp_path: Path) -> None:

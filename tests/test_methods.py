@@ -374,6 +374,49 @@ def test_ranking_after_more_denoising_follows_the_schedule_down() -> None:
     torch.testing.assert_close(seen, once, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(("method", "reading"), [("psd", "A"), ("psd", "C"), ("best_of_n", "A")])
+def test_a_shared_unconditional_prediction_is_one_picture_for_all_noises(method: str, reading: str) -> None:
+    step = make_step(candidates=3, method=method, reading=reading, shared_unconditional=True)
+    plain = replace(step, preset=step.preset.changed({"shared_unconditional": False}))
+    with torch.no_grad():
+        shared, own = methods.denoise(step), methods.denoise(plain)
+    pictures = step.clean(shared.z_t, shared.noise_pred_n)
+    torch.testing.assert_close(pictures, pictures[:1].expand_as(pictures), rtol=0, atol=1e-12)
+    assert torch.equal(shared.noise_pred_n[0], own.noise_pred_n[0])
+    assert torch.equal(shared.noise_pred_c, own.noise_pred_c)
+    assert not torch.equal(apply(step, method).gradient, apply(plain, method).gradient)
+
+
+def test_sharing_with_nobody_changes_nothing() -> None:
+    for reading in ("S", "C"):
+        step = make_step(candidates=1, reading=reading, shared_unconditional=True)
+        plain = replace(step, preset=step.preset.changed({"shared_unconditional": False}))
+        assert torch.equal(apply(step).gradient, apply(plain).gradient)
+
+
+@pytest.mark.parametrize("reading", PAIRS)
+def test_the_preferred_target_keeps_the_contrast_of_the_bases(reading: str) -> None:
+    def contrast(gradient: torch.Tensor) -> torch.Tensor:
+        return (step.z0 - step.rows * gradient).std((1, 2, 3, 4))
+
+    settings = {"candidates": PAIRS[reading], "reading": reading, "preference_weight": 1.0}
+    step = make_step(preference_rescale=1.0, **settings)
+    plain, found = apply(make_step(**settings)).gradient, apply(step).gradient
+    expected = contrast(averaged_base(step))
+    torch.testing.assert_close(contrast(found), expected, rtol=1e-10, atol=0)
+    assert ((contrast(plain) - expected).abs() > 1e-5 * expected).all()
+    half = apply(make_step(preference_rescale=0.5, **settings)).gradient
+    torch.testing.assert_close(half, (plain + found) / 2, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("reading", PAIRS)
+def test_without_a_preference_there_is_no_contrast_to_take_back(reading: str) -> None:
+    step = make_step(
+        candidates=PAIRS[reading], reading=reading, preference_rescale=0.7, rewards={"constant": ConstantReward()}
+    )
+    assert torch.equal(apply(step).gradient, averaged_base(step))
+
+
 def test_antithetic_noises_cancel_and_each_is_gaussian() -> None:
     shape, generator = torch.Size((1, 4, 3, 32, 32)), torch.Generator().manual_seed(0)
     noise = draws.noise(5, shape, generator, antithetic=True)
@@ -427,6 +470,30 @@ def test_an_estimated_steer_points_along_the_smooth_part_of_the_gradient(by: str
     exact = step.reward_gradient(x0_pred, step.decode)
     cosine = (estimate * exact).sum((1, 2, 3, 4)) / (norm(estimate) * norm(exact)).flatten()
     assert (cosine > 0.55).all()  # 64 pairs in 12 dimensions a view, which are correlated fields
+
+
+def test_steering_through_the_encoder_encodes_the_pictures_gradient() -> None:
+    """The encoder is linear: E(x + d) - E(x) = E d up to its offset; the transposed decoder points elsewhere."""
+    step = make_step(candidates=1, steer_through="encoder", steer_radius=0.02)
+    x0_pred = 0.1 * step.z0
+    with torch.no_grad():
+        found = methods.steering(step, x0_pred)
+        images = step.prior.decode(x0_pred)
+    assert images.min() > 0 and images.max() < 1
+    gradient = 0.02 * (images - torch.tensor((0.9, 0.2, 0.1)).double()[:, None, None]).neg()
+    scale = images[0].numel() ** 0.5 / norm(images - torch.tensor((0.9, 0.2, 0.1)).double()[:, None, None])
+    expected = step.prior.encode(gradient * scale) - step.prior.encode(torch.zeros_like(images))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)  # 0.9, 0.2 and 0.1 are float32 in the reward
+    with torch.no_grad():
+        transposed = methods.steering(replace(step, preset=step.preset.changed({"steer_through": "decoder"})), x0_pred)
+    assert torch.cosine_similarity(transposed.flatten(), found.flatten(), dim=0) < 0.999
+
+
+def test_steering_through_the_encoder_leaves_unseen_views_alone() -> None:
+    step = make_step(candidates=1, steer_through="encoder", reward_views=2)
+    with torch.no_grad():
+        moved = norm(methods.steering(step, 0.1 * step.z0).flatten(0, 1)[:, None]).view(2, 4)
+    assert (moved[:, [0, 2]] > 0).all() and (moved[:, [1, 3]] == 0).all()
 
 
 def test_a_steer_by_ranks_sees_the_order_only() -> None:
@@ -540,6 +607,8 @@ def test_a_lost_pair_is_swapped() -> None:
         ({"reading": "S", "steer_conditional": False}, [8, 8]), ({"reading": "S", "steer_both": True}, [8, 8]),
         ({"reading": "S", "ranking_steps": 3}, [8, 8, 8, 4]), ({"reading": "A", "ranking_steps": 3}, [16, 16, 16]),
         ({"reading": "A"}, [16]), ({"reading": "B"}, [16]),
+        ({"reading": "A", "shared_unconditional": True}, [8, 4]),
+        ({"reading": "C", "shared_unconditional": True}, [8, 4, 4]),
         ({"reading": "C"}, [16, 8]), ({"method": "sds"}, [8]), ({"method": "reward_gradient"}, [8]),
     ],
 )  # fmt: skip

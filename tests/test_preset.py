@@ -63,7 +63,9 @@ PRESET = st.fixed_dictionaries(
         **{name: inside(name) for name in NUMBERS if not name.startswith(("t_min", "t_max"))},
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     }
-).map(lambda values: {**values, "reading": "A"} if values["weighting"] == "advantages" else values)
+)
+PRESET = PRESET.map(lambda values: {**values, "reading": "A"} if values["weighting"] == "advantages" else values)
+PRESET = PRESET.map(lambda values: {**values, "base_form": "recon"} if values["preference_rescale"] > 0 else values)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -139,6 +141,7 @@ def test_every_complaint_is_made_at_once() -> None:
         ({"rewards": ["assets/reward"]}, "rewards="),
         ({"rewards": {"a": 0, "b": 0}}, "method=psd: all rewards have weight 0: raise one, or set method=sds"),
         ({"weighting": "advantages"}, "weighting=advantages weighs random noises: set reading=A, not S"),
+        ({"preference_rescale": 0.5, "base_form": "sds"}, "set base_form=recon"),
         ({"judges": ["a", "a"]}, "names one twice"),
         ({"judges": "assets/selector"}, "judges="),
         ({"judges": [" "]}, "judges: ' ' is no folder"),
