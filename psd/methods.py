@@ -306,8 +306,8 @@ def steered_pair(step: Step) -> Score:
         return Score(gradient, shared)
 
     # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network; or an estimate
-    x0_pred = cleaned(step, found, plainly_guided)[0]
-    direction = steering(step, x0_pred)
+    at_render = preset.steer_at == "render"
+    direction = steering(step, step.z0 if at_render else cleaned(step, found, plainly_guided)[0])
 
     # ---- 3: the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
     nudge = preset.steer_radius * direction[0].numel() ** 0.5 * unit(direction)
@@ -340,17 +340,17 @@ def steered_pair(step: Step) -> Score:
     return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
 
 
-def steering(step: Step, x0_pred: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
-    """Where the reward wants x0 to go: its gradient through the decoder, an estimate, or what the encoder makes of it.
+def steering(step: Step, z0: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
+    """Where the reward wants z0 to go: its gradient through the decoder, an estimate, or what the encoder makes of it.
 
-    encoder: E(x + d) - E(x), x the decoded x0, d the gradient with respect to x, its RMS `steer_radius`.
+    encoder: E(x + d) - E(x), x the decoded z0, d the gradient with respect to x, its RMS `steer_radius`.
     """
     if step.preset.steer_by != "gradient":
-        return estimated_gradient(step, x0_pred)
+        return estimated_gradient(step, z0)
     if step.preset.steer_through == "decoder":
-        return step.reward_gradient(x0_pred, step.decode)
+        return step.reward_gradient(z0, step.decode)
     with step.clock.part("decode"):
-        images = step.prior.decode(x0_pred).clamp(0, 1)
+        images = step.prior.decode(z0).clamp(0, 1)
     gradient = step.reward_gradient(images, lambda seen: seen[:, step.seen])
     moved = images + step.preset.steer_radius * gradient[0].numel() ** 0.5 * unit(gradient)
     with step.clock.part("encode"):

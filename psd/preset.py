@@ -174,6 +174,10 @@ class Preset(BaseModel):
     steer_by: Literal["gradient", "scores", "ranks"] = setting(
         "gradient", "Nudge by the reward's gradient, or its estimate from scores or ranks.", group="preference"
     )
+    steer_at: Literal["prediction", "render"] = setting(
+        "prediction", "The picture whose reward has that gradient: the predicted one, or the render as it is.",
+        group="preference",
+    )
     steer_through: Literal["decoder", "encoder"] = setting(
         "decoder", "Nudge by the gradient of the latents, or of the decoded picture and encode that.",
         group="preference",

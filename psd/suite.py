@@ -28,7 +28,9 @@ RECORD = 3  # raise when a run comes out otherwise or more of it is kept: what w
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
 # Keys younger than RECORD, with the value under which a run comes out as it did before them; a raise empties it.
-YOUNGER: dict[str, Any] = {"preference_rescale": 0.0, "shared_unconditional": False, "steer_through": "decoder"}
+YOUNGER: dict[str, Any] = {
+    "preference_rescale": 0.0, "shared_unconditional": False, "steer_at": "prediction", "steer_through": "decoder",
+}  # fmt: skip
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
 

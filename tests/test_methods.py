@@ -489,6 +489,17 @@ def test_steering_through_the_encoder_encodes_the_pictures_gradient() -> None:
     assert torch.cosine_similarity(transposed.flatten(), found.flatten(), dim=0) < 0.999
 
 
+@pytest.mark.parametrize("at", ["render", "prediction"])
+def test_the_nudge_follows_the_reward_of_the_render_where_asked(at: str) -> None:
+    step = make_step(candidates=1, steer_at=at, scaling="hard")
+    pair = apply(step).pair
+    assert pair is not None
+    nudge = pair.win.noise - pair.lose.noise
+    of_render = step.reward_gradient(step.z0, step.decode)
+    cosine = (nudge * of_render).sum((1, 2, 3, 4)).abs() / (norm(nudge) * norm(of_render)).flatten()
+    assert torch.allclose(cosine, torch.ones(2).double()) == (at == "render")
+
+
 def test_steering_through_the_encoder_leaves_unseen_views_alone() -> None:
     step = make_step(candidates=1, steer_through="encoder", reward_views=2)
     with torch.no_grad():
