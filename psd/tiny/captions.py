@@ -42,8 +42,8 @@ LISTS_SEED = 2
 def sample_training_captions(n: int, *, seed: int, held_out: bool = False) -> list[Caption]:
     """``n`` captions that cover groups, kinds, colours, modifiers and pairs evenly; held-out ones only for judges.
 
-    Everything is dealt from endless shuffled decks, so that nothing comes twice before the rest came once.  The first
-    captions of a longer sample are those of a shorter one.
+    Everything is dealt from endless shuffled decks, so that no card comes again before the rest came; what a deck holds
+    twice comes twice as often.  The first captions of a longer sample are those of a shorter one.
     """
     return list(itertools.islice(_training_captions(random.Random(seed), held_out), n))
 

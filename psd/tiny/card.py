@@ -76,7 +76,9 @@ def measured(name: str) -> dict[str, str]:
             return {}
         return {key.replace("_", " "): f"{value:.3f}" for key, value in record[name].items()}
     top1 = {f"top-1 of 60, {key}": f"{value:.3f}" for key, value in record["top1_of_60"].items()}
-    return {**top1, "reprojected colour error over ground truth's": f"{record['consistency']['ratio']:.2f}"}
+    ratios = {"": "ratio", ", of ground truth through the autoencoder": "autoencoded_ratio"}
+    errors = {f"reprojected colour error over ground truth's{of}": record["consistency"][k] for of, k in ratios.items()}
+    return top1 | {name: f"{value:.2f}" for name, value in errors.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
