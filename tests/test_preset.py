@@ -65,7 +65,7 @@ PRESET = st.fixed_dictionaries(
     }
 )
 PRESET = PRESET.map(lambda values: {**values, "reading": "A"} if values["weighting"] == "advantages" else values)
-PRESET = PRESET.map(lambda values: {**values, "base_form": "recon"} if values["preference_rescale"] > 0 else values)
+PRESET = PRESET.map(lambda values: {**values, "base_form": "recon"} if values["preference_rescale"] else values)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
