@@ -104,8 +104,7 @@ class Preset(BaseModel):
         le=200,
     )
     rescale: float = setting(
-        0.5, "Pull the guided prediction's contrast back to the conditional one's.", group="guidance", symbol="φ",
-        step=0.05, ge=0, le=1,
+        0.5, "Pull the guided contrast back to the conditional's.", group="guidance", symbol="φ", step=0.05, ge=0, le=1
     )
     base_form: Literal["recon", "sds"] = setting(
         "recon", "Base term: distance to the predicted image, or noise residual.", group="guidance"
@@ -140,15 +139,12 @@ class Preset(BaseModel):
         7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
     )
     preference_rescale: float = setting(
-        0.0, "Pull the preferred target's contrast back to the base target's.", group="preference", symbol="φ_p",
-        step=0.05, ge=0, le=1,
+        0.0, "Take back this share of the contrast it adds.", group="preference", symbol="φ_p", step=0.05, ge=0, le=1
     )
     preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
     antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")
-    shared_unconditional: bool = setting(
-        False, "All noises share one prediction under the negative: N + 1 network rows for 2 N.", group="preference"
-    )
+    shared_unconditional: bool = setting(False, "One prediction under the negative for all noises.", group="preference")
     weighting: Literal["extremes", "advantages"] = setting(
         "extremes", "Best minus worst noise, or all by standardised advantage (reading A).", group="preference"
     )
@@ -157,9 +153,7 @@ class Preset(BaseModel):
     scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
         "confidence", "How the reward gap scales the term.", group="preference"
     )
-    kappa: float = setting(
-        1.0, "Gap, in mean gaps, of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20,
-    )  # fmt: skip
+    kappa: float = setting(1.0, "Gap (mean gaps) of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
     gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
     winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
     preference_t_max: float = setting(
@@ -174,13 +168,9 @@ class Preset(BaseModel):
     steer_by: Literal["gradient", "scores", "ranks"] = setting(
         "gradient", "Nudge by the reward's gradient, or its estimate from scores or ranks.", group="preference"
     )
-    steer_at: Literal["prediction", "render"] = setting(
-        "prediction", "The picture whose reward has that gradient: the predicted one, or the render as it is.",
-        group="preference",
-    )
+    steer_at: Literal["prediction", "render"] = setting("prediction", "Whose reward it climbs.", group="preference")
     steer_through: Literal["decoder", "encoder"] = setting(
-        "decoder", "Nudge by the gradient of the latents, or of the decoded picture and encode that.",
-        group="preference",
+        "decoder", "Nudge latents by their gradient, or by the encoded one of the picture.", group="preference"
     )
     steer_perturbations: int = setting(8, "Mirrored pairs behind the estimate.", group="preference", ge=1, le=64)
     reward_gradient_weight: float = setting(
