@@ -1,6 +1,6 @@
 """What the network says of a step's candidates, under every condition: the predictions that methods start from.
 
-Axes: k candidate, b group, v view, c channel, h w latent pixels.
+Axes: k candidate, b group, v view, c channel, h w latent pixels, l token, d feature.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd import score
@@ -18,7 +18,7 @@ from psd.step import Latents, Sample, Step, pick
 
 @dataclass(frozen=True)
 class Denoised:
-    """All candidates of a step after one network call; everything ``k b v c h w``."""
+    """All candidates of a step with the predictions of their noise; everything ``k b v c h w``."""
 
     z_t: Latents
     noise: Latents
@@ -43,7 +43,10 @@ def denoise(step: Step) -> Denoised:
 
 
 def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
-    """What the network says of latents with that noise in them, under every condition, in one call."""
+    """What the network says of latents with that noise in them, under every condition.
+
+    In one call; in two where the candidates share their unconditional prediction.
+    """
     condition = step.condition
     if step.preset.shared_unconditional:
         noise_pred_c, *others = step.predict(z_t, step.embedding, *condition.away)
@@ -61,7 +64,7 @@ def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
     return Denoised(z_t, noise, noise_pred_c, noise_pred_n, away)
 
 
-def unconditional(step: Step, z_t: Latents, embedding: Tensor) -> Latents:
+def unconditional(step: Step, z_t: Latents, embedding: Float[Tensor, "l d"]) -> Latents:
     """The prediction under a negative, of each candidate, or of the first for all of them (one clean picture x0_n).
 
     e_n,i = e_n,0 + (z_t,i - z_t,0) / sigma is the noise that x0_n,0 leaves in z_t,i.  Guided predictions of candidates

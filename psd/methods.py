@@ -249,7 +249,7 @@ def steered_pair(step: Step) -> Score:
     if weight == 0:
         return Score(gradient, shared)
 
-    # ---- 2: where the reward wants x0 to go: one reward and decoder backward, none of the network; or an estimate
+    # ---- 2: where the reward wants x0 (or the render) to go: one reward backward, none of the network; or an estimate
     at_render = preset.steer_at == "render"
     direction = steering(step, step.z0 if at_render else cleaned(step, found, plainly_guided)[0])
 

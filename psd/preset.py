@@ -139,7 +139,7 @@ class Preset(BaseModel):
         7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
     )
     preference_rescale: float = setting(
-        0.0, "Take back this share of the contrast it adds.", group="preference", symbol="φ_p", step=0.05, ge=0, le=1
+        0.0, "Share of the term's added contrast to take back.", group="preference", symbol="φ_p", step=0.05, ge=0, le=1
     )
     preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)

@@ -110,7 +110,7 @@ def critics(arguments: argparse.Namespace) -> dict:
 def prior(arguments: argparse.Namespace) -> dict:
     """Guided samples of the evaluation captions: named by the evidence judge among 60, consistent between views.
 
-    Beside them the ground truth, as it is and through the autoencoder: no sample can be expected to do better.
+    Beside them the ground truth, as it is and through the autoencoder: what samples of the very truth would be worth.
     """
     model, judge = load_prior("assets/prior", CPU), load_judge("assets/evidence", CPU)
     cameras = turntable(VIEWS)
