@@ -32,7 +32,7 @@ from psd.tiny.denoiser import TOKENS, build_tokenizer
 
 STRENGTHS = {"reward": (0.1, 1.0), "selector": (0.15, 0.9), "evidence": (0.05, 0.8), "referee": (0.1, 0.7)}
 BUILD = {"reward": TwoTowerCritic, "evidence": ModulatedCritic, "referee": WordCritic}
-NEAR_MISSES = 6  # captions with one thing wrong, for each image
+NEAR_MISSES = 12  # captions with one thing wrong, for each image
 RANDOM_CAPTIONS = 4
 
 
