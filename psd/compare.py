@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from psd.parameters import assignments
 from psd.preset import MissingError, PresetError
 from psd.suite import RESULTS, ROOT, SUITES, Job, Suite, caption_list, current, probes, read_lines
 from psd.tables import counted
+from psd.workers import unordered
 
 WORK = ROOT / "work" / "compare"
 TUNING = "tuning"  # the suite that defaults are chosen by: nothing that is reported rests on it
@@ -178,20 +178,17 @@ def work_off(todo: Sequence[Job], path: Path, processes: int) -> int:
 
     How many jobs failed: each is told on stderr, and the others go on.
     """
-    if not todo:
-        return 0
     begun, failed, at = time.monotonic(), 0, commit()
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(todo))) as pool:
-        for done, (job, line, error) in enumerate(pool.imap_unordered(attempt, todo), start=1):
-            about = f"{done}/{len(todo)}  {job.method:16} {job.preset.prompt:44} seed {job.preset.seed}"
-            if line is None:
-                failed += 1
-                print(f"{about}  FAILED\n{error}", file=sys.stderr, flush=True)
-                continue
-            append_line(path, json.dumps({**line, "commit": at}, allow_nan=False, ensure_ascii=False))
-            left_min = (time.monotonic() - begun) / done * (len(todo) - done) / 60
-            found = f"iou {line['iou']:.3f}  " if "iou" in line else ""
-            print(f"{about}  {found}{line['seconds']:.0f} s  {left_min:.0f} min left", flush=True)
+    for done, (job, line, error) in enumerate(unordered(attempt, todo, processes), start=1):
+        about = f"{done}/{len(todo)}  {job.method:16} {job.preset.prompt:44} seed {job.preset.seed}"
+        if line is None:
+            failed += 1
+            print(f"{about}  FAILED\n{error}", file=sys.stderr, flush=True)
+            continue
+        append_line(path, json.dumps({**line, "commit": at}, allow_nan=False, ensure_ascii=False))
+        left_min = (time.monotonic() - begun) / done * (len(todo) - done) / 60
+        found = f"iou {line['iou']:.3f}  " if "iou" in line else ""
+        print(f"{about}  {found}{line['seconds']:.0f} s  {left_min:.0f} min left", flush=True)
     return failed
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 from dataclasses import replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
@@ -533,12 +532,6 @@ def test_ticks_are_a_few_round_numbers_within(values: tuple[float, float]) -> No
 # ------------------------------------------------------------------------------------------------------------- running
 
 
-class Here:
-    """In place of multiprocessing: the same thread."""
-
-    Pool = ThreadPool
-
-
 def test_a_job_that_fails_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -551,7 +544,7 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(
         return run_line(job)
 
     monkeypatch.setattr(compare, "work", work)
-    monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: Here)
+    monkeypatch.setattr(compare, "unordered", lambda function, jobs, processes: map(function, jobs))
     assert compare.work_off(todo, path, 1) == 1
     told = capsys.readouterr().err
     assert "MemoryError: no room" in told and todo[1].method in told and "Traceback" in told

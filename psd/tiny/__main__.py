@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from psd.preset import MissingError
 from psd.tiny import captions, card, data, evaluate, train
 
 COMMANDS = {"captions": captions, "data": data, "train": train, "evaluate": evaluate, "ship": card}
@@ -21,7 +22,10 @@ def main() -> None:
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     args = parser.parse_args()
-    sys.exit(args.main(args))
+    try:
+        sys.exit(args.main(args))
+    except MissingError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

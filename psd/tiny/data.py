@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from psd.tiny.degrade import degrade
 from psd.tiny.grammar import LOW_QUALITY, Caption
 from psd.tiny.render import render, sample_background, sample_light
 from psd.tiny.shapes import build
+from psd.workers import unordered
 
 VIEWS, ELEVATION_DEG, FOVY_DEG, DISTANCE_FACTOR = 4, (0.0, 30.0), (40.0, 40.0), (1.1, 1.1)
 OBJECTS_PER_SHARD, BATCH = 500, 20
@@ -164,12 +164,11 @@ def build_dataset(
         if not _path(folder, number).exists()
     ]
     begun = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for done, number in enumerate(pool.imap_unordered(_write_shard, jobs), start=1):
-            elapsed_s = time.monotonic() - begun
-            left_s = elapsed_s / done * (len(jobs) - done)
-            speed = done * shard_objects / elapsed_s
-            print(f"shard {number}: {done} of {len(jobs)}, {speed:.0f} objects/s, {left_s:.0f} s left", flush=True)
+    for done, number in enumerate(unordered(_write_shard, jobs, processes), start=1):
+        elapsed_s = time.monotonic() - begun
+        left_s = elapsed_s / done * (len(jobs) - done)
+        speed = done * shard_objects / elapsed_s
+        print(f"shard {number}: {done} of {len(jobs)}, {speed:.0f} objects/s, {left_s:.0f} s left", flush=True)
 
 
 def _write_shard(job: tuple[Path, int, dict[str, Any]]) -> int:

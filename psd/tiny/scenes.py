@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +54,7 @@ from psd.tiny.measures import (
     true_sides,
     verdict,
 )
+from psd.workers import unordered
 
 PICTURE = 96  # px
 NO_MESH = {"watertight": False, "faces": 0, "components": 0}
@@ -278,8 +278,8 @@ def scenes(arguments: argparse.Namespace) -> dict:
         if caption.text not in done
     ]
     named = f"{short(JUDGE)}/named"
-    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool, lines.open("a") as file:
-        for found, pictures in pool.imap_unordered(measured, jobs):
+    with lines.open("a") as file:
+        for found, pictures in unordered(measured, jobs, arguments.processes):
             file.write(json.dumps(found) + "\n")
             file.flush()
             Image.fromarray(rearrange(pictures, "v h w c -> h (v w) c")).save(folder / f"{found['caption']}.png")
