@@ -70,21 +70,39 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
             embedding = empty(rows, *text, grad=grad)
             return tera(lambda: prior.predict_noise(empty(rows, views, 4, edge, edge), 500, embedding, many))
 
-    def look(rows: int, grad: bool = False) -> float:
-        """Decoder and every trained reward's image tower; texts are read once a run."""
+    def decode(rows: int, seen: int, grad: bool = False) -> float:
         with torch.set_grad_enabled(grad):
-            decoded = tera(lambda: prior.decode(empty(rows, seen, 4, edge, edge, grad=grad)))
+            return tera(lambda: prior.decode(empty(rows, seen, 4, edge, edge, grad=grad)))
+
+    def read(rows: int, grad: bool = False) -> float:
+        """Every trained reward's image tower; texts are read once a run."""
+        with torch.set_grad_enabled(grad):
             images = empty(rows, seen, 3, size, size, grad=grad)
-            return decoded + sum(tera(lambda r=r: r.encode_image(images)) for r in rewards)
+            return sum(tera(lambda r=r: r.encode_image(images)) for r in rewards)
+
+    def look(rows: int, grad: bool = False) -> float:
+        return decode(rows, seen, grad) + read(rows, grad)
+
+    def encode(rows: int, grad: bool = False) -> float:
+        return tera(lambda: prior.encode(empty(rows, views, 3, size, size, grad=grad)))
+
+    def steering() -> float:
+        """As `psd.methods.steering` finds a direction."""
+        if preset.steer_by != "gradient":
+            return look(2 * preset.steer_perturbations * groups)
+        if preset.steer_through == "decoder":
+            return look(groups, grad=True)
+        return decode(groups, views) + read(groups, grad=True) + encode(2 * groups)
 
     # the shared prediction under the negative comes once a group, all others for every noise
     others = 1 + (2 if preset.janus == "perp_neg" else 0)
     unconditional = groups if preset.shared_unconditional else groups * noises
-    parts = {"encoder": tera(lambda: prior.encode(empty(groups, views, 3, size, size, grad=True)))}
+    parts = {"encoder": encode(groups, grad=True)}
     parts["base"] = unet(groups * noises * others + unconditional)
     if preset.method == "psd" and preset.reading == "S":
-        parts["steered twin"] = unet(groups * (2 if preset.steer_both else 1))
-        parts["reward's gradient"] = look(groups, grad=True)
+        twins = (2 if preset.steer_both else 1) * (1 if preset.steer_conditional else 2)
+        parts["steered twin"] = unet(groups * twins)
+        parts["reward's direction"] = steering()
         parts["ranking"] = look(2 * groups)
     elif preset.optimises_reward:
         parts["ranking"] = look(noises * groups)

@@ -24,8 +24,13 @@ def test_parts_grow_with_what_they_depend_on() -> None:
     rare = arithmetic.cost(preset.changed({"groups": 1}), models, updates=0.05).parts
     assert rare["negative"] == pytest.approx(one["negative"] / 5)
     half = parts(groups=1, reward_views=2)
-    for name in ("reward's gradient", "ranking"):
+    for name in ("reward's direction", "ranking"):
         assert half[name] == pytest.approx(one[name] / 2, rel=0.01)
+    estimated = parts(groups=1, steer_by="scores", steer_perturbations=3)  # six looks without a backward, not one with
+    assert estimated["reward's direction"] == pytest.approx(3 * one["ranking"], rel=0.01)
+    encoded = parts(groups=1, steer_through="encoder")["reward's direction"]  # no backward through the decoder
+    assert one["ranking"] / 2 < encoded < one["reward's direction"]
+    assert parts(groups=1, steer_conditional=False)["steered twin"] == pytest.approx(2 * one["steered twin"], rel=0.01)
     assert set(parts(method="sds")) == {"encoder", "base"}
     assert parts(method="best_of_n", candidates=2)["base"] == pytest.approx(4 * one["base"], rel=0.01)
 
