@@ -205,7 +205,7 @@ def random_pair(step: Step) -> Score:
         direction = -(credit * step.clean(found.z_t, guided)).sum(0) / step.rows
     else:
         direction = step.noise_weight * score.preference_score(guided, found.noise, credit)
-    term = contrast_kept(step, gradient, weight * per_view(confidence) * direction)
+    term = contained(step, gradient, weight * per_view(confidence) * direction)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
     return Score(gradient + term, win, pair, ranking.raw_gaps, metrics=metrics)
 
@@ -277,7 +277,7 @@ def steered_pair(step: Step) -> Score:
     confidence = score.scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
     confidence = confidence * (norm(direction) > 0)[:, :, 0, 0, 0]  # no direction, no pair: no rounding errors either
     ascent = unit(pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose))
-    term = contrast_kept(step, gradient, -weight * per_view(confidence) * norm(gradient) * ascent)
+    term = contained(step, gradient, -weight * per_view(confidence) * norm(gradient) * ascent)
     win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
     pair = Pair(win, lose, ranking.gap)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
@@ -299,6 +299,15 @@ def steering(step: Step, z0: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c
     moved = images + step.preset.steer_radius * gradient[0].numel() ** 0.5 * unit(gradient)
     with step.clock.part("encode"):
         return step.prior.encode(moved) - step.prior.encode(images)
+
+
+def contained(step: Step, gradient: Float[Tensor, "b v c h w"], term: Float[Tensor, "b v c h w"]) -> Tensor:
+    """The preference term within the preset's limits: contrast (`contrast_kept`), and the object (preference_inside).
+
+    Outside, all that it could do is colour the background, which costs the scene fog.
+    """
+    term = contrast_kept(step, gradient, term)
+    return term * step.inside if step.preset.preference_inside else term
 
 
 def contrast_kept(step: Step, gradient: Float[Tensor, "b v c h w"], term: Float[Tensor, "b v c h w"]) -> Tensor:

@@ -141,6 +141,7 @@ class Preset(BaseModel):
     preference_rescale: float = setting(
         0.0, "Share of the term's added contrast to take back.", group="preference", symbol="φ_p", step=0.05, ge=0, le=1
     )
+    preference_inside: bool = setting(False, "No preference where the render is empty.", group="preference")
     preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
     antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")

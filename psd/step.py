@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from psd import score
 from psd.cameras import Cameras
@@ -76,6 +77,7 @@ class Step:
     gap_scale: score.GapScale
     cameras: Cameras
     images: Float[Tensor, "b v 3 h w"]  # the render, detached
+    opacity: Float[Tensor, "b v 1 h w"]  # its own
     z0: Float[Tensor, "b v c h2 w2"]  # its latents, detached
     noise: Float[Tensor, "k b v c h2 w2"]
     t: int
@@ -98,6 +100,13 @@ class Step:
     def rows(self) -> int:
         """B = groups x views: losses are means over the images of a step."""
         return self.z0.shape[0] * self.z0.shape[1]
+
+    @property
+    def inside(self) -> Float[Tensor, "b v 1 h2 w2"]:
+        """How much object there is at each latent: the render's largest opacity there or in a neighbour."""
+        groups, views = self.opacity.shape[:2]
+        cells = adaptive_max_pool2d(self.opacity.flatten(0, 1), self.z0.shape[-2:])
+        return max_pool2d(cells, 3, stride=1, padding=1).unflatten(0, (groups, views))
 
     @property
     def noise_weight(self) -> float:

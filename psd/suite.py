@@ -29,7 +29,8 @@ ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "tex
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
 # Keys younger than RECORD, with the value under which a run comes out as it did before them; a raise empties it.
 YOUNGER: dict[str, Any] = {
-    "preference_rescale": 0.0, "shared_unconditional": False, "steer_at": "prediction", "steer_through": "decoder",
+    "preference_inside": False, "preference_rescale": 0.0, "shared_unconditional": False, "steer_at": "prediction",
+    "steer_through": "decoder",
 }  # fmt: skip
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs

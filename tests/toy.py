@@ -228,7 +228,8 @@ def make_step(
         gap_scale.update(dict.fromkeys(rewards, 0.05), t)
     return Step(
         preset=preset, prior=prior, rewards=rewards, gap_scale=gap_scale, cameras=cameras,  # type: ignore[arg-type]
-        images=images.detach(), z0=z0.detach(), noise=noise, t=t, progress=0.2,
+        images=images.detach(), opacity=torch.ones_like(images[:, :, :1]).detach(), z0=z0.detach(), noise=noise, t=t,
+        progress=0.2,
         condition=Condition(prior.embed("red cube")), negative=prior.embed("low quality") + 0.1,
         negative_start=prior.embed("low quality"),
         pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
