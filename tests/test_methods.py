@@ -417,6 +417,21 @@ def test_without_a_preference_there_is_no_contrast_to_take_back(reading: str) ->
     assert torch.equal(apply(step).gradient, averaged_base(step))
 
 
+@pytest.mark.parametrize("reading", PAIRS)
+def test_the_term_may_stop_where_the_render_is_empty(reading: str) -> None:
+    """A quarter of each view holds the object: there, and one latent around it, the whole term; else the base alone."""
+    settings = {"candidates": PAIRS[reading], "reading": reading, "preference_weight": 1.0}
+    opacity = torch.zeros_like(make_step(**settings).opacity)
+    opacity[..., : opacity.shape[-2] // 2, : opacity.shape[-1] // 2] = 1
+    free, kept = (replace(make_step(preference_inside=inside, **settings), opacity=opacity) for inside in (False, True))
+    base, plain, found = averaged_base(free), apply(free).gradient, apply(kept).gradient
+    rows, columns = (size // 2 + 1 for size in kept.z0.shape[-2:])
+    inside = torch.zeros_like(kept.z0, dtype=torch.bool)
+    inside[..., :rows, :columns] = True
+    assert torch.equal(found[inside], plain[inside]) and torch.equal(found[~inside], base[~inside])
+    assert (plain != base)[~inside].any()
+
+
 def test_antithetic_noises_cancel_and_each_is_gaussian() -> None:
     shape, generator = torch.Size((1, 4, 3, 32, 32)), torch.Generator().manual_seed(0)
     noise = draws.noise(5, shape, generator, antithetic=True)
