@@ -382,16 +382,17 @@ def test_a_shared_unconditional_prediction_is_one_picture_for_all_noises(method:
         shared, own = methods.denoise(step), methods.denoise(plain)
     pictures = step.clean(shared.z_t, shared.noise_pred_n)
     torch.testing.assert_close(pictures, pictures[:1].expand_as(pictures), rtol=0, atol=1e-12)
-    assert torch.equal(shared.noise_pred_n[0], own.noise_pred_n[0])
-    assert torch.equal(shared.noise_pred_c, own.noise_pred_c)
-    assert not torch.equal(apply(step, method).gradient, apply(plain, method).gradient)
+    # not to the last bit: a batch of other rows may be summed in another order
+    torch.testing.assert_close(shared.noise_pred_n[0], own.noise_pred_n[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared.noise_pred_c, own.noise_pred_c, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(apply(step, method).gradient, apply(plain, method).gradient, rtol=1e-6)
 
 
 def test_sharing_with_nobody_changes_nothing() -> None:
     for reading in ("S", "C"):
         step = make_step(candidates=1, reading=reading, shared_unconditional=True)
         plain = replace(step, preset=step.preset.changed({"shared_unconditional": False}))
-        assert torch.equal(apply(step).gradient, apply(plain).gradient)
+        torch.testing.assert_close(apply(step).gradient, apply(plain).gradient, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("reading", PAIRS)
@@ -733,7 +734,8 @@ def test_the_pairs_climb_what_the_denoiser_finds_plausible() -> None:
     step = make_step(candidates=2, groups=1, reading="A", **shared)
     noise = torch.randn(2, count, *step.z0.shape[1:], generator=step.generator, dtype=torch.float64)
     many = torch.zeros(count, dtype=torch.long)
-    step = replace(step, z0=step.z0[many], images=step.images[many], cameras=step.cameras[many], noise=noise)
+    rows = {name: getattr(step, name)[many] for name in ("z0", "images", "opacity", "cameras")}
+    step = replace(step, noise=noise, **rows)
     base_only = replace(step, preset=step.preset.changed({"preference_weight": 0.0}))
     moved = (apply(base_only).gradient - apply(step).gradient) * step.rows  # x0_w - x0_l of each group
     sigma, shape = step.alpha_sigma[1], step.z0[:1].shape
