@@ -70,9 +70,9 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
             embedding = empty(rows, *text, grad=grad)
             return tera(lambda: prior.predict_noise(empty(rows, views, 4, edge, edge), 500, embedding, many))
 
-    def decode(rows: int, seen: int, grad: bool = False) -> float:
+    def decode(rows: int, shown: int, grad: bool = False) -> float:
         with torch.set_grad_enabled(grad):
-            return tera(lambda: prior.decode(empty(rows, seen, 4, edge, edge, grad=grad)))
+            return tera(lambda: prior.decode(empty(rows, shown, 4, edge, edge, grad=grad)))
 
     def read(rows: int, grad: bool = False) -> float:
         """Every trained reward's image tower; texts are read once a run."""
@@ -81,6 +81,7 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
             return sum(tera(lambda r=r: r.encode_image(images)) for r in rewards)
 
     def look(rows: int, grad: bool = False) -> float:
+        """What the rewards make of latents."""
         return decode(rows, seen, grad) + read(rows, grad)
 
     def encode(rows: int, grad: bool = False) -> float:

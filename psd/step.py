@@ -77,7 +77,7 @@ class Step:
     gap_scale: score.GapScale
     cameras: Cameras
     images: Float[Tensor, "b v 3 h w"]  # the render, detached
-    opacity: Float[Tensor, "b v 1 h w"]  # its own
+    opacity: Float[Tensor, "b v 1 h w"]  # its opacity, in [0, 1]
     z0: Float[Tensor, "b v c h2 w2"]  # its latents, detached
     noise: Float[Tensor, "k b v c h2 w2"]
     t: int
