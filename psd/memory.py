@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -58,7 +59,9 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Count a GPU's peak anew: a run is not to be charged with the one before it."""
+    """Count the peaks anew, a GPU's and on Linux the process's: a run is not to be charged with the one before it."""
+    with contextlib.suppress(OSError):  # no /proc here, or a read-only one: then the peak stays the process's
+        Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()

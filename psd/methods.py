@@ -84,10 +84,6 @@ def plainly_guided(step: Step, found: Denoised) -> Latents:
     return step.clean(found.z_t, found.guided(step.preset.guidance_scale))
 
 
-def bradley_terry(step: Step) -> dict[str, float]:
-    return {name: reward.scale for name, reward in step.rewards.items()}
-
-
 def first(step: Step) -> Tensor:
     """The index of candidate 0 everywhere, for methods that rank nothing."""
     return torch.zeros(step.z0.shape[:2], dtype=torch.long, device=step.z0.device)
@@ -115,7 +111,7 @@ def csd(step: Step) -> Score:
 def best_of_n(step: Step) -> Score:
     """SDS on the noise whose prediction the rewards like best."""
     found = denoise(step)
-    ranking = step.rank(rate(step, found), by=step.preset.winner_by, units=bradley_terry(step))
+    ranking = step.rank(rate(step, found), by=step.preset.winner_by, units=step.scales)
     metrics = {"pair/gap": number(ranking.gap.mean())}
     return Score(pick(base(step, found), ranking.win), found.sample(ranking.win), metrics=metrics)
 
@@ -126,7 +122,7 @@ def dreamdpo(step: Step) -> Score:
     gap >= tau: w [(e~_w - noise_w) - (e_c,l - noise_l)]; else w (e~_w - noise_w); in the form of the base.
     """
     found = denoise(step)
-    ranking = step.rank(rate(step, found), by="view", units=bradley_terry(step))
+    ranking = step.rank(rate(step, found), by="view", units=step.scales)
     win, lose = found.sample(ranking.win), found.sample(ranking.lose)
     pushed = per_view(ranking.gap >= DREAMDPO_THRESHOLD)
     attract = pick(base(step, found), ranking.win)
@@ -147,7 +143,7 @@ def rewardsds(step: Step) -> Score:
     ratings = rate(step, found)
     if step.preset.winner_by == "group":
         ratings = step.of_groups(ratings)
-    order = step.combine(ratings, step.weights, bradley_terry(step)).argsort(dim=0, descending=True, stable=True)
+    order = step.combine(ratings, step.weights, step.scales).argsort(dim=0, descending=True, stable=True)
     few = min(2, len(order) // 2)
     best, worst = (torch.stack([pick(gradients, i) for i in ends]).mean(0) for ends in (order[:few], order[-few:]))
     return Score(REWARDSDS_SHARES[0] * best + REWARDSDS_SHARES[1] * worst, found.sample(order[0]))
@@ -276,12 +272,26 @@ def steered_pair(step: Step) -> Score:
     # ---- 5: target = x0' + rho conf |z0 - x0'| P_x / |P_x|
     confidence = score.scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
     confidence = confidence * (norm(direction) > 0)[:, :, 0, 0, 0]  # no direction, no pair: no rounding errors either
-    ascent = unit(pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose))
-    term = contained(step, gradient, -weight * per_view(confidence) * norm(gradient) * ascent)
+    ascent = pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose)
+    length = weight * per_view(confidence) * norm(gradient)
+    if preset.preference_beta > 0:
+        length = length.minimum(tilted(step, direction, ascent) / step.rows)
+    term = contained(step, gradient, -length * unit(ascent))
     win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
     pair = Pair(win, lose, ranking.gap)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
     return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
+
+
+def tilted(step: Step, direction: Tensor, ascent: Tensor) -> Float[Tensor, "b 1 1 1 1"]:
+    """How far E[x0 | z_t] moves, to first order, where the prior is tilted by exp(beta R): beta Cov(x0 | z_t) G.
+
+    Cov = (sigma^2 / alpha) J (Tweedie's second order), J the prediction's Jacobian, and P_x = sigma r sqrt(dim) J G /
+    |G| is what the nudge of length r sqrt(dim) made of it.  It fades at low noise, and where the reward is content.
+    """
+    alpha, sigma = step.alpha_sigma
+    nudge = step.preset.steer_radius * direction[0].numel() ** 0.5
+    return step.preset.preference_beta * sigma / alpha * norm(direction) / nudge * norm(ascent)
 
 
 def steering(step: Step, z0: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:

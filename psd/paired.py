@@ -1,15 +1,18 @@
 """Paired statistics over the recorded lines of a suite: the same caption and seed under two methods.
 
-Intervals are bootstrap percentiles over captions, because the seeds of a caption are not independent.
+Intervals are bootstrap percentiles over captions, because the seeds of a caption are not independent; expanded for few
+captions (Hesterberg 2015), whose plain percentiles are too narrow: at 12 captions they miss the truth in 9 %, not in 5.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 
 RESAMPLES = 10_000
 LEAST = 5  # captions; the percentiles of fewer are no interval
@@ -48,8 +51,19 @@ def resamples(count: int) -> np.ndarray:
 
 def between(value: float, drawn: np.ndarray, prompts: int) -> Interval:
     """``drawn`` is the value in each resample."""
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(value), (float(low), float(high)) if prompts >= LEAST else None, prompts)
+    if prompts < LEAST:
+        return Interval(float(value), None, prompts)
+    low, high = np.percentile(drawn, expanded(prompts))
+    return Interval(float(value), (float(low), float(high)), prompts)
+
+
+def expanded(count: int) -> tuple[float, float]:
+    """The percentiles that make a 95 % interval of the mean of ``count`` values: 2.5 and 97.5 in the limit.
+
+    Resampling takes n for n - 1 and the normal for Student's distribution (Hesterberg 2015, section 4.6).
+    """
+    tail = 100 * float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(0.025, count - 1)))
+    return tail, 100 - tail
 
 
 def bootstrap(differences: Mapping[str, Sequence[float]]) -> Interval | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from psd import plain_yaml
+from psd.complaints import explain
 from psd.plain_yaml import LARGEST_FILE, shown
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
@@ -142,6 +142,14 @@ class Preset(BaseModel):
         0.0, "Share of the term's added contrast to take back.", group="preference", symbol="φ_p", step=0.05, ge=0, le=1
     )
     preference_inside: bool = setting(False, "No preference where the render is empty.", group="preference")
+    preference_beta: float = setting(
+        0.0, "Reading S: no longer than what tilting the prior by exp(beta reward) asks for; 0: no such limit.",
+        group="preference", symbol="β", ge=0, le=1000,
+    )
+    reward_copies: int = setting(
+        1, "Shifted, noisy copies of a picture over which the reward's gradient is averaged.", group="preference", ge=1,
+        le=16,
+    )
     preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
     antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")
@@ -310,7 +318,7 @@ class Preset(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise PresetError(explain(error)) from None
+            raise PresetError(explain(error, cls.model_fields)) from None
 
     @classmethod
     def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
@@ -362,21 +370,6 @@ class Preset(BaseModel):
 def _printable(text: str) -> bool:
     """No control characters beside newline and tab."""
     return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings as sentences: key, value, bound; unknown keys with the nearest known one."""
-    lines = []
-    for issue in error.errors(include_url=False)[:8]:  # who sends thousands needs no list of them
-        key = ".".join(map(str, issue["loc"]))[:100] or "preset"
-        if issue["type"] == "extra_forbidden":
-            near = get_close_matches(key, Preset.model_fields, 1)
-            lines.append(f"unknown key {shown(key)}" + (f": did you mean {near[0]!r}?" if near else ""))
-        elif issue["type"] == "value_error":
-            lines.append(issue["msg"].removeprefix("Value error, "))
-        else:
-            lines.append(f"{key}={shown(issue['input'])}: {issue['msg'][0].lower()}{issue['msg'][1:]}")
-    return "; ".join(lines)
 
 
 def parse_value(text: str) -> Any:

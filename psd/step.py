@@ -25,6 +25,8 @@ from psd.preset import Preset
 from psd.protocols import Prior, Reward
 from psd.readings import Number, Readings, number
 
+SHIFT, GRAIN = 0.05, 0.05  # of `Step.disturbed`: share of the edge, and deviation of the noise
+
 Latents = Float[Tensor, "k b v c h w"]
 
 
@@ -139,6 +141,11 @@ class Step:
         return {name: self.gap_scale.mean(name, self.t) or reward.scale for name, reward in self.rewards.items()}
 
     @property
+    def scales(self) -> dict[str, float]:
+        """What a Bradley-Terry model of each reward is scaled by."""
+        return {name: reward.scale for name, reward in self.rewards.items()}
+
+    @property
     def gap_mean(self) -> float:
         """The mean gap in those units: 1, or 0 while the running mean of some weighted reward is unknown."""
         return float(all(self.gap_scale.mean(name, self.t) > 0 for name in self.weights))
@@ -230,13 +237,30 @@ class Step:
     def reward_gradient(
         self, inputs: Float[Tensor, "b v c h w"], image: Callable[[Tensor], Float[Tensor, "b v 3 h w"]]
     ) -> Float[Tensor, "b v c h w"]:
-        """Gradient of the differentiable mixture at ``inputs``, seen through ``image``; reaches no parameter."""
+        """Gradient of the differentiable mixture at ``inputs``, seen through ``image``; reaches no parameter.
+
+        In the unit of the mixture: `units`, or the rewards' own Bradley-Terry scales where the preset has a beta, which
+        would mean nothing in units that a run measures itself.
+        """
+        names, copies = self.differentiable, self.preset.reward_copies
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
-            total = self.combine(self.rate(image(leaf), self.differentiable), self.differentiable, self.units).sum()
+            images = image(leaf)
+            if copies > 1:
+                images = torch.stack([self.disturbed(images) for _ in range(copies)])
+            units = self.scales if self.preset.preference_beta > 0 else self.units
+            total = self.combine(self.rate(images, names), names, units).sum() / copies
             with self.clock.part("backward"):
                 (gradient,) = torch.autograd.grad(total, leaf)
         return self.readings.finite("reward gradient", gradient)
+
+    def disturbed(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v 3 h w"]:
+        """Shifted by a few pixels and a little noisy: what a reward's gradient says of all such copies is less of its
+        own making (SmoothGrad, Smilkov et al. 2017)."""
+        reach = max(1, round(SHIFT * images.shape[-1]))
+        down, right = torch.randint(-reach, reach + 1, (2,), generator=self.generator).tolist()
+        grain = torch.randn(images.shape, generator=self.generator).to(images)
+        return images.roll((down, right), (-2, -1)) + GRAIN * grain
 
 
 def clamp_keeping_gradient(value: Tensor, low: float, high: float) -> Tensor:

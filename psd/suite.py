@@ -18,19 +18,20 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from psd.preset import LARGEST_FILE, PRESETS, MissingError, Preset, PresetError, explain, parse, shown
+from psd.complaints import explain
+from psd.preset import LARGEST_FILE, PRESETS, MissingError, Preset, PresetError, parse, shown
 
 ROOT = PRESETS.parent
 SUITES = PRESETS / "suites"
 RESULTS = ROOT / "assets" / "results"
-MEASURES = 3  # raise when a measure changes its meaning: older lines then no longer count
+MEASURES = 4  # raise when a measure changes its meaning: older lines then no longer count
 RECORD = 3  # raise when a run comes out otherwise or more of it is kept: what was made before then is no longer good
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
 # Keys younger than RECORD, with the value under which a run comes out as it did before them; a raise empties it.
 YOUNGER: dict[str, Any] = {
-    "preference_inside": False, "preference_rescale": 0.0, "shared_unconditional": False, "steer_at": "prediction",
-    "steer_through": "decoder",
+    "preference_beta": 0.0, "preference_inside": False, "preference_rescale": 0.0, "reward_copies": 1,
+    "shared_unconditional": False, "steer_at": "prediction", "steer_through": "decoder",
 }  # fmt: skip
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
@@ -140,7 +141,7 @@ class Suite(_Strict):
         try:
             return cls.model_validate({"name": path.stem, **parse(text)})
         except ValidationError as error:
-            raise PresetError(f"{path.name}: {explain(error)}") from None
+            raise PresetError(f"{path.name}: {explain(error, cls.model_fields)}") from None
 
     def values(self, method: str) -> Preset:
         """The method's preset, before caption and seed; its run is looked at a dozen times."""

@@ -52,6 +52,7 @@ def columns(suite: Suite) -> list[Column]:
         Column("depth", "depth_error", digits(3)),
         Column("normal", "normal_error_deg", digits(0, "°")),
         Column("Janus", "janus", share, True),
+        Column("front elsewhere", "front_elsewhere", share),
         Column("train reward", "reward", signed, True),
         Column("texture", "texture", digits(1)),
         Column("saturation", "image/saturation_over_truth", digits(2)),
@@ -63,6 +64,7 @@ def columns(suite: Suite) -> list[Column]:
         Column("closed", "watertight", share),
         Column("cost", "cost", digits(0), True),
         Column("seconds", "seconds", digits(0)),
+        Column("GB", "peak_memory_bytes", lambda value: f"{value / 1e9:.1f}"),
     ]
     return [it for it in found if suite.truth or it.measure in RAW or it.measure.endswith("/score")]
 

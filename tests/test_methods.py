@@ -561,6 +561,15 @@ def test_the_steered_term_has_the_stated_length_and_the_members_differ_by_the_ra
     assert found.metrics["pair/ratio"] == pytest.approx(0.7)
 
 
+class Linear(QuadraticReward):
+    """Rises along one picture."""
+
+    slope = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+    def __call__(self, images, prompt):
+        return (images * self.slope).sum((-3, -2, -1))
+
+
 class GaussianPrior(ToyPrior):
     """Data ~ N(mean, C) per image, and the exact linear denoiser; the negative has another mean and a wider C.
 
@@ -586,13 +595,6 @@ class GaussianPrior(ToyPrior):
 
 def test_the_steered_member_wins_under_a_gaussian_prior_and_moves_along_the_denoised_gradient() -> None:
     """P_x is J g without sampling noise, J the conditional denoiser's Jacobian, and J is positive: the nudge wins."""
-
-    class Linear(QuadraticReward):
-        slope = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-
-        def __call__(self, images, prompt):
-            return (images * self.slope).sum((-3, -2, -1))
-
     for t in (200, 500, 800):
         prior = GaussianPrior()
         step = make_step(candidates=1, groups=3, t=t, prior=prior, rewards={"linear": Linear()}, scaling="hard")
@@ -608,6 +610,46 @@ def test_the_steered_member_wins_under_a_gaussian_prior_and_moves_along_the_deno
         term = averaged_base(step) - found.gradient
         for moved in term.flatten(0, 1):
             assert torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 1 - 1e-9
+
+
+@pytest.mark.parametrize("t", [200, 500, 800])
+def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int) -> None:
+    """p exp(beta R) under a Gaussian prior and a linear reward: E[x0 | z_t] moves by beta Cov(x0 | z_t) grad R."""
+    prior, beta, reward = GaussianPrior(), 0.01, Linear("linear", scale=0.25)
+    step = make_step(candidates=1, t=t, prior=prior, rewards={"linear": reward}, scaling="hard", preference_beta=beta)
+    step = replace(step, z0=0.1 * step.z0)
+    alpha, sigma = step.alpha_sigma
+    covariance = torch.linalg.inv(torch.linalg.inv(prior.covariances[0]) + alpha**2 / sigma**2 * torch.eye(48).double())
+    z0 = torch.zeros(1, 1, 3, 4, 4, dtype=torch.float64).requires_grad_()
+    (g,) = torch.autograd.grad(prior.decode(z0).mul(reward.slope).sum(), z0)
+    expected = (beta / reward.scale * covariance @ g.flatten()).view(3, 4, 4)
+    moved = step.rows * (averaged_base(step) - apply(step).gradient)
+    torch.testing.assert_close(moved, expected.expand_as(moved), rtol=1e-8, atol=1e-10)
+
+
+def test_a_beta_bounds_the_term_and_never_lengthens_it() -> None:
+    settings = {"candidates": 1, "scaling": "hard", "preference_weight": 0.7}
+    free, wide, tight = (apply(make_step(preference_beta=beta, **settings)) for beta in (0.0, 1000.0, 1e-3))
+    torch.testing.assert_close(wide.gradient, free.gradient)
+    assert free.metrics["pair/ratio"] == pytest.approx(0.7) and 0 < tight.metrics["pair/ratio"] < 0.7
+
+
+def test_averaged_over_copies_the_rewards_gradient_keeps_what_is_smooth() -> None:
+    """Of a linear reward the flat part stays to the last digit, and a checkerboard, whose sign shifts turn, shrinks."""
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+
+    class Smooth(Linear):
+        slope = torch.ones(3, 8, 8, dtype=torch.float64)
+
+    class Rough(Linear):
+        slope = board.double().expand(3, 8, 8)
+
+    def gradient(reward: Linear, copies: int) -> torch.Tensor:
+        step = make_step(candidates=1, rewards={"linear": reward}, reward_copies=copies)
+        return step.reward_gradient(step.images, lambda images: images)
+
+    torch.testing.assert_close(gradient(Smooth("linear"), 6), gradient(Smooth("linear"), 1), rtol=1e-12, atol=0)
+    assert norm(gradient(Rough("linear"), 6)).max() < 0.9 * norm(gradient(Rough("linear"), 1)).min()
 
 
 def test_a_lost_pair_is_swapped() -> None:

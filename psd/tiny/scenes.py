@@ -33,10 +33,10 @@ from psd.preview import VIEWS
 from psd.rasterise import rasterise
 from psd.rewards import fit
 from psd.run import run
-from psd.suite import COSTS
+from psd.suite import COSTS, Job, read_lines
 from psd.tiny import grammar
 from psd.tiny.consistency import reprojection_error
-from psd.tiny.evaluate import CPU, mean, report, rows
+from psd.tiny.evaluate import CPU, mean, recorded, report, rows
 from psd.tiny.measures import (
     COMPARED,
     JUDGED,
@@ -248,38 +248,38 @@ def short(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------- evaluate scenes
 
-JUDGE = "assets/evidence"
+JUDGES = {"test24": "assets/evidence", "tuning": "assets/selector"}  # defaults are chosen without the evidence judge
 
 
-def measured(job: tuple[str, list[str], dict, str]) -> tuple[dict, UInt8[np.ndarray, "v h w 3"]]:
+def measured(asked: tuple[Job, list[str]]) -> tuple[dict, UInt8[np.ndarray, "v h w 3"]]:
     """One caption's line and eight pictures of its mesh."""
-    text, others, overrides, name = job
+    job, others = asked
     torch.set_num_threads(1)
-    preset = Preset.load(name, {**overrides, "prompt": text, "threads": 1, "judges": [], "preview_every": 10_000})
-    made = distil(preset)
-    found = assess(made, preset, [grammar.parse(other) for other in others], [JUDGE])
+    made = distil(job.preset)
+    found = assess(made, job.preset, [grammar.parse(other) for other in others], job.judges)
     nothing = np.full((SIDES, PICTURE, PICTURE, 3), 255, np.uint8)
-    return {"caption": text, **found}, made.arrays.get("pictures", nothing)
+    return {"caption": job.preset.prompt, "hash": job.hash, **found}, made.arrays.get("pictures", nothing)
 
 
 def scenes(arguments: argparse.Namespace) -> dict:
     """Bars: the evidence judge names >= 80 % of the meshes; silhouette IoU >= 0.75 on average, >= 0.6 in each group.
 
-    A line of JSON a caption accumulates in ``work``, so that an interrupted evaluation goes on.
+    A line of JSON a caption accumulates in ``work``, so that an interrupted evaluation goes on; what another preset or
+    other weights gave does not count (`psd.suite.Job.hash`).
     """
     folder = Path("work") / f"scenes-{arguments.list}{arguments.tag}"
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "measured.jsonl"
-    done = {json.loads(line)["caption"] for line in lines.read_text().splitlines()} if lines.exists() else set()
-    overrides = json.loads(arguments.set)
-    jobs = [
-        (caption.text, [other.text for other in others], overrides, arguments.preset)
-        for caption, others in rows(arguments.list)[: arguments.limit]
-        if caption.text not in done
-    ]
-    named = f"{short(JUDGE)}/named"
+    given = {**json.loads(arguments.set), "threads": 1, "judges": [], "preview_every": 10_000}
+    preset, judge = Preset.load(arguments.preset, given), JUDGES[arguments.list]
+    asked = []
+    for caption, others in rows(arguments.list)[: arguments.limit]:
+        job = Job("scenes", "default", "steps", preset.changed({"prompt": caption.text}), (judge,))
+        asked.append((job, [other.text for other in others]))
+    done = {line["hash"] for line in read_lines(lines)}
+    named = f"{short(judge)}/named"
     with lines.open("a") as file:
-        for found, pictures in unordered(measured, jobs, arguments.processes):
+        for found, pictures in unordered(measured, [it for it in asked if it[0].hash not in done], arguments.processes):
             file.write(json.dumps(found) + "\n")
             file.flush()
             Image.fromarray(rearrange(pictures, "v h w c -> h (v w) c")).save(folder / f"{found['caption']}.png")
@@ -287,13 +287,14 @@ def scenes(arguments: argparse.Namespace) -> dict:
                 f"{found['caption']:50s} named {found[named]:.0f}  IoU {found['iou']:.3f}  {found['seconds']:.0f} s",
                 flush=True,
             )
-    all_found = [json.loads(line) for line in lines.read_text().splitlines()]
-    report("meshes named by the evidence judge, top-1 of 60", mean(m[named] for m in all_found), at_least=0.80)
+    wanted = {job.hash for job, _ in asked}
+    all_found = [line for line in read_lines(lines) if line["hash"] in wanted]
+    report(f"meshes named by the {short(judge)} judge, top-1 of 60", mean(m[named] for m in all_found), at_least=0.80)
     report("silhouette IoU", mean(m["iou"] for m in all_found), at_least=0.75)
     for group in ("primitive", "pair", "thing"):
         report(f"  IoU, {group}", mean(m["iou"] for m in all_found if m["group"] == group), at_least=0.6)
         report(f"  named, {group}", mean(m[named] for m in all_found if m["group"] == group))
-    if arguments.list == "test24" and not arguments.tag and arguments.limit is None:
+    if recorded(arguments):
         turntables(all_found, folder, ROOT / "assets" / "pictures" / "test24.png")
     return {
         "preset": arguments.preset, "named": mean(m[named] for m in all_found),
