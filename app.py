@@ -188,8 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from psd.scoring import score_images
         return score_images(first, images, prompt, judge)
 
-    blocks = ui.build(worker, preset=given.preset, vocabularies={"assets/prior": grammar}, remesher=remesher)
-    api.register(blocks, worker, score=score, remake=remake)
+    vocabularies = {"assets/prior": grammar}
+    blocks = ui.build(worker, preset=given.preset, vocabularies=vocabularies, remesher=remesher)
+    api.register(blocks, worker, score=score, remake=remake, vocabularies=vocabularies)
     signal.signal(signal.SIGTERM, interrupted)  # Gradio knows Ctrl-C only
     try:
         blocks.launch(

@@ -8,6 +8,7 @@ Ranges: images float [0, 1] sRGB; angles in degrees only with the suffix ``_deg`
 Importing this package pulls in no heavy library: `psd.run.run` is the algorithm, `psd.preset.Preset` its parameters.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Preset", "PresetError"]
 __version__ = "0.1.0"
+
+
+def tried_with(version: tuple[int, int]) -> str:
+    """What to say of a Python that this was never tried with; empty for one that it was."""
+    if (3, 11) <= version <= (3, 12):
+        return ""
+    return f"PSD Studio runs on Python 3.11 and 3.12; this is {version[0]}.{version[1]}: use one of those"
+
+
+if (complaint := tried_with(sys.version_info[:2])) and sys.version_info < (3, 11):
+    sys.exit(complaint)  # before an import fails on what that Python lacks
+elif complaint:
+    print(complaint, file=sys.stderr)
 
 
 def __getattr__(name: str) -> Any:

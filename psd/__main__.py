@@ -36,7 +36,7 @@ EXIT_CODES = """exit codes:
   0    done
   2    bad input: arguments, preset or prompt
   3    the run failed; its folder holds what it reached, and log.txt says why
-  4    something is missing on this machine: models, packages, disk space, permission
+  4    something is missing on this machine before it can begin: models, packages, disk space, permission
   130  interrupted; the run's folder holds everything up to there
 
 Ctrl-C ends a run after its step and keeps everything, mesh included; a second one leaves at once.
@@ -167,12 +167,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_preset(arguments: argparse.Namespace) -> Preset:
-    """Preset, then --set, then the arguments of their own."""
+    """Preset, then --set, then the arguments of their own; a caption of the embedded world in that world's wording."""
+    from psd.tiny.grammar import worded
+
     values = assignments(arguments.set)
     own = {name: getattr(arguments, name, None) for name in ("prompt", "seed")}
     if arguments.command == "run":
         own["steps"] = arguments.steps
-    return Preset.load(arguments.preset, {**values, **{key: value for key, value in own.items() if value is not None}})
+    given = {**values, **{key: value for key, value in own.items() if value is not None}}
+    preset = Preset.load(arguments.preset, given)
+    embedded = preset.prior == Preset.model_fields["prior"].default
+    return preset.changed({"prompt": worded(preset.prompt)}) if embedded else preset
 
 
 def start(arguments: argparse.Namespace, prepare: Prepare) -> int:

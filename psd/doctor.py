@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from psd import hub, machine
+from psd import hub, machine, tried_with
 from psd.archive import default_root
 from psd.preset import PRESETS, MissingError, Preset, PresetError, available
 
@@ -78,7 +78,7 @@ def examine() -> Iterator[Finding]:
 
 def python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+    if not tried_with(sys.version_info[:2]):
         return Finding("python", OK, version)
     return Finding("python", NOTE, f"{version} was never tried", "Python 3.11 or 3.12")
 

@@ -174,7 +174,7 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     if sentences := matched_sentences(suite, lines):
         parts += [f"## `{suite.reference}` against the swept control at its own train reward", "", *sentences, ""]
     if drifts := drift_table(suite, lines):
-        chance = "Of twenty such intervals one misses 0 by chance where nothing drifts."
+        chance = "Where nothing drifts, one of twenty such tables has an interval that misses 0 (Bonferroni)."
         parts += ["## Drift", "", chance, "", *drifts, ""]
     for name in ("curves.svg", "leads.svg", "strips.jpg"):
         if (RESULTS / f"{suite.name}-{name}").is_file():

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 RESAMPLES = 10_000
+LEVEL = 0.95
 LEAST = 5  # captions; the percentiles of fewer are no interval
 
 Line = Mapping[str, Any]
@@ -22,7 +23,7 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``prompts`` captions, and the ``ends`` of its 95 % bootstrap interval: None below `LEAST`."""
+    """A mean over ``prompts`` captions, and the ``ends`` of its bootstrap interval (95 %): None below `LEAST`."""
 
     value: float
     ends: tuple[float, float] | None
@@ -49,29 +50,29 @@ def resamples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
 
 
-def between(value: float, drawn: np.ndarray, prompts: int) -> Interval:
+def between(value: float, drawn: np.ndarray, prompts: int, level: float = LEVEL) -> Interval:
     """``drawn`` is the value in each resample."""
     if prompts < LEAST:
         return Interval(float(value), None, prompts)
-    low, high = np.percentile(drawn, expanded(prompts))
+    low, high = np.percentile(drawn, expanded(prompts, level))
     return Interval(float(value), (float(low), float(high)), prompts)
 
 
-def expanded(count: int) -> tuple[float, float]:
-    """The percentiles that make a 95 % interval of the mean of ``count`` values: 2.5 and 97.5 in the limit.
+def expanded(count: int, level: float = LEVEL) -> tuple[float, float]:
+    """The percentiles that make an interval of the mean of ``count`` values; of 95 %: 2.5 and 97.5 in the limit.
 
     Resampling takes n for n - 1 and the normal for Student's distribution (Hesterberg 2015, section 4.6).
     """
-    tail = 100 * float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(0.025, count - 1)))
+    tail = 100 * float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf((1 - level) / 2, count - 1)))
     return tail, 100 - tail
 
 
-def bootstrap(differences: Mapping[str, Sequence[float]]) -> Interval | None:
+def bootstrap(differences: Mapping[str, Sequence[float]], level: float = LEVEL) -> Interval | None:
     """Mean over captions of the mean over their seeds, with its interval; None without any caption."""
     means = np.array([np.mean(values) for values in differences.values() if len(values)])
     if not len(means):
         return None
-    return between(means.mean(), means[resamples(len(means))].mean(1), len(means))
+    return between(means.mean(), means[resamples(len(means))].mean(1), len(means), level)
 
 
 def paired(one: Sequence[Line], other: Sequence[Line], measure: str) -> dict[str, list[float]]:

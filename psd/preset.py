@@ -21,7 +21,8 @@ from psd.plain_yaml import LARGEST_FILE, shown
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 MOST_MODELS = 8  # rewards or judges of one run
-EVIDENCE = ("assets/evidence", "assets/referee")  # judges that no run may see, so that they can measure results
+# Judges that no run may see, so that they can measure results.
+EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
 LONGEST_NAME = 300  # characters of a folder or hub id
 
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
@@ -288,9 +289,6 @@ class Preset(BaseModel):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-        for name in EVIDENCE:
-            if name in (*self.rewards, *self.judges):
-                raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
         for name, weight in self.loras.items():
             if not -10 <= weight <= 10:
                 raise ValueError(f"loras[{shown(name)}]={weight} must lie in [-10, 10]")
@@ -305,6 +303,9 @@ class Preset(BaseModel):
                     raise ValueError(
                         f"{key}: {shown(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
                     )
+        for name in (*self.rewards, *self.judges):
+            if (PRESETS.parent / name).resolve() in EVIDENCE:
+                raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
         for key in ("prompt", "negative_prompt", "negative_start"):
             if not _printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")

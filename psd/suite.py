@@ -259,9 +259,13 @@ def weights(source: str) -> str:
 
 
 def probe(suite: Suite, method: str) -> Job:
-    """A short run of the method, its schedule squeezed into a few steps: what a step costs and the term weighs."""
+    """A run of the method that tells what a step costs and how long the term is.
+
+    A short one, its schedule squeezed into a few steps; a whole one where the term's length is set by it: the first
+    gaps at each noise level count nothing, and they weigh more in a short run.
+    """
     preset = suite.values(method)
-    steps = min(PROBE_STEPS, preset.steps)
+    steps = preset.steps if suite.methods[method].ratio else min(PROBE_STEPS, preset.steps)
     changed = {"prompt": suite.prompts(suite.main)[0], "seed": 0, "steps": steps, "preview_every": steps}
     return Job(suite.name, method, "steps", preset.changed(changed), tuple(suite.judges), "probe")
 

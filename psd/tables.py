@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from psd.paired import Interval, Line, average, bootstrap, diverging, matched, paired, preferred
+from psd.paired import LEVEL, Interval, Line, average, bootstrap, diverging, matched, paired, preferred
 from psd.suite import Suite
 
 RAW = ("reward", "inconsistency", "watertight", "cost", "seconds")  # measures that ask for no truth
@@ -54,6 +54,7 @@ def columns(suite: Suite) -> list[Column]:
         Column("Janus", "janus", share, True),
         Column("front elsewhere", "front_elsewhere", share),
         Column("train reward", "reward", signed, True),
+        Column("term", "pair_ratio", digits(2)),
         Column("texture", "texture", digits(1)),
         Column("saturation", "image/saturation_over_truth", digits(2)),
         Column("contrast", "image/contrast_over_truth", digits(2)),
@@ -204,13 +205,17 @@ def equal_cost_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
 
 
 def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
-    """Whether each method moved away from what it is compared with, beside whether it should have."""
+    """Whether each method moved away from what it is compared with, beside whether it should have.
+
+    Intervals of all cells together (Bonferroni): that any of them misses 0 by chance happens once in twenty.
+    """
     found, body = rows(suite, lines), []
     measures = {(judge := judges(suite)[0]): f"{judge}/score", "PSNR": "colour_psnr", "train reward": "reward"}
+    level = 1 - (1 - LEVEL) / max(1, len(measures) * len(suite.drift))
     said = {True: " misses 0", False: " holds 0", None: ""}
     for name, expected in suite.drift.items():
         other = suite.against(name)
-        moved = [bootstrap(paired(found.get(name, []), found.get(other, []), key)) for key in measures.values()]
+        moved = [bootstrap(paired(found.get(name, []), found.get(other, []), key), level) for key in measures.values()]
         cells = ["" if it is None else f"{it}{said[it.misses_zero]}" for it in moved]
         told = all(it is not None and it.ends for it in moved) and complete(suite, lines, (name, other))
         drifts = any(it.misses_zero for it in moved if it is not None)

@@ -21,6 +21,7 @@ from psd import guard, ui
 from psd.archive import read_status
 from psd.events import LiveChanged
 from psd.preset import Preset, PresetError
+from psd.tiny import grammar
 from psd.ui import api
 from psd.ui.watch import Watcher
 from psd.worker import Worker
@@ -229,6 +230,15 @@ def test_start_run_refuses_in_words(server: Server, values: dict[str, Any], word
     said = server.refused("start_run", **{"prompt": "a red mushroom", **values})
     assert words in said and "Traceback" not in said and len(said) < 1500
     assert len(server.worker.runs()) == before, "nothing is left behind"
+
+
+def test_start_run_words_a_caption_as_the_prior_learned_it(server: Server) -> None:
+    closed = api.Api(server.worker, score, remake, {"assets/prior": grammar})
+    told = closed.start_run("Red mushroom!", overrides="steps: 6")
+    assert told["prompt"] == "a red mushroom"
+    server.watch(told["run_id"])
+    with pytest.raises(PresetError, match="unicorn"):
+        closed.start_run("a red unicorn")
 
 
 @pytest.mark.parametrize("run_id", STRANGERS)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import psd
 from psd import bench, doctor
 from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
 from psd.archive import latest_checkpoint, list_runs, read_preset, read_status, replay
@@ -45,6 +46,22 @@ def fake(preset: Preset) -> MakeEvents:
 def the_run(root: Path) -> Path:
     (run,) = list_runs(root)
     return run.folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [("Red mushroom!", "a red mushroom"), ("a red, mushroom", "a red mushroom"), ("an snowman?", "a snowman"),
+     ("red red red", "red red red")],
+)  # fmt: skip
+def test_a_caption_is_run_in_the_wording_that_the_prior_learned(root: Path, typed: str, kept: str) -> None:
+    assert main(["run", typed, "--steps", "2"], prepare=fake) == OK
+    assert read_preset(the_run(root)).prompt == kept
+
+
+@pytest.mark.parametrize(("version", "told"), [((3, 10), True), ((3, 11), False), ((3, 12), False), ((3, 14), True)])
+def test_another_python_is_told_which_ones_will_do(version: tuple[int, int], told: bool) -> None:
+    words = psd.tried_with(version)
+    assert bool(words) == told and (not told or ("3.11 and 3.12" in words and f"{version[0]}.{version[1]}" in words))
 
 
 def test_run_leaves_a_finished_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

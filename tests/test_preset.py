@@ -242,7 +242,12 @@ def test_assignments_read_texts_as_they_stand_and_the_rest_as_yaml() -> None:
             assignments([wrong])
 
 
-@pytest.mark.parametrize("values", [{"judges": ["assets/evidence"]}, {"rewards": {"assets/referee": 1.0}}])
+@pytest.mark.parametrize(
+    "values",
+    [{"judges": ["assets/evidence"]}, {"rewards": {"assets/referee": 1.0}}]
+    + [{"judges": [name]} for name in ("./assets/evidence", "assets/referee/", "assets/../assets/evidence")]
+    + [{"judges": [str(PRESETS.parent / "assets" / "evidence")]}],
+)
 def test_no_run_sees_the_judges_that_measure(values: dict[str, Any]) -> None:
     with pytest.raises(PresetError, match="measures results"):
         Preset.make(values)

@@ -30,7 +30,7 @@ from psd.events import (
 )
 from psd.memory import in_words, smaller
 from psd.methods import METHODS, sds
-from psd.models import load_prior
+from psd.models import load_models, load_prior
 from psd.preset import Preset, PresetError
 from psd.preview import BINS, image_statistics, nearness
 from psd.protocols import Models
@@ -205,6 +205,23 @@ def test_a_stopped_run_is_meshed_and_a_resumed_one_makes_the_same_mesh(with_mesh
     whole = list(run(make_preset(), make_models()))
     assert isinstance(first[-2], Meshed) and isinstance(first[-1], Finished) and first[-1].reason == "stopped"
     assert essence(rest[-2]) == essence(whole[-2]) != essence(first[-2])
+
+
+def test_the_shipped_models_repeat_and_resume_bit_for_bit(with_mesh: None) -> None:
+    """The default preset with all that ships, on two threads: U-Net, autoencoder, critics, grid, surface."""
+    changed = {"steps": 4, "negative_every": 1, "preview_every": 4, "mesh_resolution": 32, "threads": 2}
+    preset = Preset.load("tiny", changed)
+    models = load_models(preset)
+    try:
+        whole, again = (list(map(essence, run(preset, models))) for _ in range(2))
+        first = list(run(preset, models, control=Hand(2)))
+        rest = list(run(preset, models, resume=last_checkpoint(first)))
+    finally:
+        torch.set_num_threads(1)
+    assert again == whole
+    steps = [index for index, event in enumerate(rest) if isinstance(event, Stepped)]
+    resumed = list(map(essence, rest[steps[0] :]))
+    assert resumed == whole[-len(resumed) :] and len(steps) == 2
 
 
 def test_a_checkpoint_from_the_middle_does_not_follow_the_run() -> None:

@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,14 @@ import torch
 from torch import nn
 
 from psd.cameras import turntable
-from psd.tiny import grammar
+from psd.hub import ROOT
+from psd.tiny import denoiser, grammar
 from psd.tiny.card import card
 from psd.tiny.consistency import foreground, project, reprojection_error
 from psd.tiny.critics import sibling_keys
+from psd.tiny.data import write_shard
 from psd.tiny.render import ground_truth
-from psd.tiny.train import batch_generator, fit, learning_rate
+from psd.tiny.train import NAMES, batch_generator, fit, learning_rate, make_task, read_record
 
 
 class Line:
@@ -83,6 +87,58 @@ def test_a_gradient_that_is_no_number_stops_the_training(tmp_path):
     task.loss = lambda iteration, objects, generator: (task.model.weight.sum() * float("nan"), {})
     with pytest.raises(FloatingPointError, match="line.*iteration 0"):
         fit(task, arguments(tmp_path, 2))
+
+
+# ------------------------------------------------------------------------------------------------- what really trains
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_shard(folder, 0, shard_objects=40, size=64, seed=0, held_out=False)
+    return folder
+
+
+def shipped_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_model_trains_resumes_ships_and_is_trained_on(
+    name: str, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three iterations at a stretch, or broken off in the third and resumed; then one more from what shipped."""
+    monkeypatch.setattr(denoiser, "sample", partial(denoiser.sample, steps=1))  # the sheet's: most of the time
+    given = {
+        "model": name, "data": str(shard), "vae": str(ROOT / "assets/prior/vae"), "batch": 4, "lr": 1e-3, "save_s": 0.0,
+        "history": "",
+    }  # fmt: skip
+
+    def train(folder: str, iterations: int, stop: int | None = None, **changes: Any) -> Path:
+        asked = arguments(tmp_path / folder, iterations, **given, **changes)
+        torch.manual_seed(asked.seed)
+        task = make_task(asked, 0, 1)
+        plain = task.loss
+
+        def loss(iteration: int, objects: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+            if iteration == stop:
+                raise KeyboardInterrupt
+            return plain(iteration, objects, generator)
+
+        monkeypatch.setattr(task, "loss", loss)
+        fit(task, asked)
+        return tmp_path / folder / name
+
+    whole = train("whole", 3)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", 3, stop=2)
+    parts = train("parts", 3)
+    assert shipped_bytes(parts / "shipped") == shipped_bytes(whole / "shipped") != {}
+    assert (whole / "sheet-000003.png").stat().st_size > 1000
+    further = train("further", 4, warm_start=str(whole / "shipped"))
+    assert read_record(name, further / "shipped")["iterations"] == 4
+    with pytest.raises(SystemExit, match="has 3 already"):
+        train("none", 3, warm_start=str(whole / "shipped"))
 
 
 def test_learning_rate_warms_up_stays_and_cools_down():

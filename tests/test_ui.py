@@ -29,14 +29,14 @@ from psd.events import (
     to_json,
 )
 from psd.files import StoreError
-from psd.preset import Preset, parse
+from psd.preset import Preset, PresetError, parse
 from psd.tiny import grammar
 from psd.ui import compare, controls, live, markup, mesh, share, status
 from psd.ui.chart import heat_map, line_chart, round_ticks
 from psd.ui.curves import curves
 from psd.ui.negative import charts_of_the_negative, tokens
 from psd.ui.page import LISTED, Look, Page, Watched
-from psd.ui.prompt import EXAMPLES, built, complaint, suggestions
+from psd.ui.prompt import EXAMPLES, built, complaint, suggestions, worded
 from psd.ui.runs import listing
 from psd.ui.view import BUCKETS, MOMENTS, Curve, Moments, View, fold
 from psd.ui.watch import Watcher
@@ -208,6 +208,15 @@ def test_suggestions_are_captions_and_go_on_where_they_can(typed: str) -> None:
     assert not [text for text in found if complaint(grammar, text)]
     if typed in ("a red mu", "a blue cube on top of a y"):
         assert all(text.startswith(typed) for text in found)
+
+
+def test_a_prompt_is_run_as_its_vocabulary_words_it() -> None:
+    asked = Preset(prompt="A red, mushroom!")
+    assert worded(asked, {asked.prior: grammar}) == asked.changed({"prompt": "a red mushroom"})
+    assert worded(asked, {}) is asked  # a prior that spells reads anything
+    for no_caption in ("a red unicorn", "mushroom red"):
+        with pytest.raises(PresetError, match="a red"):
+            worded(asked.changed({"prompt": no_caption}), {asked.prior: grammar})
 
 
 def test_an_unknown_word_is_named_with_known_captions() -> None:

@@ -162,7 +162,8 @@ class DenoiserTask:
             self.tokenize([*captions, "low quality blurry"]).to(self.device)
         ).last_hidden_state
         z0 = sample(ema["unet"], embeddings[:-1], embeddings[-1], guidance_scale=4.0, seed=0)
-        images = self.vae.decode(rearrange(z0, "b v c h w -> (b v) c h w")).sample.clamp(-1, 1)
+        z0 = rearrange(z0, "b v c h w -> (b v) c h w").to(self.vae.device)  # where the shards were encoded
+        images = self.vae.decode(z0).sample.clamp(-1, 1)
         picture = rearrange(images, "(r k v) c h w -> (r h) (k v w) c", v=VIEWS, k=2)
         image = Image.fromarray(((picture + 1) * 127.5).round().byte().cpu().numpy())
         image = image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)

@@ -188,7 +188,7 @@ def parse(text: str) -> Caption:
 
     Raises UnknownWords for words outside the vocabulary and UnknownCaption for known words in another order.
     """
-    words = re.findall(r"[^\s.,;:!?\"]+", text.lower())
+    words = _words(text)
     found = _match(words)
     if found:
         return found
@@ -196,6 +196,16 @@ def parse(text: str) -> Caption:
     if unknown:
         raise UnknownWords(text, unknown, nearest(text))
     raise UnknownCaption(text, nearest(text))
+
+
+def worded(text: str) -> str:
+    """The caption that ``text`` says in the words that the prior was trained on; anything else as it is."""
+    found = _match(_words(text))
+    return found.text if found else text
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\s.,;:!?\"]+", text.lower())
 
 
 def _match(words: list[str]) -> Caption | None:

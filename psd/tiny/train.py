@@ -81,9 +81,14 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
         iteration = first = state["iteration"]
         spent_s, first_warm = state["spent_s"], state["first_warm"]
     elif arguments.warm_start:
-        earlier = json.loads((Path(arguments.warm_start) / "training.json").read_text())
+        earlier = read_record(task.name, Path(arguments.warm_start))
         iteration = first = first_warm = earlier["iterations"]  # the schedule starts afresh, the count goes on
-        spent_s = earlier["seconds"]
+        spent_s = earlier.get("seconds", 0.0)
+        if iteration >= arguments.iterations:
+            raise SystemExit(
+                f"--iterations {arguments.iterations}: {task.name} has {iteration} already in {arguments.warm_start}, "
+                "which count; ask for more"
+            )
     start, last_save, running = time.monotonic(), time.monotonic(), None
 
     def save(done: int) -> None:
@@ -132,6 +137,7 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
             last_save = time.monotonic()
             if iteration in arguments.keep:
                 ship(task, ema, folder / f"shipped-{iteration}", iteration, last_save - start + spent_s, arguments)
+                task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
     if rank == 0:
         task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
 
@@ -171,9 +177,18 @@ def ship(
         "torch": torch.__version__.split("+")[0],
     }
     if arguments.warm_start:
-        earlier = json.loads((Path(arguments.warm_start) / "training.json").read_text())
+        earlier = read_record(task.name, Path(arguments.warm_start))
         record["history"] = earlier.get("history", "") + arguments.history
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (record_folder(task.name, folder) / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def record_folder(name: str, shipped: Path) -> Path:
+    """Where the training record lies in a shipped folder: the autoencoder ships within the prior's, with its own."""
+    return shipped / "vae" if name == "vae" else shipped
+
+
+def read_record(name: str, shipped: Path) -> dict[str, Any]:
+    return json.loads((record_folder(name, shipped) / "training.json").read_text(encoding="utf-8"))
 
 
 def make_task(arguments: argparse.Namespace, rank: int, world: int) -> Task:

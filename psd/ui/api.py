@@ -11,7 +11,7 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
@@ -30,6 +30,7 @@ from psd.events import to_json
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, parse, shown
 from psd.ui.markup import EXPORTS, whole
+from psd.ui.prompt import Vocabulary, worded
 from psd.ui.watch import serve
 from psd.worker import Worker
 
@@ -45,9 +46,16 @@ Score = Callable[
 Remake = Callable[[Path, str | None, float | None], object]  # a run's folder, scene, threshold
 
 
-def register(blocks: gr.Blocks, worker: Worker, *, score: Score, remake: Remake) -> None:
+def register(
+    blocks: gr.Blocks,
+    worker: Worker,
+    *,
+    score: Score,
+    remake: Remake,
+    vocabularies: Mapping[str, Vocabulary] | None = None,
+) -> None:
     """Add the endpoints to a page; ``score`` and ``remake`` (`psd.remesh.remake`) bring in what needs torch."""
-    api = Api(worker, score, remake)
+    api = Api(worker, score, remake, vocabularies or {})
     with blocks:
         for endpoint in (api.start_run, api.get_status, api.stop_run, api.list_runs, api.export_mesh, api.score_images):
             gr.api(explained(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
@@ -57,8 +65,8 @@ def register(blocks: gr.Blocks, worker: Worker, *, score: Score, remake: Remake)
 class Api:
     """The endpoints; each docstring is what `view_api()` and an assistant read."""
 
-    def __init__(self, worker: Worker, score: Score, remake: Remake) -> None:
-        self._worker, self._score, self._remake = worker, score, remake
+    def __init__(self, worker: Worker, score: Score, remake: Remake, vocabularies: Mapping[str, Vocabulary]) -> None:
+        self._worker, self._score, self._remake, self._vocabularies = worker, score, remake, vocabularies
 
     def start_run(
         self, prompt: str, preset: str = "tiny", seed: int = 0, overrides: str = "", owner: str = ""
@@ -79,7 +87,7 @@ class Api:
         if preset.endswith((".yaml", ".yml")):
             raise PresetError(f"{shown(preset)} is a file: name a shipped preset, and pass changes as overrides")
         owner = owner or shelf.new_owner()
-        run_id = self._worker.submit(Preset.load(preset, values), owner=owner)
+        run_id = self._worker.submit(worded(Preset.load(preset, values), self._vocabularies), owner=owner)
         return {**self.get_status(run_id), "owner": owner}
 
     def get_status(self, run_id: str) -> dict[str, Any]:

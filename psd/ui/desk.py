@@ -16,7 +16,7 @@ from psd.ui import controls
 from psd.ui.compare import MOST
 from psd.ui.controls import Control
 from psd.ui.page import Look, Page, Pane, Watched
-from psd.ui.prompt import Vocabulary, complaint
+from psd.ui.prompt import Vocabulary, worded
 from psd.ui.watch import Watcher
 from psd.worker import Worker
 
@@ -45,10 +45,7 @@ class Desk:
         """The preset that the controls say; raises PresetError, also for words that the prior does not know."""
         before = Preset.make(base)
         made = before.changed({"prompt": prompt.strip(), **controls.read_all(self.parts, given, before)})
-        vocabulary = self.vocabularies.get(made.prior)
-        if vocabulary and (problem := complaint(vocabulary, made.prompt)):
-            raise PresetError(problem)
-        return made
+        return worded(made, self.vocabularies)
 
     @staticmethod
     def ready(owner: str) -> str:

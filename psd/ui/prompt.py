@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from psd.preset import Preset, PresetError
+
 EXAMPLES = (
     "a red mushroom", "a snowman", "a striped blue mug", "a green cube on top of a yellow cylinder", "a pink donut",
     "a glossy purple rocket",
@@ -42,6 +44,19 @@ def complaint(vocabulary: Vocabulary, prompt: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def worded(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> Preset:
+    """The preset with its prompt in the words of its prior's vocabulary: "Red mushroom!" is "a red mushroom" there.
+
+    Raises PresetError for what is no caption of it; a prior without a vocabulary reads anything.
+    """
+    vocabulary = vocabularies.get(preset.prior)
+    if vocabulary is None:
+        return preset
+    if problem := complaint(vocabulary, preset.prompt):
+        raise PresetError(problem)
+    return preset.changed({"prompt": vocabulary.parse(preset.prompt).text})
 
 
 def suggestions(vocabulary: Vocabulary, prompt: str, n: int = 6) -> list[str]:
