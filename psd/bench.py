@@ -277,8 +277,11 @@ def report(laps: list[dict[str, float]], bare: Bare, weights: Sequence[float], r
 
 
 def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
-    """Seconds from the start to the models, the first preview that shows a step, the mesh and the end."""
-    start, seen = time.perf_counter(), {}
+    """Seconds from the start to the models, the first preview that shows a step, the mesh and the end.
+
+    And those that all checkpoints took, from the event before to the disk: a run does nothing else between the two.
+    """
+    start, seen, before = time.perf_counter(), {"checkpoints_s": 0.0}, 0.0
     with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
         for event in drive(make_events, folder, Controls(preset)):
             now = time.perf_counter() - start
@@ -287,12 +290,15 @@ def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
                     seen.setdefault("models_ready_s", now)
                 case Previewed() if event.step > 0:
                     seen.setdefault("first_preview_s", now)
+                case Checkpointed():
+                    seen["checkpoints_s"] += now - before
                 case Meshed():
                     seen["mesh_s"] = now
                 case Finished():
                     seen["finished_s"] = now
                 case Failed():
                     raise PresetError(f"the run failed: {event.message}; {event.cure}")
+            before = time.perf_counter() - start
     return seen
 
 

@@ -233,7 +233,8 @@ def steered_pair(step: Step) -> Score:
 
     The gradient never enters the scene: only what the frozen denoiser makes of the nudge does, P_x = x0(z_t+) - x0(z_t)
     of the conditional prediction, whose Jacobian keeps what the prior finds plausible.  Its length is rho conf |base|,
-    so its own magnitude and the step of the finite difference drop out.
+    so its own magnitude and the step of the finite difference drop out; with preference_beta no more than what tilting
+    the prior by exp(beta R) asks for (`tilted`), so that it ends where little is to be gained.
     """
     preset, weight = step.preset, step.preference_weight
     alpha_sigma = step.alpha_sigma

@@ -102,6 +102,13 @@ def test_the_main_suite_is_as_large_as_was_promised_and_holds_no_tuning_caption(
     assert inside <= {name for name, method in main.methods.items() if method.main}
 
 
+@pytest.mark.parametrize("name", ["embedded", "ablations", "fronts", "open", "weak_prior"])
+def test_what_the_reports_ask_about_is_the_default_preset(name: str) -> None:
+    found = Suite.load(SUITES / f"{name}.yaml")
+    default = suite.looked_at(Preset.load("tiny", {**found.set, "threads": 1, "judges": []}))
+    assert found.values(found.reference) == default
+
+
 def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path) -> None:
     found = small(tmp_path)
     counts = {name: sum(job.method == name for job in jobs(found, [])) for name in found.methods}
