@@ -26,6 +26,7 @@ from psd.preset import Preset, PresetError, available
 from psd.tiny import grammar
 from psd.ui import api
 from psd.ui.mesh import Remesh
+from psd.ui.prompt import Vocabulary
 from psd.worker import Limits, Worker
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from psd.scoring import score_images
         return score_images(first, images, prompt, judge)
 
-    vocabularies = {"assets/prior": grammar}
+    vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
     blocks = ui.build(worker, preset=given.preset, vocabularies=vocabularies, remesher=remesher)
     api.register(blocks, worker, score=score, remake=remake, vocabularies=vocabularies)
     signal.signal(signal.SIGTERM, interrupted)  # Gradio knows Ctrl-C only

@@ -11,7 +11,7 @@ import pytest
 
 from psd.events import Event, Failed, Finished, Previewed, Stepped, Warned
 from psd.preset import Preset
-from psd.suite import caption_list
+from psd.suite import Job, caption_list
 from psd.tiny import grammar, scenes
 from psd.tiny.measures import JUDGED, true_views
 from psd.tiny.scenes import PREVIEWED, Distilled, assess, distil, measured, observe
@@ -91,5 +91,6 @@ def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pyt
 def test_scenes_counts_a_run_that_broke_off_as_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "distil", lambda preset: made_of(monkeypatch, Failed(step=1, message=BROKEN)))
     others = caption_list("tuning")["a yellow present"]
-    line, pictures = measured(("a yellow present", others[:3], {}, "tiny"))
+    job = Job("scenes", "default", "steps", Preset.load("tiny", {"prompt": "a yellow present"}), (JUDGE,))
+    line, pictures = measured((job, others[:3]))
     assert line["evidence/named"] == 0 and line["iou"] == 0 and (pictures == 255).all() and len(pictures) == 8

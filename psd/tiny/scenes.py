@@ -295,26 +295,25 @@ def scenes(arguments: argparse.Namespace) -> dict:
         report(f"  IoU, {group}", mean(m["iou"] for m in all_found if m["group"] == group), at_least=0.6)
         report(f"  named, {group}", mean(m[named] for m in all_found if m["group"] == group))
     if recorded(arguments):
-        turntables(all_found, folder, ROOT / "assets" / "pictures" / "test24.png")
+        turntables(all_found, folder, ROOT / "assets" / "pictures" / "test24.png", named)
     return {
         "preset": arguments.preset, "named": mean(m[named] for m in all_found),
         "iou": mean(m["iou"] for m in all_found), "scenes": all_found,
     }  # fmt: skip
 
 
-def turntables(found: Sequence[dict], folder: Path, path: Path) -> None:
-    """All meshes, eight sides each, two columns; a cross where the judge named it wrongly."""
+def turntables(found: Sequence[dict], folder: Path, path: Path, named: str) -> None:
+    """All meshes, eight sides each, two columns; a cross where the judge named it wrongly (the measure ``named``)."""
     line, rows_count = 14, -(-len(found) // 2)
     canvas = Image.new("RGB", (2 * 8 * PICTURE + 8, rows_count * (PICTURE + line)), "white")
     draw = ImageDraw.Draw(canvas)
     for index, m in enumerate(found):
         x, y = index // rows_count * (8 * PICTURE + 8), index % rows_count * (PICTURE + line)
         canvas.paste(Image.open(folder / f"{m['caption']}.png"), (x, y + line))
-        named = m[f"{short(JUDGE)}/named"]
         draw.text(
             (x + 2, y + 1),
-            f"{'' if named else 'x  '}{m['caption']}   IoU {m['iou']:.2f}",
-            fill="black" if named else (190, 0, 90),
+            f"{'' if m[named] else 'x  '}{m['caption']}   IoU {m['iou']:.2f}",
+            fill="black" if m[named] else (190, 0, 90),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, optimize=True)
