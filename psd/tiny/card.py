@@ -16,7 +16,7 @@ from pathlib import Path
 
 from psd.hub import ROOT
 from psd.tiny import data
-from psd.tiny.evaluate import CRITICS, RESULTS
+from psd.tiny.evaluate import CRITICS, MILDEST, RESULTS
 
 ABOUT = {
     "prior": "Text-conditioned multi-view latent diffusion prior of the embedded world: four joint views of 64 px, a "
@@ -74,11 +74,18 @@ def measured(name: str) -> dict[str, str]:
     if name in CRITICS:
         if name not in record:  # measured before this critic was trained
             return {}
-        return {key.replace("_", " "): f"{value:.3f}" for key, value in record[name].items()}
+        return {described(key): f"{value:.3f}" for key, value in record[name].items()}
     top1 = {f"top-1 of 60, {key}": f"{value:.3f}" for key, value in record["top1_of_60"].items()}
     ratios = {"": "ratio", ", of ground truth through the autoencoder": "autoencoded_ratio"}
     errors = {f"reprojected colour error over ground truth's{of}": record["consistency"][k] for of, k in ratios.items()}
     return top1 | {name: f"{value:.2f}" for name, value in errors.items()}
+
+
+def described(figure: str) -> str:
+    """A critic's figure in words; with the strength at which a degradation is told from the clean picture."""
+    kind = figure.removeprefix("pair_")
+    strength = f" at strength {MILDEST[kind]:g}" if figure != kind and kind in MILDEST else ""
+    return figure.replace("_", " ") + strength
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
