@@ -89,7 +89,9 @@ def described(figure: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="*", metavar="model", help="default: all that are there, but for early ones")
+    parser.add_argument(
+        "models", nargs="*", metavar="model", help="default: all that are there; early ones only for their cards"
+    )
     parser.add_argument("--work", default="work/train", help="where `train` put its shipped folders")
     parser.add_argument("--cards-only", action="store_true", help="only write the cards again")
 
@@ -102,7 +104,7 @@ def main(arguments: argparse.Namespace) -> int:
     if absent := [name for name in arguments.models if name not in there]:
         print(f"no trained model in {source(absent[0])}: train it first (there: {', '.join(there)})", file=sys.stderr)
         return 2
-    for name in arguments.models or [name for name in there if not name.endswith("-early")]:
+    for name in arguments.models or [it for it in there if arguments.cards_only or not it.endswith("-early")]:
         target = ROOT / "assets" / name
         if not arguments.cards_only:
             shutil.rmtree(target, ignore_errors=True)
