@@ -91,9 +91,10 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
         """As `psd.methods.steering` finds a direction."""
         if preset.steer_by != "gradient":
             return look(2 * preset.steer_perturbations * groups)
+        copies = read(groups * preset.reward_copies, grad=True)
         if preset.steer_through == "decoder":
-            return look(groups, grad=True)
-        return decode(groups, views) + read(groups, grad=True) + encode(2 * groups)
+            return decode(groups, seen, grad=True) + copies
+        return decode(groups, views) + copies + encode(2 * groups)
 
     # the shared prediction under the negative comes once a group, all others for every noise
     others = 1 + (2 if preset.janus == "perp_neg" else 0)

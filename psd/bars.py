@@ -13,7 +13,7 @@ from psd.suite import Suite
 from psd.tables import common, complete, counted, judges, markdown, rows, share
 
 NAMED_BAR = 0.85
-SAME_IOU = 0.01  # "not below", as an interval can say it: a fifth of a pixel's rim around a ball of half the width
+SAME_IOU = 0.01  # "not below", as an interval can say it: a twelfth of a pixel's rim around a ball of half the width
 
 
 @dataclass(frozen=True)

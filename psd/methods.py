@@ -275,7 +275,7 @@ def steered_pair(step: Step) -> Score:
     confidence = confidence * (norm(direction) > 0)[:, :, 0, 0, 0]  # no direction, no pair: no rounding errors either
     ascent = pick(x0_pair, ranking.win) - pick(x0_pair, ranking.lose)
     length = weight * per_view(confidence) * norm(gradient)
-    if preset.preference_beta > 0:
+    if preset.preference_beta > 0 and preset.steers_by_gradient:  # an estimate has a direction, but no length
         length = length.minimum(tilted(step, direction, ascent) / step.rows)
     term = contained(step, gradient, -length * unit(ascent))
     win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
@@ -284,14 +284,17 @@ def steered_pair(step: Step) -> Score:
     return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
 
 
-def tilted(step: Step, direction: Tensor, ascent: Tensor) -> Float[Tensor, "b 1 1 1 1"]:
-    """How far E[x0 | z_t] moves, to first order, where the prior is tilted by exp(beta R): beta Cov(x0 | z_t) G.
+def tilted(
+    step: Step, direction: Float[Tensor, "b v c h w"], ascent: Float[Tensor, "b v c h w"]
+) -> Float[Tensor, "b 1 1 1 1"]:
+    """How far E[x0 | z_t] moves, to first order, where the prior is tilted by exp(beta R): |beta Cov(x0 | z_t) G|.
 
-    Cov = (sigma^2 / alpha) J (Tweedie's second order), J the prediction's Jacobian, and P_x = sigma r sqrt(dim) J G /
-    |G| is what the nudge of length r sqrt(dim) made of it.  It fades at low noise, and where the reward is content.
+    ``direction`` is G, ``ascent`` P_x.  Cov = (sigma^2 / alpha) J (Tweedie's second order), J the prediction's
+    Jacobian, and P_x = sigma r sqrt(dim) J G / |G| is what the nudge of length r sqrt(dim) made of it (twice that where
+    both members are steered).  It fades at low noise, and where the reward is content.
     """
     alpha, sigma = step.alpha_sigma
-    nudge = step.preset.steer_radius * direction[0].numel() ** 0.5
+    nudge = (2 if step.preset.steer_both else 1) * step.preset.steer_radius * direction[0].numel() ** 0.5
     return step.preset.preference_beta * sigma / alpha * norm(direction) / nudge * norm(ascent)
 
 

@@ -144,7 +144,7 @@ class Preset(BaseModel):
     )
     preference_inside: bool = setting(False, "No preference where the render is empty.", group="preference")
     preference_beta: float = setting(
-        0.0, "Reading S: no longer than what tilting the prior by exp(beta reward) asks for; 0: no such limit.",
+        0.0, "S by the decoder's gradient: no longer than tilting the prior by exp(beta reward) asks; 0: no limit.",
         group="preference", symbol="β", ge=0, le=1000,
     )
     reward_copies: int = setting(
@@ -346,6 +346,11 @@ class Preset(BaseModel):
     @property
     def optimises_reward(self) -> bool:
         return self.method not in ("sds", "csd")
+
+    @property
+    def steers_by_gradient(self) -> bool:
+        """Whether reading S follows the reward's own gradient, as it is: it has a length too."""
+        return self.steer_by == "gradient" and self.steer_through == "decoder"
 
     def ends_at(self, alarm: str) -> bool:
         """Whether the run ends early at an alarm of this kind (`psd.events.Alarmed`)."""

@@ -25,9 +25,8 @@ from psd.preset import Preset
 from psd.protocols import Prior, Reward
 from psd.readings import Number, Readings, number
 
-SHIFT, GRAIN = 0.05, 0.05  # of `Step.disturbed`: share of the edge, and deviation of the noise
-
 Latents = Float[Tensor, "k b v c h w"]
+SHIFT, GRAIN = 0.05, 0.05  # of `Step.disturbed`: share of the edge, and deviation of the noise
 
 
 @dataclass(frozen=True)

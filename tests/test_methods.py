@@ -612,11 +612,13 @@ def test_the_steered_member_wins_under_a_gaussian_prior_and_moves_along_the_deno
             assert torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 1 - 1e-9
 
 
+@pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("t", [200, 500, 800])
-def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int) -> None:
+def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int, both: bool) -> None:
     """p exp(beta R) under a Gaussian prior and a linear reward: E[x0 | z_t] moves by beta Cov(x0 | z_t) grad R."""
     prior, beta, reward = GaussianPrior(), 0.01, Linear("linear", scale=0.25)
-    step = make_step(candidates=1, t=t, prior=prior, rewards={"linear": reward}, scaling="hard", preference_beta=beta)
+    settings = {"scaling": "hard", "preference_beta": beta, "steer_both": both}
+    step = make_step(candidates=1, t=t, prior=prior, rewards={"linear": reward}, **settings)
     step = replace(step, z0=0.1 * step.z0)
     alpha, sigma = step.alpha_sigma
     covariance = torch.linalg.inv(torch.linalg.inv(prior.covariances[0]) + alpha**2 / sigma**2 * torch.eye(48).double())
@@ -632,6 +634,9 @@ def test_a_beta_bounds_the_term_and_never_lengthens_it() -> None:
     free, wide, tight = (apply(make_step(preference_beta=beta, **settings)) for beta in (0.0, 1000.0, 1e-3))
     torch.testing.assert_close(wide.gradient, free.gradient)
     assert free.metrics["pair/ratio"] == pytest.approx(0.7) and 0 < tight.metrics["pair/ratio"] < 0.7
+    for way in ({"steer_by": "scores"}, {"steer_through": "encoder"}):  # their directions have no length to go by
+        loose = apply(make_step(preference_beta=1e-3, **way, **settings))
+        assert loose.metrics["pair/ratio"] == pytest.approx(0.7)
 
 
 def test_averaged_over_copies_the_rewards_gradient_keeps_what_is_smooth() -> None:
