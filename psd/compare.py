@@ -267,11 +267,10 @@ def learn_negative(suite: Suite, path: Path, chosen: set[str], out: Path) -> int
     files = [made_file(job) for job in jobs(suite, read_lines(path)) if job.method in chosen]
     ends = [torch.from_numpy(Distilled.load(file).arrays["negative"]) for file in files if file.is_file()]
     if not ends:
-        raise PresetError(
-            f"no run of {', '.join(sorted(chosen))} is under {WORK.relative_to(ROOT)}: run the suite first"
-        )
+        raise PresetError(f"no run of {', '.join(sorted(chosen))} is under {WORK}: run the suite first")
     mean = torch.stack(ends).mean(0)
     spread = torch.stack(ends).std(0, correction=0).square().mean().sqrt()
-    save_file({"negative": mean.contiguous()}, out)
+    about = {"suite": suite.name, "methods": ", ".join(sorted(chosen)), "runs": str(len(ends))}
+    save_file({"negative": mean.contiguous()}, out, metadata=about)
     print(f"{out}: the mean of {len(ends)} runs; they differ from it by {float(spread):.3f} (RMS)")
     return 0

@@ -10,12 +10,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm, t
 
 from psd import compare, evidence, suite
 from psd.__main__ import main
 from psd.bars import bars, bars_table
 from psd.charts import curves, intervals, ticks
+from psd.models import load_negative, load_prior
 from psd.paired import average, bootstrap, diverging, expanded, matched, paired, preferred
 from psd.preset import MissingError, Preset, PresetError
 from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
@@ -605,6 +607,25 @@ def test_a_probe_that_did_not_end_tells_nothing(tmp_path: Path, monkeypatch: pyt
     Distilled({}, {**facts, "failed": "not finite in step 3"}).save(compare.made_file(job))
     with pytest.raises(RuntimeError, match="sds did not end: not finite in step 3"):
         compare.work(job)
+
+
+def test_a_learned_start_of_the_negative_is_where_runs_ended_on_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "WORK", tmp_path)
+    found, out = small(tmp_path), tmp_path / "start.safetensors"
+    with pytest.raises(PresetError, match="no run of steered is under"):
+        compare.learn_negative(found, tmp_path / "lines.jsonl", {"steered"}, out)
+    for job in jobs(found, []):
+        end = {"steered": 1.0 + job.preset.seed, "sds": 9.0}.get(job.method)
+        if end is not None:
+            Distilled({"negative": np.full((16, 128), end, np.float32)}, {}).save(compare.made_file(job))
+    compare.learn_negative(found, tmp_path / "lines.jsonl", {"steered"}, out)
+    prior = load_prior("assets/prior", torch.device("cpu"))
+    assert torch.equal(load_negative(str(out), prior), torch.full((16, 128), 1.5))
+    shipped = load_negative("assets/negative.safetensors", prior)
+    drift = (shipped - prior.embed(Preset.load("tiny").negative_prompt)).square().mean().sqrt()
+    assert 0 < drift <= Preset.load("tiny").negative_radius
 
 
 def test_no_line_holds_what_is_no_number() -> None:
