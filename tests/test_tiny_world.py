@@ -469,6 +469,21 @@ def test_fog_gathers_around_the_object(mushroom):
     assert changed[(near > 0.5) & (mask == 0)].mean() > 3 * changed[:, 0, :].mean()
 
 
+@pytest.mark.parametrize("kind", ["dark", "oversaturated", "stained"])
+def test_faults_of_the_paint_leave_the_background_alone(kind, mushroom):
+    images, mask, background = mushroom.rgb[0], mushroom.mask[0], mushroom.background[0]
+    after = degrade.degrade(kind, 1.0, images, mask, background, seeded(5))
+    outside = (mask == 0)[:, None].expand_as(after)
+    assert torch.equal(after[outside], images[outside])
+    inside = (mask > 0.99)[:, None].expand_as(after)
+    if kind == "dark":
+        assert torch.allclose(after[inside], images[inside] / 4, atol=0.01)
+    if kind == "oversaturated":
+        assert (after.amax(1) - after.amin(1))[mask > 0.99].mean() > (images.amax(1) - images.amin(1))[
+            mask > 0.99
+        ].mean()
+
+
 def test_mistakes_change_what_they_say():
     for text in ("a red cube on top of a blue cone", "a striped red mug", "a green tree"):
         caption = parse(text)

@@ -81,8 +81,33 @@ def fog(images: Images, mask: Masks, background: Tensor, strength: float, genera
     return torch.lerp(images, tint[:, None, None].expand_as(images), opacity)
 
 
+def dark(images: Images, mask: Masks, background: Tensor, strength: float, generator: torch.Generator) -> Images:
+    """The object as if lit too weakly, down to a quarter: what score distillation makes of bright colours."""
+    return torch.lerp(images, images * (1 - 0.75 * strength), mask[:, None])
+
+
+def oversaturated(
+    images: Images, mask: Masks, background: Tensor, strength: float, generator: torch.Generator
+) -> Images:
+    """Up to three times the object's saturation and twice its contrast: what guidance makes of colours."""
+    inside = mask[:, None]
+    centre = (images * inside).sum((-1, -2), keepdim=True) / inside.sum((-1, -2), keepdim=True).clamp(min=1e-6)
+    grey = images.mean(1, keepdim=True)
+    vivid = torch.lerp(grey.expand_as(images), images, 1 + 2 * strength)
+    return torch.lerp(images, torch.lerp(centre.mean(1, keepdim=True), vivid, 1 + strength).clamp(0, 1), inside)
+
+
+def stained(images: Images, mask: Masks, background: Tensor, strength: float, generator: torch.Generator) -> Images:
+    """Soft stains of random colours on the object, other ones in every view: a reward that is climbed by paint."""
+    v, _, size, _ = images.shape
+    coarse = torch.randn(v, 3, 6, 6, generator=generator)
+    stains = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True)
+    return images + 0.4 * strength * stains * mask[:, None]
+
+
 _FAULTS: dict[str, Callable[[Images, Masks, Tensor, float, torch.Generator], Images]] = {
-    fault.__name__: fault for fault in (blur, noise, holes, floaters, warp, washed_out, fog)
+    fault.__name__: fault
+    for fault in (blur, noise, holes, floaters, warp, washed_out, fog, dark, oversaturated, stained)
 }
 IMAGE_KINDS = tuple(_FAULTS)
 CAPTION_KINDS = ("wrong_colour", "wrong_part")
