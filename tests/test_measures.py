@@ -7,6 +7,7 @@ import pytest
 import torch
 from skimage.measure import marching_cubes
 
+from psd.cameras import turntable
 from psd.mesh import Mesh
 from psd.models import load_judge
 from psd.suite import SUITES, Suite, caption_list
@@ -14,7 +15,9 @@ from psd.surface import vertex_normals
 from psd.tiny import grammar, measures
 from psd.tiny.measures import (
     BEST_PSNR,
+    GREY,
     JUDGED,
+    SIDES,
     SIZE,
     against_truth,
     closest,
@@ -33,6 +36,7 @@ from psd.tiny.measures import (
     true_views,
     verdict,
 )
+from psd.tiny.render import ground_truth
 from psd.tiny.shapes import build
 
 CPU = torch.device("cpu")
@@ -77,10 +81,10 @@ def test_each_fault_worsens_its_own_measure() -> None:
     sides = true_sides(ROBOT)
     good = against_truth(sides, ROBOT)
     noise = 0.1 * torch.randn(sides.rgb.shape, generator=torch.Generator().manual_seed(0))
-    smaller = torch.zeros_like(sides.mask)
-    smaller[:, 20:44, 20:44] = sides.mask[:, 20:44, 20:44]
+    smaller = torch.zeros_like(sides.cover)
+    smaller[:, 20:44, 20:44] = sides.cover[:, 20:44, 20:44]
     faults = {
-        "iou": replace(sides, mask=smaller),
+        "iou": replace(sides, cover=smaller),
         "colour_psnr": replace(sides, rgb=sides.rgb.flip(1)),
         "depth_error": replace(sides, depth=sides.depth + 0.3),
         "normal_error_deg": replace(sides, normal=sides.normal.roll(1, 1)),
@@ -103,7 +107,7 @@ def test_colours_count_against_the_proportions_that_they_fit() -> None:
 
 
 def test_an_object_apart_from_the_truth_has_no_depth_to_compare() -> None:
-    nowhere = replace(true_sides(CUBE), mask=torch.zeros(8, 64, 64, dtype=torch.bool))
+    nowhere = replace(true_sides(CUBE), cover=torch.zeros(8, 64, 64))
     found = against_truth(nowhere, CUBE)
     assert found["iou"] == 0 and found["depth_error"] is None and found["normal_error_deg"] is None
 
@@ -140,8 +144,8 @@ def test_a_second_face_is_a_janus_and_a_turned_one_is_elsewhere(text: str) -> No
     own = against_truth(sides, caption)
     assert (own["janus"], own["front_elsewhere"]) == (0, 0)
     for place in (2, 4, 6):
-        two_faced = replace(sides, rgb=sides.rgb.clone(), mask=sides.mask.clone())
-        two_faced.rgb[place], two_faced.mask[place] = sides.rgb[0], sides.mask[0]
+        two_faced = replace(sides, rgb=sides.rgb.clone(), cover=sides.cover.clone())
+        two_faced.rgb[place], two_faced.cover[place] = sides.rgb[0], sides.cover[0]
         found = against_truth(two_faced, caption)
         assert (found["janus"], found["front_elsewhere"]) == (1, 0), place
     turned = against_truth(sides.turned(4), caption)
@@ -217,6 +221,20 @@ def test_image_statistics_are_over_the_truths_own_and_none_where_it_has_no_colou
     assert statistics_over_truth(rgb, opacity, grammar.parse("a black cone"))["image/saturation_over_truth"] is None
 
 
+def test_judges_see_the_object_before_grey() -> None:
+    """As rendered there; and darker paint is worse for a white object too, which on white they cannot see."""
+    caption = grammar.parse("a white prism on top of an orange cone")
+    sides = true_sides(caption)
+    cameras = turntable(SIDES)
+    rendered = ground_truth(
+        [caption], cameras, SIZE, light=cameras.c2w[..., :3, 2], background=torch.full((1, 3), GREY)
+    )
+    assert torch.allclose(sides.shown, rendered.rgb[0, JUDGED], atol=1e-5)
+    assert torch.equal(empty_sides().shown, torch.full((4, 3, SIZE, SIZE), GREY))
+    darker = replace(sides, rgb=torch.lerp(sides.rgb, 0.7 * sides.rgb, sides.cover[:, None]))
+    assert verdict(load_judge("assets/evidence", CPU), darker, caption, [CUBE])["score"] < -0.2
+
+
 def test_a_verdict_on_the_truth_is_ideal_and_on_swapped_colours_is_misbound() -> None:
     judge = load_judge("assets/evidence", CPU)
     others = [grammar.parse(text) for text in ("a yellow torus", "a snowman", "a green tree")]
@@ -248,5 +266,5 @@ def test_a_score_is_in_spreads_and_no_caption_decides_alone() -> None:
 def test_a_judges_spread_is_that_of_the_tuning_captions_truths() -> None:
     judge = load_judge("assets/evidence", CPU)
     asked = list(caption_list("tuning"))
-    own = [float(judge(true_sides(grammar.parse(text)).rgb[None, JUDGED], text).mean()) for text in asked]
+    own = [float(judge(true_sides(grammar.parse(text)).shown[None], text).mean()) for text in asked]
     assert len(asked) == 16 and spread(judge) == pytest.approx(np.std(own, ddof=1), rel=1e-4)

@@ -160,7 +160,7 @@ def assess(made: Distilled, preset: Preset, others: Sequence[grammar.Caption], j
     true = true_sides(caption)
     found: dict[str, Any] = {**NO_MESH, **made.facts, "group": caption.group}
     found |= {"curve": curve(made, preset, caption, judges), **against_truth(sides, caption)}
-    found["reward"] = mixture(sides.rgb[JUDGED], preset, caption) - mixture(true.rgb[JUDGED], preset, caption)
+    found["reward"] = mixture(sides.shown, preset, caption) - mixture(true.shown, preset, caption)
     for name in judges:
         seen = verdict(load_judge(name, CPU), sides, caption, others)
         found |= {f"{short(name)}/{key}": value for key, value in seen.items()}
