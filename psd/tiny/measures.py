@@ -1,8 +1,8 @@
 """What an object is worth against its caption's ground truth: shape, colour, front, texture, and what judges say.
 
 Everything is seen from eight sides on white; rewards and judges see four of them before `GREY`.  The truth varies in
-proportions and, where the object looks the same from several sides, in azimuth; a pair side by side may stand either way
-round (`Caption.meaning`).  That truth counts which the silhouettes agree with best, and for colours that which the
+proportions and, where the object looks the same from several sides, in azimuth; a pair side by side may stand either
+way round (`Caption.meaning`).  That truth counts which the silhouettes agree with best, and for colours that which the
 colours do: parts of other proportions lie elsewhere.
 A judge's score is over the truth's own, in spreads, and clipped: see `verdict`.  What needs an object to look at
 (depth, normals, texture, front, binding) is None where there is none; everything else is a number then too.
@@ -40,8 +40,8 @@ SIZE = 64  # px
 SIDES = 8  # views, 45 degrees apart, the first from the front
 BACK = (2, 3, 4, 5, 6)  # of which these, 90 to 270 degrees, should not see the front
 JUDGED = slice(None, None, 2)  # of which these are shown to rewards and judges: four, as in training
-# Behind the object there: no colour of the captions.  Of 24 truths of white objects (evaluation list) the evidence judge
-# prefers 8 on white to the same darkened by 30 %, and all before this; of 24 others 22 and 21.
+# Behind the object there: no colour of the captions.  Of 24 truths of white objects (evaluation list) the evidence
+# judge prefers 8 on white to the same darkened by 30 %, and all before this; of 24 others 22 and 21.
 GREY = 0.5
 PROPORTIONS = 8  # draws besides the canonical ones
 SEED = 987_654_321  # of the truths' proportions: no data set has it
