@@ -172,6 +172,14 @@ def test_the_committed_lists_are_held_out_disjoint_and_remade_identically(tmp_pa
     assert len(lists.load_list("evaluation")) >= 200 and len(lists.load_list("test24")) == 24
 
 
+def test_the_captions_of_the_confirmation_are_of_the_evaluation_and_remade_identically(tmp_path):
+    lists.write_lists(tmp_path)
+    confirmation, evaluation = lists.load_list(lists.CONFIRM), lists.load_list("evaluation")
+    assert (tmp_path / "confirm24.json").read_text() == (grammar.LISTS / "confirm24.json").read_text()
+    assert Counter(parse(text).group for text in confirmation) == {"primitive": 8, "pair": 8, "thing": 8}
+    assert all(evaluation[text] == distractors for text, distractors in confirmation.items())
+
+
 def test_each_asked_caption_has_59_distractors_that_mean_other_pictures():
     for text, distractors in [*lists.load_list("test24").items(), *lists.load_list("tuning").items()]:
         meanings = {parse(other).meaning for other in [text, *distractors]}

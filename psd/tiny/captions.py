@@ -36,6 +36,9 @@ JUDGES_MODIFIED = (True,) * 6 + (False,) * 4  # judges are asked about modifiers
 NEAR_MISSES, DISTRACTORS = 20, 59  # of each asked caption: together with it the judge chooses among 60
 # How many primitives, pairs and things each list has, and how many of its primitives and things have a modifier.
 LIST_SIZES = {"test24": ((8, 8, 8), 0.5), "tuning": ((5, 6, 5), 0.5), "evaluation": ((30, 100, 70), 1.0)}
+# Captions for methods to be compared on after test24 had been looked at.  Hardly a held-out single is in no list, so they
+# are of the evaluation list, on which models had been measured, but no method run.
+CONFIRM, CONFIRM_SIZE = "confirm24", ((8, 8, 8), 0.5)
 LISTS_SEED = 2
 
 
@@ -79,7 +82,7 @@ def _deck(cards: Sequence[Card], rng: random.Random) -> Iterator[Card]:
 
 
 def load_list(name: str, folder: Path = LISTS) -> dict[str, list[str]]:
-    """The captions of a committed list ("evaluation", "tuning", "test24"), each with its 59 distractors.
+    """The captions of a committed list ("evaluation", "tuning", "test24", "confirm24"), each with its 59 distractors.
 
     None was ever trained on.  The first 20 distractors are near misses; all 60 mean different pictures.
     """
@@ -87,7 +90,7 @@ def load_list(name: str, folder: Path = LISTS) -> dict[str, list[str]]:
 
 
 def write_lists(folder: Path = LISTS) -> None:
-    """Make the three lists, disjoint in meaning, the same ones every time."""
+    """Make the lists, the same ones every time: three disjoint in meaning, and one that is part of the evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(LISTS_SEED)
     pools = {group: [] for group in ("primitive", "pair", "thing")}
@@ -101,13 +104,27 @@ def write_lists(folder: Path = LISTS) -> None:
             picked = _pick(pool, count, modified, rng)
             pools[group] = [caption for caption in pool if caption not in picked]
             chosen += picked
-        content = {
-            "about": f"Captions never trained on, each with {DISTRACTORS} distractors, the first {NEAR_MISSES} of them "
-            "near misses; made by `python -m psd.tiny captions`.",
-            "captions": [caption.text for caption in chosen],
-            "distractors": {caption.text: _distractors(caption, rng) for caption in chosen},
-        }
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        distractors = {caption.text: _distractors(caption, rng) for caption in chosen}
+        _write_list(folder / f"{name}.json", distractors)
+    asked = load_list("evaluation", folder)
+    counts, modified = CONFIRM_SIZE
+    by_group = {group: [c for c in map(parse, asked) if c.group == group] for group in pools}
+    chosen = [
+        caption.text
+        for group, count in zip(pools, counts, strict=True)
+        for caption in _pick(by_group[group], count, modified, rng)
+    ]
+    _write_list(folder / f"{CONFIRM}.json", {text: asked[text] for text in chosen})
+
+
+def _write_list(path: Path, distractors: dict[str, list[str]]) -> None:
+    content = {
+        "about": f"Captions never trained on, each with {DISTRACTORS} distractors, the first {NEAR_MISSES} of them "
+        "near misses; made by `python -m psd.tiny captions`.",
+        "captions": list(distractors),
+        "distractors": distractors,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _pick(pool: list[Caption], count: int, modified: float, rng: random.Random) -> list[Caption]:
