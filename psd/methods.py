@@ -152,14 +152,15 @@ def rewardsds(step: Step) -> Score:
 def reward_gradient(step: Step) -> Score:
     """SDS plus the reward's own pixel gradient on the render: the control that PSD argues against (cf. DreamReward).
 
-    In pixels, before the encoder: images move along -g + w |g| G / |G|, g the base gradient pulled back through the
-    encoder, G the mixture's gradient at the render, norms per group over all views.
+    In pixels, before the encoder: images move along -g + w |g| G / |G|, g the base gradient pulled back through it, G
+    the mixture's gradient at the render, norms per group over all views, w behind the gate of the pair.
     """
-    plain = sds(step)
+    plain, weight = sds(step), step.preset.reward_gradient_weight * step.open_share
+    if weight == 0:
+        return plain
     gradient = step.reward_gradient(step.images, lambda images: images)
-    length = norm(step.pull_back(plain.gradient))
-    pixels = -step.preset.reward_gradient_weight * length * unit(gradient)
-    ratio = step.preset.reward_gradient_weight * number((norm(gradient) > 0).float().mean())
+    pixels = -weight * norm(step.pull_back(plain.gradient)) * unit(gradient)
+    ratio = weight * number((norm(gradient) > 0).float().mean())
     return Score(plain.gradient, plain.shown, pixels=pixels, metrics={"pair/ratio": ratio})
 
 
@@ -279,9 +280,8 @@ def steered_pair(step: Step) -> Score:
         length = length.minimum(tilted(step, direction, ascent) / step.rows)
     term = contained(step, gradient, -length * unit(ascent))
     win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
-    pair = Pair(win, lose, ranking.gap)
     metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
-    return Score(gradient + term, shared, pair, ranking.raw_gaps, metrics=metrics)
+    return Score(gradient + term, shared, Pair(win, lose, ranking.gap), ranking.raw_gaps, metrics=metrics)
 
 
 def tilted(

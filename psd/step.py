@@ -117,11 +117,15 @@ class Step:
         return (sigma / alpha if self.preset.base_form == "recon" else sigma**2) / self.rows
 
     @property
+    def open_share(self) -> float:
+        """How far the gate is open to the reward at this noise level."""
+        return score.gate(self.t, len(self.prior.alpha_bar), self.preset.preference_t_max)
+
+    @property
     def preference_weight(self) -> float:
         """lambda_t: the preset's weight, tilted over t, behind the gate."""
-        total = len(self.prior.alpha_bar)
-        open_share = score.gate(self.t, total, self.preset.preference_t_max)
-        return self.preset.preference_weight * open_share * score.tilt(self.t, total, self.preset.preference_tilt)
+        tilt = score.tilt(self.t, len(self.prior.alpha_bar), self.preset.preference_tilt)
+        return self.preset.preference_weight * self.open_share * tilt
 
     @property
     def weights(self) -> dict[str, float]:

@@ -717,6 +717,23 @@ def test_reward_gradient_matches_its_base_in_pixels() -> None:
     assert (closer > 0).all()
 
 
+@pytest.mark.parametrize("method", ["psd", "reward_gradient"])
+def test_the_gate_holds_back_the_pair_and_the_pixel_gradient_alike(method: str) -> None:
+    settings = {"method": method, "reading": "S", "scaling": "hard", "candidates": 1}
+    whole = make_step(**settings)
+    here = whole.t / len(whole.prior.alpha_bar)
+    shut, ajar, wide, free = (
+        apply(make_step(**settings, preference_t_max=limit), method)
+        for limit in (here - 0.01, here + 0.05, here + 0.11, 1)
+    )
+    assert torch.equal(shut.gradient, apply(whole, "sds").gradient) and shut.pixels is None
+    half, same, full = (
+        found.gradient - shut.gradient if found.pixels is None else found.pixels for found in (ajar, wide, free)
+    )
+    torch.testing.assert_close(half, 0.5 * full)
+    torch.testing.assert_close(same, full)
+
+
 def test_siblings_follow_their_definitions() -> None:
     step = make_step(candidates=5, base_form="sds", guidance_scale=6.0)
     with torch.no_grad():

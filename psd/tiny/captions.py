@@ -36,8 +36,8 @@ JUDGES_MODIFIED = (True,) * 6 + (False,) * 4  # judges are asked about modifiers
 NEAR_MISSES, DISTRACTORS = 20, 59  # of each asked caption: together with it the judge chooses among 60
 # How many primitives, pairs and things each list has, and how many of its primitives and things have a modifier.
 LIST_SIZES = {"test24": ((8, 8, 8), 0.5), "tuning": ((5, 6, 5), 0.5), "evaluation": ((30, 100, 70), 1.0)}
-# Captions for methods to be compared on after test24 had been looked at.  Hardly a held-out single is in no list, so they
-# are of the evaluation list, on which models had been measured, but no method run.
+# Captions for methods to be compared on after test24 had been looked at.  Hardly a held-out single is in no list, so
+# they are of the evaluation list, on which models had been measured, but no method run.
 CONFIRM, CONFIRM_SIZE = "confirm24", ((8, 8, 8), 0.5)
 LISTS_SEED = 2
 
