@@ -77,21 +77,27 @@ def median_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]
 
 
 def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:
-    """A few captions down, the main methods across, four sides of each mesh; None where what was made is not here."""
+    """A few captions down, the main methods that have been run on them across, four sides of each mesh.
+
+    None where what was made is not here.  The picture's comment holds the hashes of the lines that it shows.
+    """
     from PIL import Image, ImageDraw
 
     from psd.suite import jobs
     from psd.tiny.scenes import Distilled
 
-    files = {
-        (job.method, job.preset.prompt): made_file(job)
+    held = {line["hash"] for line in lines}
+    shown = {
+        (job.method, job.preset.prompt): job
         for job in jobs(suite, read_lines(RESULTS / f"{suite.name}.jsonl"))
-        if job.preset.seed == 0 and job.budget == "steps" and suite.methods[job.method].main
+        if job.preset.seed == 0 and job.budget == "steps" and suite.methods[job.method].main and job.hash in held
     }
-    methods = list(dict.fromkeys(method for method, _ in files))
-    prompts = list(dict.fromkeys(prompt for _, prompt in files))
+    methods = list(dict.fromkeys(method for method, _ in shown))
+    prompts = [p for p in dict.fromkeys(prompt for _, prompt in shown) if all((m, p) in shown for m in methods)]
     prompts = prompts[:: max(1, len(prompts) // STRIP_PROMPTS)][:STRIP_PROMPTS]
-    if not lines or not all(files[method, prompt].is_file() for method in methods for prompt in prompts):
+    shown = {(m, p): job for (m, p), job in shown.items() if p in prompts}
+    files = {cell: made_file(job) for cell, job in shown.items()}
+    if not files or not all(file.is_file() for file in files.values()):
         return None
     size, line, gap = 64, 14, 6
     canvas = Image.new("RGB", (len(methods) * (4 * size + gap), line + len(prompts) * (size + line)), "white")
@@ -106,8 +112,23 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
             for view, picture in enumerate(pictures[::2]):
                 canvas.paste(Image.fromarray(picture).resize((size, size)), (x + view * size, y + line))
     path = RESULTS / f"{suite.name}-strips.jpg"
-    canvas.save(path, quality=88)
+    canvas.save(path, quality=88, comment=" ".join(job.hash for job in shown.values()))
     return path
+
+
+def drop_stale_pictures(suite: Suite, lines: Sequence[Line]) -> None:
+    """Take away what shows lines that no longer hold: strips by their comment, the charts where no line is left."""
+    from PIL import Image
+
+    strips = RESULTS / f"{suite.name}-strips.jpg"
+    if strips.is_file():
+        with Image.open(strips) as picture:
+            shown = picture.info.get("comment", b"").decode().split()
+        if not shown or not {line["hash"] for line in lines}.issuperset(shown):
+            strips.unlink()
+    if not lines:
+        for name in ("curves", "leads"):
+            (RESULTS / f"{suite.name}-{name}.svg").unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- report
@@ -222,6 +243,7 @@ def write_report() -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for suite in suites():
         lines, missing = recorded(suite)
+        drop_stale_pictures(suite, lines)
         if lines:
             write_charts(suite, lines)
         (RESULTS / f"{suite.name}.md").write_text(suite_report(suite, lines, missing), encoding="utf-8")

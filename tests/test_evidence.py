@@ -509,6 +509,30 @@ def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path)
     assert "Not run yet" in evidence.suite_report(found, [], missing=24)
 
 
+def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_path: Path, monkeypatch) -> None:
+    found = small(tmp_path)
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    made = Distilled({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
+
+    def made_file(job: suite.Job) -> Path:
+        return tmp_path / f"{job.made}.npz"
+
+    lines = [line for line in all_lines(found) if line["method"] in ("sds", "steered")]
+    assert evidence.write_strips(found, lines, made_file) is None, "nothing that was made is here"
+    for job in jobs(found, []):
+        if job.method in ("sds", "steered"):
+            made.save(made_file(job))
+    path = evidence.write_strips(found, lines, made_file)
+    assert path is not None
+    evidence.drop_stale_pictures(found, lines)
+    assert path.is_file()
+    (tmp_path / "small-curves.svg").touch()
+    evidence.drop_stale_pictures(found, lines[1:])
+    assert not path.is_file() and (tmp_path / "small-curves.svg").is_file()
+    evidence.drop_stale_pictures(found, [])
+    assert not (tmp_path / "small-curves.svg").is_file()
+
+
 def test_the_readme_and_the_pages_agree_with_the_results() -> None:
     readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
     assert evidence.section() in readme, "stale: run `python -m psd compare --report`"
