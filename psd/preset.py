@@ -167,7 +167,7 @@ class Preset(BaseModel):
     gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
     winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
     preference_t_max: float = setting(
-        1.0, "No preference term above this t/T (ramped over 0.1 below).", group="preference", symbol="t_on", ge=0, le=1
+        1.0, "No pair or pixel gradient above this t/T; 0.1 below, all.", group="preference", symbol="t_on", ge=0, le=1
     )
     steer_radius: float = setting(
         0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",

@@ -239,9 +239,7 @@ def main(arguments: argparse.Namespace) -> int:
         figures = parts[name](arguments)
         if recorded(arguments):
             RESULTS.mkdir(parents=True, exist_ok=True)
-            record = {
-                "seconds": round(time.monotonic() - start),
-                **figures,
-            }  # of the whole, where only a part was asked
+            # figures bring their own seconds where only a part was measured again: those of the whole
+            record = {"seconds": round(time.monotonic() - start), **figures}
             recording(name).write_text(json.dumps(record, indent=1) + "\n")
     return 0
