@@ -103,9 +103,9 @@ class Matched:
 def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], measure: str) -> Matched | None:
     """The reference's lead in ``measure`` over the swept control at the reference's own mean train reward.
 
-    The two weights whose mean rewards enclose the reference's on the runs that all have are mixed linearly, on the runs
-    that these two have, so that the mean reward of the mixture is the reference's; in each resample anew, since the
-    share is as uncertain as the rewards.  None where no run is common.
+    The two weights whose mean rewards enclose the reference's, on the runs that all have, say which runs count: those
+    that these two have.  The control there is the line through all weights that have these runs, read at the
+    reference's reward; in each resample anew, since that is as uncertain as the line.  None where no run is common.
     """
 
     def keyed(lines: Sequence[Line]) -> dict[tuple, tuple[float, float]]:
@@ -122,28 +122,29 @@ def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], meas
     high = min((name for name in above if above[name] > 0), key=above.__getitem__, default=None)
     below, beyond = low or high, high or low
     assert below is not None and beyond is not None
+    keys = set(own) & set(control[below]) & set(control[beyond])
+    curve = sorted((name for name in control if keys <= set(control[name])), key=above.__getitem__)
     by_prompt: dict[str, list[np.ndarray]] = {}
-    for key in sorted(set(own) & set(control[below]) & set(control[beyond])):
-        by_prompt.setdefault(key[0], []).append(np.array([own[key], control[below][key], control[beyond][key]]))
-    means = np.stack([np.mean(runs, axis=0) for runs in by_prompt.values()])  # caption x (own, below, beyond) x 2
+    for key in sorted(keys):
+        by_prompt.setdefault(key[0], []).append(np.array([own[key], *(control[name][key] for name in curve)]))
+    means = np.stack([np.mean(runs, axis=0) for runs in by_prompt.values()])  # caption x (own, *curve) x 2
 
-    def mixed(rewards_and_measures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lead, and the share of the stronger weight: in [0, 1] while it encloses; none where there is but one."""
-        (reward, value), (weak, its), (strong, strongs) = np.moveaxis(rewards_and_measures, (-2, -1), (0, 1))
-        share = (reward - weak) / np.maximum(strong - weak, 1e-9) if below != beyond else np.zeros_like(reward)
-        within = np.clip(share, 0, 1)
-        return value - (1 - within) * its - within * strongs, share
+    def ahead(rewards_and_measures: np.ndarray) -> tuple[float, bool]:
+        """The lead over the control at the own reward, at the nearest end of the line where that is beyond it."""
+        (reward, value), line = rewards_and_measures[0], rewards_and_measures[1:]
+        rewards, values = line[np.argsort(line[:, 0])].T
+        return value - np.interp(reward, rewards, values), not rewards[0] <= reward <= rewards[-1]
 
-    leads, shares = mixed(means[resamples(len(means))].mean(1))
-    value, share = mixed(means.mean(0))
-    lead = between(float(value), leads, len(means))
-    if below == beyond or not 0 <= share <= 1:
+    leads, outside = zip(*map(ahead, means[resamples(len(means))].mean(1)), strict=True)
+    value, beyond_all = ahead(means.mean(0))
+    lead = between(value, np.array(leads), len(means))
+    if below == beyond or beyond_all:
         target, *ends = means[:, :, 0].mean(0)
-        nearest = [f"{name} {reward:+.2f}" for name, reward in zip((below, beyond), ends, strict=True)]
-        note = f"no bracket: the reference's train reward is {target:+.2f}, that of {', '.join(dict.fromkeys(nearest))}"
+        nearest = [f"{name} {end:+.2f}" for name, end in zip(curve, ends, strict=True) if name in (below, beyond)]
+        note = f"no bracket: the reference's train reward is {target:+.2f}, that of {', '.join(nearest)}"
         return Matched(lead, None, note)
-    outside = float(np.mean((shares < 0) | (shares > 1)))
-    note = f"between {below} and {beyond}" + (f", outside them in {outside:.0%} of the resamples" if outside else "")
+    share = float(np.mean(outside))
+    note = f"between {below} and {beyond}" + (f", outside the sweep in {share:.0%} of the resamples" if share else "")
     return Matched(lead, (below, beyond), note)
 
 

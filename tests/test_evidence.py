@@ -351,7 +351,22 @@ def test_each_resample_of_a_matched_control_mixes_anew() -> None:
         outside += not 0 <= weight <= 1
         leads.append(13.0 - (10.0 + 4.0 * min(max(weight, 0.0), 1.0)))
     assert found is not None and found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded(5))))
-    assert outside and f"outside them in {outside / 10_000:.0%}" in found.note
+    assert outside and f"outside the sweep in {outside / 10_000:.0%}" in found.note
+
+
+def test_a_resample_beyond_the_enclosing_weights_reads_the_next() -> None:
+    """Of captions with rewards 1 to 5 many resamples leave [2, 4]; the line there has another slope."""
+    own = sweep_lines(3.0, 0.0, slope=1.0)
+    sweep = {
+        str(reward): sweep_lines(reward, score) for reward, score in ((0.0, 0.0), (2.0, 1.0), (4.0, 2.0), (6.0, 9.0))
+    }
+    found = matched(own, sweep, "score")
+    leads = [
+        -np.interp(np.mean([own[i]["reward"] for i in chosen]), [0, 2, 4, 6], [0, 1, 2, 9])
+        for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5))
+    ]
+    assert found is not None and found.bracket == ("2.0", "4.0") and found.note == "between 2.0 and 4.0"
+    assert found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded(5))))
 
 
 def test_the_weights_that_enclose_count_on_all_their_captions() -> None:
