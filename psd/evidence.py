@@ -15,11 +15,12 @@ import numpy as np
 
 from psd.bars import bars, bars_table
 from psd.charts import curves, intervals
-from psd.paired import Line, bootstrap, paired
+from psd.paired import Line, average, bootstrap, paired
 from psd.preset import MissingError
 from psd.suite import RESULTS, ROOT, SUITES, Job, Suite, cost, current, read_lines
 from psd.tables import (
     AT_EQUAL_COST,
+    common,
     counted,
     differences_table,
     drift_table,
@@ -79,26 +80,32 @@ def median_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]
 def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:
     """A few captions down, the main methods that have been run on them across, four sides of each mesh.
 
-    None where what was made is not here.  The picture's comment holds the hashes of the lines that it shows.
+    Of the captions those whose meshes are all here, None where there is none; of the sweep the weight whose reward
+    comes nearest to the reference's.  The picture's comment holds the hashes of the lines that it shows.
     """
     from PIL import Image, ImageDraw
 
     from psd.suite import jobs
     from psd.tiny.scenes import Distilled
 
-    held = {line["hash"] for line in lines}
+    held, control = {line["hash"] for line in lines}, nearest_control(suite, lines)
+    methods = [
+        label
+        for label in main_rows(suite, lines)
+        if label in suite.methods and (label not in suite.sweep or label == control)
+    ]
     shown = {
         (job.method, job.preset.prompt): job
         for job in jobs(suite, read_lines(RESULTS / f"{suite.name}.jsonl"))
-        if job.preset.seed == 0 and job.budget == "steps" and suite.methods[job.method].main and job.hash in held
+        if job.preset.seed == 0 and job.budget == "steps" and job.method in methods and job.hash in held
     }
-    methods = list(dict.fromkeys(method for method, _ in shown))
-    prompts = [p for p in dict.fromkeys(prompt for _, prompt in shown) if all((m, p) in shown for m in methods)]
-    prompts = prompts[:: max(1, len(prompts) // STRIP_PROMPTS)][:STRIP_PROMPTS]
-    shown = {(m, p): job for (m, p), job in shown.items() if p in prompts}
     files = {cell: made_file(job) for cell, job in shown.items()}
-    if not files or not all(file.is_file() for file in files.values()):
+    cells = {cell for cell, file in files.items() if file.is_file()}
+    prompts = [p for p in dict.fromkeys(prompt for _, prompt in shown) if cells.issuperset((m, p) for m in methods)]
+    prompts = prompts[:: max(1, len(prompts) // STRIP_PROMPTS)][:STRIP_PROMPTS]
+    if not prompts:
         return None
+    shown = {(m, p): job for (m, p), job in shown.items() if p in prompts}
     size, line, gap = 64, 14, 6
     canvas = Image.new("RGB", (len(methods) * (4 * size + gap), line + len(prompts) * (size + line)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -114,6 +121,16 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
     path = RESULTS / f"{suite.name}-strips.jpg"
     canvas.save(path, quality=88, comment=" ".join(job.hash for job in shown.values()))
     return path
+
+
+def nearest_control(suite: Suite, lines: Sequence[Line]) -> str | None:
+    """The weight of the sweep whose mean train reward comes nearest to the reference's, on the runs that all have."""
+    found = rows(suite, lines)
+    shared = common({name: found[name] for name in (suite.reference, *suite.sweep) if name in found})
+    reward = {name: average(own, "reward") for name, own in shared.items()}
+    aim = reward.pop(suite.reference, None)
+    gaps = {name: abs(its - aim) for name, its in reward.items() if its is not None and aim is not None}
+    return min(gaps, key=gaps.__getitem__, default=None)
 
 
 def drop_stale_pictures(suite: Suite, lines: Sequence[Line]) -> None:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import norm, t
 
 from psd import compare, evidence, suite
@@ -546,6 +547,23 @@ def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_pat
     assert not path.is_file() and (tmp_path / "small-curves.svg").is_file()
     evidence.drop_stale_pictures(found, [])
     assert not (tmp_path / "small-curves.svg").is_file()
+
+
+def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_path: Path, monkeypatch) -> None:
+    found = small(tmp_path)
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    made = Distilled({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
+    lines = strong_lines(found)  # rewards: the reference and the weak control -1, the strong one +1
+    assert evidence.nearest_control(found, lines) == "weak" and evidence.nearest_control(found, []) is None
+    here = [job for job in jobs(found, []) if job.preset.prompt in ("a tall red tree", "a black flower")]
+    for job in here:
+        made.save(tmp_path / f"{job.made}.npz")
+    path = evidence.write_strips(found, lines, lambda job: tmp_path / f"{job.made}.npz")
+    assert path is not None
+    with Image.open(path) as picture:
+        shown = picture.info["comment"].decode().split()
+    asked = {job.hash for job in here if job.preset.seed == 0 and job.method in ("sds", "steered", "weak")}
+    assert len(shown) == 6 and set(shown) == asked
 
 
 def test_the_readme_and_the_pages_agree_with_the_results() -> None:
