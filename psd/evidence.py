@@ -198,6 +198,12 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     labels = [name + (AT_EQUAL_COST if budget == "cost" else "") for name, budget in suite.rows()]
     if absent := [f"`{label}`" for label in labels if label not in found]:
         parts += [f"Without any run yet: {', '.join(absent)}.", ""]
+    main = main_rows(suite, lines)
+    begun = [name for name, method in suite.methods.items() if method.main and name in found and name not in main]
+    if begun and main:
+        asked = suite.main.prompts * suite.main.seeds
+        counts = [f"`{name}` ({len(found[name])} of {asked})" for name in begun]
+        parts += [f"Not in the table of the main methods before all runs are there: {', '.join(counts)}.", ""]
     if suite.bars:
         parts += ["## Bars", "", *bars_table(bars(suite, lines)), ""]
     parts += ["## Measures", "", GUIDE if suite.truth else GUIDE_WITHOUT_TRUTH, ""]

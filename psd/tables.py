@@ -100,9 +100,14 @@ def common(found: Rows) -> dict[str, list[Line]]:
 
 
 def main_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The main methods, over the runs that they share; all methods where none is main."""
+    """The main methods, over the runs that they share; all methods where none is main.
+
+    Those that are not complete wait while the reference is: a row that has just begun would leave few runs to all.
+    """
     found = rows(suite, lines)
     main = {label: own for label, own in found.items() if label in suite.methods and suite.methods[label].main}
+    if main and complete(suite, lines, [suite.reference]):
+        main = {label: own for label, own in main.items() if complete(suite, lines, [label])}
     return common(main or found)
 
 

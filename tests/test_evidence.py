@@ -458,6 +458,18 @@ def test_every_row_of_a_table_is_over_the_same_runs(tmp_path: Path) -> None:
     assert list(groups(found, mains)) == ["main methods"] and groups(found, []) == {}
 
 
+def test_a_row_that_has_just_begun_waits_while_the_reference_is_complete(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    lines = [line for line in strong_lines(found) if (line["method"], line["seed"]) != ("strong", 1)]
+    table = groups(found, lines)["main methods"]
+    assert list(table) == ["sds", "steered", "weak"] and {len(own) for own in table.values()} == {12}
+    page = evidence.suite_report(found, lines, missing=6)
+    assert "before all runs are there: `strong` (6 of 12)." in page
+    begun = [line for line in lines if (line["method"], line["seed"]) != ("steered", 1)]
+    table = groups(found, begun)["main methods"]
+    assert list(table) == ["sds", "steered", "weak", "strong"] and {len(own) for own in table.values()} == {6}
+
+
 def test_differences_are_to_what_each_method_names(tmp_path: Path) -> None:
     found = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: weak, ") + "compared_by: [inconsistency]\n")
     values = {"sds": 0.0, "steered": 1.0, "weak": 2.0, "strong": 5.0}
