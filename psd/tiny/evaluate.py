@@ -37,8 +37,11 @@ MILDEST = {  # the strengths at which pair accuracy is asked; 1 is gross
     "blur": 0.25, "noise": 0.25, "holes": 0.4, "floaters": 0.3, "warp": 0.4, "washed_out": 0.3, "fog": 0.3,
     "dark": 0.4, "oversaturated": 0.4, "stained": 0.3, "wrong_colour": 1.0, "wrong_part": 1.0,
 }  # fmt: skip
+COMPARED, COMPARED_SAMPLES = "confirm24", 4  # the captions of `compare`'s main suite
 VIEWS = 4
 GUIDANCE = 4.0  # of the prior's samples, as in the default preset
+
+Asked = list[tuple[grammar.Caption, list[grammar.Caption]]]  # captions with their distractors
 
 
 def truth(
@@ -49,7 +52,7 @@ def truth(
     return ground_truth([caption], cameras, size, generator=generator, background=background)
 
 
-def rows(name: str) -> list[tuple[grammar.Caption, list[grammar.Caption]]]:
+def rows(name: str) -> Asked:
     """The captions of a committed list with their distractors."""
     return [(grammar.parse(text), [grammar.parse(d) for d in others]) for text, others in lists.load_list(name).items()]
 
@@ -118,7 +121,8 @@ def prior_early(arguments: argparse.Namespace) -> dict:
 def prior(arguments: argparse.Namespace, name: str = "prior") -> dict:
     """Guided samples of the evaluation captions: named by the evidence judge among 60, consistent between views.
 
-    Beside them the ground truth, as it is and through the autoencoder: what samples of the very truth would be worth.
+    Beside them the ground truth, as it is and through the autoencoder: what samples of the very truth would be worth;
+    and how many samples of the captions of ``compare`` are named: what its methods could hope for.
     """
     model, judge, whole = load_prior(f"assets/{name}", CPU), load_judge("assets/evidence", CPU), name == "prior"
     cameras = turntable(VIEWS)
@@ -127,13 +131,15 @@ def prior(arguments: argparse.Namespace, name: str = "prior") -> dict:
     errors: dict[str, list[float]] = defaultdict(list)
     pictures = []
     negative = model.embed(grammar.LOW_QUALITY)
+
+    def samples(batch: Asked, seed: int) -> Float[Tensor, "b v 3 h w"]:
+        embeddings = torch.stack([model.embed(caption.text) for caption, _ in batch])
+        z0 = sample(model.unet, embeddings, negative, guidance_scale=arguments.guidance_scale, seed=seed)
+        return model.decode(z0).clamp(0, 1)
+
     for start in range(0, len(asked), 10):
         batch = asked[start : start + 10]
-        embeddings = torch.stack([model.embed(caption.text) for caption, _ in batch])
-        z0 = sample(model.unet, embeddings, negative, guidance_scale=arguments.guidance_scale, seed=start)
-        for index, (images, (caption, others)) in enumerate(
-            zip(model.decode(z0).clamp(0, 1), batch, strict=True), start
-        ):
+        for index, (images, (caption, others)) in enumerate(zip(samples(batch, start), batch, strict=True), start):
             true = truth(caption, index, cameras).rgb[0]
             autoencoded = model.decode(model.encode(true[None]))[0].clamp(0, 1)
             for name, seen in (("sample", images), ("ground truth", true), ("autoencoded truth", autoencoded)):
@@ -141,16 +147,23 @@ def prior(arguments: argparse.Namespace, name: str = "prior") -> dict:
                 errors[name].append(reprojection_error(seen, cameras))
             hits[caption.group].append(hits["sample"][-1])
             pictures.append((caption.text, images, hits["sample"][-1]))
+    compared = rows(COMPARED)[: arguments.limit]
+    for seed in range(COMPARED_SAMPLES):
+        for start in range(0, len(compared), 12):
+            batch = compared[start : start + 12]
+            for images, (caption, others) in zip(samples(batch, 1000 * seed + start), batch, strict=True):
+                hits[COMPARED].append(bool(judged(judge, images, [caption, *others]).argmax() == 0))
     consistency = {name: finite_mean(values) for name, values in errors.items()}
     ratios = {name: value / consistency["ground truth"] for name, value in consistency.items()}
     report("samples named by the evidence judge, top-1 of 60", mean(hits["sample"]), at_least=0.85 if whole else None)
     for group in ("primitive", "pair", "thing"):
         report(f"  of which {group}", mean(hits[group]))
+    report(f"  of {COMPARED}, {COMPARED_SAMPLES} samples each", mean(hits[COMPARED]))
     report("  the judge on ground truth", mean(hits["ground truth"]))
     report("  the judge on ground truth through the autoencoder", mean(hits["autoencoded truth"]))
     report("reprojected colour error over the ground truth's own", ratios["sample"], at_most=1.5 if whole else None)
     report("  of the ground truth through the autoencoder", ratios["autoencoded truth"])
-    if whole:
+    if whole and recorded(arguments):
         sheet(pictures, ROOT / "assets" / "pictures" / "prior-samples.png")
     return {
         "captions": len(asked), "guidance_scale": arguments.guidance_scale,
