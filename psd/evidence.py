@@ -45,13 +45,13 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
     found = {label: own for label, own in main_rows(suite, lines).items() if label in suite.methods}
     heads = ["train reward", *judges(suite)]
     panels = {
-        head: {label: median_curve(own, index) for label, own in found.items()}
+        head: {label: later(median_curve(own, index)) for label, own in found.items()}
         for index, head in enumerate(heads, start=1)
     }
     pictures: dict[str, str] = {}
     if found:
         runs = counted(len(next(iter(found.values()))), "run")
-        pictures["curves"] = curves(panels, across=f"steps (medians over {runs})")
+        pictures["curves"] = curves(panels, across=f"steps, from a quarter of the run on (medians over {runs})")
     every, leads = rows(suite, lines), {}
     for label, own in every.items():
         other = suite.against(label.removesuffix(AT_EQUAL_COST))
@@ -75,6 +75,12 @@ def median_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]
         for point in line["curve"]:
             by_step.setdefault(point[0], []).append(point[index])
     return [(step, float(np.median(values))) for step, values in sorted(by_step.items())]
+
+
+def later(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without the first quarter of the run: there all rise alike, by far more than they differ by afterwards."""
+    end = max((step for step, _ in curve), default=0.0)
+    return [point for point in curve if point[0] >= end / 4] if len(curve) >= 4 else list(curve)
 
 
 def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:

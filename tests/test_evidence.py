@@ -524,6 +524,8 @@ def test_the_columns_of_comparison_are_columns(tmp_path: Path) -> None:
 def test_a_curve_is_the_median_of_the_runs() -> None:
     lines = [{"curve": [[0, 0.0, value], [10, 1.0, 2 * value]]} for value in (1.0, 2.0, -900.0)]
     assert evidence.median_curve(lines, 2) == [(0, 1.0), (10, 2.0)]
+    curve = [(0.0, -9.0), (10.0, -5.0), (20.0, 1.0), (40.0, 2.0)]
+    assert evidence.later(curve) == curve[1:] and evidence.later(curve[:2]) == curve[:2] and evidence.later([]) == []
 
 
 def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path) -> None:
