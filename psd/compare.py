@@ -1,9 +1,9 @@
 """``python -m psd compare``: run a suite's missing jobs, one JSON line each; and the report that they make.
 
-Any number of one-thread processes share the jobs out.  What a run made stays under ``work/compare`` by its hash: other
-suites that contain the same run, and later judges, need not repeat it.  A job that fails is told and skipped, and tried
-again by the next call.  Lines accumulate in ``assets/results``; those of a trial, with changed parameters (``--set``),
-stay under ``work`` too.
+Any number of one-thread processes share the jobs out.  A run that another suite has a line of is not repeated, and what
+a run made stays under ``work/compare`` by its hash, so that later judges need not repeat it either.  A job that fails
+is told and skipped, and tried again by the next call.  Lines accumulate in ``assets/results``; those of a trial, with
+changed parameters (``--set``), stay under ``work`` too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -106,11 +106,29 @@ def run_suite(
         print(f"{path.name} ended in the middle of a line: {lost} bytes taken off", file=sys.stderr)
     failed = work_off(missing_probes(suite, path), path, processes)
     missing = current(suite, read_lines(path))[1]
-    missing = [job for job in missing if chosen is None or job.method in chosen][:limit]
+    missing = take_over([job for job in missing if chosen is None or job.method in chosen], path)[:limit]
     failed += work_off(missing, path, processes)
     found, _ = current(suite, read_lines(path))
     print(f"{suite.name}: {len(found)} of {suite.planned} runs are in {path.relative_to(ROOT)}")
     return failed
+
+
+def take_over(todo: Sequence[Job], path: Path) -> list[Job]:
+    """Append the lines that other suites have of these jobs; the jobs that are left.
+
+    A job's hash holds all that decides its line, so that the line of one suite holds in every other.
+    """
+    told = recorded_runs()
+    for job in todo:
+        if job.hash in told:
+            append_line(path, dumped({**told[job.hash], **job.key}))
+    return [job for job in todo if job.hash not in told]
+
+
+def recorded_runs() -> dict[str, dict[str, Any]]:
+    """Every run that any suite has a line of, by the job's hash."""
+    lines = [line for file in sorted(RESULTS.glob("*.jsonl")) for line in read_lines(file)]
+    return {line["hash"]: line for line in lines if line["kind"] == "run"}
 
 
 def ended(failed: int, reported: Sequence[Suite]) -> int:
@@ -146,6 +164,7 @@ def outlook(todo: Sequence[tuple[Suite, Path]]) -> str:
     for line in recorded:
         taken.setdefault(line["method"], []).append(line["seconds"])
     usual = fmean(line["seconds"] for line in recorded) if recorded else RUN_S
+    told = recorded_runs()
     said, seconds, seen = [], 0.0, set()
     for suite, path in todo:
         found, missing = current(suite, read_lines(path))
@@ -153,7 +172,7 @@ def outlook(todo: Sequence[tuple[Suite, Path]]) -> str:
         said.append(f"{suite.name}: {first} probes and {left} of {suite.planned} runs are to do")
         seconds += (left - len(missing)) * usual  # what waits for a probe
         for job in missing:
-            if job.made not in seen and not made_file(job).is_file():
+            if job.made not in seen and job.hash not in told and not made_file(job).is_file():
                 seconds += fmean(taken.get(job.method, [usual]))
             seen.add(job.made)
     return "\n".join([*said, f"In all about {seconds / 3600:.1f} hours of one core, without what is made already."])
@@ -185,11 +204,15 @@ def work_off(todo: Sequence[Job], path: Path, processes: int) -> int:
             failed += 1
             print(f"{about}  FAILED\n{error}", file=sys.stderr, flush=True)
             continue
-        append_line(path, json.dumps({**line, "commit": at}, allow_nan=False, ensure_ascii=False))
+        append_line(path, dumped({**line, "commit": at}))
         left_min = (time.monotonic() - begun) / done * (len(todo) - done) / 60
         found = f"iou {line['iou']:.3f}  " if "iou" in line else ""
         print(f"{about}  {found}{line['seconds']:.0f} s  {left_min:.0f} min left", flush=True)
     return failed
+
+
+def dumped(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False, ensure_ascii=False)
 
 
 def commit() -> str | None:

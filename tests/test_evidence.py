@@ -646,6 +646,28 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(
     assert compare.ended(1, []) == 1 and "1 job failed" in capsys.readouterr().err and compare.ended(0, []) == 0
 
 
+def test_a_run_that_another_suite_has_a_line_of_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds here under the name it has here; a probe and another run's line do not."""
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    monkeypatch.setattr(compare, "WORK", tmp_path / "made")
+    found = small(tmp_path)
+    todo, path, other = jobs(found, []), tmp_path / "small.jsonl", tmp_path / "other.jsonl"
+    assert len(todo) == 48
+    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in compare.outlook([(found, path)])
+    elsewhere = [{**run_line(job), "method": "other_name", "budget": "cost", "commit": "abc"} for job in todo]
+    other.write_text("".join(json.dumps(line) + "\n" for line in elsewhere))
+    assert f"about {4 * 70 / 3600:.1f} hours" in compare.outlook([(found, path)])
+
+    elsewhere[1] |= {"kind": "probe"}
+    elsewhere[2] |= {"hash": "another"}
+    other.write_text("".join(json.dumps(line) + "\n" for line in elsewhere[:3]))
+    assert compare.take_over(todo, path) == todo[1:]
+    assert read_lines(path) == [{**run_line(todo[0]), "commit": "abc"}]
+    assert len(current(found, read_lines(path))[0]) == 1
+
+
 def test_the_commit_says_whether_the_sources_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     assert compare.commit() is None
