@@ -29,7 +29,7 @@ from psd.tables import (
     groups,
     judges,
     main_rows,
-    matched_sentences,
+    matched_table,
     measures_table,
     rows,
 )
@@ -221,8 +221,8 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
         parts += [f"### {name.capitalize()}", "", *differences_table(suite, group), ""]
     if costly := equal_cost_table(suite, lines):
         parts += ["## At equal cost", "", *costly, ""]
-    if sentences := matched_sentences(suite, lines):
-        parts += [f"## `{suite.reference}` against the swept control at its own train reward", "", *sentences, ""]
+    if at_their_reward := matched_table(suite, lines):
+        parts += ["## Against the swept control at the method's own train reward", "", *at_their_reward, ""]
     if drifts := drift_table(suite, lines):
         chance = "Where nothing drifts, one of twenty such tables has an interval that misses 0 (Bonferroni)."
         parts += ["## Drift", "", chance, "", *drifts, ""]

@@ -141,7 +141,7 @@ def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], meas
     if below == beyond or beyond_all:
         target, *ends = means[:, :, 0].mean(0)
         nearest = [f"{name} {end:+.2f}" for name, end in zip(curve, ends, strict=True) if name in (below, beyond)]
-        note = f"no bracket: the reference's train reward is {target:+.2f}, that of {', '.join(nearest)}"
+        note = f"no bracket: its train reward is {target:+.2f}, that of {', '.join(nearest)}"
         return Matched(lead, None, note)
     share = float(np.mean(outside))
     note = f"between {below} and {beyond}" + (f", outside the sweep in {share:.0%} of the resamples" if share else "")

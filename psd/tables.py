@@ -229,13 +229,15 @@ def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     return markdown(["method", "against", "drift expected", *measures, "as expected"], body) if body else []
 
 
-def matched_sentences(suite: Suite, lines: Sequence[Line]) -> list[str]:
+def matched_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
+    """Every method against the swept control at the method's own train reward."""
     found = rows(suite, lines)
     control = {name: found.get(name, []) for name in suite.sweep}
-    sentences = []
-    for column in leading(suite):
-        result = matched(found.get(suite.reference, []), control, column.measure)
-        if result is not None:
-            captions = counted(result.lead.prompts, "caption")
-            sentences.append(f"- {column.head}: {result.lead} over {captions} ({result.note})")
-    return sentences
+    wanted = [column for column in leading(suite) if column.measure != "reward"]
+    body = []
+    for name in (name for name in suite.methods if name not in suite.sweep):
+        results = [matched(found.get(name, []), control, column.measure) for column in wanted]
+        if told := [result for result in results if result is not None]:
+            cells = ["" if result is None else str(result.lead) for result in results]
+            body.append([f"`{name}`", f"{max(result.lead.prompts for result in told)}", *cells, told[0].note])
+    return markdown(["method", "captions", *(column.head for column in wanted), "control"], body) if body else []

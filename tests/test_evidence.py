@@ -22,7 +22,16 @@ from psd.models import load_negative, load_prior
 from psd.paired import average, bootstrap, diverging, expanded, matched, paired, preferred
 from psd.preset import MissingError, Preset, PresetError
 from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
-from psd.tables import columns, differences_table, drift_table, equal_cost_table, groups, leading, measures_table
+from psd.tables import (
+    columns,
+    differences_table,
+    drift_table,
+    equal_cost_table,
+    groups,
+    leading,
+    matched_table,
+    measures_table,
+)
 from psd.tiny import grammar
 from psd.tiny.scenes import Distilled
 
@@ -105,7 +114,7 @@ def test_the_main_suite_is_as_large_as_was_promised_and_holds_no_tuning_caption(
     assert inside <= {name for name, method in main.methods.items() if method.main}
 
 
-@pytest.mark.parametrize("name", ["embedded", "ablations", "fronts", "open", "weak_prior"])
+@pytest.mark.parametrize("name", ["embedded", "ablations", "forms", "fronts", "open", "weak_prior"])
 def test_what_the_reports_ask_about_is_the_default_preset(name: str) -> None:
     found = Suite.load(SUITES / f"{name}.yaml")
     default = suite.looked_at(Preset.load("tiny", {**found.set, "threads": 1, "judges": []}))
@@ -374,6 +383,23 @@ def test_the_weights_that_enclose_count_on_all_their_captions() -> None:
     sweep = {"weakest": sweep_lines(0.0, 1.0, "ab"), "weak": sweep_lines(2.0, 10.0), "strong": sweep_lines(6.0, 14.0)}
     found = matched(sweep_lines(3.0, 13.0), sweep, "score")
     assert found is not None and found.bracket == ("weak", "strong") and found.lead.prompts == 5
+
+
+def test_every_method_is_compared_with_the_control_at_its_own_reward(tmp_path: Path) -> None:
+    """Between the weights the control's PSNR is 10 to 14 at rewards 0 to 4; below the weakest it is the weakest's."""
+    found = small(tmp_path)
+    values = {"sds": (-1.0, 9.0), "steered": (3.0, 15.0), "weak": (0.0, 10.0), "strong": (4.0, 14.0)}
+    lines = [
+        run_line(job, reward=values[job.method][0], colour_psnr=values[job.method][1])
+        for job in jobs(found, [])
+        if job.method in values and job.budget == "steps"
+    ]
+    body = {row.split(" | ")[0]: row.split(" | ") for row in matched_table(found, lines)}
+    assert list(body) == ["| method", "|---|---|---|---|---|---|", "| `sds`", "| `steered`"]
+    column = body["| method"].index("PSNR")
+    assert body["| `steered`"][1] == "6" and body["| `steered`"][column] == "+2.00 [+2.00, +2.00]"
+    assert body["| `sds`"][column].startswith("-1.00") and "no bracket" in body["| `sds`"][-1]
+    assert matched_table(small(tmp_path, SMALL.replace("sweep: [weak, strong]", "")), lines) == []
 
 
 def test_divergence_needs_a_rising_reward_and_every_judge_falling() -> None:
