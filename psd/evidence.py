@@ -36,6 +36,7 @@ from psd.tables import (
 
 BEGIN, END = "<!-- evidence: written by `python -m psd compare --report` -->", "<!-- end of evidence -->"
 STRIP_PROMPTS = 6
+STRIP_METHODS = 10
 
 # --------------------------------------------------------------------------------------------------------------- charts
 
@@ -84,10 +85,10 @@ def later(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:
-    """A few captions down, the main methods that have been run on them across, four sides of each mesh.
+    """A few captions down, the first of the main methods that have been run on them across, four sides of each mesh.
 
-    Of the captions those whose meshes are all here, None where there is none; of the sweep the weight whose reward
-    comes nearest to the reference's.  The picture's comment holds the hashes of the lines that it shows.
+    Of the captions those whose meshes are all here, None where there is none; of the sweep the baseline and the weight
+    whose reward comes nearest to the reference's.  The picture's comment holds the hashes of the lines that it shows.
     """
     from PIL import Image, ImageDraw
 
@@ -98,8 +99,8 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
     methods = [
         label
         for label in main_rows(suite, lines)
-        if label in suite.methods and (label not in suite.sweep or label == control)
-    ]
+        if label in suite.methods and (label not in suite.sweep or label in (control, suite.baseline))
+    ][:STRIP_METHODS]
     shown = {
         (job.method, job.preset.prompt): job
         for job in jobs(suite, read_lines(RESULTS / f"{suite.name}.jsonl"))

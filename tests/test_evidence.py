@@ -605,6 +605,18 @@ def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_p
     asked = {job.hash for job in here if job.preset.seed == 0 and job.method in ("sds", "steered", "weak")}
     assert len(shown) == 6 and set(shown) == asked
 
+    lines = [line | ({"reward": -5.0} if line["method"] == "sds" else {}) for line in lines]
+
+    def across(suite_text: str) -> int:
+        again = small(tmp_path, suite_text)
+        assert (path := evidence.write_strips(again, lines, lambda job: tmp_path / f"{job.made}.npz")) is not None
+        with Image.open(path) as picture:
+            return len(picture.info["comment"].decode().split()) // 2
+
+    assert across(SMALL.replace("sweep: [weak,", "sweep: [sds, weak,")) == 3  # the baseline stays
+    monkeypatch.setattr(evidence, "STRIP_METHODS", 2)
+    assert across(SMALL) == 2
+
 
 def test_the_readme_and_the_pages_agree_with_the_results() -> None:
     readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
