@@ -116,7 +116,8 @@ def run_suite(
 def take_over(todo: Sequence[Job], path: Path) -> list[Job]:
     """Append the lines that other suites have of these jobs; the jobs that are left.
 
-    A job's hash holds all that decides its line, so that the line of one suite holds in every other.
+    A job's hash holds all that decides its line, so that the line of one suite holds in every other.  Only lines are
+    in the repository: what such a run made need not be here, and strips then leave its caption out.
     """
     told = recorded_runs()
     for job in todo:

@@ -235,7 +235,9 @@ def matched_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     control = {name: found.get(name, []) for name in suite.sweep}
     wanted = [column for column in leading(suite) if column.measure != "reward"]
     body = []
-    for name in (name for name in suite.methods if name not in suite.sweep):
+    for name in suite.methods:
+        if name in suite.sweep:
+            continue
         results = [matched(found.get(name, []), control, column.measure) for column in wanted]
         if told := [result for result in results if result is not None]:
             cells = ["" if result is None else str(result.lead) for result in results]
