@@ -253,6 +253,8 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
 
     press(page.get_by_role("button", name="Guidance"))
     slider = page.locator("#control-guidance_scale input[type=number]")
+    expect(slider).to_be_visible(timeout=PATIENCE_MS)
+    page.wait_for_timeout(500)  # its value is set once more as it comes onto the page, before any hand could reach it
     slider.fill("9.5")
     slider.press("Tab")
     expect(page.locator("#charts .rule title").first).to_have_text(

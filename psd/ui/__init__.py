@@ -58,10 +58,11 @@ MOUNTED = """async () => {
 FREE = "The values of the next run; those marked Live can also be moved while it goes on."
 THEIRS = "Locked while this run goes on: another browser steers it. Duplicate sets up a run of your own."
 FIXED = "Locked while this run goes on, except what is marked Live. Duplicate sets up another run."
-# A dropdown of Gradio takes the key that leaves it for one that opens it, and its list stays over the page.
-LEAVING = """() => document.addEventListener('keydown', event => {
+# A dropdown of Gradio takes the key that leaves it for one that opens it, and its list stays over the page.  (In the
+# head: what Gradio runs as ``js`` comes after the page can be used.)
+LEAVING = """<script>document.addEventListener('keydown', event => {
   if (event.key === 'Tab' && event.target.matches('[role=combobox]')) event.stopPropagation()
-}, true)"""
+}, true)</script>"""
 # The address follows what was started or left, unless that was refused: then the page still shows what it did.
 ADDRESS = """(run, refused) => {
   if (!refused) history.replaceState(null, '', run ? '?run=' + encodeURIComponent(run) : '?')
@@ -80,7 +81,7 @@ def appearance() -> dict[str, Any]:
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
         color_accent="*primary_600",
     )  # fmt: skip
-    return {"theme": theme, "css_paths": CSS, "js": LEAVING, "ssr_mode": False, "footer_links": ["api", "settings"]}
+    return {"theme": theme, "css_paths": CSS, "head": LEAVING, "ssr_mode": False, "footer_links": ["api", "settings"]}
 
 
 def build(
