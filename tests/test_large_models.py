@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 
-from psd import checkpoints, components
+from psd import checkpoints, compare, components
 from psd.cameras import mvdream_condition, turntable
 from psd.models import load_models, load_prior
 from psd.precision import in_chunks, in_precision
 from psd.preset import Preset, PresetError
 from psd.rewards import AestheticReward, HpsReward, ImageReward, clip_pixels, fit, load_reward
+from psd.suite import SUITES, Suite, jobs
 from psd.tiny.denoiser import build_tokenizer
 
 CPU = torch.device("cpu")
@@ -166,13 +167,19 @@ def test_pieces_give_what_the_whole_gives_in_value_and_gradient(mvdream_folder: 
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
-def test_a_small_decoder_shows_the_rewards_their_images(mvdream_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def small_decoder(tmp_path: Path) -> Path:
+    """As `madebyollin/taesd` is laid out."""
     torch.manual_seed(0)
     AutoencoderTiny(
         encoder_block_out_channels=(16, 16, 16, 16), decoder_block_out_channels=(16, 16, 16, 16),
         num_encoder_blocks=(0, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 0),
-    ).save_pretrained(tmp_path)  # fmt: skip
-    prior = load_prior(str(mvdream_folder), CPU, decoder=str(tmp_path))
+    ).save_pretrained(tmp_path / "decoder")  # fmt: skip
+    return tmp_path / "decoder"
+
+
+def test_a_small_decoder_shows_the_rewards_their_images(mvdream_folder: Path, small_decoder: Path) -> None:
+    prior = load_prior(str(mvdream_folder), CPU, decoder=str(small_decoder))
     latents = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = prior.decoder.decode(latents[0]).sample / 2 + 0.5  # TAESD takes scaled latents as they are
@@ -318,3 +325,32 @@ def test_rewards_score_what_their_releases_score(kind: str, scale: float, tmp_pa
     found = pieces(images, "a red cube")
     torch.testing.assert_close(found, scores, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), images)[0], gradient, atol=1e-5, rtol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------- the suite
+
+
+@pytest.fixture
+def large_suite(mvdream_folder: Path, small_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """`presets/suites/large.yaml` as it ships, on the tiny checkpoints and cut to what a CPU does in seconds."""
+    files = reward_files(tmp_path)
+    tokenizer_folder(tmp_path / "tokenizer")
+    monkeypatch.setattr(compare, "WORK", tmp_path / "made")
+    one = {"prompts": 1, "seeds": 1}
+    here = {
+        "device": "cpu", "prior": str(mvdream_folder), "reward_decoder": str(small_decoder),
+        "rewards": {str(files["hps"]): 1.0}, "negative_prompt": "ugly",
+        "steps": 3, "t_max_start": 0.5, "t_min_start": 0.5, "groups": 1, "late_render_size": 64, "ray_samples": 32,
+        "preview_every": 3, "preview_size": 32, "mesh_resolution": 32,
+    }  # fmt: skip
+    whole = Suite.load(SUITES / "large.yaml").model_dump()
+    changes = {"captions": ["a red cube"], "main": one, "others": one, "judges": [str(files["image"])], "set": here}
+    return Suite.model_validate({**whole, **changes})
+
+
+def test_the_large_suite_makes_and_judges_meshes_with_released_checkpoints(large_suite: Suite) -> None:
+    """MVDream distilled under HPSv2.1 and measured by ImageReward, from the suite's own lines to the mesh."""
+    job = next(job for job in jobs(large_suite, []) if job.method == large_suite.reference)
+    line = compare.work(job)
+    assert {"reward", "ImageReward.pt/score", "watertight", "faces", "seconds"} <= set(line) and "iou" not in line
+    assert line["steps"] == 3 and line["pair_ratio"] > 0 and line["calls"]["reward"][1] > 0
