@@ -24,14 +24,16 @@ from psd.tables import (
     counted,
     differences_table,
     drift_table,
-    equal_cost_table,
     extent,
     groups,
     judges,
     main_rows,
     matched_table,
     measures_table,
+    method_of,
+    reference_table,
     rows,
+    without_other_rewards,
 )
 
 BEGIN, END = "<!-- evidence: written by `python -m psd compare --report` -->", "<!-- end of evidence -->"
@@ -45,8 +47,9 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
     """Reward and judges over steps for the main methods; every method's lead in the primary measure."""
     found = {label: own for label, own in main_rows(suite, lines).items() if label in suite.methods}
     heads = ["train reward", *judges(suite)]
+    alike = without_other_rewards(suite, found)
     panels = {
-        head: {label: later(median_curve(own, index)) for label, own in found.items()}
+        head: {label: later(median_curve(own, index)) for label, own in (found if index > 1 else alike).items()}
         for index, head in enumerate(heads, start=1)
     }
     pictures: dict[str, str] = {}
@@ -55,7 +58,7 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
         pictures["curves"] = curves(panels, across=f"steps, from a quarter of the run on (medians over {runs})")
     every, leads = rows(suite, lines), {}
     for label, own in every.items():
-        other = suite.against(label.removesuffix(AT_EQUAL_COST))
+        other = suite.against(method_of(label))
         lead = bootstrap(paired(own, every.get(other, []), f"{heads[1]}/score")) if label != other else None
         if lead is not None and lead.ends is not None:
             over = "" if other == suite.baseline else f" - {other}"
@@ -85,14 +88,17 @@ def later(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:
-    """A few captions down, the first of the main methods that have been run on them across, four sides of each mesh.
+    """A few captions down; across the truth and the first main methods that have been run on them, four sides each.
 
     Of the captions those whose meshes are all here, None where there is none; of the sweep the baseline and the weight
     whose reward comes nearest to the reference's.  The picture's comment holds the hashes of the lines that it shows.
     """
     from PIL import Image, ImageDraw
 
+    from psd.preview import to_uint8
     from psd.suite import jobs
+    from psd.tiny.grammar import parse
+    from psd.tiny.measures import true_sides
     from psd.tiny.scenes import Distilled
 
     held, control = {line["hash"] for line in lines}, nearest_control(suite, lines)
@@ -113,16 +119,20 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
     if not prompts:
         return None
     shown = {(m, p): job for (m, p), job in shown.items() if p in prompts}
+    heads = [*(["truth"] if suite.truth else []), *methods]
     size, line, gap = 64, 14, 6
-    canvas = Image.new("RGB", (len(methods) * (4 * size + gap), line + len(prompts) * (size + line)), "white")
+    canvas = Image.new("RGB", (len(heads) * (4 * size + gap), line + len(prompts) * (size + line)), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, method in enumerate(methods):
-        draw.text((column * (4 * size + gap) + 2, 1), method, fill="black")
+    for column, head in enumerate(heads):
+        draw.text((column * (4 * size + gap) + 2, 1), head, fill="black")
         for row, prompt in enumerate(prompts):
             x, y = column * (4 * size + gap), line + row * (size + line)
             if column == 0:
                 draw.text((2, y), prompt, fill=(110, 110, 110))
-            pictures = Distilled.load(files[method, prompt]).arrays.get("pictures", ())
+            if head in methods:
+                pictures = Distilled.load(files[head, prompt]).arrays.get("pictures", ())
+            else:
+                pictures = to_uint8(true_sides(parse(prompt)).rgb)
             for view, picture in enumerate(pictures[::2]):
                 canvas.paste(Image.fromarray(picture).resize((size, size)), (x + view * size, y + line))
     path = RESULTS / f"{suite.name}-strips.jpg"
@@ -160,8 +170,9 @@ def drop_stale_pictures(suite: Suite, lines: Sequence[Line]) -> None:
 GUIDE = (
     "A judge's score is the mesh's minus the truth's own, in standard deviations of what that judge gives truths, "
     "clipped to [-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is "
-    "the same difference, raw. Cost is what all calls of the networks come to, in images through the U-Net, by the "
-    "bench. Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
+    "the same difference, raw, and told of what climbs the same reward. Cost is what all calls of the networks come "
+    "to, in images through the U-Net, by the bench; seconds are those of whatever machine a run was made on. "
+    "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
     "the truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
     "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: nothing is "
     "named or overlaps there, and what needs an object (depth, normal, texture, Janus) leaves them out."
@@ -173,7 +184,8 @@ GUIDE_WITHOUT_TRUTH = (
 )
 GUIDE_TO_DIFFERENCES = (
     "Differences are paired by caption and seed, with 95 % intervals over captions; a judge prefers a method in the "
-    "share of captions (seeds averaged) in which it scores it higher, by the raw score. From fewer than 5 captions no "
+    "share of captions (seeds averaged) in which it scores it higher, by the raw score; cost is that of the one over "
+    "that of the other. From fewer than 5 captions no "
     "interval is shown; one without width means that all captions agree, not that nothing is left to doubt."
 )
 
@@ -220,8 +232,8 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     parts += ["## Differences", "", GUIDE_TO_DIFFERENCES, ""]
     for name, group in tables.items():
         parts += [f"### {name.capitalize()}", "", *differences_table(suite, group), ""]
-    if costly := equal_cost_table(suite, lines):
-        parts += ["## At equal cost", "", *costly, ""]
+    if against_each := reference_table(suite, lines):
+        parts += [f"## `{suite.reference}` against each, on all runs that the two have", "", *against_each, ""]
     if at_their_reward := matched_table(suite, lines):
         parts += ["## Against the swept control at the method's own train reward", "", *at_their_reward, ""]
     if drifts := drift_table(suite, lines):

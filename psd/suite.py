@@ -44,7 +44,7 @@ COSTS: dict[Network, tuple[float, float]] = {
 }  # fmt: skip
 
 Budget = Literal["steps", "cost"]
-Further = Literal["reward", "janus", "texture", "floaters", "fog", "inconsistency"]
+Further = Literal["reward", "janus", "texture", "floaters", "fog", "inconsistency", "image/contrast_over_truth"]
 T = TypeVar("T")
 
 
@@ -124,6 +124,8 @@ class Suite(_Strict):
                     raise ValueError(f"bars ask all captions of {shown(name)}: set main: true there, or leave bars out")
         for name in self.methods:
             self.values(name)
+        if apart := [name for name in self.sweep if self.rewards(name) != self.rewards(self.reference)]:
+            raise ValueError(f"sweep names {shown(apart[0])}, which climbs other rewards than {shown(self.reference)}")
         for size in (self.main, self.others):
             if isinstance(self.captions, PromptFile):
                 self.spread(self.captions.lines, size)  # the file itself may be missing
@@ -148,6 +150,10 @@ class Suite(_Strict):
         given = {"threads": 1, "judges": [], **self.set, **self.methods[method].set}
         preset = Preset.make({**preset_values(self.preset), **given})
         return preset if "preview_every" in given else looked_at(preset)
+
+    def rewards(self, method: str) -> dict[str, float]:
+        """What the method climbs, or would: what its train reward is measured by."""
+        return self.values(method).rewards
 
     def against(self, method: str) -> str:
         """What the method is compared with."""

@@ -76,6 +76,17 @@ def leading(suite: Suite) -> list[Column]:
     return [column for column in columns(suite) if column.measure.endswith("/score") or column.measure in wanted]
 
 
+def without_other_rewards(suite: Suite, found: Rows) -> dict[str, Sequence[Line]]:
+    """The rows whose methods climb what the reference climbs: rewards of two models have no common scale."""
+    climbed = suite.rewards(suite.reference)
+    return {label: own for label, own in found.items() if suite.rewards(method_of(label)) == climbed}
+
+
+def method_of(label: str) -> str:
+    """The method that a row is of."""
+    return label.removesuffix(AT_EQUAL_COST)
+
+
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
@@ -155,9 +166,10 @@ def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
 def measures_table(suite: Suite, found: Rows, *, brief: bool = False) -> list[str]:
     """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for."""
     wanted = [column for column in columns(suite) if column.brief or not brief]
-    body = []
+    alike, body = without_other_rewards(suite, found), []
     for label, own in found.items():
-        values = [average(own, column.measure) for column in wanted]
+        left_out = () if label in alike else ("reward",)
+        values = [None if column.measure in left_out else average(own, column.measure) for column in wanted]
         worded = ["" if value is None else column.say(value) for value, column in zip(values, wanted, strict=True)]
         hacked = sum(line.get("reward") is not None and line["reward"] > 0 for line in own) / len(own)
         apart = sum(map(diverging, own)) / len(own)
@@ -168,15 +180,27 @@ def measures_table(suite: Suite, found: Rows, *, brief: bool = False) -> list[st
     return markdown(["method", *(column.head for column in wanted), *above, "diverging", "failed"], body)
 
 
-def differences(suite: Suite, own: Sequence[Line], other: Sequence[Line]) -> list[str]:
-    """Cells: captions, the leading measures' differences, each judge's win rate.  Empty where nothing is paired."""
-    gained = [bootstrap(paired(own, other, column.measure)) for column in leading(suite)]
-    won = [wins(suite, own, other, judge) for judge in judges(suite)]
+def differences(suite: Suite, found: Rows, label: str, other: str) -> list[str]:
+    """Cells of one row against another: captions, cost, the leading measures' differences, each judge's win rate.
+
+    Empty where nothing is paired.
+    """
+    shared = common({label: found.get(label, []), other: found.get(other, [])})
+    if not shared:
+        return []
+    own, its = shared[label], shared[other]
+    left_out = () if suite.rewards(method_of(label)) == suite.rewards(method_of(other)) else ("reward",)
+    gained = [
+        None if column.measure in left_out else bootstrap(paired(own, its, column.measure)) for column in leading(suite)
+    ]
+    won = [wins(suite, own, its, judge) for judge in judges(suite)]
     if not any(gained):
         return []
     prompts = max(interval.prompts for interval in gained if interval)
+    mine, theirs = average(own, "cost"), average(its, "cost")
+    times = f"x {mine / theirs:.2f}" if mine and theirs else ""
     rates = ["" if rate is None else rate.worded(share) for rate in won]
-    return [f"{prompts}", *("" if interval is None else str(interval) for interval in gained), *rates]
+    return [f"{prompts}", times, *("" if interval is None else str(interval) for interval in gained), *rates]
 
 
 def wins(suite: Suite, own: Sequence[Line], other: Sequence[Line], judge: str) -> Interval | None:
@@ -185,28 +209,28 @@ def wins(suite: Suite, own: Sequence[Line], other: Sequence[Line], judge: str) -
 
 
 def differences_heads(suite: Suite) -> list[str]:
-    return ["captions", *(column.head for column in leading(suite)), *(f"{name} prefers" for name in judges(suite))]
+    prefers = [f"{name} prefers" for name in judges(suite)]
+    return ["captions", "cost", *(column.head for column in leading(suite)), *prefers]
 
 
 def differences_table(suite: Suite, found: Rows) -> list[str]:
     """Every row against what its method is compared with, at equal steps."""
     body = []
-    for label, own in found.items():
-        other = suite.against(label.removesuffix(AT_EQUAL_COST))
-        cells = differences(suite, own, found.get(other, [])) if label != other else []
+    for label in found:
+        other = suite.against(method_of(label))
+        cells = differences(suite, found, label, other) if label != other else []
         if cells:
             body.append([f"`{label}`", f"`{other}`", *cells])
     return markdown(["method", "against", *differences_heads(suite)], body) if body else []
 
 
-def equal_cost_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
-    """The reference against each method that had as many steps as cost the same."""
-    found = rows(suite, lines)
-    body = []
-    for label, own in found.items():
-        if label.endswith(AT_EQUAL_COST) and (cells := differences(suite, found.get(suite.reference, []), own)):
-            body.append([f"`{suite.reference}` against `{label}`", *cells])
-    return markdown(["", *differences_heads(suite)], body) if body else []
+def reference_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
+    """The reference against each row, at equal cost too where that was asked, on all runs that the two have."""
+    found, body = rows(suite, lines), []
+    for label in found:
+        if label != suite.reference and (cells := differences(suite, found, suite.reference, label)):
+            body.append([f"`{label}`", *cells])
+    return markdown([f"`{suite.reference}` against", *differences_heads(suite)], body) if body else []
 
 
 def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
@@ -231,7 +255,7 @@ def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
 
 def matched_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     """Every method against the swept control at the method's own train reward."""
-    found = rows(suite, lines)
+    found = without_other_rewards(suite, rows(suite, lines))
     control = {name: found.get(name, []) for name in suite.sweep}
     wanted = [column for column in leading(suite) if column.measure != "reward"]
     body = []

@@ -26,11 +26,11 @@ from psd.tables import (
     columns,
     differences_table,
     drift_table,
-    equal_cost_table,
     groups,
     leading,
     matched_table,
     measures_table,
+    reference_table,
 )
 from psd.tiny import grammar
 from psd.tiny.scenes import Distilled
@@ -106,12 +106,22 @@ def test_every_suite_that_ships_expands_into_distinct_paired_runs(path: Path, pu
     assert [path.stem for path in SUITES.glob("*.yaml") if Suite.load(path).bars] == ["embedded"]
 
 
-def test_the_main_suite_is_as_large_as_was_promised_and_holds_no_tuning_caption() -> None:
-    main, tuning = (Suite.load(SUITES / f"{name}.yaml") for name in ("embedded", "tuning"))
+def test_the_main_suite_is_as_large_as_was_promised() -> None:
+    main = Suite.load(SUITES / "embedded.yaml")
     assert len(main.prompts(main.main)) >= 24 and main.main.seeds >= 2 and len(main.judges) >= 2
-    assert not set(main.prompts(main.main)) & set(tuning.prompts(tuning.main))
     inside = {"sds_2", "best_of_n", "random_pair", "steered", "steered_n"}
     assert inside <= {name for name, method in main.methods.items() if method.main}
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_reported_was_not_tuned_on(path: Path, public_list: Path) -> None:
+    """Tuning and forms ask the captions that defaults may be chosen by; no other suite asks any of them."""
+    found = Suite.load(path)
+    chosen = path.stem in ("tuning", "forms")
+    shared = set(found.prompts(found.main)) & set(suite.caption_list("tuning"))
+    assert len(shared) == (found.main.prompts if chosen else 0)
+    if found.truth:
+        assert all(grammar.is_held_out(grammar.parse(prompt)) for prompt in found.prompts(found.main))
 
 
 @pytest.mark.parametrize("name", ["embedded", "ablations", "forms", "fronts", "open", "weak_prior"])
@@ -208,6 +218,7 @@ def test_the_hash_of_weights_follows_the_files(tmp_path: Path) -> None:
         (("bars: true", "drift: {nobody: none}"), "drift names 'nobody'"),
         (("bars: true", "drift: {weak: much}"), "drift.weak"), (("bars: true", "compared_by: [beauty]"), "beauty"),
         (("beaten: [sds]", "beaten: [scaled]"), "bars ask all captions of 'scaled'"),
+        (("reward_gradient_weight: 2}", "rewards: {assets/reward-early: 1}}"), "'strong', which climbs other rewards"),
     ],
 )  # fmt: skip
 def test_wrong_suites_are_refused_by_name(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -500,13 +511,17 @@ def test_differences_are_to_what_each_method_names(tmp_path: Path) -> None:
     found = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: weak, ") + "compared_by: [inconsistency]\n")
     values = {"sds": 0.0, "steered": 1.0, "weak": 2.0, "strong": 5.0}
     measures = ("colour_psnr", "evidence/raw", "inconsistency")
-    lines = [run_line(job, **dict.fromkeys(measures, values[job.method])) for job in jobs(found, [])]
+    lines = [
+        run_line(job, **dict.fromkeys(measures, values[job.method]), cost=100 if job.method == "strong" else 50)
+        for job in jobs(found, [])
+    ]
     table = differences_table(found, groups(found, lines)["main methods"])
     heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
-    assert heads == ["method", "against", "captions", "evidence", "PSNR", "IoU", "inconsistency", "evidence prefers"]
+    measured = ["evidence", "PSNR", "IoU", "inconsistency"]
+    assert heads == ["method", "against", "captions", "cost", *measured, "evidence prefers"]
     assert [row[:2] for row in body] == [["`steered`", "`sds`"], ["`weak`", "`sds`"], ["`strong`", "`weak`"]]
     none, three = "+0.00 [+0.00, +0.00]", "+3.00 [+3.00, +3.00]"
-    assert body[2][2:] == ["6", none, three, none, three, "100 % [100 %, 100 %]"]
+    assert body[2][2:] == ["6", "x 2.00", none, three, none, three, "100 % [100 %, 100 %]"]
     alone = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: strong, "))
     assert not [row for row in differences_table(alone, groups(alone, lines)["main methods"]) if "`strong`" in row]
 
@@ -514,14 +529,31 @@ def test_differences_are_to_what_each_method_names(tmp_path: Path) -> None:
 def test_the_reference_is_set_against_each_method_at_its_own_cost(tmp_path: Path) -> None:
     found = small(tmp_path)
     lines = [
-        line | {"colour_psnr": 17.0} if line["method"] == "steered" else line | {"evidence/raw": -9.0}
+        line | ({"colour_psnr": 17, "cost": 60} if line["method"] == "steered" else {"evidence/raw": -9.0, "cost": 50})
         for line in all_lines(found)
     ]
-    (row,) = equal_cost_table(found, lines)[2:]
-    assert (
-        row == "| `steered` against `sds at equal cost` | 2 | +0.00 | +2.00 | +0.00 | 100 % |"
-    )  # two captions, no interval
-    assert equal_cost_table(found, [line for line in lines if line["budget"] == "steps"]) == []
+    table = reference_table(found, lines)
+    labels = ["sds", "sds at equal cost", "weak", "strong", "scaled"]
+    assert [row.split(" | ")[0] for row in table[2:]] == [f"| `{label}`" for label in labels]
+    dear = "| `sds at equal cost` | 2 | x 1.20 | +0.00 | +2.00 | +0.00 | 100 % |"  # two captions, no interval
+    assert table[3] == dear and "| 6 | x 1.20 | +0.00 [+0.00, +0.00] | +2.00 [+2.00, +2.00]" in table[4]
+    assert reference_table(found, [line for line in lines if line["method"] == "steered"]) == []
+
+
+def test_train_rewards_are_told_of_what_climbs_the_same_one(tmp_path: Path) -> None:
+    """Two models' rewards have no common scale: no mean beside the others, no difference, no match by it."""
+    other = "  other: {about: of another reward, set: {rewards: {assets/reward-early: 1}}, main: true}\n"
+    found = small(tmp_path, SMALL + other + "compared_by: [reward]\n")
+    lines = [line | {"reward": 5.0 if line["method"] == "other" else line["reward"]} for line in all_lines(found)]
+    main = groups(found, lines)["main methods"]
+    heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in measures_table(found, main)]
+    told = {row[0]: row[heads.index("train reward")] for row in body}
+    assert told.pop("`other`") == "" and all(told.values()) and len(told) == 4
+    heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in differences_table(found, main)]
+    told = {row[0]: row[heads.index("train reward")] for row in body}
+    assert told.pop("`other`") == "" and all(told.values())
+    at_their_reward = [row.split(" | ")[0] for row in matched_table(found, lines)[2:]]
+    assert at_their_reward == ["| `sds`", "| `steered`", "| `scaled`"]
 
 
 def test_drift_is_told_beside_what_was_expected(tmp_path: Path) -> None:
@@ -560,7 +592,7 @@ def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path)
     lines = [run_line(job) for job in todo[:-4]] + [run_line(todo[-4], failed="There is no mesh") | {"iou": 0.0}]
     page = evidence.suite_report(found, lines, missing=3)
     assert f"{len(todo) - 3} of {len(todo)} runs" in page and "`sds`" in page and "failed |" in page
-    assert "Without any run yet: `sds at equal cost`, `scaled`." in page and "## At equal cost" not in page
+    assert "Without any run yet: `sds at equal cost`, `scaled`." in page
     assert "Every row is over the same 11 runs, of 6 captions. The evidence judge names 100 % of their truths." in page
     assert "Not run yet" in evidence.suite_report(found, [], missing=24)
 
