@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Interval:
         return None if self.ends is None else not self.ends[0] <= 0 <= self.ends[1]
 
 
+@lru_cache(maxsize=8)
 def resamples(count: int) -> np.ndarray:
     """Indices of the captions in each resample, resample x caption: the same for everything that is compared."""
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
@@ -129,15 +131,9 @@ def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], meas
         by_prompt.setdefault(key[0], []).append(np.array([own[key], *(control[name][key] for name in curve)]))
     means = np.stack([np.mean(runs, axis=0) for runs in by_prompt.values()])  # caption x (own, *curve) x 2
 
-    def ahead(rewards_and_measures: np.ndarray) -> tuple[float, bool]:
-        """The lead over the control at the own reward, at the nearest end of the line where that is beyond it."""
-        (reward, value), line = rewards_and_measures[0], rewards_and_measures[1:]
-        rewards, values = line[np.argsort(line[:, 0])].T
-        return value - np.interp(reward, rewards, values), not rewards[0] <= reward <= rewards[-1]
-
-    leads, outside = zip(*map(ahead, means[resamples(len(means))].mean(1)), strict=True)
-    value, beyond_all = ahead(means.mean(0))
-    lead = between(value, np.array(leads), len(means))
+    leads, outside = ahead(means[resamples(len(means))].mean(1))
+    (value,), (beyond_all,) = ahead(means.mean(0, keepdims=True))
+    lead = between(value, leads, len(means))
     if below == beyond or beyond_all:
         target, *ends = means[:, :, 0].mean(0)
         nearest = [f"{name} {end:+.2f}" for name, end in zip(curve, ends, strict=True) if name in (below, beyond)]
@@ -146,6 +142,24 @@ def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], meas
     share = float(np.mean(outside))
     note = f"between {below} and {beyond}" + (f", outside the sweep in {share:.0%} of the resamples" if share else "")
     return Matched(lead, (below, beyond), note)
+
+
+def ahead(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lead over the control at the own reward, at the nearest end of the line where that is beyond it, which is the
+    second answer; of many resamples at once.
+
+    ``drawn``: resample x (own, control's weights) x (reward, measure).
+    """
+    reward, line = drawn[:, :1, 0], drawn[:, 1:]
+    line = np.take_along_axis(line, line[:, :, :1].argsort(axis=1), axis=1)
+    right = (line[:, :, 0] < reward).sum(1, keepdims=True).clip(1, None).clip(None, line.shape[1] - 1)
+    (start, low), (end, high) = (
+        np.moveaxis(np.take_along_axis(line, at[:, :, None], axis=1), 2, 0) for at in ((right - 1).clip(0, None), right)
+    )
+    apart = np.where(end > start, end - start, 1.0)
+    share = ((reward - start) / apart).clip(0.0, 1.0)
+    inside = (line[:, :1, 0] <= reward) & (reward <= line[:, -1:, 0])
+    return (drawn[:, :1, 1] - (low + share * (high - low)))[:, 0], ~inside[:, 0]
 
 
 def average(lines: Iterable[Line], measure: str) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,15 @@ def test_what_the_reports_ask_about_is_the_default_preset(name: str) -> None:
     assert found.values(found.reference) == default
 
 
+def test_the_large_suite_asks_every_method_of_the_main_one() -> None:
+    """The pixel gradient's weights are its own: they depend on the reward's scale."""
+    main, large = (
+        {name for name in Suite.load(SUITES / f"{name}.yaml").methods if not name.startswith("pixel")}
+        for name in ("embedded", "large")
+    )
+    assert main == large
+
+
 def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path) -> None:
     found = small(tmp_path)
     counts = {name: sum(job.method == name for job in jobs(found, [])) for name in found.methods}
@@ -235,7 +245,7 @@ def test_lines_of_a_public_list_are_read_where_it_is_and_asked_for_where_not(pub
         large.prompts(large.main)
     public_list.unlink()
     large = Suite.load(SUITES / "large.yaml")  # still a suite: its page can be written
-    assert large.planned == 16 * 5 + 8
+    assert large.planned == 16 * 7 + 8 * 10
     with pytest.raises(MissingError, match="t3bench.*fetch it from https"):
         large.prompts(large.main)
 
@@ -657,6 +667,28 @@ def test_the_readme_and_the_pages_agree_with_the_results() -> None:
         lines, missing = evidence.recorded(found)
         page = (evidence.RESULTS / f"{found.name}.md").read_text(encoding="utf-8")
         assert page == evidence.suite_report(found, lines, missing), "stale: run `python -m psd compare --report`"
+
+
+def test_every_interval_that_the_readme_tells_is_on_a_page() -> None:
+    """Of the prose before the section too, which is written by hand: to the digits that it tells."""
+    number = r"([+-]?\d*\.\d+)"
+    interval = re.compile(rf"{number}(?: dB)?\s+\[{number},\s+{number}\]")
+    shown = {
+        tuple(map(float, found.groups()))
+        for page in evidence.suites()
+        for found in interval.finditer((evidence.RESULTS / f"{page.name}.md").read_text(encoding="utf-8"))
+    }
+    readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
+    prose = readme[readme.index("**What was found.**") : readme.index(evidence.BEGIN)]
+    told = list(interval.finditer(prose))
+    assert len(told) > 30 and len(told) == len(re.findall(r"\[[+-]?\d*\.\d+,", prose)), "an interval without its mean"
+    for found in told:
+        digits = len(found[1].partition(".")[2])
+        values, step = tuple(map(float, found.groups())), 10.0**-digits
+        # a page has two digits: of fewer it may be either neighbour's rounding
+        near = 0.5 * step + 0.005 if digits < 2 else 0.5 * step
+        same = any(all(abs(a - b) < near + 1e-9 for a, b in zip(values, its, strict=True)) for its in shown)
+        assert same, f"no page says {found[0]}"
 
 
 def test_the_section_is_replaced_between_its_markers_only() -> None:
