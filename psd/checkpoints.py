@@ -48,6 +48,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path.name} cannot be read as tensors alone ({first_line(error)}): {cure};"
             " a file that holds code is never run"
         ) from None
+    if not isinstance(state, dict):
+        raise MissingError(f"{path.name} holds a {type(state).__name__} instead of named tensors: name another file")
     state = state.get("state_dict", state)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 

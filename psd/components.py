@@ -55,7 +55,7 @@ def load(
     for name, weight in (loras or {}).items():
         at = hub.fetch(name, "lora", say=say)
         file = at.path if at.path.is_file() else at.path / at.files[0]
-        lora.merge(checkpoints.read_state(file), components.unet, components.text_encoder, weight, name)
+        lora.merge(lora.read(file, name), components.unet, components.text_encoder, weight, name)
     for network in (components.unet, components.vae, components.text_encoder):
         network.eval().requires_grad_(False)
     return components

@@ -1,17 +1,21 @@
 """LoRA files, merged into a prior's frozen weights when it is loaded: W + weight alpha / r B A (Hu et al. 2021).
 
 Merged, a LoRA costs nothing in a step.  Read are diffusers' and PEFT's names and those of kohya's trainers; a tensor
-that fits no layer is refused by name.
+that fits no layer is refused by name.  PEFT's alpha may stand in the file's metadata instead of beside each layer.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from psd.checkpoints import read_state
 from psd.preset import PresetError
 
 DOWN = (
@@ -19,6 +23,27 @@ DOWN = (
 )  # fmt: skip
 UP = ("_lora.up.weight", "lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight", "lora_up.weight")
 PREFIXES = {"unet.": "unet", "lora_unet_": "unet", "text_encoder.": "text", "lora_te_": "text"}
+
+
+def read(path: Path, source: str) -> dict[str, Tensor]:
+    """The tensors of a file, with the alphas that diffusers keeps in its metadata, one for each network.
+
+    Raises `PresetError` for metadata that ask for more than one alpha a network.
+    """
+    state = read_state(path)
+    if path.suffix != ".safetensors":
+        return state
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    if patterns := [name for name, value in told.items() if name.endswith("alpha_pattern") and value]:
+        raise PresetError(f"LoRA {source}: its {patterns[0]} gives layers different strengths, which is not read")
+    for name, value in list(state.items()):
+        layer, part = split(name, source)
+        network = layer.partition(".")[0]
+        if part == "down" and (alpha := told.get(f"{network}.lora_alpha")) is not None:
+            rank_stabilised = len(value) ** 0.5 if told.get(f"{network}.use_rslora") else 1.0  # alpha / sqrt(r)
+            state.setdefault(f"{layer}.alpha", torch.tensor(alpha * rank_stabilised))
+    return state
 
 
 def merge(state: Mapping[str, Tensor], unet: nn.Module, text_encoder: nn.Module, weight: float, source: str) -> None:

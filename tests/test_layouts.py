@@ -191,6 +191,9 @@ def test_files_are_read_as_tensors_alone(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pt", "old.pt"):
         assert checkpoints.read_state(tmp_path / name)["a"].tolist() == [0, 1, 2]
 
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(MissingError, match="list.pt holds a list instead of named tensors"):
+        checkpoints.read_state(tmp_path / "list.pt")
     torch.save({"a": Path("code")}, tmp_path / "code.pt")
     for name in ("a.safetensors", "a.pt", "old.pt"):  # a download that was cut
         (tmp_path / f"half-{name}").write_bytes((tmp_path / name).read_bytes()[:-20])

@@ -1,5 +1,6 @@
 """LoRA files under each maker's names, merged by the presets' loader into tiny checkpoints in the released layouts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import released
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -124,6 +125,28 @@ def loaded(folder: Path, *loras: tuple[str, float], dtype: torch.dtype = torch.f
 
 
 # --------------------------------------------------------------------------------------------------------------- merged
+
+
+@pytest.mark.parametrize(("stabilised", "factor"), [(False, 6.0 / RANK), (True, 6.0 / RANK**0.5)])
+def test_an_alpha_of_the_metadata_counts_for_its_network(
+    stabilised: bool, factor: float, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As diffusers saves PEFT's configuration; the other network's is its rank."""
+    before = weights("1.5")
+    lora = pairs(layers("peft"), before)
+    path = Path(write(tmp_path / "style.safetensors", "peft", lora, None))
+    told = {"unet.lora_alpha": 6, "unet.r": RANK, "unet.use_rslora": stabilised, "unet.alpha_pattern": {}}
+    save_file(load_file(path), path, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(told)})
+    found = loaded(folders["1.5"], (str(path), WEIGHT))
+    parts = {network: {key: value for key, value in lora.items() if key[0] == network} for network, _ in lora}
+    wanted = merged(merged(before, parts["unet"], WEIGHT * factor), parts["text_encoder"], WEIGHT)
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key].double(), value, atol=1e-5, rtol=1e-5)
+    told["unet.alpha_pattern"] = {"to_q": 2}
+    other = tmp_path / "uneven.safetensors"
+    save_file(load_file(path), other, metadata={"lora_adapter_metadata": json.dumps(told)})
+    with pytest.raises(PresetError, match="uneven.safetensors: its unet.alpha_pattern gives layers different"):
+        loaded(folders["1.5"], (str(other), WEIGHT))
 
 
 @pytest.mark.parametrize("version", ["1.5", "2.1"])
