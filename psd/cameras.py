@@ -14,6 +14,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def placed(value: Tensor, device: torch.device | str) -> Tensor:
+    """``value`` on ``device``; from the CPU to an NVIDIA GPU out of pinned memory, so that nothing waits.
+
+    The pinned copy may be dropped at once: torch hands its memory to nobody else before the transfer is done.  A
+    ``value`` that its maker pinned is sent as it is, and must not be written to afterwards.
+    """
+    if torch.device(device).type == "cuda" and value.device.type == "cpu":
+        # Without gaps: those go through a second buffer, which is not pinned; and an expanded value cannot be pinned.
+        return value.contiguous().pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
 @dataclass(frozen=True)
 class Cameras:
     """Posed pinhole cameras, ``b`` groups of ``v`` views; angles in degrees, distance in world units."""
@@ -33,7 +45,7 @@ class Cameras:
         return self.c2w.shape[1]
 
     def to(self, device: torch.device | str) -> Cameras:
-        return Cameras(**{name: value.to(device) for name, value in vars(self).items()})
+        return Cameras(**{name: placed(value, device) for name, value in vars(self).items()})
 
     def __getitem__(self, index: tuple | slice | Tensor) -> Cameras:
         """Index groups and views together, as a tensor: ``cameras[:, [0, 2]]``; both axes must survive."""
@@ -111,7 +123,8 @@ def rays(
     offset = jitter if jitter is not None else torch.full((2,), 0.5, device=device)
     y, x = torch.meshgrid(torch.arange(size, device=device), torch.arange(size, device=device), indexing="ij")
     pixel = torch.stack([x, y], dim=-1) + offset  # (b v) h w 2, in pixels
-    ndc = (pixel / size * 2 - 1) * torch.tensor([1.0, -1.0], device=device)
+    ndc = pixel / size * 2 - 1
+    ndc[..., 1].neg_()  # y up; a factor [1, -1] would be copied to a GPU at each call, which waits
     scale = torch.tan(torch.deg2rad(cameras.fovy_deg) / 2)[..., None, None, None]
     plane = (ndc * scale).expand(*cameras.fovy_deg.shape, size, size, 2)
     local = torch.cat([plane, -torch.ones_like(plane[..., :1])], dim=-1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from psd import machine
+from psd.cameras import placed
 from psd.fields import BLOB_RADIUS, CHUNK, Samples, WeightedRows, inside, variation
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class HashField(nn.Module):
         self.register_buffer("seen", torch.full((self.CELLS,) * 3, math.inf))  # nothing is skipped before a first look
         self.register_buffer("looks", torch.zeros((), dtype=torch.int64))
         self.looked: int | None = None  # ``looks`` where nobody waits for it; None: not known
+        self.filled: tuple[float, Tensor] | None = None  # a density and its `occupied` cells, until the next refresh
 
     def density(self, points: Float[Tensor, "n 3"], features: Float[Tensor, "n 32"]) -> Float[Tensor, " n"]:
         raw = self.density_network(features)[:, 0] + self.blob_density * (1 - points.norm(dim=-1) / BLOB_RADIUS)
@@ -218,7 +220,7 @@ class HashField(nn.Module):
         """One point in each cell of the occupancy grid, another one after each refresh (Roberts' R3 sequence)."""
         axis = torch.arange(self.CELLS, device=self.seen.device)
         cell = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-        place = (0.5 + self.looks * torch.tensor([0.8192, 0.6711, 0.5498], device=cell.device)) % 1
+        place = (0.5 + self.looks * placed(torch.tensor([0.8192, 0.6711, 0.5498]), cell.device)) % 1
         return ((cell + place) / self.CELLS * 2 - 1).to(self.seen.dtype)
 
     @torch.no_grad()
@@ -228,13 +230,13 @@ class HashField(nn.Module):
         if self.looked is None:
             self.looked = int(self.looks)
         if due > self.looked:
-            self.looked = due
+            self.looked, self.filled = due, None
             self.looks.fill_(due)
             density = self.density_at(self.looks_at()).view_as(self.seen)
             self.seen.copy_(torch.where(self.seen.isinf(), density, torch.maximum(self.seen * 0.95, density)))
 
     def load_state_dict(self, *args: Any, **keywords: Any) -> Any:
-        self.looked = None
+        self.looked = self.filled = None
         return super().load_state_dict(*args, **keywords)
 
     def total_variation(self) -> Float[Tensor, ""]:
@@ -244,8 +246,13 @@ class HashField(nn.Module):
         return variation(torch.cat([opacity[:, None], found.colour / 3], dim=1).T.reshape(4, *self.seen.shape))
 
     def occupied(self, density: float) -> Bool[Tensor, "x y z"]:
-        """Cells near which more than ``density`` was seen; all of them before the first look."""
-        return (F.max_pool3d(self.seen[None], 3, stride=1, padding=1) > density)[0]
+        """Cells near which more than ``density`` was seen; all of them before the first look.
+
+        The very same tensor until the next refresh, so that what was read of it need not be read again.
+        """
+        if self.filled is None or self.filled[0] != density:
+            self.filled = density, (F.max_pool3d(self.seen[None], 3, stride=1, padding=1) > density)[0]
+        return self.filled[1]
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """The networks move at a tenth of the table's rate, as in MVDream."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from psd.cameras import placed
 from psd.score import NonFiniteError, require_finite
 
 Number = float | Tensor
@@ -22,9 +23,8 @@ def number(value: Tensor) -> Number:
 
 
 def sent(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` of the CPU in the type and place of ``like``; to a GPU from pinned memory, so that nothing waits."""
-    value = value.to(like.dtype)
-    return value.pin_memory().to(like.device, non_blocking=True) if like.device.type == "cuda" else value.to(like)
+    """``value`` in the type and place of ``like``; nothing waits for a GPU (`psd.cameras.placed`)."""
+    return placed(value.to(like.dtype), like.device)
 
 
 class Readings:

@@ -2,6 +2,13 @@
 
 A render marches rays through the ball, drops every sample in a cell that holds nothing, asks the field for the rest in
 one call and composites.  Axes: b group, v view, h w image, n rays, m rays that meet something, s samples along a ray.
+
+Python waits for a GPU where the size of the next tensors depends on what was found: twice in a render, a third time
+where a hash field learns, and once more after each refresh of its occupancy (`farthest`; 256 times a run).  It learns
+1. which rays meet the ball around the object: on paper, to march all rays of a large picture is dearer than the wait;
+2. how many samples, on how many of these rays, are in cells that hold something (`pack`: all sizes in one transfer);
+3. how many of these are in sight (`pack`): the others would cost a training step a kilobyte each.
+The second is found by marching the first, the third by the densities of the second: no two can be read together.
 """
 
 from __future__ import annotations
@@ -17,12 +24,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd import volrend
+from psd import draws, volrend
 from psd.backdrop import Backdrop
-from psd.cameras import Cameras, rays
+from psd.cameras import Cameras, placed, rays
 from psd.fields import GridField, Samples
 from psd.hashfield import HashField
 from psd.protocols import Light, Render
+from psd.readings import sent
 
 if TYPE_CHECKING:
     from psd.preset import Preset
@@ -67,10 +75,12 @@ def pack(
 ) -> March:
     """Drops samples that are not kept and rays without any; the rest of each ray moves up, in order."""
     counts = kept.sum(-1)
-    some = counts.nonzero()[:, 0]
+    hit = counts > 0
+    found = width = total = 0
+    if len(counts):  # all sizes below in one transfer: a GPU is waited for once
+        found, width, total = torch.stack([hit.sum(), counts.max(), counts.sum()]).tolist()
+    some, flat = places(hit, found), places(kept.flatten(), total)
     counts = counts[some]
-    width = int(counts.max()) if len(counts) else 0
-    flat = kept.flatten().nonzero()[:, 0]
     row = torch.repeat_interleave(counts, output_size=len(flat))
     first = torch.arange(len(counts), device=ray.device) * width - (counts.cumsum(0) - counts)
     slot = torch.arange(len(row), device=ray.device) + first.index_select(0, row)
@@ -79,6 +89,13 @@ def pack(
     points = torch.addcmul(origin, direction, ((starts + ends) / 2)[:, None])
     march = March(points, slot, ray[some], starts.new_empty(len(some), width), starts.new_empty(len(some), width))
     return replace(march, t_starts=march.lay(starts), t_ends=march.lay(ends))
+
+
+def places(mask: Bool[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
+    """Where ``mask`` holds, in order; as that is known to be in ``count`` places, nothing waits for a GPU."""
+    if mask.device.type == "cuda":
+        return torch.nonzero_static(mask, size=count)[:, 0]
+    return mask.nonzero()[:, 0]  # less work, and on a CPU there is no wait
 
 
 def farthest(occupied: Bool[Tensor, "x y z"]) -> float:
@@ -102,6 +119,7 @@ class RadianceScene:
         self.backdrop = Backdrop(seeded).to(device) if preset.background == "network" else None
         self.device = torch.device(device)
         self.step = 2 * RADIUS / (preset.ray_samples - 2)  # two intervals more than fit, for the shift
+        self.reach: tuple[Tensor, float] | None = None  # cells of a field, and `farthest` of them
         self.weights = {
             name: getattr(preset, f"weight_{name}")
             for name in ("tv", "opacity", "entropy", "distortion", "orientation")
@@ -127,14 +145,14 @@ class RadianceScene:
     ) -> Render:
         """The views on a plain background per group, or on the learned one.
 
-        ``generator`` (CPU) moves rays inside their pixels and samples along their rays.
+        ``generator`` (CPU) moves rays inside their pixels and samples along their rays (`psd.draws.uniform`).
         """
         shape = (cameras.groups, cameras.views, size, size)
         device = self.device
         jitter = shift = None
         if generator is not None:
-            jitter = torch.rand(*shape, 2, generator=generator).to(device)
-            shift = torch.rand(shape, generator=generator).to(device).flatten()
+            jitter = draws.uniform((*shape, 2), generator, device)
+            shift = draws.uniform(shape, generator, device).flatten()
         origins, directions = (x.flatten(0, -2) for x in rays(cameras.to(device), size, jitter=jitter))
         if shift is None:
             shift = origins.new_full(origins.shape[:1], 0.5)
@@ -158,10 +176,10 @@ class RadianceScene:
         depth = volrend.expected_depth(weights, t_starts, t_ends)
         seen = image(torch.cat([colour, weights.sum(-1, keepdim=True), depth[:, None]], dim=-1))
         opacity = seen[:, :, 3:4]
-        behind = background.to(device)[:, None, :, None, None]
+        behind = placed(background, device)[:, None, :, None, None]
         if learned is not None and self.backdrop is not None:
             own = rearrange(self.backdrop(directions), "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
-            behind = torch.where(learned.to(device)[:, None, None, None, None], own, behind)
+            behind = torch.where(placed(learned, device)[:, None, None, None, None], own, behind)
         rgb = seen[:, :, :3] + (1 - opacity) * behind
         normal = None
         regularisers = self._of_rays(opacity, weights, t_starts, t_ends)
@@ -198,10 +216,12 @@ class RadianceScene:
     ) -> March:
         """Samples in the cells that may hold something."""
         occupied = self.field.occupied(NOTHING / self.step)
-        reach = farthest(occupied)
+        if self.reach is None or self.reach[0] is not occupied:  # a hash field's are the same until its next refresh
+            self.reach = occupied, farthest(occupied)
+        reach = self.reach[1]
         middle, closest = volrend.closest_approach(origins, directions)
         near, far = volrend.intersect_ball(middle, closest, reach)
-        ray = (far > near).nonzero()[:, 0]
+        ray = (far > near).nonzero()[:, 0]  # waits for a GPU to say how many
         origins, directions = origins[ray], directions[ray]
         count = math.ceil(2 * reach / self.step) + 2
         t_starts, t_ends = volrend.intervals(middle[ray], near[ray], far[ray], self.step, count, shift[ray])
@@ -263,8 +283,8 @@ def shaded(found: Samples, points: Float[Tensor, "k 3"], light: Light, view: Int
     assert found.normal is not None
     views = light.position.shape[1]
     group = torch.div(view, views, rounding_mode="floor")
-    towards = F.normalize(light.position.to(points).flatten(0, 1)[view] - points, dim=-1)
-    ambient, white = (value.to(points)[group, None] for value in (light.ambient, light.white))
+    towards = F.normalize(sent(light.position, points).flatten(0, 1)[view] - points, dim=-1)
+    ambient, white = (sent(value, points)[group, None] for value in (light.ambient, light.white))
     falls = (found.normal * towards).sum(-1, keepdim=True).clamp_min(0)
     return (found.colour + white * (1 - found.colour)) * (ambient + (1 - ambient) * falls)
 

@@ -127,6 +127,19 @@ def test_lights_stand_near_the_camera_and_a_quarter_of_them_do_not_shade() -> No
     assert abs(light.white[light.ambient < 1].mean() - 0.5) < 0.08
 
 
+def test_a_light_is_drawn_as_ever() -> None:
+    """Recorded runs rest on these numbers: direction, distance, unshaded and white, in this order."""
+    cameras, generator = turntable(2)[torch.zeros(8, dtype=torch.long)], seeded(4)
+    light = draws.light(cameras, seeded(4))
+    towards = torch.nn.functional.normalize(cameras.c2w[..., :3, 3], dim=-1)
+    away = torch.nn.functional.normalize(towards + torch.randn(8, 2, 3, generator=generator), dim=-1)
+    distance = torch.lerp(torch.tensor(0.8), torch.tensor(1.5), torch.rand(8, 2, 1, generator=generator))
+    unshaded, white = torch.rand(2, 8, generator=generator)
+    torch.testing.assert_close(light.position, away * distance)
+    assert light.ambient.tolist() == pytest.approx([1.0 if u < 0.25 else 0.1 for u in unshaded])
+    assert light.white.tolist() == [float(u >= 0.25 and w < 0.5) for u, w in zip(unshaded, white)]
+
+
 def test_a_shaded_run_lights_late_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     lit, drawn = [], draws.light
     monkeypatch.setattr("psd.draws.light", lambda *given: lit.append(1) or drawn(*given))

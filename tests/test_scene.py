@@ -1,6 +1,7 @@
 """Volume rendering, fields and the scene: laws, then plain loops in float64, then one fit."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import nerfacc
@@ -8,13 +9,15 @@ import pytest
 import reference_volrend as reference
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from psd import volrend
-from psd.cameras import Cameras, orbit, rays, sample_orbits, turntable
+from psd import draws, volrend
+from psd.cameras import Cameras, orbit, placed, rays, sample_orbits, turntable
 from psd.fields import GridField, WeightedRows, corners, interpolation, upsample, variation
 from psd.hashfield import HashEncoding, HashField
 from psd.preset import Preset
-from psd.scene import RadianceScene, make_scene
+from psd.scene import RadianceScene, farthest, make_scene, pack, places
 
 WHITE = torch.ones(1, 3)
 ALL_TERMS: dict[str, Any] = {
@@ -259,6 +262,209 @@ def test_hash_field_renders_its_blob_and_looks_only_when_due() -> None:
     assert (F.normalize(known(after.normal)[0, 0, :, 4, 4], dim=0) * outward).sum() > 0.95
     cast(torch.Tensor, sum(scene.regularisers().values())).backward()
     assert known(field.encoding.get_parameter("params").grad).abs().max() > 0
+
+
+def test_cells_that_hold_something_are_the_same_tensor_until_they_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16}))
+    field = cast(HashField, scene.field)
+    known = [field.occupied(0.5)]
+    for progress, size in ((0.0, 0.8), (0.5, 1.0)):
+        monkeypatch.setattr(field, "density_at", lambda points, size=size: size / (1 + points.norm(dim=-1)))
+        scene.advance(progress)
+        known.append(field.occupied(0.5))
+        scene.advance(progress)
+        assert field.occupied(0.5) is known[-1]
+        assert torch.equal(known[-1], (F.max_pool3d(field.seen[None], 3, stride=1, padding=1) > 0.5)[0])
+    assert known[0].all() and 0 < known[1].sum() < known[2].sum() < 32**3
+    assert field.occupied(0.6).sum() < known[2].sum() and torch.equal(field.occupied(0.5), known[2])
+    scene.load_state(scene.state() | {"seen": torch.zeros(32, 32, 32)})
+    assert not field.occupied(0.5).any()
+
+
+# ------------------------------------------------------------------------------------------- what a GPU is waited for
+
+
+def waits(function: Callable[[], object]) -> int:
+    """How often a GPU would be waited for: values that Python reads, sizes that depend on values, lists that are sent.
+
+    Counted on a CPU, where transfers between devices cannot be seen.
+    """
+    found = []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            listed = function is torch.tensor and (kwargs or {}).get("device") is not None
+            if listed or function in (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy):
+                found.append(function)
+            return function(*args, **(kwargs or {}))
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            aten, kwargs = torch.ops.aten, kwargs or {}
+            masked = function is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+            unsized = function is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None
+            reads = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default)
+            if masked or unsized or function in reads:
+                found.append(function)
+            return function(*args, **kwargs)
+
+    with Kernels(), Calls():
+        function()
+    return len(found)
+
+
+def test_waits_are_seen() -> None:
+    x = torch.arange(4.0)
+    for function in (
+        lambda: x.max().item(), lambda: bool(x.any()), lambda: x.tolist(), lambda: x[x > 1], lambda: x.nonzero(),
+        lambda: torch.repeat_interleave(x.long()), lambda: torch.tensor([1.0], device=x.device), lambda: x.cpu(),
+    ):  # fmt: skip
+        assert waits(function) == 1
+    assert waits(lambda: torch.nonzero_static(x, size=3)[:, 0] + torch.full((3,), 0.5) + x[x.long()[:3]]) == 0
+
+
+def static(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """`places` as a GPU finds them."""
+    return torch.nonzero_static(mask, size=count)[:, 0]
+
+
+def test_a_gpu_is_waited_for_as_often_as_the_scene_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times a training step, twice a look, once more after a refresh; with a light, normals and a background."""
+    monkeypatch.setattr("psd.scene.places", static)
+    scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 32, "background": "network", **ALL_TERMS}))
+    scene.advance(0.0)
+
+    def step() -> None:
+        cameras, learned = turntable(2), torch.tensor([True])
+        light = draws.light(cameras, seeded())
+        scene.render(
+            cameras, 8, background=WHITE, generator=seeded(), normals=True, learned=learned, light=light
+        )  # fmt: skip
+
+    assert [waits(step) for _ in range(3)] == [4, 3, 3]
+    assert waits(torch.no_grad()(step)) == 2
+    assert waits(lambda: scene.advance(0.001)) == 0  # not due yet
+    assert waits(lambda: scene.advance(0.5)) == 0
+    assert [waits(step) for _ in range(2)] == [4, 3]
+
+
+@pytest.mark.parametrize("found", [places, static])
+@pytest.mark.parametrize("kept", ["some", "none", "no rays"])
+def test_packing_keeps_what_is_kept_in_order(found: Callable, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psd.scene.places", found)
+    _, t_starts, t_ends = (x[: 0 if kept == "no rays" else 6] for x in random_rays(6, 9))
+    mask = torch.rand(t_starts.shape, generator=seeded(2)) < (0.4 if kept == "some" else 0)
+    mask[2:4] = False
+    origins, directions = (torch.randn(len(mask), 3, generator=seeded(i), dtype=torch.float64) for i in (3, 4))
+    march = pack(mask, torch.arange(len(mask)) * 7, origins, directions, t_starts, t_ends)
+    rows = [[(i, j) for j in range(9) if mask[i, j]] for i in range(len(mask))]
+    rows = [row for row in rows if row]
+    width = max(map(len, rows), default=0)
+    assert march.ray.tolist() == [7 * row[0][0] for row in rows] and march.t_starts.shape == (len(rows), width)
+    assert march.slot.tolist() == [place * width + k for place, row in enumerate(rows) for k in range(len(row))]
+    assert march.sample_ray.tolist() == [7 * i for row in rows for i, _ in row]
+    for laid, times in ((march.t_starts, t_starts), (march.t_ends, t_ends)):
+        wanted = [[times[i, j].item() for i, j in row] + [0.0] * (width - len(row)) for row in rows]
+        assert laid.tolist() == wanted
+    points = [origins[i] + (t_starts[i, j] + t_ends[i, j]) / 2 * directions[i] for row in rows for i, j in row]
+    torch.testing.assert_close(march.points, torch.stack(points) if points else torch.zeros(0, 3, dtype=torch.float64))
+
+
+def test_cells_are_measured_again_only_when_they_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid's follow its parameters at every step, and a hash field's are the same between refreshes."""
+    measured = []
+    monkeypatch.setattr("psd.scene.farthest", lambda cells: measured.append(farthest(cells)) or measured[-1])
+    for field, times in (("grid", 2), ("hash", 1)):
+        measured.clear()
+        scene = make_scene(Preset.make({"field": field, "grid_size": 12, "ray_samples": 16}))
+        for _ in range(2):
+            scene.render(turntable(1), 4, background=WHITE)
+        assert len(measured) == times
+    scene = ball(0.5)
+    scene.render(turntable(1), 4, background=WHITE)
+    with torch.no_grad():
+        grid_of(scene).density_levels[2].fill_(-40)
+    scene.render(turntable(1), 4, background=WHITE)
+    assert measured[-1] == 0 < measured[-2] < 0.7
+
+
+class Sent(torch.Tensor):
+    """A tensor of a CPU that notes how it is sent to a GPU, and stays."""
+
+    notes: list[tuple] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.pin_memory:
+            cls.notes.append(("pinned", args[0].is_contiguous()))
+            return args[0]
+        if function is torch.Tensor.to:
+            cls.notes.append(("sent", *map(str, args[1:]), kwargs))
+            return args[0]
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_what_is_sent_to_a_gpu_is_pinned_whole_and_not_waited_for() -> None:
+    """Cameras share one elevation a group, as an expanded tensor: it can neither be pinned nor sent at once."""
+    cameras = sample_orbits(
+        1, 4, elevation_deg=(0, 30), fovy_deg=(40, 40), distance_factor=(1.1, 1.1), generator=seeded()
+    )
+    assert not cameras.elevation_deg.is_contiguous()
+    Sent.notes = []
+    given = Cameras(**{name: value.as_subclass(Sent) for name, value in vars(cameras).items()})
+    there = given.to("cuda")
+    assert Sent.notes == [("pinned", True), ("sent", "cuda", {"non_blocking": True})] * 5
+    assert all(torch.equal(getattr(there, name), value) for name, value in vars(cameras).items())
+    Sent.notes = []
+    given.to("cpu")
+    assert Sent.notes == [("sent", "cpu", None)] * 5
+
+
+def test_a_cpu_jitters_by_the_generator_and_a_gpu_by_one_seeded_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, cpu = seeded(), torch.device("cpu")
+    drawn = draws.uniform((2, 3, 2), generator, cpu), draws.uniform((2, 3), generator, cpu)
+    again = seeded()
+    assert torch.equal(drawn[0], torch.rand(2, 3, 2, generator=again))
+    assert torch.equal(drawn[1], torch.rand(2, 3, generator=again))
+
+    there, seeds = [], [seeded(0), seeded(0), seeded(1)]
+
+    class Other:
+        def __init__(self, device: torch.device) -> None:
+            there.append(str(device))
+
+        def manual_seed(self, seed: int) -> "Other":
+            there.append(seed)
+            return self
+
+    monkeypatch.setattr("psd.draws.torch.Generator", Other)
+    monkeypatch.setattr("psd.draws.torch.rand", lambda shape, **given: there.append(str(given["device"])))
+    for generator in seeds:
+        draws.uniform((2,), generator, torch.device("cuda"))
+    assert there[::3] == there[2::3] == ["cuda"] * 3
+    assert there[1] == there[4] != there[7]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
+    """Expanded cameras and lists arrive whole; places, jitter and packing are what they are meant to be."""
+    device = torch.device("cuda")
+    values = [torch.rand(3, 1, generator=seeded()).expand(3, 4), torch.rand(5, 4, generator=seeded()).T, WHITE]
+    for _ in range(50):  # buffers are used again while earlier transfers may be under way
+        for value in values:
+            assert torch.equal(placed(value, device).cpu(), value)
+    mask = torch.rand(100_000, generator=seeded()) < 0.3
+    assert torch.equal(places(mask.to(device), int(mask.sum())).cpu(), places(mask, int(mask.sum())))
+    assert len(places(mask[:0].to(device), 0)) == 0
+    jitter = [draws.uniform((1000, 2), seeded(seed), device) for seed in (0, 0, 1)]
+    assert torch.equal(jitter[0], jitter[1]) and not torch.equal(jitter[0], jitter[2])
+    assert jitter[0].device.type == "cuda" and 0 <= jitter[0].min() and jitter[0].max() < 1
+    _, t_starts, t_ends = random_rays(40, 9)
+    kept = torch.rand(40, 9, generator=seeded(2)) < 0.2
+    origins, directions = torch.randn(2, 40, 3, generator=seeded(3), dtype=torch.float64)
+    given = kept, torch.arange(40), origins, directions, t_starts, t_ends
+    here, there = pack(*given), pack(*map(torch.Tensor.cuda, given))
+    torch.testing.assert_close({k: v.cpu() for k, v in vars(there).items()}, vars(here), rtol=1e-14, atol=1e-14)
 
 
 # ---------------------------------------------------------------------------------------------------------------- scene
