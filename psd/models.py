@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from psd.scene import make_scene
 
 OWN_THREADS = torch.get_num_threads()
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_loading = threading.RLock()  # a cache that two threads ask at once loads twice
 
 
 def load_models(
@@ -34,7 +36,8 @@ def load_models(
     torch.set_num_threads(preset.threads or OWN_THREADS)  # of the process: an earlier run may have set another number
     device, why = choose_device(preset.device)
     try:
-        return _load(preset, device, why, black_boxes or {}, say)
+        with _loading:
+            return _load(preset, device, why, black_boxes or {}, say)
     except (MemoryError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -70,11 +73,7 @@ def _load(
     def find(name: str) -> Reward:
         if name in callables:
             return BlackBoxReward(name, callables[name])
-        watching = name not in preset.rewards
-        judge = load_judge(
-            name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching,
-            parked=watching and preset.network_batch > 0, say=say,
-        )  # fmt: skip
+        judge = _judge(preset, name, device, dtype, say)
         refuse_unknown(judge.tokenizer, preset.prompt, name)
         return judge
 
@@ -95,18 +94,50 @@ def _load(
         scene=lambda chosen: make_scene(chosen, device),
         negative_start=load_negative(preset.negative_start, prior) if preset.negative_start else None,
         notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licences(preset)),
-        fewer=lambda: take(prior.views),
+        fewer=lambda: take(min(preset.network_batch or prior.views, prior.views)),
     )
 
 
-_held: dict[torch.device, tuple] = {}  # what is on each device, by what `make_way` compares
+def _judge(
+    preset: Preset, name: str, device: torch.device, dtype: torch.dtype, say: hub.Say | None = None, *,
+    visiting: bool = False,
+) -> ImageTextReward:  # fmt: skip
+    """A reward or judge as runs of ``preset`` have it, the same one for all who ask; or one that leaves nothing on the
+    device between its calls."""
+    watching = name not in preset.rewards
+    return load_judge(
+        name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching and not visiting,
+        parked=visiting or (watching and preset.network_batch > 0), say=say,
+    )  # fmt: skip
+
+
+def borrow_judge(preset: Preset, name: str) -> ImageTextReward:
+    """A reward or judge of ``preset`` for pictures from outside; who calls it holds `psd.offload.COMPUTING`.
+
+    Where the device holds the models of ``preset``, it is their own; beside those of another preset, or before any,
+    it visits a GPU from main memory, so that a run there keeps all of the room that it was measured for.
+    Raises `MissingError` for a model that is not there.
+    """
+    device, _ = choose_device(preset.device)
+    dtype = choose_precision(preset.precision, device)
+    with _loading:
+        visiting = device.type != "cpu" and _held.get(device) != contents(preset, dtype)
+        return _judge(preset, name, device, dtype, visiting=visiting)
+
+
+_held: dict[torch.device, tuple] = {}  # `contents` of each device
+
+
+def contents(preset: Preset, dtype: torch.dtype) -> tuple:
+    """What of a preset decides which networks are on a device, and how."""
+    names = {*preset.rewards, *preset.judges}
+    networks = (preset.prior, preset.loras, preset.reward_decoder, preset.network_batch, preset.compile)
+    return dtype, names, *networks
 
 
 def make_way(preset: Preset, device: torch.device, dtype: torch.dtype) -> None:
     """Before the models of another preset come to a GPU, those that are there go; main memory keeps several."""
-    names = {*preset.rewards, *preset.judges}
-    networks = (preset.prior, preset.loras, preset.reward_decoder, preset.network_batch, preset.compile)
-    wanted = (dtype, names, *networks)
+    wanted = contents(preset, dtype)
     if device.type != "cpu" and _held.get(device, wanted) != wanted:
         let_go()
     _held[device] = wanted

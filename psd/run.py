@@ -12,6 +12,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -19,31 +20,31 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from psd import __version__, draws, failures, memory, methods, monitor, score
+from psd import __version__, draws, failures, memory, methods, monitor, precision, score
 from psd.cameras import sample_orbits
 from psd.clock import Clock
 from psd.events import (
     Alarmed,
-    BestKept,
     Checkpointed,
     Event,
     Finished,
     LiveChanged,
-    Meshed,
     NegativeUpdated,
-    Previewed,
     Started,
     Stepped,
     Warned,
     timed,
 )  # fmt: skip
 from psd.janus import Conditions
+from psd.looks import Look, judged, looked, surface, told
+from psd.offload import COMPUTING
 from psd.preset import Preset, PresetError
-from psd.preview import Preview, preview
 from psd.protocols import Control, Models, NoControl, Prior
 from psd.readings import Number, Readings, number, sent
-from psd.state import State, revived
+from psd.state import State
 from psd.step import Step
+
+SCALER = "gradient_scaler"  # its state among a checkpoint's values, where float16 is used
 
 
 def run(
@@ -60,8 +61,10 @@ def run(
     the end, and after a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same
     events, times, memory and Checkpointed before the end apart, which follow the wall clock; and ``resume`` goes on bit
     for bit.  A non-finite value ends the run with Failed, after a Checkpointed of the last good state; in the last
-    preview it is a Warned, and the mesh is made.  Out of memory it goes on smaller (`psd.memory.smaller`), once.
-    `PresetError` comes before Started, on the first ``next``.  ``clock`` measures (a GPU honestly, if it synchronises).
+    preview it is a Warned, and the mesh is made.  Out of memory it goes on smaller (`psd.memory.smaller`), once; a
+    preview then does without its judges, and the mesh with half of its resolution.  What overflows in float16 is tried
+    again first (`psd.precision.GradientScaler`).  `PresetError` comes before Started, on the first ``next``.  ``clock``
+    measures (a GPU honestly, if it synchronises).
     """
     methods.check(preset, models)
     memory.forget_peak()
@@ -71,6 +74,10 @@ def run(
     conditions = Conditions(preset, models.prior)
     control, clock = control or NoControl(), clock or Clock()
     refused: dict = {}  # live values that were no good: said once
+    said: set[str] = set()  # other warnings that would come again and again
+    scaler = precision.GradientScaler()
+    if resume is not None and SCALER in resume.values:
+        scaler.load_state(resume.values[SCALER])
     if state.smaller:
         preset = memory.smaller(preset)
         models.fewer()
@@ -81,14 +88,18 @@ def run(
     def now(event: Event) -> Event:
         return timed(event, earlier + time.monotonic() - begun)
 
+    def kept(generator_state: Tensor | None = None) -> Event:
+        made = state.checkpoint(generator_state)
+        return now(replace(made, values={**made.values, SCALER: scaler.state()}) if scaler.in_use else made)
+
     yield now(started(preset, models, state.step))
     state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
-    seen, wrong = looked(state, preset, models) if state.step == 0 else (None, None)
-    if seen is not None:
-        yield now(shown(seen, state.step))
-    if wrong is not None:
-        yield now(state.checkpoint())
-        yield now(failures.unseen(wrong, state.step, "before the first step"))
+    look = looked(state, preset, models) if state.step == 0 else Look()
+    for event in told(look, state.step, said):
+        yield now(event)
+    if look.wrong is not None:
+        yield kept()
+        yield now(failures.unseen(look.wrong, state.step, "before the first step"))
         return
 
     early = False
@@ -113,22 +124,36 @@ def run(
         generator_state = state.generator.get_state()
         shared, noises = draws.generators(state.generator)
         t = draws.timestep(live, state.step, len(models.prior.alpha_bar), shared)
-        done = None
+        done = overflow = None
         try:
-            done = optimise(live, models, state, conditions, t, shared, noises, clock)
+            with COMPUTING, precision.scaled_by(scaler):
+                done = optimise(live, models, state, conditions, t, shared, noises, clock)
         except score.NonFiniteError as error:
-            yield now(state.checkpoint(generator_state))
-            yield now(failures.not_finite(error, state.step, t))
-            return
+            overflow = failures.not_finite(error, state.step, t)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-        if done is None:  # out of memory, and out of the exception, whose frames hold the step's tensors
+        # from here on out of the exception, whose frames hold the step's tensors
+        if overflow is not None:
+            remedy = scaler.back_off()
+            if remedy == "none":
+                if scaler.in_use:
+                    overflow = replace(overflow, cure=f"{precision.CURE}; or {overflow.cure}")
+                yield kept(generator_state)
+                yield now(overflow)
+                return
+            if remedy == "same draws":
+                state.generator.set_state(generator_state)
+            if remedy not in said:
+                said.add(remedy)
+                yield now(Warned(step=state.step, message=f"{overflow.message}; {precision.REMEDIES[remedy]}"))
+            continue
+        if done is None:  # out of memory
             state.generator.set_state(generator_state)
             models.fewer()
             memory.release()
             if state.smaller:
-                yield now(state.checkpoint())
+                yield kept()
                 yield now(failures.too_large(preset, state.step))
                 return
             state.smaller, preset = True, memory.smaller(preset)
@@ -136,44 +161,45 @@ def run(
             yield now(Warned(step=state.step, message=f"Out of memory: going on with {memory.in_words(preset)}."))
             continue
         metrics, negative = done
+        scaler.passed()
         state.step += 1
         metrics |= clock.lap()
 
         # ---- what the world sees of it
         last = state.step == preset.total_steps
         on_grid = state.step % preset.preview_every == 0
-        seen, wrong = looked(state, preset, models) if last or on_grid else (None, None)
-        if seen is not None:
-            metrics |= seen.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
+        look = looked(state, preset, models) if last or on_grid else Look()
+        if look.seen is not None:
+            metrics |= look.seen.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
         yield now(Stepped(step=state.step, t=t, metrics=metrics))
         if negative is not None:
             yield now(negative)
-        if wrong is not None and not last:
-            yield now(state.checkpoint())
-            yield now(failures.unseen(wrong, state.step, f"of step {state.step}, t = {t}"))
+        if look.wrong is not None and not last:
+            yield kept()
+            yield now(failures.unseen(look.wrong, state.step, f"of step {state.step}, t = {t}"))
             return
-        if seen is not None:
-            yield now(shown(seen, state.step))
-        if seen is not None and on_grid:  # an extended run judges what the whole one would
-            for event in judged(live, models, state, seen):
+        for event in told(look, state.step, said):
+            yield now(event)
+        if look.seen is not None and on_grid:  # an extended run judges what the whole one would
+            for event in judged(live, models, state, look.seen):
                 early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
                 yield now(event)
-        if time.monotonic() - saved >= preset.checkpoint_s and not last:
-            yield now(state.checkpoint())
+        if (look.short or time.monotonic() - saved >= preset.checkpoint_s) and not last:
+            yield kept()  # at once where memory is short: it may be gone altogether next time
             saved = time.monotonic()
 
     # ---- the end: keep everything, then the surface
-    yield now(state.checkpoint())
-    if seen is None and wrong is None:
-        seen, wrong = looked(state, preset, models)
-        if seen is not None:
-            yield now(shown(seen, state.step))
-    if wrong is not None:
-        yield now(Warned(step=state.step, message=f"There is no preview of the end: {wrong}."))
+    yield kept()
+    if look == Look():
+        look = looked(state, preset, models)
+        for event in told(look, state.step, said):
+            yield now(event)
+    if look.wrong is not None:
+        yield now(Warned(step=state.step, message=f"There is no preview of the end: {look.wrong}."))
     for event in surface(preset, models, state):
         yield now(event)
     reason = "completed" if state.step == preset.total_steps else "stopped early" if early else "stopped"
-    yield now(Finished(step=state.step, reason=reason, scores=seen.means if seen is not None else {}))
+    yield now(Finished(step=state.step, reason=reason, scores=look.seen.means if look.seen is not None else {}))
 
 
 @torch.enable_grad()
@@ -199,7 +225,7 @@ def optimise(
     light = draws.light(cameras, shared) if preset.shading and preset.late(progress) else None
     with clock.part("render"):
         render = scene.render(
-            cameras, preset.render_size, background=background.to(prior.device), generator=shared,
+            cameras, preset.render_size, background=background, generator=shared,
             learned=learned, light=light,
         )  # fmt: skip
     readings.finite("render", render.rgb)
@@ -337,58 +363,3 @@ def started(preset: Preset, models: Models, step: int) -> Started:
         step=step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps, views=models.prior.views,
         environment=environment, notes=models.notes,
     )  # fmt: skip
-
-
-def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Iterator[BestKept | Alarmed]:
-    """What the selector judge, the first of the judges, makes of a preview: a new best, alarms."""
-    selector = next(iter(models.judges.values()), None)
-    if selector is None:
-        return
-    found = seen.means[f"judge/{selector.name}"]
-    if state.best is None or found > state.best.score:
-        state.keep_best(found)
-        yield BestKept(step=state.step, judge=selector.name, score=found)
-    reward = None
-    if preset.optimises_reward:
-        optimised = ((weight, models.rewards[name]) for name, weight in preset.rewards.items())
-        reward = sum(weight * seen.means[f"reward/{it.name}"] / it.scale for weight, it in optimised)
-    state.monitor, alarms = monitor.fold(state.monitor, state.step, found, reward)
-    for alarm in alarms:
-        yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
-
-
-def looked(state: State, preset: Preset, models: Models) -> tuple[Preview | None, score.NonFiniteError | None]:
-    """A preview, or what in it is not finite."""
-    try:
-        return preview(state.scene, preset, models), None
-    except score.NonFiniteError as error:
-        return None, error
-
-
-def shown(seen: Preview, step: int) -> Previewed:
-    return Previewed(step=step, images=seen.images, rewards=seen.scores)
-
-
-def surface(preset: Preset, models: Models, state: State) -> Iterator[Event]:
-    """The mesh of the last or of the best scene with a turntable, and what the user should know of it."""
-    from psd.mesh import MeshError, extract, statistics
-    from psd.turntable import turntable
-
-    device, step, scene = models.prior.device, state.step, state.scene
-    best = state.best if preset.export == "best" else None
-    if best is not None:
-        scene = revived(preset, models.scene, best.scene, best.step)
-    elif preset.export == "best":
-        yield Warned(step=step, message="No preview was judged before the end: the mesh is that of the last scene.")
-    try:
-        mesh = extract(
-            scene, resolution=preset.mesh_resolution, faces=preset.mesh_faces, texture=preset.texture, device=device
-        )
-    except MeshError as error:
-        yield Warned(step=step, message=f"There is no mesh: {error}")
-        return
-    for note in mesh.notes:
-        yield Warned(step=step, message=note)
-    film = turntable(scene, size=preset.preview_size, device=device)
-    scene_step = best.step if best is not None else None
-    yield Meshed(step=step, mesh=mesh, turntable=film, scene_step=scene_step, statistics=statistics(mesh))

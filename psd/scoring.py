@@ -10,26 +10,29 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from psd.models import choose_device, choose_precision, load_judge
+from psd.models import borrow_judge
+from psd.offload import visiting
 from psd.preset import Preset, PresetError, shown
 from psd.score import require_finite
 
 
-@torch.no_grad()
 def score_images(
     preset: Preset, images: Sequence[UInt8[np.ndarray, "h w 3"]], prompt: str, judge: str = ""
 ) -> dict[str, Any]:
     """Raw scores of images of any sizes by one of the preset's judges or rewards; "" is its selector judge.
 
+    From any thread: a run that computes finishes its step first, and waits in turn.
     Raises PresetError for another judge, and for words that it never learned.
     """
     names = [*preset.judges, *preset.rewards]
     name = judge or names[0]
     if name not in names:
         raise PresetError(f"no judge {shown(judge)} here; there are: {', '.join(names)}")
-    device, _ = choose_device(preset.device)
-    reward = load_judge(name, device, choose_precision(preset.precision, device), batch=preset.network_batch)
-    scores = [require_finite(name, reward(square(image).to(device), prompt)).item() for image in images]
+    reward = borrow_judge(preset, name)
+    # Gradients on, so that no call is recorded as a CUDA graph: pictures come in any size, and the few recordings are
+    # the run's.  They cost nothing, for neither networks nor pictures ask for any.
+    with visiting([reward.network] if reward.parked else [], reward.device), torch.enable_grad():
+        scores = [require_finite(name, reward(square(image).to(reward.device), prompt)).item() for image in images]
     return {"judge": name, "scores": scores}
 
 

@@ -1,6 +1,7 @@
 """What half precision keeps of single: the networks' values and gradients, and the steered pair's direction.
 
-That direction is a difference of two predictions that are close by design, where rounding weighs most.
+That direction is a difference of two predictions that are close by design, where rounding weighs most.  And what
+becomes of a step that overflows in it.
 """
 
 from collections.abc import Iterator
@@ -10,16 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from toy import ToyPrior, make_models, make_preset
 
-from psd import methods
+from psd import methods, precision
 from psd.cameras import turntable
+from psd.events import Checkpointed, Event, Failed, Finished, Stepped, Warned
 from psd.janus import Condition
 from psd.models import let_go, load_models
+from psd.precision import BACKOFF, GROWTH_INTERVAL, LARGEST, LEAST, MOST_DRAWS, GradientScaler, in_precision, scaled_by
 from psd.preset import Preset
 from psd.prior import DiffusersPrior
 from psd.protocols import Models
 from psd.randomised import components, random_models
 from psd.rewards import CriticReward
+from psd.run import run
 from psd.score import GapScale
 from psd.step import Step
 
@@ -122,3 +127,146 @@ def test_the_large_presets_nudge_keeps_its_direction_in_float16(exact_single: No
     (alike,) = kept(random_models(preset, torch.device("cuda"), torch.float32), [preset], torch.float16)
     record_property("cosine", f"{alike:.4f}")
     assert alike >= 0.9
+
+
+# ----------------------------------------------------------------------------------------------------------- overflows
+
+
+class Narrow(torch.autograd.Function):
+    """The identity, through which larger gradients than ``most`` do not pass: as inside of a network in float16."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, most: float) -> Tensor:
+        ctx.most = most
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.where(gradient.abs() > ctx.most, torch.inf, gradient), None
+
+
+class HalfPrior(ToyPrior):
+    """Encodes in ``half``; gradients above ``most`` overflow on their way back, and predictions at the given t's."""
+
+    def __init__(self, half: torch.dtype = torch.float16, most: float = 2.0) -> None:
+        super().__init__()
+        self.half, self.most, self.broken_at, self.tries = half, most, set(), 0
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.tries += torch.is_grad_enabled()
+
+        def latents(pixels: Tensor) -> Tensor:
+            return Narrow.apply(ToyPrior.encode(self, pixels.float()).to(self.half), self.most)
+
+        return in_precision(latents, images, self.half)
+
+    def predict_noise(self, z_t: Tensor, t: int, *others: Any) -> Tensor:
+        return super().predict_noise(z_t, t, *others) * (torch.inf if t in self.broken_at else 1)
+
+
+@pytest.fixture
+def without_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psd.run.surface", lambda *_: iter(()))
+
+
+def told(prior: ToyPrior, saved: Checkpointed | None = None, **values: object) -> list[Event]:
+    return list(run(make_preset(**values), make_models(prior=prior), resume=saved))
+
+
+def ts(events: list[Event]) -> list[int]:
+    return [event.t for event in events if isinstance(event, Stepped)]
+
+
+def warnings(events: list[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+def grid(events: list[Event]) -> Tensor:
+    saved = [event for event in events if isinstance(event, Checkpointed)][-1]
+    return torch.tensor(saved.tensors["scene/grid"])
+
+
+def test_a_gradient_that_overflows_passes_at_a_lower_scale() -> None:
+    """A power of two: the same numbers."""
+    scaler, found = GradientScaler(), []
+    for most in (2.0, 0.4, 0.4):
+        value = torch.linspace(-1, 1, 9).requires_grad_()
+        with scaled_by(scaler):
+            result = in_precision(lambda part, most=most: Narrow.apply(3 * part, most), value, torch.float16)
+            found.append(torch.autograd.grad(1e-9 * result.square().sum(), value)[0])
+        if not found[-1].isfinite().all():
+            assert scaler.back_off() == "same draws" and scaler.largest == LARGEST * BACKOFF
+    wide, narrow, lower = found
+    assert not narrow.isfinite().all() and wide.any() and torch.equal(lower, wide)
+    assert precision._scaler is not scaler
+
+
+def test_a_lower_scale_grows_again_in_time() -> None:
+    scaler = GradientScaler()
+    scaler.in_use = True
+    scaler.back_off()
+    grown = []
+    for _ in range(6 * GROWTH_INTERVAL):
+        scaler.passed()
+        grown.append(scaler.largest)
+    assert sorted(grown) == grown and grown[0] == LARGEST / 16 and grown[-1] == LARGEST
+    assert [grown.count(LARGEST / 2**power) for power in (4, 3, 2, 1)] == [GROWTH_INTERVAL - 1, *[GROWTH_INTERVAL] * 3]
+
+
+def test_an_overflow_in_float16_costs_no_step_and_no_draw(without_mesh: None) -> None:
+    whole, prior = told(HalfPrior()), HalfPrior(most=0.4)
+    events = told(prior)
+    assert isinstance(events[-1], Finished) and ts(events) == ts(whole) and len(ts(events)) == 6
+    (warning,) = warnings(events)  # said once, and the scale stays low: one step was computed again
+    assert "gradient of the scene (grid) is not finite" in warning and "smaller gradients" in warning
+    assert prior.tries == 7 and warnings(whole) == []
+    torch.testing.assert_close(grid(events), grid(whole), rtol=1e-3, atol=1e-3)
+
+
+def test_a_resumed_run_knows_of_the_lower_scale(without_mesh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psd.precision.GROWTH_INTERVAL", 4)
+    whole = told(HalfPrior(most=0.4), checkpoint_s=1e-9)
+    for saved in [event for event in whole if isinstance(event, Checkpointed)]:
+        prior = HalfPrior(most=0.4)
+        rest = told(prior, saved)
+        assert ts(rest) == ts(whole)[saved.step :] and torch.equal(grid(rest), grid(whole))
+        assert warnings(rest) == [] and prior.tries == 6 - saved.step
+        assert [event for event in rest if isinstance(event, Checkpointed)][-1].values == whole_values(whole)
+
+
+def whole_values(events: list[Event]) -> Any:
+    return [event for event in events if isinstance(event, Checkpointed)][-1].values
+
+
+def test_what_overflows_on_the_way_forward_is_drawn_anew(without_mesh: None) -> None:
+    plain, prior = ts(told(HalfPrior())), HalfPrior()
+    prior.broken_at = {plain[2]}
+    events = told(prior)
+    assert isinstance(events[-1], Finished) and len(ts(events)) == 6
+    assert ts(events)[:2] == plain[:2] and ts(events)[2] != plain[2]
+    first, second = warnings(events)
+    assert "noise prediction" in first and "smaller gradients" in first and "other cameras" in second
+
+
+def test_a_run_ends_when_no_draw_is_finite_and_keeps_the_last_good_state(without_mesh: None) -> None:
+    plain, prior = ts(told(HalfPrior())), HalfPrior()
+    prior.broken_at = set(range(1000)) - set(plain[:2])
+    events = told(prior)
+    failure, saved = events[-1], events[-2]
+    assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step == 2
+    assert "step 3, t = " in failure.message and "noise prediction" in failure.message
+    assert failure.cure.startswith("start anew with precision=bfloat16") and "guidance_scale" in failure.cure
+    scales = 1 + round(torch.tensor(LEAST / LARGEST).log2().item() / torch.tensor(BACKOFF).log2().item())
+    assert prior.tries == 2 + MOST_DRAWS * scales
+    assert len(warnings(events)) == 2
+    assert len(ts(told(HalfPrior(), saved))) == 4
+
+
+@pytest.mark.parametrize("half", [torch.float32, torch.bfloat16])
+def test_where_no_scale_would_help_a_step_is_not_repeated(half: torch.dtype, without_mesh: None) -> None:
+    prior = HalfPrior(half)
+    prior.broken_at = set(range(1000))
+    events = told(prior)
+    assert isinstance(events[-1], Failed) and prior.tries == 1 and warnings(events) == []
+    assert "bfloat16" not in events[-1].cure
+    assert "gradient_scaler" not in whole_values(events)

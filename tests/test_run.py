@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -28,15 +29,17 @@ from psd.events import (
     Warned,
     to_json,
 )
+from psd.looks import surface
 from psd.memory import in_words, smaller
 from psd.methods import METHODS, sds
 from psd.models import load_models, load_prior
+from psd.offload import COMPUTING
 from psd.preset import Preset, PresetError
 from psd.preview import BINS, image_statistics, nearness
 from psd.protocols import Models
 from psd.run import image_score, run
 from psd.scene import RadianceScene
-from psd.state import revived
+from psd.state import State, revived
 from psd.suite import SUITES, Suite
 
 
@@ -690,8 +693,195 @@ def test_other_runtime_errors_are_no_lack_of_memory() -> None:
         def predict_noise(self, *args):
             raise RuntimeError("shapes do not match")
 
+    class BrokenJudge(QuadraticReward):
+        def __call__(self, images, prompt):
+            raise RuntimeError("no such layer")
+
+    class BrokenScene(ToyScene):
+        def density(self, points):
+            if len(points) == 24**3:
+                raise RuntimeError("no such corner")
+            return super().density(points)
+
     with pytest.raises(RuntimeError, match="shapes"):
         list(run(make_preset(), make_models(prior=Broken())))
+    with pytest.raises(RuntimeError, match="layer"):
+        list(run(make_preset(), replace(make_models(), judges={"judge": BrokenJudge("judge")})))
+    with pytest.raises(RuntimeError, match="corner"):
+        list(surface(make_preset(), *with_scene(BrokenScene)))
+
+
+class WideJudge(QuadraticReward):
+    """A judge that at its calls numbered ``short`` (from 1) does not fit."""
+
+    def __init__(self, short: set[int]) -> None:
+        super().__init__("judge", colour=(0.8, 0.1, 0.1))
+        self.short, self.calls = short, 0
+
+    def __call__(self, images, prompt):
+        self.calls += 1
+        if self.calls in self.short:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.2 GiB")
+        return super().__call__(images, prompt)
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often memory was given back, which takes a while: all that lives is looked at."""
+    found: list[int] = []
+    monkeypatch.setattr("psd.memory.release", lambda: found.append(1))
+    return found
+
+
+def previews_of(events: list[Event]) -> dict[int, Previewed]:
+    return {event.step: event for event in events if isinstance(event, Previewed)}
+
+
+@pytest.mark.parametrize(
+    ("short", "step", "judges", "words"),
+    [
+        ({2}, 3, True, "one orbit at a time"),  # room again, once what nobody uses is given back
+        ({2, 3}, 3, False, "step 3: it goes without its judges (judge)"),
+        ({1, 2}, 0, False, "step 0: it goes without its judges (judge)"),
+        ({3, 4}, 6, False, "step 6: it goes without its judges (judge)"),
+    ],
+)
+def test_out_of_memory_in_a_preview_costs_its_judges_at_most(
+    short: set[int], step: int, judges: bool, words: str, released: list[int]
+) -> None:
+    preset, fewer = make_preset(judges=["judge"]), []
+    whole = list(run(preset, make_models()))
+    models = replace(make_models(), judges={"judge": WideJudge(short)}, fewer=lambda: fewer.append(1))
+    events = list(run(preset, models))
+    (warned,) = [event for event in events if isinstance(event, Warned)]
+    assert warned.step == step and "Out of memory" in warned.message and words in warned.message
+    assert len(fewer) == len(released) == len(short)
+    looks = previews_of(events)
+    assert list(looks) == [0, 3, 6] and ("judge/judge" in looks[step].rewards) == judges
+    assert all("reward/quadratic" in look.rewards for look in looks.values())
+    assert all("judge/judge" in look.rewards for at, look in looks.items() if at != step)
+    # nothing else is lost: the scene is that of a run which had room, and a checkpoint of that step is kept at once
+    assert isinstance(events[-1], Finished) and events[-1].reason == "completed"
+    saved = [event for event in events if isinstance(event, Checkpointed)]
+    assert [event.step for event in saved] == ([3, 6] if step == 3 else [6])
+    assert essence(unjudged(saved[-1])) == essence(unjudged(last_checkpoint(whole)))
+    rest = list(run(preset, make_models(), resume=saved[0]))
+    assert essence(unjudged(last_checkpoint(rest))) == essence(unjudged(saved[-1]))
+
+
+def test_memory_that_stays_short_in_previews_ends_no_run(released: list[int]) -> None:
+    """What is lost is said each time; that networks take less at once, only the first time."""
+    preset = make_preset(judges=["judge"], preview_every=1, negative=False)
+
+    def warned(short: set[int]) -> list[tuple[int, str]]:
+        events = list(run(preset, replace(make_models(), judges={"judge": WideJudge(short)})))
+        assert isinstance(events[-1], Finished) and len(steps_of(events)) == 6
+        return [(event.step, event.message) for event in events if isinstance(event, Warned)]
+
+    assert [step for step, _ in warned(set(range(1, 100)))] == [0, 1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in warned(set(range(1, 100, 2)))] == [0]
+
+
+def test_a_preview_that_has_no_room_at_all_is_left_out(released: list[int]) -> None:
+    class Wide(ToyScene):
+        def render(self, *args, normals=False, **keywords):
+            if normals:  # of previews only
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().render(*args, **keywords)
+
+    events = list(run(make_preset(), replace(make_models(), scene=Wide)))
+    assert not previews_of(events) and len(steps_of(events)) == 6
+    assert len(released) == 3 * 3  # as it is, with fewer at once, without judges; not once more at the end
+    warned = [event for event in events if isinstance(event, Warned)]
+    assert [event.step for event in warned] == [0, 3, 6] and all("there is none" in it.message for it in warned)
+    assert isinstance(events[-1], Finished) and events[-1].scores == {}
+    assert [event.step for event in events if isinstance(event, Checkpointed)] == [3, 6]
+
+
+def with_scene(scene: type[ToyScene], **values: object) -> tuple[Models, State]:
+    """Models and the state of a run before its first step."""
+    models = replace(make_models(), scene=scene)
+    return models, State.create(make_preset(**values), models)
+
+
+def test_out_of_memory_the_mesh_is_made_at_half_of_its_resolution(released: list[int]) -> None:
+    class Wide(ToyScene):
+        no_room = {36**3}  # points at once
+
+        def density(self, points):
+            if len(points) in self.no_room:
+                raise MemoryError
+            return super().density(points)
+
+    def meshed(scene: type[ToyScene], resolution: int) -> tuple[list[Event], list[int]]:
+        models, state = with_scene(scene)
+        fewer = []
+        models = replace(models, fewer=lambda: fewer.append(1))
+        return list(surface(make_preset(mesh_resolution=resolution), models, state)), fewer
+
+    (warned, short), fewer = meshed(Wide, 36)
+    assert isinstance(warned, Warned) and "mesh_resolution 18 in place of 36" in warned.message
+    assert fewer == released == [1]
+    ((plain,), _) = meshed(ToyScene, 18)
+    assert essence(short) == essence(plain)
+    Wide.no_room |= {18**3}
+    ((none,), _) = meshed(Wide, 36)
+    assert isinstance(none, Warned) and "no mesh: out of memory even at mesh_resolution 18" in none.message
+
+
+@pytest.mark.parametrize(("failures", "film"), [(1, True), (2, False)])
+def test_a_film_that_has_no_room_does_not_cost_the_mesh(
+    failures: int, film: bool, released: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def turntable(*args, **keywords):
+        made.append(1)
+        if len(made) <= failures:
+            raise MemoryError
+        return np.zeros((1, 2, 2, 3), np.uint8)
+
+    monkeypatch.setattr("psd.turntable.turntable", turntable)
+    *warned, meshed = surface(make_preset(), *with_scene(ToyScene))
+    assert isinstance(meshed, Meshed) and meshed.mesh is not None and (meshed.turntable is not None) == film
+    said = [event.message for event in warned if isinstance(event, Warned)]
+    assert said == ([] if film else ["Out of memory: the mesh has no film."]) and released == [1]
+
+
+def test_short_memory_never_makes_networks_take_more() -> None:
+    """At `network_batch: 1` one orbit would be four times as much."""
+    models = load_models(Preset.load("tiny", {"device": "cpu", "network_batch": 1}))
+    networks: list = [models.prior, *models.rewards.values()]
+    models.fewer()
+    assert [network.batch for network in networks] == [1, 1]
+
+
+def test_steps_and_previews_compute_alone_and_let_others_in_between() -> None:
+    """Others score pictures with the same networks, which may be on their way to the device and back."""
+
+    def free() -> bool:
+        found: list[bool] = []
+
+        def ask() -> None:
+            found.append(COMPUTING.acquire(blocking=False))
+            if found[0]:
+                COMPUTING.release()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        return found[0]
+
+    inside = []
+
+    class Asks(QuadraticReward):
+        def __call__(self, images, prompt):
+            inside.append((self.name, free()))
+            return super().__call__(images, prompt)
+
+    models = replace(make_models(rewards={"quadratic": Asks()}), judges={"judge": Asks("judge")})
+    assert all(free() for _ in run(make_preset(steps=2, preview_every=1), models))
+    assert set(inside) == {("quadratic", False), ("judge", False)}
 
 
 # ------------------------------------------------------------------------------------------------------- score space

@@ -1,0 +1,144 @@
+"""What a run shows of its scene: previews, what the judges make of them, and the surface at the end.
+
+None of it moves the scene, so none of it may cost the run: what memory is too short for is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from psd import memory, monitor
+from psd.events import Alarmed, BestKept, Event, Meshed, Previewed, Warned
+from psd.offload import COMPUTING
+from psd.preset import Preset
+from psd.preview import Preview, preview
+from psd.protocols import Models, Scene
+from psd.score import NonFiniteError
+from psd.state import State, revived
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A preview, what in it is not finite, and what memory was too short for, in words; nothing where nobody looked."""
+
+    seen: Preview | None = None
+    wrong: NonFiniteError | None = None
+    short: str = ""
+
+
+def looked(state: State, preset: Preset, models: Models) -> Look:
+    """A preview.  Out of memory it looks again, with networks that take one orbit at a time from then on, and at last
+    without judges; training stays as large as it is, for a preview holds nothing of a step's."""
+    where = f"Out of memory in the preview of step {state.step}"
+    absent = f"{where}: it goes without its judges ({', '.join(models.judges)})."
+    tries = [(models, ""), (models, "Out of memory in a preview: networks take one orbit at a time from now on.")]
+    tries += [(replace(models, judges={}), absent)] if models.judges else []
+    for chosen, short in tries:
+        try:
+            with COMPUTING:
+                seen = within_memory(partial(preview, state.scene, preset, chosen))
+        except NonFiniteError as error:
+            return Look(wrong=error)
+        if seen is not None:
+            return Look(seen, short=short)
+        models.fewer()
+        memory.release()
+    return Look(short=f"{where}: there is none.")
+
+
+def within_memory(make: Callable[[], Made]) -> Made | None:
+    """What ``make`` returns, which is never None; None where memory is too short for it.
+
+    The caller releases memory: by then the exception is gone, whose frames hold what was made so far.
+    """
+    try:
+        return make()
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    return None
+
+
+def told(look: Look, step: int, said: set[str]) -> Iterator[Previewed | Warned]:
+    """The preview, and what memory was too short for, unless it was ``said`` before: that set grows."""
+    if look.seen is not None:
+        yield Previewed(step=step, images=look.seen.images, rewards=look.seen.scores)
+    if look.short and look.short not in said:
+        said.add(look.short)
+        yield Warned(step=step, message=look.short)
+
+
+def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Iterator[BestKept | Alarmed]:
+    """What the selector judge, the first of the judges, makes of a preview: a new best, alarms.
+
+    Nothing where it did not look, for want of memory.
+    """
+    selector = next(iter(models.judges.values()), None)
+    if selector is None or f"judge/{selector.name}" not in seen.scores:
+        return
+    found = seen.means[f"judge/{selector.name}"]
+    if state.best is None or found > state.best.score:
+        state.keep_best(found)
+        yield BestKept(step=state.step, judge=selector.name, score=found)
+    reward = None
+    if preset.optimises_reward:
+        optimised = ((weight, models.rewards[name]) for name, weight in preset.rewards.items())
+        reward = sum(weight * seen.means[f"reward/{it.name}"] / it.scale for weight, it in optimised)
+    state.monitor, alarms = monitor.fold(state.monitor, state.step, found, reward)
+    for alarm in alarms:
+        yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
+
+
+def surface(preset: Preset, models: Models, state: State) -> Iterator[Event]:
+    """The mesh of the last or of the best scene with a turntable, and what the user should know of it.
+
+    Out of memory it is made once more, at half of ``mesh_resolution``; a turntable that has no room is left out.
+    """
+    from psd.mesh import Mesh, MeshError, extract, statistics
+    from psd.turntable import turntable
+
+    device, step, full = models.prior.device, state.step, preset.mesh_resolution
+    best = state.best if preset.export == "best" else None
+    if best is None and preset.export == "best":
+        yield Warned(step=step, message="No preview was judged before the end: the mesh is that of the last scene.")
+
+    def made(resolution: int) -> tuple[Scene, Mesh]:
+        scene = state.scene if best is None else revived(preset, models.scene, best.scene, best.step)
+        mesh = extract(scene, resolution=resolution, faces=preset.mesh_faces, texture=preset.texture, device=device)
+        return scene, mesh
+
+    found, resolution = None, full
+    for resolution in (full, full // 2):
+        try:
+            found = within_memory(partial(made, resolution))
+        except MeshError as error:
+            yield Warned(step=step, message=f"There is no mesh: {error}")
+            return
+        if found is not None:
+            break
+        models.fewer()  # networks give up what they keep for steps, of which none will come
+        memory.release()
+    if found is None:
+        message = f"There is no mesh: out of memory even at mesh_resolution {resolution}"
+        yield Warned(step=step, message=f"{message}; `python -m psd export <run>` makes it in main memory")
+        return
+    scene, mesh = found
+    if resolution < full:
+        message = f"Out of memory: the mesh was made at mesh_resolution {resolution} in place of {full}."
+        yield Warned(step=step, message=message)
+    for note in mesh.notes:
+        yield Warned(step=step, message=note)
+    frames = partial(turntable, scene, size=preset.preview_size, device=device)
+    film = within_memory(frames)
+    if film is None:
+        memory.release()
+        film = within_memory(frames)
+    if film is None:
+        yield Warned(step=step, message="Out of memory: the mesh has no film.")
+    scene_step = best.step if best is not None else None
+    yield Meshed(step=step, mesh=mesh, turntable=film, scene_step=scene_step, statistics=statistics(mesh))
