@@ -28,10 +28,20 @@ test: check $(BROWSER)
 test-all: check $(BROWSER)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "" --timeout 1800 $(TESTS)
 
-# Whatever needs an NVIDIA GPU, with the figures that it measures; add what comes of it to assets/results/.
-test-gpu: $(VENV)/test.stamp
-	PSD_TEST_SHAPES=0 $(BIN)/pytest -n 0 -m gpu --timeout 600 --junit-xml $(VENV)/gpu.xml $(TESTS); status=$$?; \
-	$(BIN)/python tests/gpu_table.py $(VENV)/gpu.xml; exit $$status
+# Whatever needs an NVIDIA GPU, with the figures that it measures, which a call without TESTS also writes into
+# assets/results/.  In an environment that is there already, for nothing to be installed:
+#   make test-gpu PYTEST="python3 -m pytest" COMMIT=...     (COMMIT where there is no git)
+# Only the files that hold such tests are looked into: the others need packages that these do not.
+GPU_TESTS = $(shell grep -l '^pytestmark = pytest\.mark\.gpu\|^@pytest\.mark\.gpu' tests/test_*.py)
+GPU_PYTEST = $(or $(PYTEST),$(BIN)/python -m pytest)
+GPU_REPORT = .pytest_cache/gpu.xml
+
+test-gpu: $(if $(PYTEST),,$(VENV)/test.stamp)
+	$(if $(findstring -m pytest,$(GPU_PYTEST)),,$(error PYTEST must name an interpreter: PYTEST="python3 -m pytest"))
+	rm -f $(GPU_REPORT)
+	PSD_TEST_SHAPES=0 $(GPU_PYTEST) -m gpu --timeout 600 --junit-xml $(GPU_REPORT) $(or $(TESTS),$(GPU_TESTS)); status=$$?; \
+	$(subst -m pytest,tests/gpu_table.py,$(GPU_PYTEST)) $(GPU_REPORT) \
+	    $(if $(TESTS),,--record assets/results) --commit "$(COMMIT)"; exit $$status
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -43,8 +43,10 @@ class Cost:
 def cost(preset: Preset, models: Models, updates: float) -> Cost:
     """Of a step of ``preset`` as it stands (see `Preset.at` for late ones); ``models`` from `on_meta`.
 
-    ``updates`` of the negative embedding a step (see `psd.halves`).
+    ``updates`` of the negative embedding a step (see `psd.halves`).  What is made again on the way back, as the
+    networks take the preset's ``network_batch`` of pictures at a time, counts again.
     """
+    take(models, preset.network_batch)
     prior = models.prior
     rewards: list[Any] = [models.rewards[name] for name in preset.rewards]
     groups, views, noises = preset.groups, prior.views, methods.candidates(preset)
@@ -115,20 +117,42 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
 
 
 def on_meta(preset: Preset, *, tiny: bool = False) -> Models:
+    """All networks of ``preset`` but the judges, none of which waits elsewhere: what has no values cannot move."""
     whole = preset.changed({"network_batch": 0, "compile": False, "judges": []})
     return random_models(whole, torch.device("meta"), torch.float16, tiny=tiny)
 
 
+def take(models: Models, batch: int) -> None:
+    """At most ``batch`` images pass each network at once from now on (0: all)."""
+    networks: list[Any] = [models.prior, *models.rewards.values()]
+    for network in networks:
+        network.take(batch)
+
+
 def table(preset: Preset) -> str:
-    """Both halves of a run, and the pace that a GPU of several rates would keep by arithmetic alone."""
+    """Both halves of a run, and the pace that a GPU of several rates would keep by arithmetic alone.
+
+    Where networks take few pictures at a time, also how much of it is for that.
+    """
     models = on_meta(preset)
-    late = {"groups": preset.late_groups}
     found = halves(preset, len(models.prior.alpha_bar))
-    costs = [cost(preset.changed(late if half.name == "late" else {}), models, half.updates) for half in found]
+
+    def costs_of(**changes: Any) -> list[Cost]:
+        late = {"groups": preset.late_groups}
+        return [
+            cost(preset.changed({**changes, **(late if half.name == "late" else {})}), models, half.updates)
+            for half in found
+        ]
+
+    costs = costs_of()
     names = list(dict.fromkeys(name for of_half in costs for name in of_half.parts))
     lines = [f"{'TFLOP a step':20}" + "".join(f"{half.name:>9}" for half in found)]
     lines += [f"{name:20}" + "".join(f"{of_half.parts.get(name, 0):9.2f}" for of_half in costs) for name in names]
-    lines += [f"{'total':20}" + "".join(f"{of_half.total:9.2f}" for of_half in costs), ""]
+    lines += [f"{'total':20}" + "".join(f"{of_half.total:9.2f}" for of_half in costs)]
+    if preset.network_batch:
+        again = [of_half.total - whole.total for of_half, whole in zip(costs, costs_of(network_batch=0), strict=True)]
+        lines += [f"{'of it made again':20}" + "".join(f"{tera:9.2f}" for tera in again)]
+    lines += [""]
     mean = sum(half.share * of_half.total for half, of_half in zip(found, costs, strict=True))
     columns = [*(half.name for half in found), "run"]
     lines += [f"{'networks alone at':20}" + "".join(f"{name + ', it/s':>13}" for name in columns)]

@@ -1,9 +1,11 @@
 """Where a step's time goes, and what the engine adds to the calls that it cannot do without.
 
-``python -m psd bench`` runs a preset for some steps.  The breakdown is the engine's own clock (``time/*``).  The
-overhead is a step's time minus its bare calls: every call of prior, rewards and scene is recorded, and between the
-steps each kind is timed alone on the same arguments, with its backward where gradients flowed.  The pace weighs each
-measured step as often as its like comes in the whole run (`psd.halves`): late ones, and updates of the negative.
+``python -m psd bench`` runs a preset for some steps.  The breakdown is the engine's own clock (``time/*``), which waits
+for a GPU at both ends of every part.  The overhead is a step's time by that clock minus its bare calls: every call of
+prior, rewards and scene is recorded, and between the steps each kind is timed alone on the same arguments, with its
+backward where gradients flowed, and with the same waits.  Each measured step is weighed as often as its like comes in
+the whole run (`psd.halves`): late ones, and updates of the negative.  The pace, it/s, and the memory are those of
+further steps that nobody waits for or records (`psd.pace`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psd import memory
+from psd import memory, pace
 from psd.drive import Controls, MakeEvents, drive
-from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped
+from psd.events import Checkpointed, Event, Finished, Meshed, Previewed, Started, Stepped
+from psd.pace import WARM_UP
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from psd.halves import Half
     from psd.protocols import Models
 
-WARM_UP = 3  # steps of each half that allocate and compile
 UPDATE_EVERY = 3  # steps: each warm-up has an update of the negative, and three measured steps have one
 
 
@@ -95,7 +97,7 @@ class Bare:
                 self.seconds.setdefault(key, []).append(timed_alone(self.calls[key], self.synchronise))
 
     def forget(self) -> None:
-        """Calls between steps (previews) are on nobody's account."""
+        """The calls of the step so far are on nobody's account."""
         self.counts = Counter()
 
     def per_step(self) -> list[float]:
@@ -158,75 +160,95 @@ def recorded(models: Models, bare: Bare) -> Models:
 
 @dataclass(frozen=True)
 class Report:
-    """Seconds throughout; shares are of the mean step."""
+    """Seconds and bytes throughout; shares are of the mean waiting step."""
 
     steps: int
-    step_s: float  # mean over the run's steps
+    step_s: float  # mean over the run's steps, by the pace
     run_s: float  # all of them; without loading, previews, checkpoints and mesh
+    repeated: int  # steps that were computed again, as float16 overflowed; their time is the pace's
+    waiting_step_s: float  # mean by the clock that waits, which the parts add up to
     parts: dict[str, dict[str, float]]  # part -> median_s (where it occurs), share, steps (that have it)
     bare: dict[str, dict[str, float]]  # kind of call -> median_s, calls_per_step
-    overhead_s: float  # median over steps of: step - bare calls
+    overhead_s: float  # median over waiting steps of: step - bare calls
     overhead_share: float  # median too
     render_over_network: float
-    peak_memory_bytes: int  # 0: not known
-    cuda_memory_bytes: int | None
+    peak: memory.Peak
+    card: str | None = None  # torch's name of the GPU
+    beside: pace.Beside | None = None
+    whole_s: float | None = None  # run_s with previews, checkpoints and mesh
+    bars: list[pace.Bar] = field(default_factory=list)
     full: dict[str, float] | None = None
 
     def table(self) -> str:
-        pace = f"mean {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)"
-        lines = [f"{self.steps} steps, {pace}: {self.run_s / 60:.1f} min for all steps of the run"]
-        lines += ["loading, previews, checkpoints and mesh come on top (--full times a whole run)", ""]
-        lines += [f"{'part':12} {'median ms':>10} {'share':>7} {'in steps':>9}"]
+        speed = f"mean {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)"
+        lines = [f"{self.steps} steps, {speed}: {self.run_s / 60:.1f} min for all steps of the run"]
+        if self.beside is None or self.whole_s is None:
+            lines += ["loading, previews, checkpoints and mesh come on top (--full times a whole run)"]
+        else:
+            each = f"a preview {self.beside.preview_s:.2f} s, a checkpoint {self.beside.checkpoint_s:.2f} s"
+            end = f"the mesh {self.beside.mesh_s:.1f} s" if self.beside.mesh_s is not None else "no mesh here"
+            lines += [f"{self.whole_s / 60:.1f} min with previews, checkpoints and mesh ({each}, {end}), after loading"]
+        lines += [f"{self.repeated} steps overflowed in float16 and were computed again"] if self.repeated else []
+        lines += ["", f"{'part':12} {'median ms':>10} {'share':>7} {'in steps':>9}"]
         for name, part in self.parts.items():
             lines += [f"{name:12} {part['median_s'] * 1e3:10.2f} {part['share']:7.1%} {part['steps']:9.0f}"]
+        if self.card is not None:
+            lines += [f"by a clock that waits at each part, with which a step takes {self.waiting_step_s * 1e3:.1f} ms"]
         lines += ["", f"{'timed alone, backward included where there is one':60} {'median ms':>10} {'a step':>7}"]
         for name, call in self.bare.items():
             lines += [f"{name:60} {call['median_s'] * 1e3:10.2f} {call['calls_per_step']:7.2f}"]
         lines += ["", f"overhead {self.overhead_s * 1e3:.1f} ms, {self.overhead_share:.1%} of a step"]
         lines += [f"rendering takes {self.render_over_network:.2f} of what the networks take"]
-        for name, size in (("memory", self.peak_memory_bytes), ("GPU memory", self.cuda_memory_bytes)):
-            lines += [f"peak {name} {size / 2**20:.0f} MiB"] if size else []
+        for name, size in {
+            "memory": self.peak.process, "GPU memory": self.peak.reserved, "GPU memory in tensors": self.peak.allocated
+        }.items():  # fmt: skip
+            lines += [f"peak {name} {size / 2**20:.0f} MiB ({size / 1e9:.2f} GB)"] if size else []
+        lines += [f"on {self.card}"] if self.card is not None else []
         lines += [
             f"{name.removesuffix('_s').replace('_', ' ')}: {value:.1f} s" for name, value in (self.full or {}).items()
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(["", *map(str, self.bars)] if self.bars else [])])
 
 
 def measure(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None = None) -> Report:
     """Run ``steps`` steps of each half, after a warm-up.  The schedule is squeezed into them; the scene stays young.
 
-    ``weigh``: what to take them for, where ``preset`` is made to be one half of another.
+    ``weigh``: what to take them for, where ``preset`` is made to be one half of another.  Raises `PresetError` for too
+    few steps, for a run that fails, and for one that has to go on smaller as memory is short.
     """
-    import torch
+    return pace.within_memory(lambda: _measured(preset, models, steps, weigh))
 
+
+def _measured(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None) -> Report:
     from psd.clock import Clock
     from psd.halves import halves
     from psd.run import run
 
     if not UPDATE_EVERY <= steps <= 4000:
         raise PresetError(f"--steps {steps} must lie in [{UPDATE_EVERY}, 4000] for medians that mean something")
-    synchronise = torch.cuda.synchronize if models.prior.device.type == "cuda" else _nothing
+    synchronise = pace.waiting(models)
     bare, laps = Bare(synchronise), []
-    found, run_steps, each = weigh or halves(preset, len(models.prior.alpha_bar)), preset.total_steps, WARM_UP + steps
-    squeezed = each * len(found) + 1  # the last step would preview
-    preset = preset.changed(
-        {"steps": squeezed, "preview_every": 10_000, "negative_every": UPDATE_EVERY, "negative_t_max": 1.0}
-        | ({"late_start": each / squeezed} if len(found) == 2 else {})
-    )
-    for event in run(preset, recorded(models, bare), clock=Clock(synchronise)):
-        match event:
-            case Previewed():
-                bare.forget()
-            case Failed():
-                raise PresetError(f"the benchmark failed: {event.message}; {event.cure}")
-            case Stepped():
-                warm = (event.step - 1) % each >= WARM_UP
-                bare.step_done(measure=warm)
-                if warm:
-                    laps.append({name[5:]: value for name, value in event.metrics.items() if name.startswith("time/")})
-                if len(laps) == steps * len(found):
-                    break
-    return report(laps, bare, weights(laps, found), run_steps)
+
+    class Watch(Clock):
+        """Calls between steps (previews), and of a step that is tried again, are on nobody's account."""
+
+        def restart(self) -> None:
+            bare.forget()
+            super().restart()
+
+    found, each = weigh or halves(preset, len(models.prior.alpha_bar)), WARM_UP + steps
+    watched = pace.squeezed(preset, len(found), each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0})
+    for event in pace.steady(run(watched, recorded(models, bare), clock=Watch(synchronise))):
+        if isinstance(event, Stepped):
+            warm = (event.step - 1) % each >= WARM_UP
+            bare.step_done(measure=warm)
+            if warm:
+                laps.append({name[5:]: value for name, value in event.metrics.items() if name.startswith("time/")})
+            if len(laps) == steps * len(found):
+                break
+    bare.calls.clear()  # what they hold is not the run's
+    seen = pace.pace(preset, models, steps, found, synchronise)
+    return report(laps, bare, weights(laps, found), preset.total_steps, seen)
 
 
 def weights(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
@@ -240,18 +262,27 @@ def weights(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
     return shares
 
 
-def report(laps: list[dict[str, float]], bare: Bare, weights: Sequence[float], run_steps: int) -> Report:
-    """The numbers of measured steps: their laps, part by part, and their bare calls; ``weights`` sum to 1."""
+def report(
+    laps: list[dict[str, float]],
+    bare: Bare,
+    weights: Sequence[float],
+    run_steps: int,
+    unwatched: pace.Pace | None = None,
+) -> Report:
+    """The numbers of measured steps: their laps, part by part, and their bare calls; ``weights`` sum to 1.
+
+    Without ``unwatched`` ones their pace is that of the measured ones.
+    """
 
     def mean(values: Iterable[float]) -> float:
         return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
-    step_s, parts = mean(lap["step"] for lap in laps), {}
+    waiting_s, parts = mean(lap["step"] for lap in laps), {}
     for name in sorted({name for lap in laps for name in lap} - {"step"}, key=lambda name: (name == "other", name)):
         times = [lap[name] for lap in laps if name in lap]
         parts[name] = {
             "median_s": statistics.median(times),
-            "share": mean(lap.get(name, 0.0) for lap in laps) / step_s,
+            "share": mean(lap.get(name, 0.0) for lap in laps) / waiting_s,
             "steps": len(times),
         }
     alone = {
@@ -262,17 +293,19 @@ def report(laps: list[dict[str, float]], bare: Bare, weights: Sequence[float], r
     spent = {key: call["median_s"] * call["calls_per_step"] for key, call in alone.items()}
     rendering = sum(seconds for key, seconds in spent.items() if key.startswith("render"))
     networks = sum(spent.values()) - rendering
+    unwatched = unwatched or pace.Pace(waiting_s, memory.Peak.now())
     return Report(
         steps=len(laps),
-        step_s=step_s,
-        run_s=run_steps * step_s,
+        step_s=unwatched.step_s,
+        run_s=run_steps * unwatched.step_s,
+        repeated=unwatched.repeated,
+        waiting_step_s=waiting_s,
         parts=parts,
         bare=alone,
         overhead_s=statistics.median(over),
         overhead_share=statistics.median(rest / lap["step"] for rest, lap in zip(over, laps, strict=True)),
         render_over_network=rendering / networks,
-        peak_memory_bytes=memory.process_peak_bytes(),
-        cuda_memory_bytes=cuda_memory_bytes(),
+        peak=unwatched.peak,
     )
 
 
@@ -280,10 +313,11 @@ def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
     """Seconds from the start to the models, the first preview that shows a step, the mesh and the end.
 
     And those that all checkpoints took, from the event before to the disk: a run does nothing else between the two.
+    Raises `PresetError` where the run fails, or memory is short and it goes on smaller.
     """
     start, seen, before = time.perf_counter(), {"checkpoints_s": 0.0}, 0.0
     with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
-        for event in drive(make_events, folder, Controls(preset)):
+        for event in pace.steady(drive(make_events, folder, Controls(preset))):
             now = time.perf_counter() - start
             match event:
                 case Started():
@@ -296,32 +330,24 @@ def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
                     seen["mesh_s"] = now
                 case Finished():
                     seen["finished_s"] = now
-                case Failed():
-                    raise PresetError(f"the run failed: {event.message}; {event.cure}")
             before = time.perf_counter() - start
     return seen
 
 
-def cuda_memory_bytes() -> int | None:
+def whole(found: Report, preset: Preset, models: Models, *, exact: bool) -> Report:
+    """With what comes beside the steps, and with the bars that are asked; ``exact``: the networks are not shrunk ones.
+
+    Raises `PresetError` as `measure` does.
+    """
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-
-
-def cap_memory(gigabytes: float | None) -> None:
-    """From here on this process gets no more of the GPU than a smaller one has (GiB), and its peak is counted anew."""
-    import torch
-
-    memory.release()
-    memory.forget_peak()
-    if gigabytes is None:
-        return
-    if not torch.cuda.is_available():
-        raise PresetError("--memory-gb caps an NVIDIA GPU, and torch finds none: leave it out")
-    share = gigabytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
-    if not 0 < share <= 1:
-        raise PresetError(f"--memory-gb {gigabytes} must be above 0 and at most what the GPU has")
-    torch.cuda.set_per_process_memory_fraction(share)
+    card = torch.cuda.get_device_name() if models.prior.device.type == "cuda" else None
+    more = pace.within_memory(lambda: pace.beside(preset, models, pace.waiting(models)))
+    peak = found.peak | more.peak
+    bars = pace.bars(
+        preset, exact=exact, card=card, step_s=found.step_s, reserved=peak.reserved, overhead_share=found.overhead_share
+    )
+    return replace(found, card=card, beside=more, whole_s=more.whole_s(preset, found.step_s), peak=peak, bars=bars)
 
 
 def main(
@@ -357,13 +383,10 @@ def main(
     def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
         yield from run(preset, load(preset), control=control, resume=resume)
 
-    whole = whole_run(preset, make_events) if full else None  # first: it also times the loading
-    models = load(preset)
-    cap_memory(memory_gb)
-    found = replace(measure(preset, models, steps), full=whole)
+    times = whole_run(preset, make_events) if full else None  # first: it also times the loading
+    models = pace.within_memory(lambda: load(preset))
+    pace.cap_memory(memory_gb)
+    found = whole(measure(preset, models, steps), preset, models, exact=random_weights != "tiny")
+    found = replace(found, full=times)
     print(json.dumps(asdict(found), indent=2) if as_json else found.table())
     return 0
-
-
-def _nothing() -> None:
-    """Where calls are done when they return, there is nothing to wait for."""

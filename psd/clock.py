@@ -17,6 +17,7 @@ class Clock:
     def __init__(self, synchronise: Callable[[], object] | None = None) -> None:
         self.synchronise = synchronise
         self.parts: dict[str, float] = {}
+        self.begun = 0  # steps, those that were tried again included
         self.inside = False
         self.start = self.now()
 
@@ -38,7 +39,8 @@ class Clock:
             self.parts[name] = self.parts.get(name, 0.0) + self.now() - start
 
     def restart(self) -> None:
-        """Begin a new step."""
+        """Begin a new step, or the same one again."""
+        self.begun += 1
         self.parts, self.start = {}, self.now()
 
     def lap(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from psd.preset import Preset
@@ -34,6 +35,14 @@ def in_words(preset: Preset) -> str:
     return f"{values}, and networks one orbit at a time"
 
 
+def is_short(message: str) -> bool:
+    """Whether a run's warning says that it goes on smaller, or leaves something out, for want of memory.
+
+    In these words, whatever was too large: a step, a preview, the mesh.
+    """
+    return "out of memory" in message.lower()
+
+
 def resident_bytes() -> int:
     """Memory of this process; 0 where the system has no /proc to ask."""
     statm = Path("/proc/self/statm")
@@ -56,6 +65,35 @@ def peak_bytes() -> int:
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return process_peak_bytes()
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that was held since `forget_peak`, in bytes."""
+
+    process: int  # in main memory; 0: not known
+    allocated: int | None = None  # of an NVIDIA GPU, by tensors; None without one
+    reserved: int | None = None  # of it in all: tensors, what torch keeps for later, the pools of CUDA graphs
+
+    @classmethod
+    def now(cls) -> Peak:
+        """Of ``allocated`` a CUDA graph's inner values are no part, once it is recorded; they stay in its pool."""
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_initialized():
+            return cls(process_peak_bytes())
+        return cls(process_peak_bytes(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+
+    def __or__(self, other: Peak) -> Peak:
+        """Of two spans of time together."""
+
+        def most(*values: int | None) -> int | None:
+            return max((value for value in values if value is not None), default=None)
+
+        return Peak(
+            max(self.process, other.process),
+            most(self.allocated, other.allocated),
+            most(self.reserved, other.reserved),
+        )
 
 
 def forget_peak() -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import string
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from transformers import BlipConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIP
 
 from psd.checkpoints import CAMERA, ImageRewardNetwork
 from psd.components import LDM_SCHEDULE, Components, alpha_bar
+from psd.janus import SIDES
 from psd.preset import Preset, PresetError
 from psd.prior import DiffusersPrior
 from psd.protocols import Models
@@ -23,17 +26,23 @@ from psd.rewards import ClipReward, HpsReward, ImageReward, ImageTextReward
 from psd.scene import make_scene
 
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+ENDS = ("<|startoftext|>", "<|endoftext|>")
+END = ENDS.index("<|endoftext|>")  # its id, by which CLIP finds where a text ends
+MOST_TOKENS = 49408  # CLIP's, for which the text towers have rows; a preset's prompts need a few hundred
 HEAD = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}  # ImageReward's, by layer number
 
 
 def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> Models:
-    """What ``preset`` names, as far as its architecture is known here, with random weights from the preset's seed."""
+    """What ``preset`` names, as far as its architecture is known here, with random weights from the preset's seed.
+
+    Raises `PresetError` for models of other architectures, and for prompts of more words than CLIP has tokens.
+    """
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(preset.seed)
-        parts = components(preset.prior, dtype, tiny)
+        parts = components(preset.prior, dtype, tiny, texts(preset))
         decoder: Any = AutoencoderTiny() if preset.reward_decoder else None
         if decoder:
-            decoder.to(dtype)
+            decoder.to(dtype).eval().requires_grad_(False)
         prior = DiffusersPrior(
             preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
             graphs=preset.compile,
@@ -41,28 +50,45 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
         rewards = {
             name: reward(name, device, dtype, preset, tiny) for name in dict.fromkeys([*preset.rewards, *preset.judges])
         }
+    for prompt in (preset.prompt, preset.negative_prompt):
+        prior.embed(prompt)  # too long ones are refused here, as those that are loaded do
+
+    def fewer() -> None:  # as of loaded models
+        for network in (prior, *rewards.values()):
+            network.take(min(preset.network_batch or prior.views, prior.views))
+
     return Models(
         prior=prior,
         rewards={name: rewards[name] for name in preset.rewards},
         judges={name: rewards[name] for name in preset.judges},
         scene=lambda chosen: make_scene(chosen, device),
         notes=("random weights: for measuring only",),
+        fewer=fewer,
     )
 
 
-def tokenizer() -> CLIPTokenizer:
-    """CLIP's, spelling every word: how long a prompt is does not change what a step costs."""
-    letters = "abcdefghijklmnopqrstuvwxyz,"
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
+def texts(preset: Preset) -> tuple[str, ...]:
+    """All that the models of a run are told."""
+    return (preset.prompt, preset.negative_prompt, *(f", {side} view" for side in SIDES))
 
 
-def end_token() -> int:
-    return len(tokenizer()) - 1
+@lru_cache
+def tokenizer(known: tuple[str, ...] = ()) -> CLIPTokenizer:
+    """CLIP's, for which each word of the ``known`` texts is one token, as nearly all are for the released one.
+
+    Other words are spelled.  How long a prompt is does not change what a step costs: all are padded to 77 tokens.  But
+    longer ones are refused, and the large presets' negative prompt is, spelled.
+    """
+    empty = CLIPTokenizer(vocab={token: i for i, token in enumerate(ENDS)}, merges=[], model_max_length=77)
+    alphabet = " ".join([*string.ascii_lowercase, *string.digits, *string.punctuation])  # as ends of words too
+    return empty.train_new_from_iterator([alphabet, *known], vocab_size=MOST_TOKENS, show_progress=False)
 
 
-def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
-    """A prior of the Stable Diffusion family; MVDream's has a camera embedding."""
+def components(source: str, dtype: torch.dtype, tiny: bool, known: tuple[str, ...] = ()) -> Components:
+    """A prior of the Stable Diffusion family; MVDream's has a camera embedding.
+
+    Each word of the ``known`` texts is one token.  Raises `PresetError` for other families.
+    """
     camera, first = "mvdream" in source.lower(), "v1-5" in source
     if not (camera or first or "stable-diffusion-2" in source):
         raise PresetError(f"the architecture of {source} is not known here: choose a preset of mvdream, sd21 or sd15")
@@ -91,7 +117,7 @@ def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
     text: Any = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=context, intermediate_size=4 * context, num_attention_heads=context // 64,
-            num_hidden_layers=2 if tiny else 12 if first else 23, eos_token_id=end_token(),
+            num_hidden_layers=2 if tiny else 12 if first else 23, eos_token_id=END,
         )
     )  # fmt: skip
     for network in (unet, vae, text):
@@ -99,7 +125,7 @@ def components(source: str, dtype: torch.dtype, tiny: bool) -> Components:
     with torch.device("cpu"):
         scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
         schedule = alpha_bar(scheduler)
-    return Components(unet, vae, text, tokenizer(), "epsilon", schedule, {})
+    return Components(unet, vae, text, tokenizer(known), "epsilon", schedule, {})
 
 
 def reward(name: str, device: torch.device, dtype: torch.dtype, preset: Preset, tiny: bool) -> ImageTextReward:
@@ -112,7 +138,7 @@ def reward(name: str, device: torch.device, dtype: torch.dtype, preset: Preset, 
         raise PresetError(f"the architecture of {name} is not known here: use HPSv2, PickScore or ImageReward")
     batch, trained = preset.network_batch, name in preset.rewards
     return kind(
-        name, network.to(dtype), tokenizer(), device=device, dtype=dtype, batch=batch,
+        name, network.to(dtype), tokenizer(texts(preset)), device=device, dtype=dtype, batch=batch,
         graphs=preset.compile and trained, parked=batch > 0 and not trained,
     )  # fmt: skip
 
@@ -128,7 +154,7 @@ def vit_h(tiny: bool) -> CLIPModel:
     words = {
         "hidden_size": text, "intermediate_size": 4 * text, "num_attention_heads": text // 64,
         "num_hidden_layers": layers or 24, "projection_dim": text, "hidden_act": "gelu",
-        "eos_token_id": end_token(),
+        "eos_token_id": END,
     }  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=text))
 

@@ -3,6 +3,8 @@
 `make test-gpu` runs these with the other tests marked gpu and prints the figures that they record.
 """
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from psd import bench, memory, methods
+from psd import bench, memory, methods, pace
+from psd import run as algorithm
 from psd.cameras import rays, turntable
 from psd.events import Finished, Meshed, Stepped
 from psd.halves import Half, halves
@@ -20,8 +23,8 @@ from psd.run import run
 from psd.scene import RadianceScene
 
 pytestmark = pytest.mark.gpu
-LARGE = {"prompt": "a corgi", "negative_prompt": "blurry"}
-CAPS = {"mvdream": 22, "mvdream-shaded": 22, "mvdream-12gb": 11, "mvdream-8gb": 7, "sd21": 22, "sd15": 22}  # GiB
+CAPS = {"mvdream": 22, "mvdream-shaded": 22, "mvdream-12gb": 11, "mvdream-8gb": 7, "sd21": 22, "sd15": 22}  # GB
+WHOLE = ("mvdream", "mvdream-8gb")  # of which previews, checkpoints and mesh are timed too
 PHASES = {  # early: small pictures of a soft blob; late: large ones of a solid thing, as the second half of a run sees
     "early": {"late_start": 1.0},
     "late": {"blob_density": 100.0},
@@ -33,7 +36,7 @@ def cuda() -> torch.device:
 
 
 def phase(name: str, which: str, **changes: Any) -> Preset:
-    preset = Preset.load(name, {**LARGE, **PHASES[which], **changes})
+    preset = Preset.load(name, {**PHASES[which], **changes})
     if which == "late":
         late = {"groups": preset.late_groups, "render_size": preset.late_render_size, "late_start": 1e-6}
         preset = preset.changed(late)
@@ -41,36 +44,72 @@ def phase(name: str, which: str, **changes: Any) -> Preset:
 
 
 def halves_of(name: str, **changes: Any) -> dict[str, Half]:
-    return {half.name: half for half in halves(Preset.load(name, {**LARGE, **changes}), 1000)}
+    return {half.name: half for half in halves(Preset.load(name, changes), 1000)}
 
 
-def measured(name: str, which: str, steps: int = 8, cap: float | None = None, **changes: Any) -> bench.Report:
-    """With at most ``cap`` GiB from the moment when the models stand: random weights are drawn in float32."""
+def paced(name: str, which: str, **changes: Any) -> float:
+    """Mean seconds of a step of one half, undisturbed."""
     preset = phase(name, which, **changes)
-    memory.release()  # the models before, which would count against the cap
+    memory.release()  # the models before
     models = random_models(preset, cuda(), torch.float16)
-    try:
-        bench.cap_memory(cap)
-        return bench.measure(preset, models, steps, weigh=[halves_of(name, **changes)[which]])
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    return pace.pace(preset, models, 6, [halves_of(name, **changes)[which]], torch.cuda.synchronize).step_s
 
 
 @pytest.mark.parametrize("name", CAPS)
 def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
-    """it/s of a whole run are the mean over its halves, without previews, checkpoints and mesh; memory is capped at
-    what the preset is meant for."""
-    mean = 0.0
-    for which, half in halves_of(name).items():
-        found = measured(name, which, cap=CAPS[name])
-        mean += half.share * found.step_s
-        record_property(f"{which} it/s", round(1 / found.step_s, 2))
-        record_property(f"{which} GiB", round((found.cuda_memory_bytes or 0) / 2**30, 2))
-        record_property(f"{which} overhead", f"{found.overhead_share:.1%}")
-        spent = {part: f"{value['median_s'] * 1e3:.1f}" for part, value in found.parts.items()}
-        record_property(f"{which} ms", " ".join(f"{part}={ms}" for part, ms in spent.items()))
+    """it/s of a whole run are the mean over its halves.  Memory is capped at what the preset is meant for, from the
+    moment when the models stand (random weights are drawn in float32): a run that does not fit fails this."""
+    preset, peak, mean, waiting, over = Preset.load(name), memory.Peak(0), 0.0, 0.0, 0.0
+    memory.release()  # the models before, which would count against the cap
+    models = random_models(preset, cuda(), torch.float16)
+    try:
+        pace.cap_memory(CAPS[name] * 1e9 / 2**30)
+        for which, half in halves_of(name).items():
+            found = bench.measure(phase(name, which), models, 8, weigh=[half])
+            mean, peak = mean + half.share * found.step_s, peak | found.peak
+            waiting += half.share * found.waiting_step_s
+            over += half.share * found.waiting_step_s * found.overhead_share
+            record_property(f"{which} it/s", round(1 / found.step_s, 2))
+            record_property(f"{which} overhead", f"{found.overhead_share:.1%}")
+            spent = {part: f"{value['median_s'] * 1e3:.1f}" for part, value in found.parts.items()}
+            record_property(f"{which} ms", " ".join(f"{part}={ms}" for part, ms in spent.items()))
+            if found.repeated:
+                record_property(f"{which} steps that overflowed", found.repeated)
+        more = pace.beside(preset, models, torch.cuda.synchronize) if name in WHOLE else None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     record_property("run it/s", round(1 / mean, 2))
-    record_property("10,000 steps, minutes", round(10_000 * mean / 60, 1))
+    record_property("10,000 steps alone, minutes", round(10_000 * mean / 60, 1))
+    if more is not None:
+        peak |= more.peak
+        record_property("with previews, checkpoints and mesh, minutes", round(more.whole_s(preset, mean) / 60, 1))
+        record_property("a preview, s", round(more.preview_s, 2))
+        record_property("a checkpoint, s", round(more.checkpoint_s, 2))
+        record_property("mesh, s", "none" if more.mesh_s is None else round(more.mesh_s, 1))
+    assert peak.reserved and peak.allocated and peak.allocated <= peak.reserved <= CAPS[name] * 1.01e9
+    record_property("GB of the GPU", round(peak.reserved / 1e9, 2))
+    record_property("GB in tensors", round(peak.allocated / 1e9, 2))
+    card = torch.cuda.get_device_name()
+    for bar in pace.bars(
+        preset, exact=True, card=card, step_s=mean, reserved=peak.reserved, overhead_share=over / waiting
+    ):
+        record_property(f"bar, {bar.asked}", f"{bar.found}, {'met' if bar.met else 'MISSED'}")
+
+
+def test_the_bench_command_measures_mvdream(capsys: pytest.CaptureFixture[str], record_property) -> None:
+    """`python -m psd bench --preset mvdream --random-weights --memory-gb 20.49`, with the preset's own prompts."""
+    memory.release()
+    gib = CAPS["mvdream"] * 1e9 / 2**30
+    try:
+        told = bench.main(Preset.load("mvdream"), 6, full=False, as_json=True, random_weights="exact", memory_gb=gib)
+        assert told == 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    found = json.loads(capsys.readouterr().out)
+    assert found["card"] and found["whole_s"] > found["run_s"] > 0 and found["bars"]
+    record_property("it/s, of a young scene", round(1 / found["step_s"], 2))
+    for bar in found["bars"]:
+        record_property(f"bar, {bar['asked']}", f"{bar['found']}, {'met' if bar['met'] else 'MISSED'}")
 
 
 def test_what_speeds_a_step_up(record_property) -> None:
@@ -79,8 +118,7 @@ def test_what_speeds_a_step_up(record_property) -> None:
         "as shipped": {}, "without CUDA graphs": {"compile": False}, "two reward views": {"reward_views": 2},
         "full decoder": {"reward_decoder": ""}, "negative off": {"negative": False},
     }.items():  # fmt: skip
-        found = measured("mvdream", "late", 6, **changes)
-        record_property(f"{what}, it/s", round(1 / found.step_s, 2))
+        record_property(f"{what}, it/s", round(1 / paced("mvdream", "late", **changes), 2))
 
 
 def test_what_the_steered_pair_costs(record_property) -> None:
@@ -89,27 +127,43 @@ def test_what_the_steered_pair_costs(record_property) -> None:
     for what, changes in {
         "sds": {"method": "sds"}, "steered": {"negative": False}, "random": {"reading": "A", "negative": False}
     }.items():  # fmt: skip
-        times[what] = measured("mvdream", "late", 6, **changes).step_s
+        times[what] = paced("mvdream", "late", **changes)
         record_property(f"{what} ms", round(times[what] * 1e3, 1))
     assert times["sds"] < times["steered"]
 
 
 @pytest.mark.parametrize("reward_views", [0, 2])
-def test_nothing_waits_for_the_gpu_while_the_method_runs(
+def test_nothing_waits_for_the_gpu_but_what_must_be_known(
     reward_views: int, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
-    """torch complains of each wait: both networks, decoder, rewards and their gradients."""
-    plain, calls = methods.METHODS["psd"], []
+    """torch complains of each wait: none in the method (both networks, decoder, rewards and their gradients), in a
+    whole step those that psd/scene.py gives reasons for and one for the step's numbers.
+    """
+    most = 3 + 1 + 1  # a render; a refreshed occupancy, in a run of five steps at each; the numbers
+    plain, whole, calls, waits = methods.METHODS["psd"], algorithm.optimise, [], []
 
     def strict(step):
         calls.append(1)
+        before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error" if len(calls) > 2 else "default")  # texts and graphs come first
         try:
             return plain(step)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.set_sync_debug_mode(before)
+
+    def counted(*given, **keywords):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                return whole(*given, **keywords)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                found = [w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]
+                waits.append([f"{Path(w.filename).name}:{w.lineno}" for w in found])
 
     monkeypatch.setitem(methods.METHODS, "psd", strict)
+    monkeypatch.setattr(algorithm, "optimise", counted)
     preset = phase(
         "mvdream", "early", steps=5, judges=[], preview_size=32, mesh_resolution=16, negative=False,
         reward_views=reward_views,
@@ -118,6 +172,9 @@ def test_nothing_waits_for_the_gpu_while_the_method_runs(
     steps = [event for event in run(preset, models) if isinstance(event, Stepped)]
     assert len(steps) == 5 == len(calls)
     record_property("strict steps", len(calls) - 2)
+    record_property("waits of a step", len(waits[-1]))
+    assert all(len(found) <= most for found in waits[2:]), waits[2:]
+    assert len(waits[-1]) >= 4, "a render and the numbers wait at least: torch counts no more"
 
 
 def test_a_whole_run_of_the_embedded_models(record_property) -> None:
@@ -145,7 +202,7 @@ def compiled_nerfacc():
 def test_nerfaccs_packed_rendering_agrees(compiled_nerfacc, record_property) -> None:
     """Its occupancy grid marches, its packed kernels composite; values and the table's gradient against ours."""
     nerfacc = compiled_nerfacc
-    preset = Preset.load("mvdream", {**LARGE, "blob_density": 40.0, "ray_samples": 512, "background": "plain"})
+    preset = Preset.load("mvdream", {"blob_density": 40.0, "ray_samples": 512, "background": "plain"})
     scene = RadianceScene(preset, cuda())
     scene.advance(0.0)
     field: Any = scene.field
