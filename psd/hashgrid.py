@@ -72,7 +72,7 @@ def _forward(
     size, dense = tl.load(levels + level * 4 + 2), tl.load(levels + level * 4 + 3)
     first = tl.zeros((BLOCK,), tl.float32)
     second = tl.zeros((BLOCK,), tl.float32)
-    for corner in tl.static_range(8):
+    for corner in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
         row, weight = _corner(cell, high, scale, size, rows, dense, corner, AXIS, P1, P2)
         at = table + (start + row) * 2
         first += weight * tl.load(at, mask=inside, other=0.0)
@@ -94,7 +94,7 @@ def _backward(
     given = gradient + index.to(tl.int64) * WIDTH + level * 2
     first = tl.load(given, mask=inside, other=0.0)
     second = tl.load(given + 1, mask=inside, other=0.0)
-    for corner in tl.static_range(8):
+    for corner in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
         row, weight = _corner(cell, high, scale, size, rows, dense, corner, AXIS, P1, P2)
         at = into + (start + row) * 2
         tl.atomic_add(at, weight * first, mask=inside, sem="relaxed")
