@@ -194,7 +194,7 @@ def beside(preset: Preset, models: Models, synchronise: Synchronise) -> Beside:
     """Times the last preview, the last checkpoint and the mesh of a run of a few steps, which leaves nothing behind.
 
     The scene is young: its mesh is simpler than a finished object's, but has as many cells to look at, and as many
-    faces as the preset allows.
+    faces as the preset allows.  Raises as `steady` does.
     """
     from psd.run import run
 
