@@ -35,6 +35,11 @@ def in_words(preset: Preset) -> str:
     return f"{values}, and networks one orbit at a time"
 
 
+def one_orbit(preset: Preset, views: int) -> int:
+    """Images that pass a network at once after memory ran short: an orbit's, fewer where the preset takes fewer."""
+    return min(preset.network_batch or views, views)
+
+
 def is_short(message: str) -> bool:
     """Whether a run's warning says that it goes on smaller, or leaves something out, for want of memory.
 

@@ -94,7 +94,7 @@ def _load(
         scene=lambda chosen: make_scene(chosen, device),
         negative_start=load_negative(preset.negative_start, prior) if preset.negative_start else None,
         notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licences(preset)),
-        fewer=lambda: take(min(preset.network_batch or prior.views, prior.views)),
+        fewer=lambda: take(memory.one_orbit(preset, prior.views)),
     )
 
 

@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import BlipConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from psd import memory
 from psd.checkpoints import CAMERA, ImageRewardNetwork
 from psd.components import LDM_SCHEDULE, Components, alpha_bar
 from psd.janus import SIDES
@@ -53,9 +54,9 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
     for prompt in (preset.prompt, preset.negative_prompt):
         prior.embed(prompt)  # too long ones are refused here, as those that are loaded do
 
-    def fewer() -> None:  # as of loaded models
+    def fewer() -> None:
         for network in (prior, *rewards.values()):
-            network.take(min(preset.network_batch or prior.views, prior.views))
+            network.take(memory.one_orbit(preset, prior.views))
 
     return Models(
         prior=prior,
