@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -216,11 +216,11 @@ class HashField(nn.Module):
         """Without the colour and without gradients: what a look ahead needs."""
         return torch.cat([self.density(p, self.encoding((p + 1) / 2)) for p in points.split(self.piece)])
 
-    def looks_at(self) -> Float[Tensor, "n 3"]:
-        """One point in each cell of the occupancy grid, another one after each refresh (Roberts' R3 sequence)."""
+    def looks_at(self, looks: Int[Tensor, ""] | int) -> Float[Tensor, "n 3"]:
+        """One point in each cell of the occupancy grid, other ones for each number of ``looks`` (Roberts' R3 sequence)."""
         axis = torch.arange(self.CELLS, device=self.seen.device)
         cell = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-        place = (0.5 + self.looks * placed(torch.tensor([0.8192, 0.6711, 0.5498]), cell.device)) % 1
+        place = (0.5 + looks * placed(torch.tensor([0.8192, 0.6711, 0.5498]), cell.device)) % 1
         return ((cell + place) / self.CELLS * 2 - 1).to(self.seen.dtype)
 
     @torch.no_grad()
@@ -230,10 +230,10 @@ class HashField(nn.Module):
         if self.looked is None:
             self.looked = int(self.looks)
         if due > self.looked:
-            self.looked, self.filled = due, None
-            self.looks.fill_(due)
-            density = self.density_at(self.looks_at()).view_as(self.seen)
+            density = self.density_at(self.looks_at(due)).view_as(self.seen)
             self.seen.copy_(torch.where(self.seen.isinf(), density, torch.maximum(self.seen * 0.95, density)))
+            self.looks.fill_(due)  # not before: where memory is too short for a look, it is still due
+            self.looked, self.filled = due, None
 
     def load_state_dict(self, *args: Any, **keywords: Any) -> Any:
         self.looked = self.filled = None
@@ -241,7 +241,7 @@ class HashField(nn.Module):
 
     def total_variation(self) -> Float[Tensor, ""]:
         """As `GridField.total_variation`, over the points of the occupancy grid."""
-        found = self.sample(self.looks_at())
+        found = self.sample(self.looks_at(self.looks))
         opacity = -torch.expm1(-found.density * 2 / self.CELLS)
         return variation(torch.cat([opacity[:, None], found.colour / 3], dim=1).T.reshape(4, *self.seen.shape))
 

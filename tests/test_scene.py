@@ -264,6 +264,28 @@ def test_hash_field_renders_its_blob_and_looks_only_when_due() -> None:
     assert known(field.encoding.get_parameter("params").grad).abs().max() > 0
 
 
+def test_a_look_that_memory_was_too_short_for_is_still_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a run that resumes from there."""
+    whole, scene = (RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4})) for _ in range(2))
+    plain, short = HashField.density_at, [True]
+
+    def density_at(field: HashField, points: torch.Tensor) -> torch.Tensor:
+        if short:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.2 GiB")
+        return plain(field, points)
+
+    monkeypatch.setattr(HashField, "density_at", density_at)
+    with pytest.raises(torch.OutOfMemoryError):
+        scene.advance(0.25)
+    resumed = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4}))
+    resumed.load_state(scene.state())
+    short.clear()
+    for each in (whole, scene, resumed):
+        each.advance(0.25)
+    for each in (scene, resumed):
+        assert all(torch.equal(value, whole.state()[name]) for name, value in each.state().items())
+
+
 def test_cells_that_hold_something_are_the_same_tensor_until_they_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16}))
     field = cast(HashField, scene.field)
