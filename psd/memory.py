@@ -65,11 +65,9 @@ def process_peak_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most that an NVIDIA GPU has held of this process since `forget_peak`; without one, `process_peak_bytes`."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return process_peak_bytes()
+    """The most of an NVIDIA GPU that this process has reserved since `forget_peak`; without one, of main memory."""
+    peak = Peak.now()
+    return peak.process if peak.reserved is None else peak.reserved
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,8 @@ def test_the_peak_remembers_what_was_given_back() -> None:
 def test_a_run_counts_the_peak_of_a_gpu_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = [9_000]
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: peaks[-1])
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: peaks[-1] - 1)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda: peaks[-1])
     monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: peaks.append(100))
     next(run(make_preset(), make_models()))
     assert memory.peak_bytes() == 100
