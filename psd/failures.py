@@ -21,11 +21,11 @@ def not_finite(error: NonFiniteError, step: int, t: int) -> Failed:
 
 
 def unseen(error: NonFiniteError, step: int, which: str) -> Failed:
-    """In the preview after ``step``: what was optimised is whole, but not what looks at it."""
+    """In the preview after ``step``: its pictures, from sides that no step had looked from."""
     return Failed(
         step=step,
         message=f"preview {which}: {error}",
-        cure="name another reward or judge in its place, in a new run; the checkpoint holds what was looked at",
+        cure="start anew with a lower density_lr or colour_lr; the checkpoint holds the scene that was looked at",
     )
 
 

@@ -24,11 +24,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Look:
-    """A preview, what in it is not finite, and what memory was too short for, in words; nothing where nobody looked."""
+    """A preview, its render if that is not finite, and what memory was too short for; nothing where nobody looked."""
 
     seen: Preview | None = None
     wrong: NonFiniteError | None = None
-    short: str = ""
+    short: str = ""  # in words
 
 
 def looked(state: State, preset: Preset, models: Models) -> Look:
@@ -65,9 +65,14 @@ def within_memory(make: Callable[[], Made]) -> Made | None:
 
 
 def told(look: Look, step: int, said: set[str]) -> Iterator[Previewed | Warned]:
-    """The preview, and what memory was too short for, unless it was ``said`` before: that set grows."""
+    """The preview, what it lacks, and what memory was too short for, unless it was ``said`` before: that set grows."""
     if look.seen is not None:
         yield Previewed(step=step, images=look.seen.images, rewards=look.seen.scores)
+    for name in look.seen.unscored if look.seen is not None else ():
+        if name not in said:
+            said.add(name)
+            message = f"preview of step {step}: {name} is not finite; it is left out there (said once)"
+            yield Warned(step=step, message=message)
     if look.short and look.short not in said:
         said.add(look.short)
         yield Warned(step=step, message=look.short)
@@ -76,7 +81,7 @@ def told(look: Look, step: int, said: set[str]) -> Iterator[Previewed | Warned]:
 def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Iterator[BestKept | Alarmed]:
     """What the selector judge, the first of the judges, makes of a preview: a new best, alarms.
 
-    Nothing where it did not look, for want of memory.
+    Nothing where it has no score: memory was short, or it is not finite.
     """
     selector = next(iter(models.judges.values()), None)
     if selector is None or f"judge/{selector.name}" not in seen.scores:
@@ -86,9 +91,10 @@ def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Itera
         state.keep_best(found)
         yield BestKept(step=state.step, judge=selector.name, score=found)
     reward = None
-    if preset.optimises_reward:
-        optimised = ((weight, models.rewards[name]) for name, weight in preset.rewards.items())
-        reward = sum(weight * seen.means[f"reward/{it.name}"] / it.scale for weight, it in optimised)
+    optimised = [(f"reward/{models.rewards[name].name}", name) for name in preset.rewards]
+    if preset.optimises_reward and all(score in seen.scores for score, _ in optimised):
+        shares = (preset.rewards[name] * seen.means[score] / models.rewards[name].scale for score, name in optimised)
+        reward = sum(shares)
     state.monitor, alarms = monitor.fold(state.monitor, state.step, found, reward)
     for alarm in alarms:
         yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)

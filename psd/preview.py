@@ -29,7 +29,8 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
 @dataclass(frozen=True)
 class Preview:
     images: Mapping[str, UInt8[np.ndarray, "v h w 3"]]
-    scores: dict[str, list[float]]  # reward/<name> or judge/<name> -> raw score of each view
+    scores: dict[str, list[float]]  # reward/<name> or judge/<name> -> raw score of each view, where all are finite
+    unscored: tuple[str, ...]  # the names of the others
     statistics: dict[str, float]  # image/<name>
 
     @property
@@ -43,7 +44,10 @@ class Preview:
 
 @torch.no_grad()
 def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
-    """The object before white, from the front and three more sides; raises `NonFiniteError`, naming the tensor."""
+    """The object before white, from the front and three more sides; raises `NonFiniteError` where they are not finite.
+
+    A score that is not is left out: in float16 a network may overflow on a picture that nothing is wrong with.
+    """
     device = models.prior.device
     cameras = turntable(VIEWS).to(device)
     render = scene.render(cameras, preset.preview_size, background=torch.ones(1, 3, device=device), normals=True)
@@ -57,10 +61,12 @@ def preview(scene: Scene, preset: Preset, models: Models) -> Preview:
         images["normal"] = (render.normal[0] + 1) / 2 * render.opacity[0] + (1 - render.opacity[0])
     rated = {f"reward/{reward.name}": reward for reward in models.rewards.values()}
     rated |= {f"judge/{judge.name}": judge for judge in models.judges.values()}
-    scores = {name: require_finite(name, rate(render.rgb, preset.prompt))[0].tolist() for name, rate in rated.items()}
+    found = {name: rate(render.rgb, preset.prompt)[0].tolist() for name, rate in rated.items()}
+    scores = {name: values for name, values in found.items() if all(map(math.isfinite, values))}
     return Preview(
         images={name: to_uint8(image) for name, image in images.items()},
         scores=scores,
+        unscored=tuple(name for name in found if name not in scores),
         statistics=image_statistics(render.rgb[0], render.opacity[0]),
     )
 

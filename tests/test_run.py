@@ -397,24 +397,25 @@ def test_a_value_that_is_no_number_ends_the_run_by_name_and_keeps_the_last_good_
         assert list(map(essence, rest)) == list(map(essence, whole[good:]))
 
 
-class BreakingJudge(Breaking, QuadraticReward):
-    def __call__(self, images, prompt):
-        return self.broken(super().__call__(images, prompt))
+class UnseenScene(Breaking, ToyScene):
+    """Its pictures break where a preview looks: nothing else asks for normals."""
+
+    def render(self, *args, normals=False, **keywords):
+        found = super().render(*args, normals=normals, **keywords)
+        return replace(found, rgb=self.broken(found.rgb)) if normals else found
 
 
-def judged_to_break(looks: int) -> Models:
-    judge = BreakingJudge("judge")
-    judge.after = looks
-    return replace(make_models(), judges={"judge": judge})
+def to_break(looks: int) -> Models:
+    return replace(make_models(), scene=type("Unseen", (UnseenScene,), {"after": looks}))
 
 
 @pytest.mark.parametrize(("looks", "step", "words"), [(0, 0, "before the first step"), (1, 3, r"of step 3, t = \d+")])
 def test_a_preview_that_is_no_number_ends_the_run_by_name_and_keeps_its_step(looks: int, step: int, words: str) -> None:
     whole = list(run(make_preset(), make_models()))
-    events = list(run(make_preset(), judged_to_break(looks)))
+    events = list(run(make_preset(), to_break(looks)))
     failure, saved = events[-1], events[-2]
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step == step
-    assert re.search(f"preview {words}: judge/judge is not finite", failure.message) and failure.cure
+    assert re.search(f"preview {words}: preview is not finite", failure.message) and failure.cure
     assert [event.step for event in steps_of(events)] == [1, 2, 3][:step]
     rest = steps_of(list(run(make_preset(), make_models(), resume=saved)))
     assert list(map(essence, rest)) == list(map(essence, steps_of(whole)[step:]))
@@ -424,12 +425,44 @@ def test_a_preview_that_is_no_number_ends_the_run_by_name_and_keeps_its_step(loo
 def test_a_last_preview_that_is_no_number_does_not_cost_the_mesh(
     with_mesh: None, looks: int, stop: int, reason: str
 ) -> None:
-    events = list(run(make_preset(), judged_to_break(looks), control=Hand(stop)))
+    events = list(run(make_preset(), to_break(looks), control=Hand(stop)))
     assert [type(event) for event in events[-4:]] == [Checkpointed, Warned, Meshed, Finished]
     warned, finished = events[-3], events[-1]
-    assert isinstance(warned, Warned) and "judge/judge is not finite" in warned.message
+    assert isinstance(warned, Warned) and "preview is not finite" in warned.message
     assert isinstance(finished, Finished) and finished.reason == reason and finished.scores == {}
     assert isinstance(steps_of(events)[-1], Stepped) and steps_of(events)[-1].step == min(stop, 6)
+
+
+class BreakingJudge(Breaking, QuadraticReward):
+    def __call__(self, images, prompt):
+        return self.broken(super().__call__(images, prompt))
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_a_score_that_is_no_number_is_left_out_of_its_previews_and_costs_nothing_else(looks: int) -> None:
+    whole, judge = list(run(make_preset(), make_models())), BreakingJudge("judge")
+    judge.after = looks
+    events = list(run(make_preset(), replace(make_models(), judges={"judge": judge})))
+    shown = [event for event in events if isinstance(event, Previewed)]
+    assert ["judge/judge" in event.rewards for event in shown] == [at < looks for at in range(3)]
+    assert all("reward/quadratic" in event.rewards for event in shown)
+    (warned,) = [event for event in events if isinstance(event, Warned)]
+    assert f"preview of step {3 * looks}: judge/judge is not finite" in warned.message
+    kept = [event.step for event in events if isinstance(event, BestKept)]
+    assert kept == [event.step for event in whole if isinstance(event, BestKept) and event.step < 3 * looks]
+    assert essence(unjudged(last_checkpoint(events))) == essence(unjudged(last_checkpoint(whole)))
+
+
+def test_a_reward_without_a_score_in_a_preview_raises_no_alarm() -> None:
+    """The detectors compare it with the judge: they wait, and the judge alone still chooses."""
+    reward = BreakingJudge("quadratic")
+    reward.after = 0
+    models = replace(make_models(), rewards={"quadratic": reward})
+    preset = make_preset(method="sds")  # which never asks it
+    events = list(run(preset, models))
+    shown = [event for event in events if isinstance(event, Previewed)]
+    assert all(set(event.rewards) == {"judge/judge"} for event in shown)
+    assert any(isinstance(event, BestKept) for event in events) and isinstance(events[-1], Finished)
 
 
 def test_a_negative_update_that_is_no_number_is_taken_back() -> None:
