@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         help="random weights in the large models' shapes (or shrunk ones), so that nothing is downloaded",
     )  # fmt: skip
     measure.add_argument("--memory-gb", type=float, metavar="N", help="use no more of the GPU's memory than N GiB")
-    measure.add_argument("--on-paper", action="store_true", help="only count the operations of a large preset's step")
+    measure.add_argument("--on-paper", action="store_true", help="only count what a large preset's step takes")
     measure.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return root
 

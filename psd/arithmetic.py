@@ -1,4 +1,4 @@
-"""What a step of a preset costs on paper: the networks' floating-point operations, counted in their exact shapes.
+"""What a step of a preset costs on paper: its networks' operations and memory, counted in their exact shapes.
 
 Nothing is computed: tensors have shapes and no values, so it runs anywhere in seconds and knows no GPU's habits.
 Rendering, optimiser and everything that is bound by memory come on top.
@@ -6,13 +6,19 @@ Rendering, optimiser and everything that is bound by memory come on top.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from psd import methods
 from psd.cameras import turntable
@@ -21,7 +27,8 @@ from psd.preset import Preset
 from psd.protocols import Models
 from psd.randomised import random_models
 
-TERA = 1e12
+TERA, GIGA = 1e12, 1e9
+written_out = functional.scaled_dot_product_attention
 RATES = (
     250,
     400,
@@ -29,11 +36,57 @@ RATES = (
 )  # TFLOP/s that float16 networks of this size reach on GPUs of the H100's kind, from poor to good
 
 
+class Living(TorchDispatchMode):
+    """Bytes of what the operations within it make, for as long as anybody holds it: ``now``, and at ``most``.
+
+    What is there before is not counted, nor are views of it.  ``operations``: floating-point ones, of products and
+    convolutions, by torch's formulas; its own `FlopCounterMode` would keep tensors alive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = self.operations = 0
+        self.held: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if formula := flop_registry.get(function.overloadpacket):
+            self.operations += formula(*args, **(kwargs or {}), out_val=made)
+        given = {value.untyped_storage()._cdata for value in tensors((args, kwargs))}
+        for value in tensors(made):
+            storage = value.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self.held:
+                self.held[key] = weakref.ref(storage, lambda _, key=key, size=size: self.gone(key, size))
+                self.now += size
+                self.most = max(self.most, self.now)
+        return made
+
+    def gone(self, key: int, size: int) -> None:
+        del self.held[key]
+        self.now -= size
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **keywords: Any) -> Tensor:
+    """Attention as a GPU's kernel does it.  Torch has none for tensors without values, and would write it out as
+    products, which no GPU has to keep; so has it what is masked, the texts'."""
+    if args or keywords.get("attn_mask") is not None:
+        return written_out(query, key, value, *args, **keywords)
+    causal, scale = keywords.get("is_causal", False), keywords.get("scale")
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)[0]
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 @dataclass(frozen=True)
 class Cost:
-    """TFLOP of one step, part by part; ``negative`` is an update's by the updates that a step is expected to have."""
+    """Of one step, part by part.  ``negative`` is an update's; its TFLOP by the updates that a step is expected to
+    have."""
 
-    parts: dict[str, float]
+    parts: dict[str, float]  # TFLOP
+    peaks: dict[str, float]  # GB alive at most, what the encoder keeps for its way back included, networks not
 
     @property
     def total(self) -> float:
@@ -52,73 +105,117 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
     groups, views, noises = preset.groups, prior.views, methods.candidates(preset)
     seen = min(preset.reward_views or views, views)
     cameras = turntable(views)[torch.zeros(groups, dtype=torch.long)].to(prior.device)
+    living, parts, peaks = Living(), {}, {}
 
     def empty(*shape: int, grad: bool = False) -> Tensor:
         return torch.empty(shape, device="meta").requires_grad_(grad)
 
-    def tera(call: Callable[[], Tensor]) -> float:
-        with FlopCounterMode(display=False) as counter:
-            found = call()
-            if found.requires_grad:
-                found.sum().backward()
-        return counter.get_total_flops() / TERA
+    @contextmanager
+    def counted(part: str) -> Iterator[None]:
+        living.most, before = living.now, living.operations
+        yield
+        parts[part] = parts.get(part, 0.0) + (living.operations - before) / TERA
+        peaks[part] = max(peaks.get(part, 0.0), living.most / GIGA)
+
+    def back(found: Tensor) -> None:
+        if found.requires_grad:
+            found.sum().backward()
 
     size, edge = prior.image_size, prior.encode(empty(1, views, 3, prior.image_size, prior.image_size)).shape[-1]
     text = prior.embed(preset.prompt).shape
 
-    def unet(rows: int, grad: bool = False) -> float:
+    def unet(rows: int, grad: bool = False) -> Tensor:
         with torch.set_grad_enabled(grad):
             many = cameras[torch.zeros(rows, dtype=torch.long, device="meta")]
             embedding = empty(rows, *text, grad=grad)
-            return tera(lambda: prior.predict_noise(empty(rows, views, 4, edge, edge), 500, embedding, many))
+            return prior.predict_noise(empty(rows, views, 4, edge, edge), 500, embedding, many)
 
-    def decode(rows: int, shown: int, grad: bool = False) -> float:
-        with torch.set_grad_enabled(grad):
-            return tera(lambda: prior.decode(empty(rows, shown, 4, edge, edge, grad=grad)))
+    def latents(rows: int, shown: int = seen, grad: bool = False) -> Tensor:
+        return empty(rows, shown, 4, edge, edge, grad=grad)
 
-    def read(rows: int, grad: bool = False) -> float:
+    def read(images: Tensor) -> Tensor:
         """Every trained reward's image tower; texts are read once a run."""
-        with torch.set_grad_enabled(grad):
-            images = empty(rows, seen, 3, size, size, grad=grad)
-            return sum(tera(lambda r=r: r.encode_image(images)) for r in rewards)
+        return torch.stack([reward.encode_image(images).sum() for reward in rewards]).sum()
 
-    def look(rows: int, grad: bool = False) -> float:
+    def look(z0: Tensor) -> Tensor:
         """What the rewards make of latents."""
-        return decode(rows, seen, grad) + read(rows, grad)
+        with torch.set_grad_enabled(z0.requires_grad):
+            return read(prior.decode(z0))
 
-    def encode(rows: int, grad: bool = False) -> float:
-        return tera(lambda: prior.encode(empty(rows, views, 3, size, size, grad=grad)))
+    def encode(rows: int, grad: bool = False) -> Tensor:
+        with torch.set_grad_enabled(grad):
+            return prior.encode(empty(rows, views, 3, size, size, grad=grad))
 
-    def steering() -> float:
+    def steer() -> None:
         """As `psd.methods.steering` finds a direction."""
         if preset.steer_by != "gradient":
-            return look(2 * preset.steer_perturbations * groups)
-        copies = read(groups * preset.reward_copies, grad=True)
-        if preset.steer_through == "decoder":
-            return decode(groups, seen, grad=True) + copies
-        return decode(groups, views) + copies + encode(2 * groups)
+            look(latents(2 * preset.steer_perturbations * groups))
+        elif preset.steer_through == "decoder":
+            images = prior.decode(latents(groups, grad=True))
+            back(read(images.repeat(preset.reward_copies, 1, 1, 1, 1)))
+        else:
+            with torch.no_grad():
+                prior.decode(latents(groups, views))
+            back(read(empty(groups * preset.reward_copies, seen, 3, size, size, grad=True)))
+            encode(2 * groups)
+
+    def update() -> None:
+        """As `psd.negative.Negative.update` climbs the reward, and looks what came of it."""
+        back(look(unet(groups, grad=True)[:, :seen]))
+        for _ in range(2):
+            unet(groups)
+            look(latents(groups))
 
     # the shared prediction under the negative comes once a group, all others for every noise
     others = 1 + (2 if preset.janus == "perp_neg" else 0)
     unconditional = groups if preset.shared_unconditional else groups * noises
-    parts = {"encoder": encode(groups, grad=True)}
-    parts["base"] = unet(groups * noises * others + unconditional)
-    if preset.method == "psd" and preset.reading == "S":
-        twins = (2 if preset.steer_both else 1) * (1 if preset.steer_conditional else 2)
-        parts["steered twin"] = unet(groups * twins)
-        parts["reward's direction"] = steering()
-        parts["ranking"] = look(2 * groups)
-    elif preset.optimises_reward:
-        parts["ranking"] = look(noises * groups)
-    if preset.method == "psd" and preset.negative:
-        update = unet(groups, grad=True) + look(groups, grad=True) + 2 * (unet(groups) + look(groups))
-        parts["negative"] = update * updates
-    return Cost(parts)
+    with living, patch.object(functional, written_out.__name__, fused):
+        with counted("encoder"):
+            z0 = encode(groups, grad=True)
+        with counted("base"):
+            unet(groups * noises * others + unconditional)
+        if preset.method == "psd" and preset.reading == "S":
+            with counted("steered twin"):
+                unet(groups * (2 if preset.steer_both else 1) * (1 if preset.steer_conditional else 2))
+            with counted("reward's direction"):
+                steer()
+            with counted("ranking"):
+                look(latents(2 * groups))
+        elif preset.optimises_reward:
+            with counted("ranking"):
+                look(latents(noises * groups))
+        with counted("encoder"):
+            back(z0)
+        del z0
+        if preset.method == "psd" and preset.negative:
+            with counted("negative"):
+                update()
+            parts["negative"] *= updates
+    return Cost(parts, peaks)
+
+
+def resident(preset: Preset, models: Models) -> float:
+    """GB of the networks that are on the device all the time; ``models`` from `on_meta`."""
+    prior: Any = models.prior
+    rewards: list[Any] = list({**models.rewards, **models.judges}.values())
+    networks = [prior.unet, prior.vae, prior.decoder, prior.text_encoder, *(reward.network for reward in rewards)]
+    away = [prior.text_encoder, *(part for reward in rewards for part in reward.readers())]
+    waiting = {id(value) for network in away for value in weights(network)} if preset.network_batch else set()
+    found = {id(value): value for network in networks for value in weights(network)}
+    return sum(value.numel() * value.element_size() for key, value in found.items() if key not in waiting) / GIGA
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def on_meta(preset: Preset, *, tiny: bool = False) -> Models:
-    """All networks of ``preset`` but the judges, none of which waits elsewhere: what has no values cannot move."""
-    whole = preset.changed({"network_batch": 0, "compile": False, "judges": []})
+    """All networks of ``preset``, none of which waits elsewhere: what has no values cannot move.
+
+    Judges only where they stay on the device.
+    """
+    judges = [] if preset.network_batch else preset.judges
+    whole = preset.changed({"network_batch": 0, "compile": False, "judges": judges})
     return random_models(whole, torch.device("meta"), torch.float16, tiny=tiny)
 
 
@@ -130,7 +227,7 @@ def take(models: Models, batch: int) -> None:
 
 
 def table(preset: Preset) -> str:
-    """Both halves of a run, and the pace that a GPU of several rates would keep by arithmetic alone.
+    """Both halves of a run: operations, the pace that a GPU of several rates would keep by them alone, and memory.
 
     Where networks take few pictures at a time, also how much of it is for that.
     """
@@ -146,17 +243,26 @@ def table(preset: Preset) -> str:
 
     costs = costs_of()
     names = list(dict.fromkeys(name for of_half in costs for name in of_half.parts))
-    lines = [f"{'TFLOP a step':20}" + "".join(f"{half.name:>9}" for half in found)]
-    lines += [f"{name:20}" + "".join(f"{of_half.parts.get(name, 0):9.2f}" for of_half in costs) for name in names]
-    lines += [f"{'total':20}" + "".join(f"{of_half.total:9.2f}" for of_half in costs)]
+
+    def row(name: str, values: Iterable[float]) -> str:
+        return f"{name:20}" + "".join(f"{value:9.2f}" for value in values)
+
+    columns = "".join(f"{half.name:>9}" for half in found)
+    lines = [f"{'TFLOP a step':20}{columns}"]
+    lines += [row(name, (of_half.parts.get(name, 0) for of_half in costs)) for name in names]
+    lines += [row("total", (of_half.total for of_half in costs))]
     if preset.network_batch:
-        again = [of_half.total - whole.total for of_half, whole in zip(costs, costs_of(network_batch=0), strict=True)]
-        lines += [f"{'of it made again':20}" + "".join(f"{tera:9.2f}" for tera in again)]
-    lines += [""]
+        whole = costs_of(network_batch=0)
+        lines += [row("of it made again", (own.total - its.total for own, its in zip(costs, whole, strict=True)))]
     mean = sum(half.share * of_half.total for half, of_half in zip(found, costs, strict=True))
-    columns = [*(half.name for half in found), "run"]
-    lines += [f"{'networks alone at':20}" + "".join(f"{name + ', it/s':>13}" for name in columns)]
+    paced = "".join(f"{name + ', it/s':>13}" for name in [*(half.name for half in found), "run"])
+    lines += ["", f"{'networks alone at':20}{paced}"]
     for rate in RATES:
         paces = [rate / of_half.total for of_half in costs] + [rate / mean]
         lines.append(f"{rate} TFLOP/s".ljust(20) + "".join(f"{pace:13.1f}" for pace in paces))
+    there = resident(preset, models)
+    lines += ["", f"{'GB at most':20}{columns}", row("networks", [there] * len(costs))]
+    lines += [row(name, (of_half.peaks.get(name, 0) for of_half in costs)) for name in names]
+    lines += [row("networks and most", (there + max(of_half.peaks.values()) for of_half in costs))]
+    lines += ["each part with what the encoder keeps until the end; scene, rendering and graphs come on top"]
     return "\n".join(lines)

@@ -362,7 +362,7 @@ def main(
 ) -> int:
     """Print a `Report` and return the exit code; ``random_weights`` ("exact" or "tiny") needs no model here.
 
-    ``on_paper``: only count the operations of a large preset's networks (`psd.arithmetic`).
+    ``on_paper``: only count operations and memory of a large preset's networks (`psd.arithmetic`).
     """
     if on_paper:
         from psd import arithmetic

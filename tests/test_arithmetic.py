@@ -50,6 +50,64 @@ def test_what_few_pictures_at_a_time_make_again_counts_again() -> None:
 
 
 @pytest.mark.slow
+def test_memory_grows_with_what_is_kept() -> None:
+    """By what each part adds to the encoder's, whose inner values stay for its way back."""
+    preset = Preset.load("mvdream", {"groups": 1})
+    models = arithmetic.on_meta(preset, tiny=True)
+
+    def peaks(**changes) -> dict[str, float]:
+        found = arithmetic.cost(preset.changed(changes), models, updates=0.25).peaks
+        kept = found.pop("encoder")
+        return {"encoder": kept, **{name: value - kept for name, value in found.items()}}
+
+    one, two, few = peaks(), peaks(groups=2), peaks(network_batch=1)
+    assert two == pytest.approx({name: 2 * value for name, value in one.items()}, rel=0.25)
+    assert one["reward's direction"] > one["ranking"]  # a gradient keeps what a look at two pictures gives up
+    for name in ("encoder", "reward's direction", "ranking"):
+        assert few[name] < 0.5 * one[name]
+    assert peaks(reward_views=2)["reward's direction"] == pytest.approx(one["reward's direction"] / 2, rel=0.1)
+    judged, alone = (
+        arithmetic.resident(it, arithmetic.on_meta(it, tiny=True)) for it in (preset, preset.changed({"judges": []}))
+    )
+    waiting = preset.changed({"network_batch": 4})
+    assert arithmetic.resident(waiting, arithmetic.on_meta(waiting, tiny=True)) < alone < judged  # the texts' are away
+
+
+def test_what_lives_is_counted_once_and_until_nobody_holds_it() -> None:
+    before = torch.zeros(1000)
+    with arithmetic.Living() as living:
+        first = before + 1  # 4000 bytes
+        views = [first.view(10, 100), first.add_(1), before.flatten()]
+        assert living.now == 4000
+        second = first.half()
+        assert living.now == 6000
+        del first
+        assert living.now == 6000, "its views hold it"
+        del views
+        assert (living.now, living.most) == (2000, 6000)
+        del second
+        assert living.now == 0
+        leaf = torch.ones(500, requires_grad=True)
+        made = (leaf.exp() * 2).sum()
+        assert living.now == 2000 + 2000 + 4  # the leaf, what exp keeps of itself, the sum
+        made.backward()
+        assert leaf.grad is not None and living.now == 2000 + 2000 + 4  # the leaf, its gradient, the sum
+
+
+def test_attention_on_paper_keeps_no_product_of_all_with_all() -> None:
+    row, mask = torch.empty(1, 2, 512, 64, device="meta", requires_grad=True), torch.zeros(512, 512, device="meta")
+    sizes = []
+    for attention in (arithmetic.fused, arithmetic.written_out):
+        with arithmetic.Living() as living:
+            found = attention(row, row, row)
+            assert found.shape == row.shape
+            sizes.append(living.now)
+            found.sum().backward()
+    assert sizes[0] < 2 * row.numel() * 4 < 2 * 512 * 512 * 4 < sizes[1]
+    assert arithmetic.fused(row, row, row, attn_mask=mask).shape == row.shape
+
+
+@pytest.mark.slow
 def test_mvdreams_step_costs_what_its_networks_do(capsys: pytest.CaptureFixture[str]) -> None:
     """Twelve rows of a U-Net of .82 TFLOP for four, as counted from its released shapes: 12 TFLOP a late step.
 
@@ -58,8 +116,16 @@ def test_mvdreams_step_costs_what_its_networks_do(capsys: pytest.CaptureFixture[
     from psd.__main__ import main
 
     assert main(["bench", "--preset", "mvdream", "--on-paper"]) == 0
-    lines = {line[:20].strip(): line[20:].split() for line in capsys.readouterr().out.splitlines()}
+    operations, _, memory = (
+        {line[:20].strip(): line[20:].split() for line in part.splitlines()}
+        for part in capsys.readouterr().out.split("\n\n")
+    )
+    lines = operations
     assert lines["base"] == ["3.26", "1.63"] and lines["steered twin"] == ["1.63", "0.82"]
-    assert lines["negative"] == ["0.01", "1.41"]
+    assert lines["negative"] == ["0.01", "1.43"]
     assert float(lines["total"][1]) == pytest.approx(12.0, abs=0.1)
     assert "made again" not in lines  # all pictures pass the networks at once
+    numbers = {"U-Net": 867_572_164, "VAE": 83_653_863, "text": 340_387_840, "TAESD": 2_445_063, "BLIP": 447_000_000}
+    vit_h = 986_109_441  # of which two are there, HPSv2.1 and PickScore
+    assert float(memory["networks"][0]) == pytest.approx(2e-9 * (sum(numbers.values()) + 2 * vit_h), abs=0.02)
+    assert float(memory["networks and most"][0]) < 16  # of 22, which leaves 6 to scene, rendering and graphs
