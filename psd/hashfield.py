@@ -217,7 +217,7 @@ class HashField(nn.Module):
         return torch.cat([self.density(p, self.encoding((p + 1) / 2)) for p in points.split(self.piece)])
 
     def looks_at(self, looks: Int[Tensor, ""] | int) -> Float[Tensor, "n 3"]:
-        """One point in each cell of the occupancy grid, other ones for each number of ``looks`` (Roberts' R3 sequence)."""
+        """One point in each cell of the occupancy grid, another after each of the ``looks`` (Roberts' R3 sequence)."""
         axis = torch.arange(self.CELLS, device=self.seen.device)
         cell = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
         place = (0.5 + looks * placed(torch.tensor([0.8192, 0.6711, 0.5498]), cell.device)) % 1

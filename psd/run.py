@@ -63,8 +63,8 @@ def run(
     for bit.  A non-finite value ends the run with Failed, after a Checkpointed of the last good state; in the last
     preview it is a Warned, and the mesh is made; a preview's score is only left out.  Out of memory it goes on smaller
     (`psd.memory.smaller`), once; a preview then does without its judges, and the mesh with half of its resolution.
-    What overflows in float16 is tried again first (`psd.precision.GradientScaler`).  `PresetError` comes before Started, on the first ``next``.  ``clock``
-    measures (a GPU honestly, if it synchronises).
+    What overflows in float16 is tried again first (`psd.precision.GradientScaler`).  `PresetError` comes before
+    Started, on the first ``next``.  ``clock`` measures (a GPU honestly, if it synchronises).
     """
     methods.check(preset, models)
     memory.forget_peak()
