@@ -172,6 +172,7 @@ GUIDE = (
     "clipped to [-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is "
     "the same difference, raw, and told of what climbs the same reward. Cost is what all calls of the networks come "
     "to, in images through the U-Net, by the bench; seconds are those of whatever machine a run was made on. "
+    "By half: the share of steps in which half of the views choose the pair's winner as all do. "
     "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
     "the truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
     "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: nothing is "

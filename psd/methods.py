@@ -203,7 +203,7 @@ def random_pair(step: Step) -> Score:
     else:
         direction = step.noise_weight * score.preference_score(guided, found.noise, credit)
     term = contained(step, gradient, weight * per_view(confidence) * direction)
-    metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
+    metrics = pair_metrics(ranking, confidence, term, gradient)
     return Score(gradient + term, win, pair, ranking.raw_gaps, metrics=metrics)
 
 
@@ -280,7 +280,7 @@ def steered_pair(step: Step) -> Score:
         length = length.minimum(tilted(step, direction, ascent) / step.rows)
     term = contained(step, gradient, -length * unit(ascent))
     win, lose = (chosen(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
-    metrics = pair_metrics(ranking.gap, confidence, ranking.win == 0, term, gradient)
+    metrics = pair_metrics(ranking, confidence, term, gradient)
     return Score(gradient + term, shared, Pair(win, lose, ranking.gap), ranking.raw_gaps, metrics=metrics)
 
 
@@ -337,15 +337,12 @@ def contrast_kept(step: Step, gradient: Float[Tensor, "b v c h w"], term: Float[
     return torch.where(norm(term) > 0, (target - preferred) / step.rows, term)  # no term: no rounding errors either
 
 
-def pair_metrics(gap: Tensor, confidence: Tensor, first: Tensor, term: Tensor, gradient: Tensor) -> dict[str, Number]:
+def pair_metrics(ranking: Ranking, confidence: Tensor, term: Tensor, gradient: Tensor) -> dict[str, Number]:
     """``pair/gap`` in running means (Bradley-Terry scales until the first is known), ``pair/ratio`` |term| / |base|."""
     ratio = norm(term) / norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return {
-        "pair/gap": number(gap.mean()),
-        "pair/confidence": number(confidence.mean()),
-        "pair/ratio": number(ratio.mean()),
-        "pair/win_first": number(first.float().mean()),
-    }
+    means = {"gap": ranking.gap, "confidence": confidence, "ratio": ratio, "win_first": (ranking.win == 0).float()}
+    metrics = {f"pair/{name}": number(value.mean()) for name, value in means.items()}
+    return metrics | ({} if ranking.by_half is None else {"pair/by_half": ranking.by_half})
 
 
 # -------------------------------------------------------------------------------------------------------- what to call

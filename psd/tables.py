@@ -55,6 +55,7 @@ def columns(suite: Suite) -> list[Column]:
         Column("front elsewhere", "front_elsewhere", share),
         Column("train reward", "reward", signed, True),
         Column("term", "pair_ratio", digits(2)),
+        Column("by half", "pair_by_half", share),
         Column("texture", "texture", digits(1)),
         Column("saturation", "image/saturation_over_truth", digits(2)),
         Column("contrast", "image/contrast_over_truth", digits(2)),
@@ -164,8 +165,12 @@ def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
 
 
 def measures_table(suite: Suite, found: Rows, *, brief: bool = False) -> list[str]:
-    """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for."""
-    wanted = [column for column in columns(suite) if column.brief or not brief]
+    """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for.
+
+    What no line tells has no column.
+    """
+    told = {name for own in found.values() for line in own for name, value in line.items() if value is not None}
+    wanted = [it for it in columns(suite) if it.measure in told and (it.brief or not brief)]
     alike, body = without_other_rewards(suite, found), []
     for label, own in found.items():
         left_out = () if label in alike else ("reward",)

@@ -88,6 +88,18 @@ def test_the_view_tells_the_story() -> None:
     assert all(part in text for part in ("cpu", "guidance_scale = 6.0", "a warning", "1,234 faces", "stopped"))
 
 
+def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> None:
+    """A mean that forgets: 1, then 1 + (0 - 1) / 20, then 19 / 20 of that; the metrics themselves are not kept."""
+    names = {"pair/win_first": "winner/first", "pair/by_half": "winner/by_half"}
+    for metric, name in names.items():
+        values = [1.0, 0.0, 0.0]
+        view = told([*STORY[:1], *(Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))])
+        assert [value for _, value in view.curves[name].points()] == pytest.approx([1.0, 0.95, 0.9025])
+        assert metric not in view.curves
+        said = {"winner/first": "the first, or steered, one", "winner/by_half": "same by half of the views"}
+        assert [text in curves(view) for text in said.values()] == [key == name for key in said]
+
+
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
     view = told([*STORY[:4], Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves

@@ -58,6 +58,7 @@ from psd.workers import unordered
 
 PICTURE = 96  # px
 NO_MESH = {"watertight": False, "faces": 0, "components": 0}
+PAIRS = {"pair_ratio": "pair/ratio", "pair_by_half": "pair/by_half"}  # means over the steps that measure them
 PREVIEWED = ("inconsistency", "fog", "floaters", *(f"image/{name}_over_truth" for name in COMPARED))
 
 
@@ -112,7 +113,7 @@ def distil(preset: Preset) -> Distilled:
     arrays: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     previews: dict[int, np.ndarray] = {}
-    ratios: list[float] = []
+    pairs: dict[str, list[float]] = {name: [] for name in PAIRS}
     start = time.monotonic()
     for event in run(preset, replace(models, prior=prior, rewards=rewards)):
         match event:
@@ -121,7 +122,8 @@ def distil(preset: Preset) -> Distilled:
                 arrays["opacity"] = event.images["opacity"][..., 0]
             case Stepped():
                 facts |= {name: value for name, value in event.metrics.items() if name.startswith("image/")}
-                ratios += [event.metrics["pair/ratio"]] if "pair/ratio" in event.metrics else []
+                for name, metric in PAIRS.items():
+                    pairs[name] += [event.metrics[metric]] if metric in event.metrics else []
             case Checkpointed():
                 arrays["negative"] = event.tensors["negative_value"]
             case Meshed() if event.mesh is not None:
@@ -140,7 +142,8 @@ def distil(preset: Preset) -> Distilled:
     arrays |= {"steps": np.array(list(previews), np.int64), "previews": pictures}
     facts |= {
         "calls": calls, "seconds": round(time.monotonic() - start, 1),
-        "peak_memory_bytes": memory.process_peak_bytes(), "pair_ratio": mean(ratios) if ratios else None,
+        "peak_memory_bytes": memory.process_peak_bytes(),
+        **{name: mean(values) if values else None for name, values in pairs.items()},
     }  # fmt: skip
     return Distilled(arrays, facts)
 

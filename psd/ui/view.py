@@ -29,6 +29,7 @@ MOMENTS = 200  # previews, and states of the negative embedding, that can be loo
 CHANGES = 200  # of live values, the last ones
 LOG_LINES = 300
 SPEED_WINDOW = 20  # steps over which speed and winners are averaged
+SHARES = {"pair/win_first": "winner/first", "pair/by_half": "winner/by_half"}  # yes or no in a step, shares over many
 WATCHED = ("reward/", "judge/", "negative/", "image/", "pair/", "time/", "memory/")  # metrics that are kept
 
 T = TypeVar("T", bound=Event)
@@ -130,9 +131,9 @@ class Moments(Generic[T]):
 class View:
     """Everything that the events of one run tell; without arrays, so it stays small.
 
-    Curves go by the metric's name; three are made here: ``weighted/reward`` (the sum that the weights in force make of
-    the rewards), ``winner/first`` (share of steps that the first candidate won) and ``speed/steps_per_s``, the last two
-    averaged over about SPEED_WINDOW steps.
+    Curves go by the metric's name; some are made here: ``weighted/reward`` (the sum that the weights in force make of
+    the rewards), those of `SHARES` (of steps: that the first candidate won, and that half of the views agree on the
+    winner) and ``speed/steps_per_s``, these averaged over about SPEED_WINDOW steps.
     """
 
     reason: str = ""  # why the run ended: completed, stopped or failed; empty while it goes on
@@ -234,9 +235,10 @@ def _measured(view: View, step: int, metrics: Mapping[str, float]) -> View:
     rewards = {name: points.get(f"reward/{name}") for name in view.weights}
     if rewards and None not in rewards.values():
         points["weighted/reward"] = sum(view.weights[name] * (value or 0.0) for name, value in rewards.items())
-    if (first := points.pop("pair/win_first", None)) is not None:
-        earlier = view.curves.get("winner/first", Curve()).last
-        points["winner/first"] = earlier[1] + (first - earlier[1]) / SPEED_WINDOW if earlier else first
+    for measured, name in SHARES.items():
+        if (share := points.pop(measured, None)) is not None:
+            earlier = view.curves.get(name, Curve()).last
+            points[name] = earlier[1] + (share - earlier[1]) / SPEED_WINDOW if earlier else share
     if view.steps_per_s and "time/step" in points:
         points["speed/steps_per_s"] = view.steps_per_s
     added = {name: view.curves.get(name, Curve()).added(step, value) for name, value in points.items()}
