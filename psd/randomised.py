@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import nn
 from transformers import BlipConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from psd import memory
@@ -43,7 +44,7 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
         parts = components(preset.prior, dtype, tiny, texts(preset))
         decoder: Any = AutoencoderTiny() if preset.reward_decoder else None
         if decoder:
-            decoder.to(dtype).eval().requires_grad_(False)
+            frozen(decoder, dtype)
         prior = DiffusersPrior(
             preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
             graphs=preset.compile,
@@ -122,11 +123,16 @@ def components(source: str, dtype: torch.dtype, tiny: bool, known: tuple[str, ..
         )
     )  # fmt: skip
     for network in (unet, vae, text):
-        network.to(dtype).eval().requires_grad_(False)
+        frozen(network, dtype)
     with torch.device("cpu"):
         scheduler: Any = DDPMScheduler(**LDM_SCHEDULE)
         schedule = alpha_bar(scheduler)
     return Components(unet, vae, text, tokenizer(known), "epsilon", schedule, {})
+
+
+def frozen(network: nn.Module, dtype: torch.dtype) -> None:
+    """In ``dtype``; by torch's own cast, for diffusers' warns of modules that should stay in float32: none of them."""
+    nn.Module.to(network, dtype).eval().requires_grad_(False)
 
 
 def reward(name: str, device: torch.device, dtype: torch.dtype, preset: Preset, tiny: bool) -> ImageTextReward:
