@@ -1,16 +1,21 @@
 """The large presets' whole step, with random weights: small on a CPU, in the exact shapes on a GPU."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from psd import pace
+from psd import draws, methods, pace
 from psd.__main__ import main
+from psd.cameras import turntable
 from psd.janus import Conditions
+from psd.negative import Negative
 from psd.preset import Preset, PresetError, available
 from psd.randomised import components, image_reward, random_models, texts, tokenizer, vit_h
+from psd.readings import sent
+from psd.score import GapScale
 from psd.state import State
+from psd.step import Step
 
 CPU = torch.device("cpu")
 LARGE = [name for name in available() if name != "tiny"]
@@ -72,6 +77,43 @@ def test_the_bench_measures_a_large_preset_small(name: str, capsys: pytest.Captu
     told = capsys.readouterr().out
     assert "it/s" in told and "negative" in told and "min with previews, checkpoints and mesh" in told
     assert "met" not in told and "MISSED" not in told and "GPU" not in told
+
+
+@pytest.mark.parametrize("name", ["mvdream", "sd21"])
+def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
+    """On a device whose tensors have no values: reading one there raises, and so does most of what mixes devices."""
+    preset, meta = Preset.load(name, {"judges": [], "compile": False}), torch.device("meta")
+    models = random_models(preset, meta, torch.float16, tiny=True)
+    prior, (reward,) = models.prior, cast(list[Any], list(models.rewards.values()))
+    reward._text = lambda prompt: torch.empty(64, device=meta)  # read once a run, and transformers waits for its mask
+    images = torch.empty(preset.groups, prior.views, 3, prior.image_size, prior.image_size, device=meta)
+    images.requires_grad_()
+    z0, negative = prior.encode(images), Negative.create(preset, prior, None)
+    cameras = turntable(prior.views)[torch.zeros(preset.groups, dtype=torch.long)].to(meta)
+    noises = torch.Generator().manual_seed(0)
+    ways: list[dict[str, Any]] = [{"method": method} for method in methods.METHODS]
+    if prior.views > 1:  # the rest is the same for priors of one view
+        ways += [
+            {"reading": "A"}, {"reading": "B"}, {"reading": "C"}, {"steer_both": True}, {"steer_conditional": False},
+            {"steer_through": "encoder"}, {"steer_at": "render"}, {"steer_by": "scores"}, {"reward_copies": 2},
+            {"preference_rescale": 0.5}, {"preference_inside": True}, {"preference_beta": 1.0}, {"label_noise": 0.5},
+            {"reward_views": 2},
+        ]  # fmt: skip
+    for way in ways:
+        chosen = preset.changed(way)
+        noise = draws.noise(methods.candidates(chosen), z0.shape, noises, antithetic=chosen.antithetic)
+        step = Step(
+            preset=chosen, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, len(prior.alpha_bar)),
+            cameras=cameras, images=images.detach(), opacity=images.detach()[:, :, :1], z0=z0.detach(),
+            noise=sent(noise, z0), t=300, progress=0.5, condition=Conditions(chosen, prior).at(cameras),
+            negative=negative.value, negative_start=negative.start, generator=noises,
+            pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
+        )  # fmt: skip
+        with torch.no_grad():
+            found = methods.METHODS[chosen.method](step)
+        shown = [value for value in found.metrics.values() if isinstance(value, torch.Tensor)]
+        assert {value.device for value in (found.gradient, *shown)} == {meta}, way
+        assert step.readings.open, way  # checks that wait until the step is over
 
 
 def test_exact_shapes_are_the_released_ones() -> None:
