@@ -96,7 +96,7 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
         view = told([*STORY[:1], *(Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))])
         assert [value for _, value in view.curves[name].points()] == pytest.approx([1.0, 0.95, 0.9025])
         assert metric not in view.curves
-        said = {"winner/first": "the first, or steered, one", "winner/by_half": "same by half of the views"}
+        said = {"winner/first": "first one <b>", "winner/by_half": "same by half the views"}
         assert [text in curves(view) for text in said.values()] == [key == name for key in said]
 
 

@@ -59,9 +59,9 @@ def curves(view: View) -> str:
                    rules=rules),
         line_chart("Reward gap", "winner minus loser, in running means", named("pair/gap", "pair/confidence"),
                    steps=steps, rules=rules),
-        line_chart("Winner", "share of pairs; half of the views: as with reward_views set to half",
-                   named(winner__first="the first, or steered, one", winner__by_half="same by half of the views"),
-                   steps=steps, rules=rules, bounds=(0.0, 1.0)),
+        line_chart("Winner", "share of pairs (S: the first one is steered)",
+                   named(winner__first="first one", winner__by_half="same by half the views"), steps=steps,
+                   rules=rules, bounds=(0.0, 1.0)),
         line_chart("Speed", "steps a second", named(speed__steps_per_s="speed"), steps=steps, rules=rules),
         line_chart("Memory", "GB, the most held so far", memory(view), steps=steps, rules=rules),
     ]  # fmt: skip
