@@ -117,6 +117,7 @@ def test_what_speeds_a_step_up(record_property) -> None:
     for what, changes in {
         "as shipped": {}, "without CUDA graphs": {"compile": False}, "two reward views": {"reward_views": 2},
         "full decoder": {"reward_decoder": ""}, "negative off": {"negative": False},
+        "gradients made again, two pictures at a time": {"network_batch": 2},
     }.items():  # fmt: skip
         record_property(f"{what}, it/s", round(1 / paced("mvdream", "late", **changes), 2))
 
