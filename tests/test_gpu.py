@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from psd import bench, memory, methods, pace
+from psd import bench, draws, memory, methods, pace
 from psd import run as algorithm
-from psd.cameras import rays, turntable
+from psd.cameras import placed, rays, turntable
 from psd.events import Finished, Meshed, Stepped
 from psd.halves import Half, halves
 from psd.preset import Preset
 from psd.randomised import random_models
 from psd.run import run
-from psd.scene import RadianceScene
+from psd.scene import RadianceScene, pack, places
 
 pytestmark = pytest.mark.gpu
 CAPS = {"mvdream": 22, "mvdream-shaded": 22, "mvdream-12gb": 11, "mvdream-8gb": 7, "sd21": 22, "sd15": 22}  # GB
@@ -176,6 +176,30 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
     record_property("waits of a step", len(waits[-1]))
     assert all(len(found) <= most for found in waits[2:]), waits[2:]
     assert len(waits[-1]) >= 4, "a render and the numbers wait at least: torch counts no more"
+
+
+def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
+    """Expanded cameras and lists arrive whole; places, jitter and packing are what they are meant to be."""
+
+    def seeded(seed: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    values = [torch.rand(3, 1, generator=seeded()).expand(3, 4), torch.rand(5, 4, generator=seeded()).T]
+    for _ in range(50):  # buffers are used again while earlier transfers may be under way
+        for value in values:
+            assert torch.equal(placed(value, cuda()).cpu(), value)
+    mask = torch.rand(100_000, generator=seeded()) < 0.3
+    assert torch.equal(places(mask.cuda(), int(mask.sum())).cpu(), places(mask, int(mask.sum())))
+    assert len(places(mask[:0].cuda(), 0)) == 0
+    jitter = [draws.uniform((1000, 2), seeded(seed), cuda()) for seed in (0, 0, 1)]
+    assert torch.equal(jitter[0], jitter[1]) and not torch.equal(jitter[0], jitter[2])
+    assert jitter[0].device.type == "cuda" and 0 <= jitter[0].min() and jitter[0].max() < 1
+    edges = torch.rand(40, 10, generator=seeded(1), dtype=torch.float64).sort(-1).values
+    kept = torch.rand(40, 9, generator=seeded(2)) < 0.2
+    origins, directions = torch.randn(2, 40, 3, generator=seeded(3), dtype=torch.float64)
+    given = kept, torch.arange(40), origins, directions, edges[:, :-1], edges[:, 1:]
+    here, there = pack(*given), pack(*map(torch.Tensor.cuda, given))
+    torch.testing.assert_close({k: v.cpu() for k, v in vars(there).items()}, vars(here), rtol=1e-14, atol=1e-14)
 
 
 def test_a_whole_run_of_the_embedded_models(record_property) -> None:

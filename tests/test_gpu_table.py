@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import gpu_table
@@ -125,6 +126,17 @@ def test_make_takes_an_interpreter_as_it_is_and_collects_gpu_tests_only() -> Non
     }
     assert set(re.findall(r"tests/test_\w+\.py", told)) == marked - {"tests/test_gpu_table.py"}
     assert "tests/test_gpu.py" in marked
+
+
+def test_what_it_collects_needs_no_package_that_only_other_tests_do() -> None:
+    """An import that fails ends the whole collection; twins and the page are looked for inside of tests."""
+    files = re.findall(r"tests/(test_\w+)\.py", commands("PYTEST=python3 -m pytest"))
+    absent = "gradio", "imageio", "nerfacc", "playwright", "skimage", "tinycudann", "xatlas"
+    program = f"import sys; sys.path.insert(0, 'tests'); sys.modules.update(dict.fromkeys({absent})); import "
+    done = subprocess.run(
+        [sys.executable, "-c", program + ", ".join(["conftest", *files])], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and len(files) >= 4, done.stderr
 
 
 def test_make_records_whole_results_only() -> None:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from psd import draws, volrend
-from psd.cameras import Cameras, orbit, placed, rays, sample_orbits, turntable
+from psd.cameras import Cameras, orbit, rays, sample_orbits, turntable
 from psd.fields import GridField, WeightedRows, corners, interpolation, upsample, variation
 from psd.hashfield import HashEncoding, HashField
 from psd.preset import Preset
@@ -465,28 +465,6 @@ def test_a_cpu_jitters_by_the_generator_and_a_gpu_by_one_seeded_from_it(monkeypa
         draws.uniform((2,), generator, torch.device("cuda"))
     assert there[::3] == there[2::3] == ["cuda"] * 3
     assert there[1] == there[4] != there[7]
-
-
-@pytest.mark.gpu
-def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
-    """Expanded cameras and lists arrive whole; places, jitter and packing are what they are meant to be."""
-    device = torch.device("cuda")
-    values = [torch.rand(3, 1, generator=seeded()).expand(3, 4), torch.rand(5, 4, generator=seeded()).T, WHITE]
-    for _ in range(50):  # buffers are used again while earlier transfers may be under way
-        for value in values:
-            assert torch.equal(placed(value, device).cpu(), value)
-    mask = torch.rand(100_000, generator=seeded()) < 0.3
-    assert torch.equal(places(mask.to(device), int(mask.sum())).cpu(), places(mask, int(mask.sum())))
-    assert len(places(mask[:0].to(device), 0)) == 0
-    jitter = [draws.uniform((1000, 2), seeded(seed), device) for seed in (0, 0, 1)]
-    assert torch.equal(jitter[0], jitter[1]) and not torch.equal(jitter[0], jitter[2])
-    assert jitter[0].device.type == "cuda" and 0 <= jitter[0].min() and jitter[0].max() < 1
-    _, t_starts, t_ends = random_rays(40, 9)
-    kept = torch.rand(40, 9, generator=seeded(2)) < 0.2
-    origins, directions = torch.randn(2, 40, 3, generator=seeded(3), dtype=torch.float64)
-    given = kept, torch.arange(40), origins, directions, t_starts, t_ends
-    here, there = pack(*given), pack(*map(torch.Tensor.cuda, given))
-    torch.testing.assert_close({k: v.cpu() for k, v in vars(there).items()}, vars(here), rtol=1e-14, atol=1e-14)
 
 
 # ---------------------------------------------------------------------------------------------------------------- scene
