@@ -35,3 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+class Figures:
+    """Tells what a test recorded as soon as it is over, so that a command that is cut off has told what it found."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None and report.when == "call" and report.user_properties:
+            found = ", ".join(f"{name} {value}" for name, value in report.user_properties)
+            terminal.write_line(f"\n{report.nodeid} {report.outcome}, {report.duration:.0f} s: {found}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Figures(config), "figures")

@@ -1,6 +1,7 @@
 """What only an NVIDIA GPU can show: speed and memory in the exact shapes, twins, a whole run.
 
-`make test-gpu` runs these with the other tests marked gpu and prints the figures that they record.
+`make test-gpu` runs these after the other tests marked gpu and prints the figures that they record.  It ends after nine
+minutes, so what is short, and says whether figures mean anything, comes first.
 """
 
 import json
@@ -55,82 +56,28 @@ def paced(name: str, which: str, **changes: Any) -> float:
     return pace.pace(preset, models, 6, [halves_of(name, **changes)[which]], torch.cuda.synchronize).step_s
 
 
-@pytest.mark.parametrize("name", CAPS)
-def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
-    """it/s of a whole run are the mean over its halves.  Memory is capped at what the preset is meant for, from the
-    moment when the models stand (random weights are drawn in float32): a run that does not fit fails this."""
-    preset, peak, mean, waiting, over = Preset.load(name), memory.Peak(0), 0.0, 0.0, 0.0
-    memory.release()  # the models before, which would count against the cap
-    models = random_models(preset, cuda(), torch.float16)
-    try:
-        pace.cap_memory(CAPS[name] * 1e9 / 2**30)
-        for which, half in halves_of(name).items():
-            found = bench.measure(phase(name, which), models, 8, weigh=[half])
-            mean, peak = mean + half.share * found.step_s, peak | found.peak
-            waiting += half.share * found.waiting_step_s
-            over += half.share * found.waiting_step_s * found.overhead_share
-            record_property(f"{which} it/s", round(1 / found.step_s, 2))
-            record_property(f"{which} overhead", f"{found.overhead_share:.1%}")
-            spent = {part: f"{value['median_s'] * 1e3:.1f}" for part, value in found.parts.items()}
-            record_property(f"{which} ms", " ".join(f"{part}={ms}" for part, ms in spent.items()))
-            if found.repeated:
-                record_property(f"{which} steps that overflowed", found.repeated)
-        more = pace.beside(preset, models, torch.cuda.synchronize) if name in WHOLE else None
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    record_property("run it/s", round(1 / mean, 2))
-    record_property("10,000 steps alone, minutes", round(10_000 * mean / 60, 1))
-    if more is not None:
-        peak |= more.peak
-        record_property("with previews, checkpoints and mesh, minutes", round(more.whole_s(preset, mean) / 60, 1))
-        record_property("a preview, s", round(more.preview_s, 2))
-        record_property("a checkpoint, s", round(more.checkpoint_s, 2))
-        record_property("mesh, s", "none" if more.mesh_s is None else round(more.mesh_s, 1))
-    assert peak.reserved and peak.allocated and peak.allocated <= peak.reserved <= CAPS[name] * 1.01e9
-    record_property("GB of the GPU", round(peak.reserved / 1e9, 2))
-    record_property("GB in tensors", round(peak.allocated / 1e9, 2))
-    card = torch.cuda.get_device_name()
-    for bar in pace.bars(
-        preset, exact=True, card=card, step_s=mean, reserved=peak.reserved, overhead_share=over / waiting
-    ):
-        record_property(f"bar, {bar.asked}", f"{bar.found}, {'met' if bar.met else 'MISSED'}")
+def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
+    """Expanded cameras and lists arrive whole; places, jitter and packing are what they are meant to be."""
 
+    def seeded(seed: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
 
-def test_the_bench_command_measures_mvdream(capsys: pytest.CaptureFixture[str], record_property) -> None:
-    """`python -m psd bench --preset mvdream --random-weights --memory-gb 20.49`, with the preset's own prompts."""
-    memory.release()
-    gib = CAPS["mvdream"] * 1e9 / 2**30
-    try:
-        told = bench.main(Preset.load("mvdream"), 6, full=False, as_json=True, random_weights="exact", memory_gb=gib)
-        assert told == 0
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    found = json.loads(capsys.readouterr().out)
-    assert found["card"] and found["whole_s"] > found["run_s"] > 0 and found["bars"]
-    record_property("it/s, of a young scene", round(1 / found["step_s"], 2))
-    for bar in found["bars"]:
-        record_property(f"bar, {bar['asked']}", f"{bar['found']}, {'met' if bar['met'] else 'MISSED'}")
-
-
-def test_what_speeds_a_step_up(record_property) -> None:
-    """The second half of `mvdream`, where the negative learns too, each switch alone."""
-    for what, changes in {
-        "as shipped": {}, "without CUDA graphs": {"compile": False}, "two reward views": {"reward_views": 2},
-        "full decoder": {"reward_decoder": ""}, "negative off": {"negative": False},
-        "gradients made again, two pictures at a time": {"network_batch": 2},
-    }.items():  # fmt: skip
-        record_property(f"{what}, it/s", round(1 / paced("mvdream", "late", **changes), 2))
-
-
-def test_what_the_steered_pair_costs(record_property) -> None:
-    """Over plain score distillation; through the small decoder, and the random pair beside it."""
-    times = {}
-    for what, changes in {
-        "sds": {"method": "sds"}, "steered": {"negative": False}, "random": {"reading": "A", "negative": False}
-    }.items():  # fmt: skip
-        times[what] = paced("mvdream", "late", **changes)
-        record_property(f"{what} ms", round(times[what] * 1e3, 1))
-    assert times["sds"] < times["steered"]
+    values = [torch.rand(3, 1, generator=seeded()).expand(3, 4), torch.rand(5, 4, generator=seeded()).T]
+    for _ in range(50):  # buffers are used again while earlier transfers may be under way
+        for value in values:
+            assert torch.equal(placed(value, cuda()).cpu(), value)
+    mask = torch.rand(100_000, generator=seeded()) < 0.3
+    assert torch.equal(places(mask.cuda(), int(mask.sum())).cpu(), places(mask, int(mask.sum())))
+    assert len(places(mask[:0].cuda(), 0)) == 0
+    jitter = [draws.uniform((1000, 2), seeded(seed), cuda()) for seed in (0, 0, 1)]
+    assert torch.equal(jitter[0], jitter[1]) and not torch.equal(jitter[0], jitter[2])
+    assert jitter[0].device.type == "cuda" and 0 <= jitter[0].min() and jitter[0].max() < 1
+    edges = torch.rand(40, 10, generator=seeded(1), dtype=torch.float64).sort(-1).values
+    kept = torch.rand(40, 9, generator=seeded(2)) < 0.2
+    origins, directions = torch.randn(2, 40, 3, generator=seeded(3), dtype=torch.float64)
+    given = kept, torch.arange(40), origins, directions, edges[:, :-1], edges[:, 1:]
+    here, there = pack(*given), pack(*map(torch.Tensor.cuda, given))
+    torch.testing.assert_close({k: v.cpu() for k, v in vars(there).items()}, vars(here), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("reward_views", [0, 2])
@@ -176,30 +123,6 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
     record_property("waits of a step", len(waits[-1]))
     assert all(len(found) <= most for found in waits[2:]), waits[2:]
     assert len(waits[-1]) >= 4, "a render and the numbers wait at least: torch counts no more"
-
-
-def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
-    """Expanded cameras and lists arrive whole; places, jitter and packing are what they are meant to be."""
-
-    def seeded(seed: int = 0) -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
-    values = [torch.rand(3, 1, generator=seeded()).expand(3, 4), torch.rand(5, 4, generator=seeded()).T]
-    for _ in range(50):  # buffers are used again while earlier transfers may be under way
-        for value in values:
-            assert torch.equal(placed(value, cuda()).cpu(), value)
-    mask = torch.rand(100_000, generator=seeded()) < 0.3
-    assert torch.equal(places(mask.cuda(), int(mask.sum())).cpu(), places(mask, int(mask.sum())))
-    assert len(places(mask[:0].cuda(), 0)) == 0
-    jitter = [draws.uniform((1000, 2), seeded(seed), cuda()) for seed in (0, 0, 1)]
-    assert torch.equal(jitter[0], jitter[1]) and not torch.equal(jitter[0], jitter[2])
-    assert jitter[0].device.type == "cuda" and 0 <= jitter[0].min() and jitter[0].max() < 1
-    edges = torch.rand(40, 10, generator=seeded(1), dtype=torch.float64).sort(-1).values
-    kept = torch.rand(40, 9, generator=seeded(2)) < 0.2
-    origins, directions = torch.randn(2, 40, 3, generator=seeded(3), dtype=torch.float64)
-    given = kept, torch.arange(40), origins, directions, edges[:, :-1], edges[:, 1:]
-    here, there = pack(*given), pack(*map(torch.Tensor.cuda, given))
-    torch.testing.assert_close({k: v.cpu() for k, v in vars(there).items()}, vars(here), rtol=1e-14, atol=1e-14)
 
 
 def test_a_whole_run_of_the_embedded_models(record_property) -> None:
@@ -253,3 +176,81 @@ def test_nerfaccs_packed_rendering_agrees(compiled_nerfacc, record_property) -> 
     record_property("largest difference", f"{difference:.1e}")
     record_property("gradients' cosine", f"{alike:.4f}")
     assert difference < 0.02 and alike > 0.98
+
+
+@pytest.mark.parametrize("name", CAPS)
+def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
+    """it/s of a whole run are the mean over its halves.  Memory is capped at what the preset is meant for, from the
+    moment when the models stand (random weights are drawn in float32): a run that does not fit fails this."""
+    preset, peak, mean, waiting, over = Preset.load(name), memory.Peak(0), 0.0, 0.0, 0.0
+    memory.release()  # the models before, which would count against the cap
+    models = random_models(preset, cuda(), torch.float16)
+    try:
+        pace.cap_memory(CAPS[name] * 1e9 / 2**30)
+        for which, half in halves_of(name).items():
+            found = bench.measure(phase(name, which), models, 8, weigh=[half])
+            mean, peak = mean + half.share * found.step_s, peak | found.peak
+            waiting += half.share * found.waiting_step_s
+            over += half.share * found.waiting_step_s * found.overhead_share
+            record_property(f"{which} it/s", round(1 / found.step_s, 2))
+            record_property(f"{which} overhead", f"{found.overhead_share:.1%}")
+            spent = {part: f"{value['median_s'] * 1e3:.1f}" for part, value in found.parts.items()}
+            record_property(f"{which} ms", " ".join(f"{part}={ms}" for part, ms in spent.items()))
+            if found.repeated:
+                record_property(f"{which} steps that overflowed", found.repeated)
+        more = pace.beside(preset, models, torch.cuda.synchronize) if name in WHOLE else None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    record_property("run it/s", round(1 / mean, 2))
+    record_property("10,000 steps alone, minutes", round(10_000 * mean / 60, 1))
+    if more is not None:
+        peak |= more.peak
+        record_property("with previews, checkpoints and mesh, minutes", round(more.whole_s(preset, mean) / 60, 1))
+        record_property("a preview, s", round(more.preview_s, 2))
+        record_property("a checkpoint, s", round(more.checkpoint_s, 2))
+        record_property("mesh, s", "none" if more.mesh_s is None else round(more.mesh_s, 1))
+    assert peak.reserved and peak.allocated and peak.allocated <= peak.reserved <= CAPS[name] * 1.01e9
+    record_property("GB of the GPU", round(peak.reserved / 1e9, 2))
+    record_property("GB in tensors", round(peak.allocated / 1e9, 2))
+    card = torch.cuda.get_device_name()
+    for bar in pace.bars(
+        preset, exact=True, card=card, step_s=mean, reserved=peak.reserved, overhead_share=over / waiting
+    ):
+        record_property(f"bar, {bar.asked}", f"{bar.found}, {'met' if bar.met else 'MISSED'}")
+
+
+def test_what_the_steered_pair_costs(record_property) -> None:
+    """Over plain score distillation; through the small decoder, and the random pair beside it."""
+    times = {}
+    for what, changes in {
+        "sds": {"method": "sds"}, "steered": {"negative": False}, "random": {"reading": "A", "negative": False}
+    }.items():  # fmt: skip
+        times[what] = paced("mvdream", "late", **changes)
+        record_property(f"{what} ms", round(times[what] * 1e3, 1))
+    assert times["sds"] < times["steered"]
+
+
+def test_what_speeds_a_step_up(record_property) -> None:
+    """The second half of `mvdream`, where the negative learns too, each switch alone."""
+    for what, changes in {
+        "as shipped": {}, "without CUDA graphs": {"compile": False}, "two reward views": {"reward_views": 2},
+        "full decoder": {"reward_decoder": ""}, "negative off": {"negative": False},
+        "gradients made again, two pictures at a time": {"network_batch": 2},
+    }.items():  # fmt: skip
+        record_property(f"{what}, it/s", round(1 / paced("mvdream", "late", **changes), 2))
+
+
+def test_the_bench_command_measures_mvdream(capsys: pytest.CaptureFixture[str], record_property) -> None:
+    """`python -m psd bench --preset mvdream --random-weights --memory-gb 20.49`, with the preset's own prompts."""
+    memory.release()
+    gib = CAPS["mvdream"] * 1e9 / 2**30
+    try:
+        told = bench.main(Preset.load("mvdream"), 6, full=False, as_json=True, random_weights="exact", memory_gb=gib)
+        assert told == 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    found = json.loads(capsys.readouterr().out)
+    assert found["card"] and found["whole_s"] > found["run_s"] > 0 and found["bars"]
+    record_property("it/s, of a young scene", round(1 / found["step_s"], 2))
+    for bar in found["bars"]:
+        record_property(f"bar, {bar['asked']}", f"{bar['found']}, {'met' if bar['met'] else 'MISSED'}")

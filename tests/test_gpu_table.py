@@ -126,6 +126,19 @@ def test_make_takes_an_interpreter_as_it_is_and_collects_gpu_tests_only() -> Non
     }
     assert set(re.findall(r"tests/test_\w+\.py", told)) == marked - {"tests/test_gpu_table.py"}
     assert "tests/test_gpu.py" in marked
+    assert re.search(r"--session-timeout 540 .*tests/test_gpu.py; status", told)  # the measurements last
+
+
+def test_figures_are_told_when_their_test_is_over(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "def test_first(record_property):\n    record_property('it/s', 17.5)\n    record_property('GB', 15)\n"
+        "def test_second(record_property):\n    record_property('ms', 3)\n    import os; os._exit(9)\n"
+    )
+    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "--rootdir", tmp_path]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PSD_TEST_SHAPES": "0"}
+    done = subprocess.run([*given, tmp_path / "test_two.py"], capture_output=True, text=True, env=env)
+    assert done.returncode == 9
+    assert re.search(r"test_two.py::test_first passed, \d+ s: it/s 17.5, GB 15\n", done.stdout)
 
 
 def test_what_it_collects_needs_no_package_that_only_other_tests_do() -> None:
