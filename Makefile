@@ -34,7 +34,7 @@ test-all: check $(BROWSER)
 # Only the files that hold such tests are looked into: the others need packages that these do not.  No test is begun
 # after GPU_SECONDS; what was found until then is told and written.
 GPU_TESTS = $(shell grep -l '^@pytest\.mark\.gpu' tests/test_*.py) tests/test_gpu.py
-GPU_SECONDS = 540
+GPU_SECONDS = 480
 GPU_PYTEST = $(or $(PYTEST),$(BIN)/python -m pytest)
 GPU_REPORT = .pytest_cache/gpu.xml
 

@@ -126,7 +126,7 @@ def test_make_takes_an_interpreter_as_it_is_and_collects_gpu_tests_only() -> Non
     }
     assert set(re.findall(r"tests/test_\w+\.py", told)) == marked - {"tests/test_gpu_table.py"}
     assert "tests/test_gpu.py" in marked
-    assert re.search(r"--session-timeout 540 .*tests/test_gpu.py; status", told)  # the measurements last
+    assert re.search(r"--session-timeout 480 .*tests/test_gpu.py; status", told)  # the measurements last
 
 
 def test_figures_are_told_when_their_test_is_over(tmp_path: Path) -> None:
