@@ -81,7 +81,8 @@ def told(look: Look, step: int, said: set[str]) -> Iterator[Previewed | Warned]:
 def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Iterator[BestKept | Alarmed]:
     """What the selector judge, the first of the judges, makes of a preview: a new best, alarms.
 
-    Nothing where it has no score: memory was short, or it is not finite.
+    Nothing where it has no score: memory was short, or it is not finite.  The detectors compare it with the rewards,
+    preview by preview: one in which a reward has none they do not see.
     """
     selector = next(iter(models.judges.values()), None)
     if selector is None or f"judge/{selector.name}" not in seen.scores:
@@ -91,10 +92,11 @@ def judged(preset: Preset, models: Models, state: State, seen: Preview) -> Itera
         state.keep_best(found)
         yield BestKept(step=state.step, judge=selector.name, score=found)
     reward = None
-    optimised = [(f"reward/{models.rewards[name].name}", name) for name in preset.rewards]
-    if preset.optimises_reward and all(score in seen.scores for score, _ in optimised):
-        shares = (preset.rewards[name] * seen.means[score] / models.rewards[name].scale for score, name in optimised)
-        reward = sum(shares)
+    if preset.optimises_reward:
+        optimised = [(weight, models.rewards[name]) for name, weight in preset.rewards.items() if weight > 0]
+        if any(f"reward/{it.name}" not in seen.scores for _, it in optimised):
+            return
+        reward = sum(weight * seen.means[f"reward/{it.name}"] / it.scale for weight, it in optimised)
     state.monitor, alarms = monitor.fold(state.monitor, state.step, found, reward)
     for alarm in alarms:
         yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)

@@ -100,11 +100,15 @@ class Peak:
 
 
 def forget_peak() -> None:
-    """Count the peaks anew, a GPU's and on Linux the process's: a run is not to be charged with the one before it."""
+    """Count the peaks anew, a GPU's and on Linux the process's: a run is not to be charged with the one before it.
+
+    Nor with what torch keeps of that for later, which counts as reserved: it is given back.
+    """
     with contextlib.suppress(OSError):  # no /proc here, or a read-only one: then the peak stays the process's
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 

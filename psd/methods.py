@@ -342,7 +342,7 @@ def pair_metrics(ranking: Ranking, confidence: Tensor, term: Tensor, gradient: T
     ratio = norm(term) / norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     means = {"gap": ranking.gap, "confidence": confidence, "ratio": ratio, "win_first": (ranking.win == 0).float()}
     metrics = {f"pair/{name}": number(value.mean()) for name, value in means.items()}
-    return metrics | ({} if ranking.by_half is None else {"pair/by_half": ranking.by_half})
+    return metrics | ({} if ranking.half_agrees is None else {"pair/half_agrees": ranking.half_agrees})
 
 
 # -------------------------------------------------------------------------------------------------------- what to call

@@ -143,6 +143,8 @@ def _extended(monitor: Monitor, step: int, judge: float, reward: float | None) -
     steps, judges, rewards = (*monitor.steps, step), (*monitor.judges, judge), monitor.rewards
     if reward is not None:
         rewards = (*rewards, reward)
+    if rewards and len(rewards) != len(steps):
+        raise ValueError(f"a reward for {len(rewards)} of {len(steps)} previews: fold those that have both, or none")
     if len(steps) <= MOST_POINTS:
         return replace(monitor, steps=steps, judges=judges, rewards=rewards, skipped=0)
     stride = 2 * monitor.stride

@@ -68,7 +68,7 @@ class Ranking:
     gap: Float[Tensor, "b v"]
     raw_gaps: Mapping[str, Number]
     combined: Float[Tensor, "k b v"]  # the mixture of every candidate
-    by_half: Number | None = None  # share of groups whose winner every second seen view alone would have chosen too
+    half_agrees: Number | None = None  # share of groups whose winner every second seen view alone would have chosen too
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,10 @@ class Step:
         half = {name: rating[..., ::2] for name, rating in ratings.items() if rating.shape[-1] > 1}
         if by == "group":
             ratings = self.of_groups(ratings)
-        combined, by_half = self.combine(ratings, self.weights, units), None
+        combined, half_agrees = self.combine(ratings, self.weights, units), None
         if by == "group" and half:  # what `reward_views` would change, for the few operations of a mean
             winner = self.combine(self.of_groups(half), self.weights, units).argmax(0)
-            by_half = number((winner == combined.argmax(0)).float().mean())
+            half_agrees = number((winner == combined.argmax(0)).float().mean())
         if self.preset.label_noise > 0:
             shape = combined.shape[1:] if by == "view" else (combined.shape[1], 1)
             inverted = torch.rand(shape, generator=self.generator).to(combined.device) < self.preset.label_noise
@@ -235,7 +235,7 @@ class Step:
         raw_gaps = {
             name: number((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
         }
-        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps, combined, by_half)
+        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps, combined, half_agrees)
 
     def of_groups(self, ratings: Mapping[str, Float[Tensor, "k b s"]]) -> dict[str, Float[Tensor, "k b v"]]:
         """Means over the seen views, for every view of the group."""

@@ -55,7 +55,7 @@ def columns(suite: Suite) -> list[Column]:
         Column("front elsewhere", "front_elsewhere", share),
         Column("train reward", "reward", signed, True),
         Column("term", "pair_ratio", digits(2)),
-        Column("by half", "pair_by_half", share),
+        Column("half agrees", "pair_half_agrees", share),
         Column("texture", "texture", digits(1)),
         Column("saturation", "image/saturation_over_truth", digits(2)),
         Column("contrast", "image/contrast_over_truth", digits(2)),

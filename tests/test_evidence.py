@@ -501,7 +501,7 @@ def test_every_row_of_a_table_is_over_the_same_runs(tmp_path: Path) -> None:
     for heads, _, *body in (measures_table(found, table) for table in tables.values()):
         place = heads.split(" | ").index("IoU")
         iou.append({row.split(" | ")[place] for row in body})
-        assert "PSNR" in heads and "by half" not in heads  # only what some line tells
+        assert "PSNR" in heads and "half agrees" not in heads  # only what some line tells
     assert iou == [{"0.583"}, {"0.700"}]
     part = [line for line in lines if line["method"] != "scaled"]
     assert list(groups(found, part)) == ["main methods", "all methods"]

@@ -341,17 +341,17 @@ def test_how_often_half_of_the_views_choose_the_winner_of_all() -> None:
     first = torch.tensor([[2.0, 0.0, 2.0, 0.0], [-1.0, 3.0, -1.0, 3.0], [0.1, 0.0, 0.3, 0.0]], dtype=torch.float64)
     ratings = {"quadratic": torch.stack([first, torch.zeros_like(first)])}
     ranking = step.rank(ratings, by="group", units=step.units)
-    assert ranking.by_half == pytest.approx(2 / 3)  # views 0 and 2 prefer the second candidate of the second group
+    assert ranking.half_agrees == pytest.approx(2 / 3)  # views 0 and 2 prefer the second candidate of the second group
     assert ranking.win.eq(1).all()  # inverted
-    assert step.rank(ratings, by="view", units=step.units).by_half is None
+    assert step.rank(ratings, by="view", units=step.units).half_agrees is None
     alone = {"quadratic": ratings["quadratic"][..., :1]}
-    assert step.rank(alone, by="group", units=step.units).by_half is None
+    assert step.rank(alone, by="group", units=step.units).half_agrees is None
 
 
 @pytest.mark.parametrize("reading", ["A", "S"])
 def test_a_step_tells_it(reading: str) -> None:
     step = make_step(candidates=2 if reading == "A" else 1, reading=reading)
-    assert apply(step).metrics["pair/by_half"] in (0.0, 0.5, 1.0)  # of two groups
+    assert apply(step).metrics["pair/half_agrees"] in (0.0, 0.5, 1.0)  # of two groups
 
 
 def test_label_noise_of_a_half_inverts_about_half() -> None:

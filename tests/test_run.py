@@ -11,6 +11,7 @@ import pytest
 import torch
 from toy import SIZE, BlackBox, ConstantReward, QuadraticReward, ToyPrior, ToyScene, make_models, make_preset
 
+from psd import looks as looks_module
 from psd.clock import Clock
 from psd.draws import background as draw_background
 from psd.events import (
@@ -453,16 +454,28 @@ def test_a_score_that_is_no_number_is_left_out_of_its_previews_and_costs_nothing
     assert essence(unjudged(last_checkpoint(events))) == essence(unjudged(last_checkpoint(whole)))
 
 
-def test_a_reward_without_a_score_in_a_preview_raises_no_alarm() -> None:
-    """The detectors compare it with the judge: they wait, and the judge alone still chooses."""
-    reward = BreakingJudge("quadratic")
-    reward.after = 0
-    models = replace(make_models(), rewards={"quadratic": reward})
-    preset = make_preset(method="sds")  # which never asks it
-    events = list(run(preset, models))
-    shown = [event for event in events if isinstance(event, Previewed)]
-    assert all(set(event.rewards) == {"judge/judge"} for event in shown)
-    assert any(isinstance(event, BestKept) for event in events) and isinstance(events[-1], Finished)
+def test_detectors_do_not_see_previews_in_which_a_reward_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compare it with the judge, preview by preview; a reward that weighs nothing does not matter."""
+    plain, looks = looks_module.preview, []
+
+    def holed(*given):
+        seen = plain(*given)
+        looks.append(1)
+        gone = {"reward/idle"} | ({"reward/quadratic"} if 4 <= len(looks) <= 9 else set())  # the first is at step 0
+        scores = {name: values for name, values in seen.scores.items() if name not in gone}
+        return replace(seen, scores=scores, unscored=tuple(sorted(gone)))
+
+    monkeypatch.setattr(looks_module, "preview", holed)
+    rewards = {"quadratic": QuadraticReward(), "idle": QuadraticReward("idle")}
+    preset = make_preset(steps=24, preview_every=1, rewards={"quadratic": 1.0, "idle": 0.0}, negative=False)
+    events = list(run(preset, make_models(rewards=rewards)))
+    assert isinstance(events[-1], Finished) and events[-1].reason == "completed"
+    kept = last_checkpoint(events).values["monitor"]
+    assert kept["steps"] == [1, 2, *range(9, 25)] and len(kept["rewards"]) == len(kept["judges"]) == 18
+    seen = {event.step: event.rewards["reward/quadratic"] for event in events if isinstance(event, Previewed)
+            and "reward/quadratic" in event.rewards}  # fmt: skip
+    expected = [sum(seen[step]) / len(seen[step]) / QuadraticReward().scale for step in kept["steps"]]
+    assert kept["rewards"] == pytest.approx(expected)
 
 
 def test_a_negative_update_that_is_no_number_is_taken_back() -> None:

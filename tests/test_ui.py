@@ -90,13 +90,13 @@ def test_the_view_tells_the_story() -> None:
 
 def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> None:
     """A mean that forgets: 1, then 1 + (0 - 1) / 20, then 19 / 20 of that; the metrics themselves are not kept."""
-    names = {"pair/win_first": "winner/first", "pair/by_half": "winner/by_half"}
+    names = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
     for metric, name in names.items():
         values = [1.0, 0.0, 0.0]
         view = told([*STORY[:1], *(Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))])
         assert [value for _, value in view.curves[name].points()] == pytest.approx([1.0, 0.95, 0.9025])
         assert metric not in view.curves
-        said = {"winner/first": "first one <b>", "winner/by_half": "same by half the views"}
+        said = {"winner/first": "first one <b>", "winner/half_agrees": "half the views agree"}
         assert [text in curves(view) for text in said.values()] == [key == name for key in said]
 
 

@@ -58,7 +58,7 @@ from psd.workers import unordered
 
 PICTURE = 96  # px
 NO_MESH = {"watertight": False, "faces": 0, "components": 0}
-PAIRS = {"pair_ratio": "pair/ratio", "pair_by_half": "pair/by_half"}  # means over the steps that measure them
+PAIRS = {"pair_ratio": "pair/ratio", "pair_half_agrees": "pair/half_agrees"}  # means over the steps that measure them
 PREVIEWED = ("inconsistency", "fog", "floaters", *(f"image/{name}_over_truth" for name in COMPARED))
 
 

@@ -60,7 +60,7 @@ def curves(view: View) -> str:
         line_chart("Reward gap", "winner minus loser, in running means", named("pair/gap", "pair/confidence"),
                    steps=steps, rules=rules),
         line_chart("Winner", "share of pairs (S: the first one is steered)",
-                   named(winner__first="first one", winner__by_half="same by half the views"), steps=steps,
+                   named(winner__first="first one", winner__half_agrees="half the views agree"), steps=steps,
                    rules=rules, bounds=(0.0, 1.0)),
         line_chart("Speed", "steps a second", named(speed__steps_per_s="speed"), steps=steps, rules=rules),
         line_chart("Memory", "GB, the most held so far", memory(view), steps=steps, rules=rules),
