@@ -172,11 +172,14 @@ GUIDE = (
     "clipped to [-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is "
     "the same difference, raw, and told of what climbs the same reward. Cost is what all calls of the networks come "
     "to, in images through the U-Net, by the bench; seconds are those of whatever machine a run was made on. "
-    "By half: the share of steps in which half of the views choose the pair's winner as all do. "
     "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
     "the truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
     "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: nothing is "
     "named or overlaps there, and what needs an object (depth, normal, texture, Janus) leaves them out."
+)
+GUIDE_TO_WINNERS = (
+    "Of the steps with a pair: first wins is the share that the first candidate, or the steered one, wins; half agrees "
+    "that in which every second view alone would choose the same winner."
 )
 GUIDE_WITHOUT_TRUTH = (
     "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is what all "
@@ -227,6 +230,8 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     if suite.bars:
         parts += ["## Bars", "", *bars_table(bars(suite, lines)), ""]
     parts += ["## Measures", "", GUIDE if suite.truth else GUIDE_WITHOUT_TRUTH, ""]
+    if any(line.get("pair_half_agrees") is not None for line in lines):
+        parts += [GUIDE_TO_WINNERS, ""]
     tables = groups(suite, lines)
     for name, group in tables.items():
         parts += [f"### {name.capitalize()}", "", extent(suite, group), "", *measures_table(suite, group), ""]

@@ -112,7 +112,7 @@ def best_of_n(step: Step) -> Score:
     """SDS on the noise whose prediction the rewards like best."""
     found = denoise(step)
     ranking = step.rank(rate(step, found), by=step.preset.winner_by, units=step.scales)
-    metrics = {"pair/gap": number(ranking.gap.mean())}
+    metrics = {"pair/gap": number(ranking.gap.mean()), **agreement(ranking)}
     return Score(pick(base(step, found), ranking.win), found.sample(ranking.win), metrics=metrics)
 
 
@@ -341,8 +341,11 @@ def pair_metrics(ranking: Ranking, confidence: Tensor, term: Tensor, gradient: T
     """``pair/gap`` in running means (Bradley-Terry scales until the first is known), ``pair/ratio`` |term| / |base|."""
     ratio = norm(term) / norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     means = {"gap": ranking.gap, "confidence": confidence, "ratio": ratio, "win_first": (ranking.win == 0).float()}
-    metrics = {f"pair/{name}": number(value.mean()) for name, value in means.items()}
-    return metrics | ({} if ranking.half_agrees is None else {"pair/half_agrees": ranking.half_agrees})
+    return {f"pair/{name}": number(value.mean()) for name, value in means.items()} | agreement(ranking)
+
+
+def agreement(ranking: Ranking) -> dict[str, Number]:
+    return {} if ranking.half_agrees is None else {"pair/half_agrees": ranking.half_agrees}
 
 
 # -------------------------------------------------------------------------------------------------------- what to call

@@ -68,7 +68,7 @@ class Ranking:
     gap: Float[Tensor, "b v"]
     raw_gaps: Mapping[str, Number]
     combined: Float[Tensor, "k b v"]  # the mixture of every candidate
-    half_agrees: Number | None = None  # share of groups whose winner every second seen view alone would have chosen too
+    half_agrees: Number | None = None  # share of groups whose winner every second of the seen views would choose too
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Step:
         if by == "group":
             ratings = self.of_groups(ratings)
         combined, half_agrees = self.combine(ratings, self.weights, units), None
-        if by == "group" and half:  # what `reward_views` would change, for the few operations of a mean
+        if by == "group" and half:  # whether fewer `reward_views` would rank alike, for the few operations of a mean
             winner = self.combine(self.of_groups(half), self.weights, units).argmax(0)
             half_agrees = number((winner == combined.argmax(0)).float().mean())
         if self.preset.label_noise > 0:

@@ -55,6 +55,7 @@ def columns(suite: Suite) -> list[Column]:
         Column("front elsewhere", "front_elsewhere", share),
         Column("train reward", "reward", signed, True),
         Column("term", "pair_ratio", digits(2)),
+        Column("first wins", "pair_win_first", share),
         Column("half agrees", "pair_half_agrees", share),
         Column("texture", "texture", digits(1)),
         Column("saturation", "image/saturation_over_truth", digits(2)),

@@ -349,9 +349,18 @@ def test_how_often_half_of_the_views_choose_the_winner_of_all() -> None:
 
 
 @pytest.mark.parametrize("reading", ["A", "S"])
-def test_a_step_tells_it(reading: str) -> None:
-    step = make_step(candidates=2 if reading == "A" else 1, reading=reading)
+def test_a_step_tells_it(reading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, plain, seen = make_step(candidates=2 if reading == "A" else 1, reading=reading), Step.rank, []
+
+    def rank(*given, **keywords):
+        seen.append(replace(plain(*given, **keywords), half_agrees=0.625))
+        return seen[-1]
+
     assert apply(step).metrics["pair/half_agrees"] in (0.0, 0.5, 1.0)  # of two groups
+    monkeypatch.setattr(Step, "rank", rank)
+    assert apply(step).metrics["pair/half_agrees"] == 0.625 and len(seen) == 1
+    if reading == "A":
+        assert apply(step, "best_of_n").metrics["pair/half_agrees"] == 0.625
 
 
 def test_label_noise_of_a_half_inverts_about_half() -> None:

@@ -45,12 +45,13 @@ def made_of(monkeypatch: pytest.MonkeyPatch, *events: Event) -> Distilled:
 
 
 def test_a_run_that_breaks_off_is_kept_with_its_message_and_can_be_read_again(monkeypatch, tmp_path: Path) -> None:
-    first = Stepped(step=1, t=5, metrics={"pair/ratio": 0.5, "pair/half_agrees": 1.0})
+    first = Stepped(step=1, t=5, metrics={"pair/ratio": 0.5, "pair/half_agrees": 1.0, "pair/win_first": 0.0})
     second = Stepped(step=2, t=5, metrics={"pair/ratio": 0.25})
     made = made_of(monkeypatch, looked(0), first, looked(2), second, Failed(step=2, message=BROKEN))
     assert made.mesh is None and made.facts["failed"] == BROKEN and made.facts["steps"] == 2
     assert {"calls", "seconds"} <= set(made.facts)
     assert made.facts["pair_ratio"] == 0.375 and made.facts["pair_half_agrees"] == 1.0  # means of what was measured
+    assert made.facts["pair_win_first"] == 0.0
     made.save(tmp_path / "made.npz")
     again = Distilled.load(tmp_path / "made.npz")
     assert again.facts == made.facts and again.arrays["steps"].tolist() == [0, 2]

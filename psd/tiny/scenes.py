@@ -58,7 +58,8 @@ from psd.workers import unordered
 
 PICTURE = 96  # px
 NO_MESH = {"watertight": False, "faces": 0, "components": 0}
-PAIRS = {"pair_ratio": "pair/ratio", "pair_half_agrees": "pair/half_agrees"}  # means over the steps that measure them
+# Means over the steps that have a pair.
+PAIRS = {"pair_ratio": "pair/ratio", "pair_win_first": "pair/win_first", "pair_half_agrees": "pair/half_agrees"}
 PREVIEWED = ("inconsistency", "fog", "floaters", *(f"image/{name}_over_truth" for name in COMPARED))
 
 

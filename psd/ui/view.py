@@ -29,10 +29,8 @@ MOMENTS = 200  # previews, and states of the negative embedding, that can be loo
 CHANGES = 200  # of live values, the last ones
 LOG_LINES = 300
 SPEED_WINDOW = 20  # steps over which speed and winners are averaged
-SHARES = {
-    "pair/win_first": "winner/first",
-    "pair/half_agrees": "winner/half_agrees",
-}  # yes or no in a step, shares over many
+# Of a step's few groups a share says little: the last steps' is drawn.
+SHARES = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
 WATCHED = ("reward/", "judge/", "negative/", "image/", "pair/", "time/", "memory/")  # metrics that are kept
 
 T = TypeVar("T", bound=Event)
