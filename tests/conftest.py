@@ -1,6 +1,7 @@
 """What every test gets: one thread, no hub, no telemetry, checked shapes, the same examples on every run."""
 
 import os
+import time
 from pathlib import Path
 
 # Before torch, transformers and gradio are imported, and inherited by the processes that tests start.
@@ -16,6 +17,7 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
+from gpu_table import LATE
 
 # Not in the page: the hook hides from Gradio which of its functions are generators; nor in kernels, whose source Triton
 # reads.
@@ -35,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+BEGUN = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what comes too late, where there is a limit: a machine may be there for minutes only (`make test-gpu`)."""
+    limit = float(os.environ.get("PSD_TEST_SECONDS", "inf"))
+    if time.monotonic() - BEGUN > limit:
+        pytest.skip(f"{LATE} {limit:.0f} s")
 
 
 class Figures:

@@ -22,6 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "diffusers", "transformers")
 UNKNOWN = "not known"
+LATE = "not begun within"  # why a test was skipped when time had run out
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,18 @@ def page(found: Sequence[Row], where: dict[str, str]) -> str:
 def record(found: Sequence[Row], where: dict[str, str], folder: Path) -> list[Path]:
     """Writes ``gpu-<card>.json`` and ``.md`` into ``folder``, over those of an earlier call on such a card.
 
-    Nothing without a GPU, or where no test came to its end: a record of nothing would replace one of something.
+    Nothing without a GPU, or where no test came to its end: a record of nothing would replace one of something.  Where
+    time ran out (`LATE`) they stand beside it as ``gpu-<card>-part``, until the next whole one.
     """
     if not where["card"] or not any(row.outcome in ("passed", "failure") for row in found):
         return []
+    part = "-part" if any(row.why.startswith(LATE) for row in found) else ""
     slug = "-".join(re.findall(r"[a-z0-9]+", where["card"].lower().removeprefix("nvidia")))
-    json_file, page_file = (folder / f"gpu-{slug}{suffix}" for suffix in (".json", ".md"))
+    files = {end: [folder / f"gpu-{slug}{end}{suffix}" for suffix in (".json", ".md")] for end in ("", "-part")}
+    if not part:
+        for path in files["-part"]:
+            path.unlink(missing_ok=True)
+    json_file, page_file = files[part]
     text = json.dumps({"machine": where, "tests": [asdict(row) for row in found]}, indent=1, ensure_ascii=False)
     json_file.write_text(f"{text}\n", encoding="utf-8")
     page_file.write_text(page(found, where), encoding="utf-8")

@@ -1,5 +1,7 @@
 """Operations on paper: what must double doubles, and the exact networks cost what is known of them."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,14 +53,14 @@ def test_what_few_pictures_at_a_time_make_again_counts_again() -> None:
 
 @pytest.mark.slow
 def test_memory_grows_with_what_is_kept() -> None:
-    """By what each part adds to the encoder's, whose inner values stay for its way back."""
+    """By what each part adds to the encoder's, whose inner values stay until its way back, before the negative's."""
     preset = Preset.load("mvdream", {"groups": 1})
     models = arithmetic.on_meta(preset, tiny=True)
 
     def peaks(**changes) -> dict[str, float]:
         found = arithmetic.cost(preset.changed(changes), models, updates=0.25).peaks
-        kept = found.pop("encoder")
-        return {"encoder": kept, **{name: value - kept for name, value in found.items()}}
+        kept, after = found.pop("encoder"), found.pop("negative")
+        return {"encoder": kept, "negative": after, **{name: value - kept for name, value in found.items()}}
 
     one, two, few = peaks(), peaks(groups=2), peaks(network_batch=1)
     assert two == pytest.approx({name: 2 * value for name, value in one.items()}, rel=0.25)
@@ -66,11 +68,14 @@ def test_memory_grows_with_what_is_kept() -> None:
     for name in ("encoder", "reward's direction", "ranking"):
         assert few[name] < 0.5 * one[name]
     assert peaks(reward_views=2)["reward's direction"] == pytest.approx(one["reward's direction"] / 2, rel=0.1)
-    judged, alone = (
-        arithmetic.resident(it, arithmetic.on_meta(it, tiny=True)) for it in (preset, preset.changed({"judges": []}))
-    )
-    waiting = preset.changed({"network_batch": 4})
-    assert arithmetic.resident(waiting, arithmetic.on_meta(waiting, tiny=True)) < alone < judged  # the texts' are away
+    alone, waiting = preset.changed({"judges": []}), preset.changed({"network_batch": 4})
+    made = [(it, arithmetic.on_meta(it, tiny=True)) for it in (preset, alone, waiting)]
+    judged, without, away = (arithmetic.resident(*it) for it in made)
+    assert away < without < judged  # judges wait elsewhere then, and what only reads texts
+    here, _, coming = (arithmetic.looking(*it) for it in made)
+    judges: list[Any] = list(made[2][1].judges.values())
+    sizes = [sum(map(arithmetic.size_of, arithmetic.weights(judge.network))) / 1e9 for judge in judges]
+    assert coming - here == pytest.approx(max(sizes), rel=0.1)  # the largest comes whole
 
 
 def test_what_lives_is_counted_once_and_until_nobody_holds_it() -> None:

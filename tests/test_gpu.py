@@ -1,7 +1,7 @@
 """What only an NVIDIA GPU can show: speed and memory in the exact shapes, twins, a whole run.
 
 `make test-gpu` runs these after the other tests marked gpu and prints the figures that they record.  It begins none
-after eight minutes, so what is short, and says whether figures mean anything, comes first.
+after seven minutes, so what is short, and says whether figures mean anything, comes first.
 """
 
 import json

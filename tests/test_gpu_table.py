@@ -126,7 +126,28 @@ def test_make_takes_an_interpreter_as_it_is_and_collects_gpu_tests_only() -> Non
     }
     assert set(re.findall(r"tests/test_\w+\.py", told)) == marked - {"tests/test_gpu_table.py"}
     assert "tests/test_gpu.py" in marked
-    assert re.search(r"--session-timeout 480 .*tests/test_gpu.py; status", told)  # the measurements last
+    limits = re.search(r"PSD_TEST_SECONDS=(\d+) .*--timeout (\d+) .*tests/test_gpu.py; status", told)
+    assert limits and sum(map(int, limits.groups())) == 600  # the measurements last, all within ten minutes
+
+
+def test_what_comes_too_late_is_skipped_and_replaces_no_record(report: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text("import time\ndef test_first(): time.sleep(1.5)\ndef test_second(): pass\n")
+    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "--rootdir", tmp_path]
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    env = {**os.environ, "PYTHONPATH": paths, "PSD_TEST_SHAPES": "0", "PSD_TEST_SECONDS": "1"}
+    cut = tmp_path / "cut.xml"
+    done = subprocess.run([*given, f"--junit-xml={cut}", tmp_path / "test_two.py"], capture_output=True, env=env)
+    assert done.returncode == 0, done.stdout
+    late = gpu_table.rows(cut)
+    assert [row.outcome for row in late] == ["passed", "skipped"] and late[1].why == "not begun within 1 s"
+    whole = gpu_table.record(gpu_table.rows(report), WHERE, tmp_path)
+    text = whole[0].read_text(encoding="utf-8")
+    beside = gpu_table.record(late, WHERE, tmp_path)
+    assert [path.name for path in beside] == ["gpu-h100-80gb-hbm3-part.json", "gpu-h100-80gb-hbm3-part.md"]
+    assert "not begun within 1 s" in beside[1].read_text(encoding="utf-8")
+    assert whole[0].read_text(encoding="utf-8") == text
+    gpu_table.record(gpu_table.rows(report), WHERE, tmp_path)
+    assert not any(path.exists() for path in beside)  # the next whole one tells more
 
 
 def test_figures_are_told_when_their_test_is_over(tmp_path: Path) -> None:
