@@ -24,6 +24,7 @@ from psd import methods
 from psd.cameras import turntable
 from psd.halves import halves
 from psd.preset import Preset
+from psd.preview import VIEWS
 from psd.protocols import Models
 from psd.randomised import random_models
 
@@ -86,7 +87,7 @@ class Cost:
     have."""
 
     parts: dict[str, float]  # TFLOP
-    peaks: dict[str, float]  # GB alive at most, what the encoder keeps for its way back included, networks not
+    peaks: dict[str, float]  # GB alive at most, networks apart; before ``negative`` with what the encoder keeps
 
     @property
     def total(self) -> float:
@@ -200,28 +201,48 @@ def resident(preset: Preset, models: Models) -> float:
     rewards: list[Any] = list({**models.rewards, **models.judges}.values())
     networks = [prior.unet, prior.vae, prior.decoder, prior.text_encoder, *(reward.network for reward in rewards)]
     away = [prior.text_encoder, *(part for reward in rewards for part in reward.readers())]
+    away += [judge.network for judge in visitors(preset, models)]
     waiting = {id(value) for network in away for value in weights(network)} if preset.network_batch else set()
     found = {id(value): value for network in networks for value in weights(network)}
-    return sum(value.numel() * value.element_size() for key, value in found.items() if key not in waiting) / GIGA
+    return sum(map(size_of, (value for key, value in found.items() if key not in waiting))) / GIGA
+
+
+def looking(preset: Preset, models: Models) -> float:
+    """GB that the scores of a preview hold at most beside `resident`: a judge that waits elsewhere comes whole."""
+    take(models, preset.network_batch)
+    living, most, visiting = Living(), 0, visitors(preset, models)
+    images = torch.empty(1, VIEWS, 3, preset.preview_size, preset.preview_size, device="meta")
+    networks: list[Any] = [*models.rewards.values(), *models.judges.values()]
+    for judge in networks:
+        living.most = living.now
+        with torch.no_grad(), living, patch.object(functional, written_out.__name__, fused):
+            judge.encode_image(images)
+        most = max(most, living.most + (sum(map(size_of, weights(judge.network))) if judge in visiting else 0))
+    return most / GIGA
+
+
+def visitors(preset: Preset, models: Models) -> list[Any]:
+    """The judges that wait in main memory between previews."""
+    return [judge for name, judge in models.judges.items() if preset.network_batch and name not in models.rewards]
 
 
 def weights(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def on_meta(preset: Preset, *, tiny: bool = False) -> Models:
-    """All networks of ``preset``, none of which waits elsewhere: what has no values cannot move.
+def size_of(value: Tensor) -> int:
+    return value.numel() * value.element_size()
 
-    Judges only where they stay on the device.
-    """
-    judges = [] if preset.network_batch else preset.judges
-    whole = preset.changed({"network_batch": 0, "compile": False, "judges": judges})
+
+def on_meta(preset: Preset, *, tiny: bool = False) -> Models:
+    """All networks of ``preset``, none of which waits elsewhere: what has no values cannot move."""
+    whole = preset.changed({"network_batch": 0, "compile": False})
     return random_models(whole, torch.device("meta"), torch.float16, tiny=tiny)
 
 
 def take(models: Models, batch: int) -> None:
     """At most ``batch`` images pass each network at once from now on (0: all)."""
-    networks: list[Any] = [models.prior, *models.rewards.values()]
+    networks: list[Any] = [models.prior, *models.rewards.values(), *models.judges.values()]
     for network in networks:
         network.take(batch)
 
@@ -260,9 +281,11 @@ def table(preset: Preset) -> str:
     for rate in RATES:
         paces = [rate / of_half.total for of_half in costs] + [rate / mean]
         lines.append(f"{rate} TFLOP/s".ljust(20) + "".join(f"{pace:13.1f}" for pace in paces))
-    there = resident(preset, models)
+    there, shown = resident(preset, models), looking(preset, models)
     lines += ["", f"{'GB at most':20}{columns}", row("networks", [there] * len(costs))]
     lines += [row(name, (of_half.peaks.get(name, 0) for of_half in costs)) for name in names]
-    lines += [row("networks and most", (there + max(of_half.peaks.values()) for of_half in costs))]
-    lines += ["each part with what the encoder keeps until the end; scene, rendering and graphs come on top"]
+    lines += [row("scores of a preview", [shown] * len(costs))]
+    lines += [row("networks and most", (there + max(shown, *of_half.peaks.values()) for of_half in costs))]
+    lines += ["of a step all but the negative's with what the encoder keeps for its way back, which comes before it;"]
+    lines += ["scene, rendering and graphs come on top"]
     return "\n".join(lines)
