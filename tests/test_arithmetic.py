@@ -82,7 +82,7 @@ def test_what_lives_is_counted_once_and_until_nobody_holds_it() -> None:
     before = torch.zeros(1000)
     with arithmetic.Living() as living:
         first = before + 1  # 4000 bytes
-        views = [first.view(10, 100), first.add_(1), before.flatten()]
+        views = [first.view(10, 100), first.add_(1), before.view(10, 100), before.add_(1)]
         assert living.now == 4000
         second = first.half()
         assert living.now == 6000
