@@ -70,7 +70,11 @@ class Living(TorchDispatchMode):
 
 def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **keywords: Any) -> Tensor:
     """Attention as a GPU's kernel does it; torch has none for tensors without values, and would write it out as
-    products, which no GPU keeps.  What is masked, the texts', stays written out."""
+    products, which no GPU keeps.  What is masked, the texts', stays written out.
+
+    It is patched in: torch leaves its own mode for such things (TorchFunctionMode) on the way back, where pieces are
+    made again.
+    """
     if args or keywords.get("attn_mask") is not None:
         return written_out(query, key, value, *args, **keywords)
     causal, scale = keywords.get("is_causal", False), keywords.get("scale")

@@ -43,9 +43,9 @@ BEGUN = time.monotonic()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what comes too late, where there is a limit: a machine may be there for minutes only (`make test-gpu`)."""
+    """Skips what comes too late for a GPU that may be there for minutes only (`make test-gpu`); no other test."""
     limit = float(os.environ.get("PSD_TEST_SECONDS", "inf"))
-    if time.monotonic() - BEGUN > limit:
+    if item.get_closest_marker("gpu") and time.monotonic() - BEGUN > limit:
         pytest.skip(f"{LATE} {limit:.0f} s")
 
 

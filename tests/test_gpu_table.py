@@ -131,15 +131,20 @@ def test_make_takes_an_interpreter_as_it_is_and_collects_gpu_tests_only() -> Non
 
 
 def test_what_comes_too_late_is_skipped_and_replaces_no_record(report: Path, tmp_path: Path) -> None:
-    (tmp_path / "test_two.py").write_text("import time\ndef test_first(): time.sleep(1.5)\ndef test_second(): pass\n")
-    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "--rootdir", tmp_path]
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    (tmp_path / "a_gpu.py").write_text("import torch\ntorch.cuda.is_available = lambda: True\n")
+    (tmp_path / "test_two.py").write_text(
+        "import time, pytest\n@pytest.mark.gpu\ndef test_first(): time.sleep(1.5)\n"
+        "@pytest.mark.gpu\ndef test_second(): pass\ndef test_of_no_gpu(): pass\n"
+    )
+    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "-p", "a_gpu"]
+    given += ["--rootdir", tmp_path]
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", tmp_path)))
     env = {**os.environ, "PYTHONPATH": paths, "PSD_TEST_SHAPES": "0", "PSD_TEST_SECONDS": "1"}
     cut = tmp_path / "cut.xml"
     done = subprocess.run([*given, f"--junit-xml={cut}", tmp_path / "test_two.py"], capture_output=True, env=env)
     assert done.returncode == 0, done.stdout
     late = gpu_table.rows(cut)
-    assert [row.outcome for row in late] == ["passed", "skipped"] and late[1].why == "not begun within 1 s"
+    assert [row.outcome for row in late] == ["passed", "skipped", "passed"] and late[1].why == "not begun within 1 s"
     whole = gpu_table.record(gpu_table.rows(report), WHERE, tmp_path)
     text = whole[0].read_text(encoding="utf-8")
     beside = gpu_table.record(late, WHERE, tmp_path)
