@@ -112,7 +112,7 @@ def best_of_n(step: Step) -> Score:
     """SDS on the noise whose prediction the rewards like best."""
     found = denoise(step)
     ranking = step.rank(rate(step, found), by=step.preset.winner_by, units=step.scales)
-    metrics = {"pair/gap": number(ranking.gap.mean()), **agreement(ranking)}
+    metrics = {"pair/gap": number(ranking.gap.mean()), **ranking.agreement}
     return Score(pick(base(step, found), ranking.win), found.sample(ranking.win), metrics=metrics)
 
 
@@ -341,11 +341,7 @@ def pair_metrics(ranking: Ranking, confidence: Tensor, term: Tensor, gradient: T
     """``pair/gap`` in running means (Bradley-Terry scales until the first is known), ``pair/ratio`` |term| / |base|."""
     ratio = norm(term) / norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     means = {"gap": ranking.gap, "confidence": confidence, "ratio": ratio, "win_first": (ranking.win == 0).float()}
-    return {f"pair/{name}": number(value.mean()) for name, value in means.items()} | agreement(ranking)
-
-
-def agreement(ranking: Ranking) -> dict[str, Number]:
-    return {} if ranking.half_agrees is None else {"pair/half_agrees": ranking.half_agrees}
+    return {f"pair/{name}": number(value.mean()) for name, value in means.items()} | ranking.agreement
 
 
 # -------------------------------------------------------------------------------------------------------- what to call

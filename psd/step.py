@@ -70,6 +70,11 @@ class Ranking:
     combined: Float[Tensor, "k b v"]  # the mixture of every candidate
     half_agrees: Number | None = None  # share of groups whose winner every second of the seen views would choose too
 
+    @property
+    def agreement(self) -> dict[str, Number]:
+        """As a metric, where whole orbits of more than one view were ranked."""
+        return {} if self.half_agrees is None else {"pair/half_agrees": self.half_agrees}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -220,11 +225,12 @@ class Step:
 
         With label noise the preference of some is inverted, each by a draw of its own: the gap stays what it was.
         """
-        half = {name: rating[..., ::2] for name, rating in ratings.items() if rating.shape[-1] > 1}
+        half, half_agrees = {}, None
         if by == "group":
+            half = {name: rating[..., ::2] for name, rating in ratings.items() if rating.shape[-1] > 1}
             ratings = self.of_groups(ratings)
-        combined, half_agrees = self.combine(ratings, self.weights, units), None
-        if by == "group" and half:  # whether fewer `reward_views` would rank alike, for the few operations of a mean
+        combined = self.combine(ratings, self.weights, units)
+        if half:  # whether fewer `reward_views` would rank alike, for the few operations of a mean
             winner = self.combine(self.of_groups(half), self.weights, units).argmax(0)
             half_agrees = number((winner == combined.argmax(0)).float().mean())
         if self.preset.label_noise > 0:
