@@ -191,7 +191,7 @@ def resume(arguments: argparse.Namespace, prepare: Prepare) -> int:
     if arguments.more < 0:
         raise PresetError(f"--more={arguments.more} is below 0: say how many steps to add")
     path = run_folder(arguments.folder)
-    preset, status, checkpoint = read_preset(path), read_status(path), latest_checkpoint(path)
+    preset, status, checkpoint = read_preset(path, to_resume=True), read_status(path), latest_checkpoint(path)
     preset = preset.changed({"extra_steps": preset.extra_steps + arguments.more})
     reached = checkpoint.step if checkpoint else 0
     if reached == preset.total_steps and status.state == "finished":

@@ -17,10 +17,11 @@ import numpy as np
 
 from psd.events import KINDS, Checkpointed, Event, LiveChanged, Previewed, Started, Warned, from_json
 from psd.files import StoreError, explaining, locked
+from psd.former import LAST_COMMIT, translate_preset
 from psd.pictures import decode_views
-from psd.preset import Preset
+from psd.preset import Preset, read_values
 
-SCHEMA = 1
+SCHEMA = 2  # 1: presets with options that are gone (`psd.former`)
 RUN_ID = re.compile(r"\d{8}-\d{6}_[a-z0-9-]+_s\d+_[0-9a-f]{8}(-\d+)?")
 ACTIVE = ("queued", "running", "paused")  # states that need a living writer
 
@@ -99,12 +100,21 @@ def read_status(folder: Path | str) -> Status:
     return status
 
 
-def read_preset(folder: Path | str) -> Preset:
-    """The resolved preset of a run."""
+def read_preset(folder: Path | str, *, to_resume: bool = False) -> Preset:
+    """The resolved preset of a run, in today's keys whatever version wrote it.
+
+    ``to_resume`` raises StoreError where the run used an option that is gone: it could not go on as it was.
+    """
     path = Path(folder) / "preset.resolved.yaml"
     if not path.is_file():
         raise StoreError(f"{path} is missing", "the run cannot be resumed without it; restore it or start anew")
-    return Preset.load(str(path))
+    values, lost = translate_preset(read_values(str(path)))
+    if lost and to_resume:
+        raise StoreError(
+            f"{Path(folder).name} was made with {', '.join(lost)}, which this version no longer has",
+            f"start anew, or go on with commit {LAST_COMMIT}",
+        )
+    return Preset.make(values)
 
 
 def provenance(folder: Path | str, step: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from psd.preset import Preset
 from psd.preview import VIEWS
 from psd.protocols import Models
 from psd.randomised import random_models
+from psd.zeroth import PERTURBATIONS
 
 TERA, GIGA = 1e12, 1e9
 written_out = functional.scaled_dot_product_attention
@@ -153,16 +154,10 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
 
     def steer() -> None:
         """As `psd.methods.steering` finds a direction."""
-        if preset.steer_by != "gradient":
-            look(latents(2 * preset.steer_perturbations * groups))
-        elif preset.steer_through == "decoder":
-            images = prior.decode(latents(groups, grad=True))
-            back(read(images.repeat(preset.reward_copies, 1, 1, 1, 1)))
+        if preset.steer_by == "gradient":
+            back(read(prior.decode(latents(groups, grad=True))))
         else:
-            with torch.no_grad():
-                prior.decode(latents(groups, views))
-            back(read(empty(groups * preset.reward_copies, seen, 3, size, size, grad=True)))
-            encode(2 * groups)
+            look(latents(2 * PERTURBATIONS * groups))
 
     def update() -> None:
         """As `psd.negative.Negative.update` climbs the reward, and looks what came of it."""
@@ -171,17 +166,15 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
             unet(groups)
             look(latents(groups))
 
-    # the shared prediction under the negative comes once a group, all others for every noise
-    others = 1 + (2 if preset.janus == "perp_neg" else 0)
-    unconditional = groups if preset.shared_unconditional else groups * noises
+    conditions = 2 + (2 if preset.janus == "perp_neg" else 0)
     with living, patch.object(functional, written_out.__name__, fused):
         with counted("encoder"):
             z0 = encode(groups, grad=True)
         with counted("base"):
-            unet(groups * noises * others + unconditional)
-        if preset.method == "psd" and preset.reading == "S":
+            unet(groups * noises * conditions)
+        if preset.method == "psd" and preset.pair == "steered":
             with counted("steered twin"):
-                unet(groups * (2 if preset.steer_both else 1) * (1 if preset.steer_conditional else 2))
+                unet(groups)
             with counted("reward's direction"):
                 steer()
             with counted("ranking"):
@@ -192,7 +185,7 @@ def cost(preset: Preset, models: Models, updates: float) -> Cost:
         with counted("encoder"):
             back(z0)
         del z0
-        if preset.method == "psd" and preset.negative:
+        if preset.optimises_reward and preset.negative:
             with counted("negative"):
                 update()
             parts["negative"] *= updates

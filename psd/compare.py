@@ -43,10 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a trial with other parameters")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     parser.add_argument("--report", action="store_true", help="only write tables, pictures and README's section again")
-    parser.add_argument(
-        "--learn-negative", metavar="FILE",
-        help="write the mean negative that the runs of --only ended with, as a start for negative_start",
-    )  # fmt: skip
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -62,8 +58,6 @@ def main(arguments: argparse.Namespace) -> int:
     chosen = set(arguments.only or suite.methods)
     if unknown := chosen - set(suite.methods):
         raise PresetError(f"no method {', '.join(sorted(unknown))} in {suite.name}: {', '.join(suite.methods)}")
-    if arguments.learn_negative:
-        return learn_negative(suite, path, chosen, Path(arguments.learn_negative))
     if arguments.list:
         print(outlook([(suite, path)]))
         return 0
@@ -76,8 +70,8 @@ def run_all(arguments: argparse.Namespace) -> int:
     """Every suite whose weights are here, the main one first, and one report at the end."""
     from psd.evidence import suites
 
-    if arguments.only or arguments.set or arguments.limit is not None or arguments.learn_negative:
-        raise PresetError("--all runs whole suites: leave out --only, --set, --limit and --learn-negative")
+    if arguments.only or arguments.set or arguments.limit is not None:
+        raise PresetError("--all runs whole suites: leave out --only, --set and --limit")
     todo = []
     for suite in suites():
         if suite.name == TUNING:
@@ -278,23 +272,3 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
     if wrong := [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise ValueError(f"{', '.join(wrong)} came out as no finite number")
     return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
-
-
-def learn_negative(suite: Suite, path: Path, chosen: set[str], out: Path) -> int:
-    """The mean of the negative embeddings that finished runs ended with: what they have in common."""
-    import torch
-    from safetensors.torch import save_file
-
-    from psd.suite import jobs
-    from psd.tiny.scenes import Distilled
-
-    files = [made_file(job) for job in jobs(suite, read_lines(path)) if job.method in chosen]
-    ends = [torch.from_numpy(Distilled.load(file).arrays["negative"]) for file in files if file.is_file()]
-    if not ends:
-        raise PresetError(f"no run of {', '.join(sorted(chosen))} is under {WORK}: run the suite first")
-    mean = torch.stack(ends).mean(0)
-    spread = torch.stack(ends).std(0, correction=0).square().mean().sqrt()
-    about = {"suite": suite.name, "methods": ", ".join(sorted(chosen)), "runs": str(len(ends))}
-    save_file({"negative": mean.contiguous()}, out, metadata=about)
-    print(f"{out}: the mean of {len(ends)} runs; they differ from it by {float(spread):.3f} (RMS)")
-    return 0

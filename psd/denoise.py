@@ -1,6 +1,6 @@
 """What the network says of a step's candidates, under every condition: the predictions that methods start from.
 
-Axes: k candidate, b group, v view, c channel, h w latent pixels, l token, d feature.
+Axes: k candidate, b group, v view, c channel, h w latent pixels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from psd import score
@@ -39,20 +39,9 @@ class Denoised:
 
 
 def denoise(step: Step) -> Denoised:
-    return denoised(step, step.noisy(step.noise), step.noise)
-
-
-def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
-    """What the network says of latents with that noise in them, under every condition.
-
-    In one call; in two where the candidates share their unconditional prediction.
-    """
-    condition = step.condition
-    if step.preset.shared_unconditional:
-        noise_pred_c, *others = step.predict(z_t, step.embedding, *condition.away)
-        noise_pred_n = unconditional(step, z_t, step.negative)
-    else:
-        noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
+    """What the network says of a step's candidates under every condition, in one call."""
+    z_t, condition = step.noisy(step.noise), step.condition
+    noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
     away = None
     if others:
         main = noise_pred_c - noise_pred_n
@@ -61,18 +50,7 @@ def denoised(step: Step, z_t: Latents, noise: Latents) -> Denoised:
             for weight, other in zip(condition.weights, others, strict=True)
         ]
         away = torch.stack(pushes).sum(0)
-    return Denoised(z_t, noise, noise_pred_c, noise_pred_n, away)
-
-
-def unconditional(step: Step, z_t: Latents, embedding: Float[Tensor, "l d"]) -> Latents:
-    """The prediction under a negative, of each candidate, or of the first for all of them (one clean picture x0_n).
-
-    e_n,i = e_n,0 + (z_t,i - z_t,0) / sigma is the noise that x0_n,0 leaves in z_t,i.  Guided predictions of candidates
-    then differ by their conditional ones alone.
-    """
-    if not step.preset.shared_unconditional:
-        return step.predict(z_t, embedding)[0]
-    return step.predict(z_t[:1], embedding)[0] + (z_t - z_t[:1]) / step.alpha_sigma[1]
+    return Denoised(z_t, step.noise, noise_pred_c, noise_pred_n, away)
 
 
 def chosen(z_t: Latents, noise: Latents, noise_pred_c: Latents, index: Int[Tensor, "b v"]) -> Sample:

@@ -43,14 +43,9 @@ def timestep(preset: Preset, step: int, total: int, generator: torch.Generator) 
     return score.sample_timestep(bounds(preset, step, total), generator)
 
 
-def noise(
-    count: int, shape: torch.Size, generator: torch.Generator, *, antithetic: bool
-) -> Float[Tensor, "k b v c h w"]:
-    """The candidates' noises; antithetic ones come in pairs e, -e (the last of an odd number alone)."""
-    if not antithetic:
-        return torch.randn(count, *shape, generator=generator)
-    half = torch.randn((count + 1) // 2, *shape, generator=generator)
-    return torch.stack([half, -half], dim=1).flatten(0, 1)[:count]
+def noise(count: int, shape: torch.Size, generator: torch.Generator) -> Float[Tensor, "k b v c h w"]:
+    """The candidates' noises."""
+    return torch.randn(count, *shape, generator=generator)
 
 
 def background(preset: Preset, generator: torch.Generator) -> tuple[Float[Tensor, "b 3"], Bool[Tensor, " b"] | None]:

@@ -78,8 +78,8 @@ def only_known_models(preset: Preset) -> None:
 
 def models(preset: Preset) -> list[str]:
     """Everything that a run of ``preset`` would look for on the disk or the hub."""
-    files = filter(None, (preset.reward_decoder, preset.negative_start))
-    return [preset.prior, *preset.rewards, *preset.judges, *preset.loras, *files]
+    decoder = [preset.reward_decoder] if preset.reward_decoder else []
+    return [preset.prior, *preset.rewards, *preset.judges, *preset.loras, *decoder]
 
 
 def image_filter(name: str) -> Callable[[Previewed], str]:

@@ -8,14 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from psd import components, hub, machine, memory
 from psd.hashfield import hash_backend
-from psd.preset import MissingError, Preset, PresetError
+from psd.preset import MissingError, Preset
 from psd.prior import DiffusersPrior
-from psd.protocols import Models, Prior, Reward
+from psd.protocols import Models, Reward
 from psd.rewards import BlackBoxReward, ImageTextReward, load_reward, refuse_unknown
 from psd.scene import make_scene
 
@@ -92,7 +91,6 @@ def _load(
         rewards=rewards,
         judges=judges,
         scene=lambda chosen: make_scene(chosen, device),
-        negative_start=load_negative(preset.negative_start, prior) if preset.negative_start else None,
         notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licences(preset)),
         fewer=lambda: take(memory.one_orbit(preset, prior.views)),
     )
@@ -172,18 +170,6 @@ def choose_precision(wish: str, device: torch.device) -> torch.dtype:
     if wish == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return PRECISIONS[wish]
-
-
-def load_negative(source: str, prior: Prior) -> Tensor:
-    """A learned start of the negative embedding: the tensor ``negative`` (l d) of a safetensors file."""
-    path = hub.local(source)
-    if path is None or not path.is_file():
-        raise MissingError(f"no file at negative_start={source!r}: `python -m psd compare --help` says how it is made")
-    found, expected = load_file(path).get("negative"), prior.embed("").shape
-    if found is None or found.shape != expected:
-        shape = "no tensor `negative`" if found is None else f"shape {tuple(found.shape)}"
-        raise PresetError(f"negative_start={source!r} has {shape}; the prior needs {tuple(expected)}")
-    return found.to(prior.device)
 
 
 @lru_cache(maxsize=2)

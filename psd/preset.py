@@ -26,7 +26,7 @@ EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")
 LONGEST_NAME = 300  # characters of a folder or hub id
 
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
-Reading = Literal["S", "A", "B", "C"]
+PairKind = Literal["steered", "random"]
 
 
 class PresetError(ValueError):
@@ -107,9 +107,6 @@ class Preset(BaseModel):
     rescale: float = setting(
         0.5, "Pull the guided contrast back to the conditional's.", group="guidance", symbol="φ", step=0.05, ge=0, le=1
     )
-    base_form: Literal["recon", "sds"] = setting(
-        "recon", "Base term: distance to the predicted image, or noise residual.", group="guidance"
-    )
     score_space: Literal["latent", "image"] = setting(
         "latent", "Pull the render to the target as latents, through the encoder, or as pixels.", group="guidance"
     )
@@ -125,47 +122,27 @@ class Preset(BaseModel):
     )
 
     # preference
-    reading: Reading = setting(
-        "S", "S: steered pair; A: random pair; B: DreamDPO-shaped pair; C: implicit reward.", group="preference"
+    pair: PairKind = setting(
+        "steered", "Two noises that differ on purpose, along the reward, or two drawn at random and ranked.",
+        group="preference",
     )
     preference_weight: float = setting(
-        1.0, "Strength of the preference term (rho for S, lambda otherwise).", group="preference", symbol="λ",
+        1.0, "Strength of the preference term (rho of a steered pair).", group="preference", symbol="λ",
         live=True, step=0.05, ge=0, le=50,
     )
     preference_scale: float = setting(
-        7.5, "Guidance inside the random pair (A, B, C).", group="preference", symbol="s_p", live=True, step=0.5, ge=0,
+        7.5, "Guidance inside the random pair.", group="preference", symbol="s_p", live=True, step=0.5, ge=0,
         le=200,
     )
-    reward_guidance_scale: float = setting(
-        7.5, "Guidance of the prediction that the reward sees.", group="preference", symbol="s_r", step=0.5, ge=0, le=50
-    )
-    preference_rescale: float = setting(
-        0.0, "Share of the term's added contrast to take back.", group="preference", symbol="φ_p", step=0.05, ge=0, le=1
-    )
-    preference_inside: bool = setting(False, "No preference where the render is empty.", group="preference")
     preference_beta: float = setting(
-        0.0, "S by the decoder's gradient: no longer than tilting the prior by exp(beta reward) asks; 0: no limit.",
+        0.0, "By the reward's gradient: no longer than tilting the prior by exp(beta reward) asks; 0: no limit.",
         group="preference", symbol="β", ge=0, le=1000,
     )
-    reward_copies: int = setting(
-        1, "Shifted, noisy copies of a picture over which the reward's gradient is averaged.", group="preference", ge=1,
-        le=16,
-    )
-    preference_tilt: float = setting(0.0, "Weight 1 + tilt (2 t/T - 1).", group="preference", step=0.1, ge=-1, le=1)
     candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
-    antithetic: bool = setting(False, "Draw the noises in pairs of opposite sign.", group="preference")
-    shared_unconditional: bool = setting(False, "One prediction under the negative for all noises.", group="preference")
-    weighting: Literal["extremes", "advantages"] = setting(
-        "extremes", "Best minus worst noise, or all by standardised advantage (reading A).", group="preference"
-    )
-    ranking_steps: int = setting(1, "Denoising steps before rewards rank or steer.", group="preference", ge=1, le=10)
-    label_noise: float = setting(0.0, "Chance that a preference is inverted.", group="preference", ge=0, le=1)
-    scaling: Literal["confidence", "linear", "hard", "dpo"] = setting(
-        "confidence", "How the reward gap scales the term.", group="preference"
+    scaling: Literal["confidence", "none"] = setting(
+        "confidence", "Whether the reward gap scales the term.", group="preference"
     )
     kappa: float = setting(1.0, "Gap (mean gaps) of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
-    gap_ema: float = setting(0.99, "Decay of the running mean of the gap.", group="preference", ge=0, lt=1)
-    winner_by: Literal["group", "view"] = setting("group", "Rank whole orbits or single views.", group="preference")
     preference_t_max: float = setting(
         1.0, "No pair or pixel gradient above this t/T; 0.1 below, all.", group="preference", symbol="t_on", ge=0, le=1
     )
@@ -173,16 +150,9 @@ class Preset(BaseModel):
         0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",
         log=True, gt=0, le=1,
     )
-    steer_conditional: bool = setting(True, "Pair predicted without guidance.", group="preference")
-    steer_both: bool = setting(False, "Steer the loser too, the other way.", group="preference")
-    steer_by: Literal["gradient", "scores", "ranks"] = setting(
-        "gradient", "Nudge by the reward's gradient, or its estimate from scores or ranks.", group="preference"
+    steer_by: Literal["gradient", "scores"] = setting(
+        "gradient", "Nudge by the reward's gradient, or its estimate from scores (for black boxes).", group="preference"
     )
-    steer_at: Literal["prediction", "render"] = setting("prediction", "Whose reward it climbs.", group="preference")
-    steer_through: Literal["decoder", "encoder"] = setting(
-        "decoder", "Nudge latents by their gradient, or by the encoded one of the picture.", group="preference"
-    )
-    steer_perturbations: int = setting(8, "Mirrored pairs behind the estimate.", group="preference", ge=1, le=64)
     reward_gradient_weight: float = setting(
         0.7, "Weight of the pixel gradient in method reward_gradient.", group="preference", live=True, step=0.1, ge=0,
         le=20,
@@ -190,8 +160,9 @@ class Preset(BaseModel):
 
     # negative embedding
     negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
-    negative_start: str = setting("", "File with a learned start of n.", group="negative", max_length=300)
-    negative: bool = setting(True, "Learn the negative embedding along with the scene.", group="negative")
+    negative: bool = setting(
+        True, "Learn the negative embedding along with the scene, by a reward that has a gradient.", group="negative"
+    )
     negative_lr: float = setting(
         2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
     )
@@ -199,12 +170,7 @@ class Preset(BaseModel):
         5, "Steps between updates.", group="negative", symbol="K_n", unit="steps", ge=1, le=1000
     )
     negative_t_max: float = setting(0.8, "Update only up to this t/T.", group="negative", symbol="t_n", ge=0, le=1)
-    negative_pull: float = setting(1e-2, "Pull back to the start.", group="negative", symbol="ρ_n", ge=0, le=10)
     negative_radius: float = setting(0.3, "Largest RMS drift.", group="negative", symbol="r_n", gt=0, le=10)
-    negative_objective: Literal["auto", "reward", "dpo", "zeroth_order"] = setting(
-        "auto", "What moves the negative; auto: reward where differentiable, dpo otherwise and for reading C.",
-        group="negative",
-    )
 
     # scene
     field: Literal["grid", "hash"] = setting("grid", "Dense grid (CPU) or multi-resolution hash grid.", group="scene")
@@ -218,7 +184,6 @@ class Preset(BaseModel):
     weight_tv: float = setting(5.0, "Total variation of the field.", group="scene", ge=0, le=1e4)
     weight_opacity: float = setting(10.0, "Mean opacity: empties fog.", group="scene", ge=0, le=1e4)
     weight_entropy: float = setting(100.0, "Binary entropy of opacity: all or nothing.", group="scene", ge=0, le=1e4)
-    weight_distortion: float = setting(0.0, "Distortion: one surface along each ray.", group="scene", ge=0, le=1e4)
     weight_orientation: float = setting(0.0, "Normals that face away from the camera.", group="scene", ge=0, le=1e4)
     random_background: float = setting(0.5, "Chance of a random plain background per step.", group="scene", ge=0, le=1)
     background: Literal["plain", "network"] = setting(
@@ -280,12 +245,6 @@ class Preset(BaseModel):
                 raise ValueError(f"rewards[{shown(name)}]={weight} must lie in [0, 100]")
         if self.optimises_reward and not any(self.rewards.values()):
             raise ValueError(f"method={self.method}: all rewards have weight 0: raise one, or set method=sds")
-        if self.weighting == "advantages" and self.method == "psd" and self.reading != "A":
-            raise ValueError(f"weighting=advantages weighs random noises: set reading=A, not {self.reading}")
-        if self.preference_rescale > 0 and self.base_form == "sds":
-            raise ValueError(
-                "preference_rescale pulls back targets, and the sds form has none: set base_form=recon or 0"
-            )
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
@@ -306,7 +265,7 @@ class Preset(BaseModel):
         for name in (*self.rewards, *self.judges):
             if (PRESETS.parent / name).resolve() in EVIDENCE:
                 raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
-        for key in ("prompt", "negative_prompt", "negative_start"):
+        for key in ("prompt", "negative_prompt"):
             if not _printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
         if not self.prompt.strip():
@@ -324,16 +283,7 @@ class Preset(BaseModel):
     @classmethod
     def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         """A preset by name (``presets/<name>.yaml``) or by path, with overrides."""
-        is_path = name.endswith((".yaml", ".yml"))
-        if not is_path and name not in available():
-            raise PresetError(f"no preset {shown(name)}; there are: {', '.join(available())}")
-        path = Path(name) if is_path else PRESETS / f"{name}.yaml"
-        try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(LARGEST_FILE + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            raise PresetError(f"cannot read the preset {shown(name)}: {error}") from None
-        return cls.make({**parse(text), **(overrides or {})})
+        return cls.make({**read_values(name), **(overrides or {})})
 
     def changed(self, values: Mapping[str, Any]) -> Preset:
         """A checked copy with other values."""
@@ -346,11 +296,6 @@ class Preset(BaseModel):
     @property
     def optimises_reward(self) -> bool:
         return self.method not in ("sds", "csd")
-
-    @property
-    def steers_by_gradient(self) -> bool:
-        """Whether reading S follows the reward's own gradient, as it is: it has a length too."""
-        return self.steer_by == "gradient" and self.steer_through == "decoder"
 
     def ends_at(self, alarm: str) -> bool:
         """Whether the run ends early at an alarm of this kind (`psd.events.Alarmed`)."""
@@ -376,6 +321,20 @@ class Preset(BaseModel):
 def _printable(text: str) -> bool:
     """No control characters beside newline and tab."""
     return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
+
+
+def read_values(name: str) -> dict[str, Any]:
+    """The values that a preset's file gives, by name (``presets/<name>.yaml``) or by path, before any check."""
+    is_path = name.endswith((".yaml", ".yml"))
+    if not is_path and name not in available():
+        raise PresetError(f"no preset {shown(name)}; there are: {', '.join(available())}")
+    path = Path(name) if is_path else PRESETS / f"{name}.yaml"
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PresetError(f"cannot read the preset {shown(name)}: {error}") from None
+    return parse(text)
 
 
 def parse_value(text: str) -> Any:

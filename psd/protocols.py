@@ -140,7 +140,6 @@ class Models:
     judges: Mapping[str, Reward]  # only watched: selector judge and the like
     scene: Callable[[Preset], Scene]
     notes: tuple[str, ...] = ()  # what was chosen and why, for the Started event
-    negative_start: Float[Tensor, "l d"] | None = None  # read from preset.negative_start
     fewer: Callable[[], object] = lambda: None  # networks take one orbit at a time from now on: memory is short
 
 

@@ -236,7 +236,7 @@ def optimise(
 
     # ---- 2: noises, the same draws on every device
     count = methods.candidates(preset)
-    noise = draws.noise(count, z0.shape, noises, antithetic=preset.antithetic)
+    noise = draws.noise(count, z0.shape, noises)
 
     @lru_cache(maxsize=1)  # reward_gradient asks for that of its base before the step does: one decoding
     def pulled(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,9 +253,9 @@ def optimise(
     # ---- 3 to 8: the method's score
     step = Step(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
-        images=render.rgb.detach(), opacity=render.opacity.detach(), z0=z0.detach(), noise=sent(noise, z0), t=t,
-        progress=progress, condition=conditions.at(cameras), negative=state.negative.value,
-        negative_start=state.negative.start, clock=clock, readings=readings, pull_back=pull_back, generator=noises,
+        images=render.rgb.detach(), z0=z0.detach(), noise=sent(noise, z0), t=t, progress=progress,
+        condition=conditions.at(cameras), negative=state.negative.value, clock=clock, readings=readings,
+        pull_back=pull_back, generator=noises,
     )  # fmt: skip
     with torch.no_grad():
         found = methods.METHODS[preset.method](step)

@@ -120,10 +120,7 @@ class RadianceScene:
         self.device = torch.device(device)
         self.step = 2 * RADIUS / (preset.ray_samples - 2)  # two intervals more than fit, for the shift
         self.reach: tuple[Tensor, float] | None = None  # cells of a field, and `farthest` of them
-        self.weights = {
-            name: getattr(preset, f"weight_{name}")
-            for name in ("tv", "opacity", "entropy", "distortion", "orientation")
-        }
+        self.weights = {name: getattr(preset, f"weight_{name}") for name in ("tv", "opacity", "entropy", "orientation")}
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """Groups for Adam with their initial learning rates; shapes never change during a run."""
@@ -182,7 +179,7 @@ class RadianceScene:
             behind = torch.where(placed(learned, device)[:, None, None, None, None], own, behind)
         rgb = seen[:, :, :3] + (1 - opacity) * behind
         normal = None
-        regularisers = self._of_rays(opacity, weights, t_starts, t_ends)
+        regularisers = self._of_rays(opacity)
         if found.normal is not None:
             laid = marched.lay(found.normal)
             if facing:
@@ -192,22 +189,13 @@ class RadianceScene:
                 normal = image(F.normalize(volrend.accumulate(weights, laid), dim=-1)) * opacity
         return Render(rgb, opacity, seen[:, :, 4:], normal, regularisers)
 
-    def _of_rays(
-        self,
-        opacity: Float[Tensor, "b v 1 h w"],
-        weights: Float[Tensor, "m s"],
-        t_starts: Float[Tensor, "m s"],
-        t_ends: Float[Tensor, "m s"],
-    ) -> dict[str, Tensor]:
+    def _of_rays(self, opacity: Float[Tensor, "b v 1 h w"]) -> dict[str, Tensor]:
         """Means over all pixels, of the terms that have a weight."""
         terms = {}
         if self.weights["opacity"] > 0:
             terms["opacity"] = opacity.mean()
         if self.weights["entropy"] > 0:
             terms["entropy"] = volrend.binary_entropy(opacity).mean()
-        if self.weights["distortion"] > 0:
-            spread = volrend.distortion(weights, t_starts, t_ends, 2 * RADIUS)
-            terms["distortion"] = spread.sum() / opacity.numel()
         return terms
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 BANDS = 5  # of t, for running means: reward gaps differ threefold between low and high noise
 RAMP = 0.1  # of t / T, below the gate
+GAP_DECAY = 0.99  # of a run's mean gap, per step that has one
 
 
 class NonFiniteError(ArithmeticError):
@@ -52,11 +53,6 @@ def add_noise(z0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
 def predict_x0(z_t: Tensor, noise_pred: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """The clean latents that a noise prediction implies: (z_t - sigma noise_pred) / alpha."""
     return (z_t - sigma * noise_pred) / alpha
-
-
-def noise_from_x0(z_t: Tensor, x0_pred: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """The noise that a prediction of clean latents implies: (z_t - alpha x0) / sigma."""
-    return (z_t - alpha * x0_pred) / sigma
 
 
 def velocity(z0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -98,41 +94,17 @@ def rescale(
 # ---------------------------------------------------------------------------------------------------------- preference
 
 
-def preference_score(
-    noise_pred: Float[Tensor, "k b v c h w"], noise: Float[Tensor, "k b v c h w"], credit: Float[Tensor, "k b v 1 1 1"]
-) -> Tensor:
-    """P = sum_i a_i d_i, d = noise_pred - noise the candidates' residuals; of a pair (1, -1) it is P = d_w - d_l.
-
-    grad log p(win | z_t) = (1 - sigmoid(u)) (grad log p(z_t | win) - grad log p(z_t | lose)), where the two
-    residuals stand for the two scores.  With a common z0: x0_w - x0_l = -(sigma / alpha) P.
-    """
-    return (credit * (noise_pred - noise)).sum(0)
-
-
-def advantages(ratings: Float[Tensor, "k b v"]) -> Float[Tensor, "k b v"]:
-    """Standardised advantages over the candidates, (r_i - mean) / std with the population's std; 0 where all agree.
-
-    Of two candidates the better has 1 and the worse -1, whatever their gap.
-    """
-    centred, spread = ratings - ratings.mean(0), ratings.std(0, correction=0)
-    tiny = torch.finfo(spread.dtype).tiny
-    return torch.where(spread > 0, centred / spread.clamp_min(tiny), torch.zeros_like(centred))
-
-
-def scaling(gap: Tensor, mean: float, kind: Literal["confidence", "linear", "hard", "dpo"], kappa: float) -> Tensor:
+def scaling(gap: Tensor, mean: float, kind: Literal["confidence", "none"], kappa: float) -> Tensor:
     """Reward-based scaling of the preference term, in [0, 1]; exactly 0 where the gap is 0.
 
     ``gap`` >= 0 is the winner's lead, ``mean`` its running mean m (0: not known yet, so nothing is trusted).
-    confidence tanh(gap / (kappa m)); linear min(gap / (kappa m), 1); dpo sigmoid(-gap / (kappa m)), which trusts
-    surprising pairs most; hard 1, whatever m.
+    confidence: tanh(gap / (kappa m)); none: 1, whatever m.
     """
-    if kind == "hard":
+    if kind == "none":
         return (gap > 0).to(gap.dtype)
     if mean == 0:
         return torch.zeros_like(gap)
-    ratio = gap / (kappa * mean)
-    scaled = {"confidence": torch.tanh, "linear": lambda x: x.clamp(max=1), "dpo": lambda x: torch.sigmoid(-x)}[kind]
-    return torch.where(gap > 0, scaled(ratio), torch.zeros_like(gap))
+    return torch.where(gap > 0, torch.tanh(gap / (kappa * mean)), torch.zeros_like(gap))
 
 
 class GapScale:
@@ -175,21 +147,6 @@ class GapScale:
         return t * BANDS // self.total
 
 
-def implicit_margin(
-    win: tuple[Tensor, Tensor, Tensor], lose: tuple[Tensor, Tensor, Tensor], beta: float
-) -> Float[Tensor, " b"]:
-    """Diffusion-DPO's margin u of the winner over the loser under the learned negative embedding, per group.
-
-    Each member is (noise, noise_pred, reference noise_pred), ``b v c h w``; u = beta {[mean |noise - reference|^2 -
-    mean |noise - noise_pred|^2]_win - [the same]_lose} (Wallace et al. 2023), means over all views of the group.
-    """
-
-    def gain(noise: Tensor, noise_pred: Tensor, reference: Tensor) -> Tensor:
-        return ((noise - reference).square() - (noise - noise_pred).square()).mean((1, 2, 3, 4))
-
-    return beta * (gain(*win) - gain(*lose))
-
-
 # ----------------------------------------------------------------------------------------------------------- timesteps
 
 
@@ -218,8 +175,3 @@ def gate(t: int, total: int, t_on: float) -> float:
     if t_on >= 1:
         return 1.0
     return min(max((t_on - t / total) / RAMP, 0.0), 1.0)
-
-
-def tilt(t: int, total: int, slope: float) -> float:
-    """1 + slope (2 t / T - 1): a weight over t whose mean over all t is 1; ``slope`` in [-1, 1], 0 is constant."""
-    return 1 + slope * (2 * t / total - 1)

@@ -15,7 +15,7 @@ from psd.monitor import Monitor
 from psd.negative import Negative
 from psd.preset import Preset, PresetError
 from psd.protocols import Models, Scene
-from psd.score import GapScale
+from psd.score import GAP_DECAY, GapScale
 
 VERSION = 2
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -55,10 +55,8 @@ class State:
         )  # fmt: skip
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
-        if preset.negative_start and models.negative_start is None:
-            raise PresetError(f"negative_start={preset.negative_start} was not loaded with the models: load them again")
-        negative = Negative.create(preset, models.prior, models.negative_start if preset.negative_start else None)
-        gap_scale = GapScale(preset.gap_ema, len(models.prior.alpha_bar))
+        negative = Negative.create(preset, models.prior)
+        gap_scale = GapScale(GAP_DECAY, len(models.prior.alpha_bar))
         return cls(scene, optimiser, negative, gap_scale, torch.Generator().manual_seed(preset.seed))
 
     def decay(self, preset: Preset) -> None:

@@ -15,7 +15,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from psd import score
 from psd.cameras import Cameras
@@ -26,7 +25,7 @@ from psd.protocols import Prior, Reward
 from psd.readings import Number, Readings, number
 
 Latents = Float[Tensor, "k b v c h w"]
-SHIFT, GRAIN = 0.05, 0.05  # of `Step.disturbed`: share of the edge, and deviation of the noise
+REWARD_GUIDANCE = 7.5  # s_r, guidance of the prediction that a reward sees: what such pictures are usually made with
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class Ranking:
     lose: Int[Tensor, "b v"]
     gap: Float[Tensor, "b v"]
     raw_gaps: Mapping[str, Number]
-    combined: Float[Tensor, "k b v"]  # the mixture of every candidate
     half_agrees: Number | None = None  # share of groups whose winner every second of the seen views would choose too
 
     @property
@@ -84,14 +82,12 @@ class Step:
     gap_scale: score.GapScale
     cameras: Cameras
     images: Float[Tensor, "b v 3 h w"]  # the render, detached
-    opacity: Float[Tensor, "b v 1 h w"]  # its opacity, in [0, 1]
     z0: Float[Tensor, "b v c h2 w2"]  # its latents, detached
     noise: Float[Tensor, "k b v c h2 w2"]
     t: int
     progress: float  # of the run, in [0, 1)
     condition: Condition  # c, the prompt's embedding, and what pushes away from it
     negative: Float[Tensor, "l d"]  # n, as it is now
-    negative_start: Float[Tensor, "l d"]  # n0
     pull_back: Callable[[Float[Tensor, "b v c h2 w2"]], Float[Tensor, "b v 3 h w"]]  # encoder's vector-Jacobian product
     generator: torch.Generator  # the noises', for what a method draws itself
     clock: Clock = field(default_factory=Clock)
@@ -109,29 +105,14 @@ class Step:
         return self.z0.shape[0] * self.z0.shape[1]
 
     @property
-    def inside(self) -> Float[Tensor, "b v 1 h2 w2"]:
-        """How much object there is at each latent: the render's largest opacity there or in a neighbour."""
-        groups, views = self.opacity.shape[:2]
-        cells = adaptive_max_pool2d(self.opacity.flatten(0, 1), self.z0.shape[-2:])
-        return max_pool2d(cells, 3, stride=1, padding=1).unflatten(0, (groups, views))
-
-    @property
-    def noise_weight(self) -> float:
-        """What turns a noise residual into a gradient of z0: sigma / alpha in the recon form (1/2 |z0 - x0|^2), w(t) =
-        1 - alpha_bar in the SDS form (DreamFusion); both over B."""
-        alpha, sigma = self.alpha_sigma
-        return (sigma / alpha if self.preset.base_form == "recon" else sigma**2) / self.rows
-
-    @property
     def open_share(self) -> float:
         """How far the gate is open to the reward at this noise level."""
         return score.gate(self.t, len(self.prior.alpha_bar), self.preset.preference_t_max)
 
     @property
     def preference_weight(self) -> float:
-        """lambda_t: the preset's weight, tilted over t, behind the gate."""
-        tilt = score.tilt(self.t, len(self.prior.alpha_bar), self.preset.preference_tilt)
-        return self.preset.preference_weight * self.open_share * tilt
+        """lambda_t: the preset's weight, behind the gate."""
+        return self.preset.preference_weight * self.open_share
 
     @property
     def weights(self) -> dict[str, float]:
@@ -221,10 +202,7 @@ class Step:
         return sum((weight / units[name] * ratings[name] for name, weight in weights.items()), torch.zeros(()))
 
     def rank(self, ratings: Mapping[str, Float[Tensor, "k b v"]], *, by: str, units: Mapping[str, float]) -> Ranking:
-        """Best and worst of the candidates, per group (joint attention couples its views) or per view.
-
-        With label noise the preference of some is inverted, each by a draw of its own: the gap stays what it was.
-        """
+        """Best and worst of the candidates, per group (joint attention couples its views) or per view."""
         half, half_agrees = {}, None
         if by == "group":
             half = {name: rating[..., ::2] for name, rating in ratings.items() if rating.shape[-1] > 1}
@@ -233,15 +211,11 @@ class Step:
         if half:  # whether fewer `reward_views` would rank alike, for the few operations of a mean
             winner = self.combine(self.of_groups(half), self.weights, units).argmax(0)
             half_agrees = number((winner == combined.argmax(0)).float().mean())
-        if self.preset.label_noise > 0:
-            shape = combined.shape[1:] if by == "view" else (combined.shape[1], 1)
-            inverted = torch.rand(shape, generator=self.generator).to(combined.device) < self.preset.label_noise
-            combined = torch.where(inverted, -combined, combined)
         win, lose = combined.argmax(0), combined.argmin(0)
         raw_gaps = {
             name: number((pick(rating, win) - pick(rating, lose)).abs().mean()) for name, rating in ratings.items()
         }
-        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps, combined, half_agrees)
+        return Ranking(win, lose, pick(combined, win) - pick(combined, lose), raw_gaps, half_agrees)
 
     def of_groups(self, ratings: Mapping[str, Float[Tensor, "k b s"]]) -> dict[str, Float[Tensor, "k b v"]]:
         """Means over the seen views, for every view of the group."""
@@ -256,25 +230,14 @@ class Step:
         In the unit of the mixture: `units`, or the rewards' own Bradley-Terry scales where the preset has a beta, which
         would mean nothing in units that a run measures itself.
         """
-        names, copies = self.differentiable, self.preset.reward_copies
+        names = self.differentiable
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
-            images = image(leaf)
-            if copies > 1:
-                images = torch.stack([self.disturbed(images) for _ in range(copies)])
             units = self.scales if self.preset.preference_beta > 0 else self.units
-            total = self.combine(self.rate(images, names), names, units).sum() / copies
+            total = self.combine(self.rate(image(leaf), names), names, units).sum()
             with self.clock.part("backward"):
                 (gradient,) = torch.autograd.grad(total, leaf)
         return self.readings.finite("reward gradient", gradient)
-
-    def disturbed(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v 3 h w"]:
-        """Shifted by a few pixels and a little noisy: what a reward's gradient says of all such copies is less of its
-        own making (SmoothGrad, Smilkov et al. 2017)."""
-        reach = max(1, round(SHIFT * images.shape[-1]))
-        down, right = torch.randint(-reach, reach + 1, (2,), generator=self.generator).tolist()
-        grain = torch.randn(images.shape, generator=self.generator).to(images)
-        return images.roll((down, right), (-2, -1)) + GRAIN * grain
 
 
 def clamp_keeping_gradient(value: Tensor, low: float, high: float) -> Tensor:

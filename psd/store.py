@@ -113,10 +113,10 @@ class RunFolder:
         status = read_status(path)
         lock = Lock(path / "lock")
         try:
-            folder = cls(path, preset or read_preset(path), status, lock)
+            folder = cls(path, preset or read_preset(path), replace(status, schema=SCHEMA), lock)
             if preset:
                 replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
-                folder.status = replace(status, total=preset.total_steps)
+                folder.status = replace(folder.status, total=preset.total_steps)
             for name in ("events.jsonl", "metrics.jsonl"):
                 if lost := cut_partial_line(path / name):
                     folder.log(f"{name} ended in the middle of a line: {lost} bytes taken off")

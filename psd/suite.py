@@ -25,14 +25,11 @@ ROOT = PRESETS.parent
 SUITES = PRESETS / "suites"
 RESULTS = ROOT / "assets" / "results"
 MEASURES = 5  # raise when a measure changes its meaning: older lines then no longer count
-RECORD = 3  # raise when a run comes out otherwise or more of it is kept: what was made before then is no longer good
+# Raise when a run comes out otherwise, more of it is kept, or a default changes (a hash holds only what differs from
+# them): what was made before then is no longer good.
+RECORD = 3
 ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
-# Keys younger than RECORD, with the value under which a run comes out as it did before them; a raise empties it.
-YOUNGER: dict[str, Any] = {
-    "preference_beta": 0.0, "preference_inside": False, "preference_rescale": 0.0, "reward_copies": 1,
-    "shared_unconditional": False, "steer_at": "prediction", "steer_through": "decoder",
-}  # fmt: skip
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
 
@@ -226,10 +223,12 @@ class Job:
 
     @property
     def made(self) -> str:
-        """Hash of what decides the outcome: preset and weights.  The name of what the run made."""
-        values = self.preset.model_dump(mode="json", exclude=ELSEWHERE)
-        values = {name: value for name, value in values.items() if name not in YOUNGER or value != YOUNGER[name]}
-        sources = [self.preset.prior, *self.preset.rewards, self.preset.negative_start]
+        """Hash of what decides the outcome: preset and weights.  The name of what the run made.
+
+        Only values that differ from the defaults count, so that a new key changes no hash.
+        """
+        values = self.preset.model_dump(mode="json", exclude=ELSEWHERE, exclude_defaults=True)
+        sources = [self.preset.prior, *self.preset.rewards]
         return digest(json.dumps(values, sort_keys=True), *map(weights, sources), str(RECORD))
 
     @property

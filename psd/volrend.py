@@ -75,22 +75,6 @@ def expected_depth(
     return torch.where(total < 1e-2, 0.0, mean)
 
 
-def distortion(
-    weights: Float[Tensor, "n s"], t_starts: Float[Tensor, "n s"], t_ends: Float[Tensor, "n s"], span: float
-) -> Float[Tensor, " n"]:
-    """How spread a ray's weights are, per ray: sum_ij w_i w_j |m_i - m_j| + 1/3 sum_i w_i^2 d_i (mip-NeRF 360, eq. 15).
-
-    m and d are midpoints and lengths in units of ``span``.  O(s): with ordered midpoints the double sum is
-    2 sum_i w_i (m_i W_i - M_i), W and M the sums of w and w m over j < i.
-    """
-    middle = (t_starts + t_ends) / (2 * span)
-    moment = weights * middle
-    before = weights.cumsum(-1) - weights
-    moment_before = moment.cumsum(-1) - moment
-    between = 2 * (moment * before - weights * moment_before).sum(-1)
-    return between + (weights.square() * (t_ends - t_starts)).sum(-1) / (3 * span)
-
-
 def binary_entropy(opacity: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Entropy in nats of hit or miss, 0 for a ray that is certain.  Flat below 1e-3 and above 1 - 1e-3, where its slope
     would otherwise grow without bound."""

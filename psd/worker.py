@@ -146,7 +146,7 @@ class Worker:
         shelf.require_owner(folder, owner)
         if (entry := self._entries.get(run_id)) and not entry.over.is_set():
             raise PresetError("the run is still going: extend it when it is over")
-        preset = read_preset(folder)
+        preset = read_preset(folder, to_resume=True)
         preset = preset.changed({"extra_steps": preset.extra_steps + steps})
         checkpoint = latest_checkpoint(folder)
         if checkpoint and checkpoint.step >= preset.total_steps and not steps:

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from psd.step import Step
 
+PERTURBATIONS = 8  # mirrored pairs behind an estimate
 SIZE = 0.1  # of a perturbation, of x0's RMS
 CELL = 4  # latents along an edge that one random number stands for
 
@@ -20,10 +21,10 @@ def estimated_gradient(step: Step, x0_pred: Float[Tensor, "b v c h w"]) -> Float
     """The mixture's gradient at x0 for rewards that have none: mirrored perturbations, scored by all of them.
 
     mean_i [R(x0 + mu d_i) - R(x0 - mu d_i)] / (2 mu) d_i, d_i smooth Gaussian fields (the reward's slope at single
-    latents is noise, and 16 times fewer dimensions are searched); by ranks, R is the centred rank among the 2 K, so
-    that only the order counts.  Each view's scores credit its own perturbation: rewards see views alone.
+    latents is noise, and 16 times fewer dimensions are searched).  Each view's scores credit its own perturbation:
+    rewards see views alone.
     """
-    count, (height, width) = step.preset.steer_perturbations, x0_pred.shape[-2:]
+    count, (height, width) = PERTURBATIONS, x0_pred.shape[-2:]
     coarse = torch.randn(
         count * x0_pred.shape[0] * x0_pred.shape[1], x0_pred.shape[2], max(2, height // CELL),
         max(2, width // CELL), generator=step.generator,
@@ -33,7 +34,5 @@ def estimated_gradient(step: Step, x0_pred: Float[Tensor, "b v c h w"]) -> Float
     mu = SIZE * x0_pred.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
     images = step.decode(torch.cat([x0_pred + mu * fields, x0_pred - mu * fields]))
     ratings = step.combine(step.rate(images, step.weights), step.weights, step.units)
-    if step.preset.steer_by == "ranks":
-        ratings = ratings.argsort(dim=0, stable=True).argsort(dim=0).to(ratings) / (2 * count - 1) - 0.5
     slopes = (ratings[:count] - ratings[count:])[..., None, None, None] / (2 * mu)
     return (slopes * fields).mean(0)

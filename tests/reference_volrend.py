@@ -19,19 +19,6 @@ def composite(density: Tensor, t_starts: Tensor, t_ends: Tensor) -> tuple[Tensor
     return weights, transmittance
 
 
-def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, span: float) -> Tensor:
-    """mip-NeRF 360, eq. 15, as the double sum that it is."""
-    s_starts, s_ends = t_starts / span, t_ends / span
-    total = torch.zeros(weights.shape[0], dtype=weights.dtype)
-    for ray, w in enumerate(weights):
-        for i in range(len(w)):
-            for j in range(len(w)):
-                between = (s_starts[ray, i] + s_ends[ray, i]) / 2 - (s_starts[ray, j] + s_ends[ray, j]) / 2
-                total[ray] += w[i] * w[j] * between.abs()
-            total[ray] += w[i] ** 2 * (s_ends[ray, i] - s_starts[ray, i]) / 3
-    return total
-
-
 def hash_features(
     params: Tensor, point: list[float], levels: int, log2_rows: int, base: int, scale: float
 ) -> list[float]:

@@ -223,7 +223,7 @@ def test_what_the_steered_pair_costs(record_property) -> None:
     """Over plain score distillation; through the small decoder, and the random pair beside it."""
     times = {}
     for what, changes in {
-        "sds": {"method": "sds"}, "steered": {"negative": False}, "random": {"reading": "A", "negative": False}
+        "sds": {"method": "sds"}, "steered": {"negative": False}, "random": {"pair": "random", "negative": False}
     }.items():  # fmt: skip
         times[what] = paced("mvdream", "late", **changes)
         record_property(f"{what} ms", round(times[what] * 1e3, 1))

@@ -76,9 +76,9 @@ def direction(models: Models, preset: Preset, images: Tensor, z0: Tensor, t: int
     noise = torch.randn(1, *z0.shape, generator=torch.Generator().manual_seed(0))
     step = Step(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, len(prior.alpha_bar)),
-        cameras=turntable(prior.views).to(z0.device), images=images, opacity=images[:, :, :1],
+        cameras=turntable(prior.views).to(z0.device), images=images,
         z0=z0, noise=noise.to(z0), t=t, progress=0.5,
-        condition=Condition(prior.embed(preset.prompt)), negative=negative, negative_start=negative,
+        condition=Condition(prior.embed(preset.prompt)), negative=negative,
         pull_back=lambda gradient: gradient, generator=torch.Generator(),
     )  # fmt: skip
     with torch.no_grad():

@@ -248,7 +248,7 @@ class Watcher(QuadraticReward):
         return super().__call__(images, prompt)
 
 
-@pytest.mark.parametrize("settings", [{"reading": "S"}, {"reading": "A"}, {"method": "best_of_n"},
+@pytest.mark.parametrize("settings", [{"pair": "steered"}, {"pair": "random"}, {"method": "best_of_n"},
                                       {"method": "rewardsds"}])  # fmt: skip
 def test_rewards_see_as_many_views_as_asked(settings: dict) -> None:
     watcher = Watcher()
@@ -271,9 +271,8 @@ def test_rewards_see_views_at_equal_distances(views: int, few: int, wanted: list
 def test_all_views_are_the_default_and_ranking_single_views_needs_them() -> None:
     assert make_step(candidates=1).seen == slice(None)
     assert make_step(candidates=1, reward_views=4).seen == slice(None)
-    for settings in ({"winner_by": "view"}, {"method": "dreamdpo"}):
-        with pytest.raises(PresetError, match="reward_views=1"):
-            methods.check(make_preset(reward_views=1, **settings), make_models())
+    with pytest.raises(PresetError, match="reward_views=1"):
+        methods.check(make_preset(reward_views=1, method="dreamdpo"), make_models())
 
 
 def test_weight_decay_is_decoupled() -> None:

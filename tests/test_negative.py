@@ -4,26 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from toy import POSITIONS, WIDTH, WORDS, BlackBox, QuadraticReward, ToyPrior, make_models, make_preset, make_step
+from toy import POSITIONS, WORDS, BlackBox, QuadraticReward, ToyPrior, make_preset, make_step
 
 from psd import draws, methods, negative
 from psd.halves import halves
-from psd.models import load_negative
 from psd.negative import Negative
-from psd.preset import MissingError, PresetError
-from psd.state import State
 from psd.step import Score, Step
 
 
 def found_by(step: Step) -> Score:
     with torch.no_grad():
-        return methods.psd(step)
+        return methods.METHODS[step.preset.method](step)
 
 
 def learned(step: Step, optimiser_lr: float = 1e-2) -> Negative:
     value = step.negative.clone()
-    return Negative(value, step.negative_start, torch.optim.Adam([value], lr=optimiser_lr))
+    return Negative(value, step.prior.embed("low quality"), torch.optim.Adam([value], lr=optimiser_lr))
 
 
 def finite_difference(loss, value: torch.Tensor, direction: torch.Tensor, size: float = 1e-5) -> float:
@@ -37,11 +33,16 @@ def direction_like(value: torch.Tensor) -> torch.Tensor:
 
 def gentle_step(**settings) -> Step:
     """Predictions that decode well inside [0, 1], so that no clamp bends the loss."""
-    step = make_step(**{"candidates": 1, "t": 100, "reward_guidance_scale": 3.0, **settings})
+    step = make_step(**{"candidates": 1, "t": 100, **settings})
     return replace(step, z0=0.3 * step.z0, noise=0.3 * step.noise)
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.fixture(autouse=True)
+def gentle_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negative, "REWARD_GUIDANCE", 3.0)
 
 
 @pytest.mark.parametrize("rewards", [1, 2])
@@ -68,60 +69,16 @@ def test_reward_gradient_is_that_of_the_stated_loss(rewards: int) -> None:
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_reward_gradient_vanishes_without_guidance() -> None:
-    step = gentle_step(reward_guidance_scale=1.0)
+def test_reward_gradient_vanishes_without_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negative, "REWARD_GUIDANCE", 1.0)
+    step = gentle_step()
     assert negative.reward_gradient(step, found_by(step).shown, step.negative)[0].abs().max() == 0
 
 
-def test_pair_gradient_is_that_of_diffusion_dpo() -> None:
-    step = gentle_step(candidates=2, reading="C", preference_scale=2.0)
-    pair = found_by(step).pair
-    assert pair is not None
-
-    def loss(value: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float64)
-        for b in range(2):
-            margin = torch.zeros((), dtype=torch.float64)
-            for member, sign in ((pair.win, 1), (pair.lose, -1)):
-                (pred,), (start,) = (step.predict(member.z_t[None], n)[0] for n in (value, step.negative_start))
-                guided, reference = (n[b] + 2 * (member.noise_pred_c[b] - n[b]) for n in (pred, start))
-                margin += sign * ((member.noise[b] - reference) ** 2).mean()
-                margin -= sign * ((member.noise[b] - guided) ** 2).mean()
-            total -= torch.log(torch.sigmoid(methods.IMPLICIT_BETA * margin)) / 2
-        return total
-
-    gradient = negative.pair_gradient(step, pair, step.negative, step.negative_start)
-    direction = direction_like(gradient)
-    expected = finite_difference(loss, step.negative, direction)
-    assert abs(expected) > 1e-4
-    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-5)
-
-
-def test_equal_pairs_teach_nothing() -> None:
-    step = gentle_step(candidates=2, reading="C")
-    pair = found_by(step).pair
-    assert pair is not None
-    equal = replace(pair, gap=torch.zeros_like(pair.gap))
-    assert negative.pair_gradient(step, equal, step.negative, step.negative_start).abs().max() == 0
-
-
-def test_zeroth_order_estimate_points_along_the_gradient() -> None:
-    step = gentle_step()
-    shown = found_by(step).shown
-    exact, _ = negative.reward_gradient(step, shown, step.negative)
-    estimates = [negative.zeroth_order_gradient(step, shown, step.negative, step.negative_start) for _ in range(60)]
-    mean = torch.stack(estimates).mean(0)
-    assert torch.cosine_similarity(mean.flatten(), exact.flatten(), dim=0) > 0.9
-    assert mean.norm() == pytest.approx(float(exact.norm()), rel=0.25)  # 240 directions in 24 dimensions
-
-
-@pytest.mark.parametrize(
-    ("reading", "objective"),
-    [("S", "reward"), ("A", "reward"), ("S", "dpo"), ("C", "dpo"), ("A", "zeroth_order"), ("B", "auto")],
-)
-def test_an_update_moves_nothing_but_the_embedding(reading: str, objective: str) -> None:
+@pytest.mark.parametrize(("method", "pair"), [("psd", "steered"), ("psd", "random"), ("dreamdpo", "random")])
+def test_an_update_moves_nothing_but_the_embedding(method: str, pair: str) -> None:
     prior = ToyPrior(torch.float64)
-    step = make_step(candidates=1 if reading == "S" else 2, prior=prior, reading=reading, negative_objective=objective)
+    step = make_step(candidates=1 if pair == "steered" else 2, prior=prior, method=method, pair=pair)
     before = {name: weight.detach().clone() for name, weight in prior.weights.items()}
     table, found, own = prior.table.clone(), found_by(step), learned(step)
     own.update(step, found)
@@ -135,26 +92,18 @@ def test_an_update_moves_nothing_but_the_embedding(reading: str, objective: str)
 # -------------------------------------------------------------------------------------------------------------- update
 
 
-@pytest.mark.parametrize(
-    ("reading", "black", "objective"), [("S", False, "reward"), ("A", True, "dpo"), ("C", False, "dpo")]
-)
-def test_auto_chooses_what_the_rewards_allow(reading: str, black: bool, objective: str) -> None:
-    rewards = {"black box": BlackBox()} if black else None
-    assert negative.objective(make_step(candidates=2, reading=reading, rewards=rewards)) == objective
+def test_a_black_box_teaches_nothing_and_of_a_mixture_the_others_teach() -> None:
+    step = make_step(candidates=2, pair="random", rewards={"black box": BlackBox()})
+    own = learned(step)
+    assert own.update(step, found_by(step)) == {} and torch.equal(own.value, step.negative)
+    step = make_step(candidates=2, pair="random", rewards={"black box": BlackBox(), "quadratic": QuadraticReward()})
+    own, found = learned(step), found_by(step)
+    assert own.update(step, found)["negative/gradient"] > 0 and not torch.equal(own.value, step.negative)
 
 
-def test_a_black_box_teaches_both_ways() -> None:
-    for objective in ("dpo", "zeroth_order"):
-        step = make_step(
-            candidates=4, reading="A", rewards={"black box": BlackBox()}, negative_objective=objective, groups=4
-        )
-        own, found = learned(step), found_by(step)
-        assert found.pair is not None and (found.pair.gap > 0).any()
-        assert own.update(step, found)["negative/gradient"] > 0
-
-
-def test_updates_climb_the_reward() -> None:
-    step = gentle_step(negative_pull=0.0)
+def test_updates_climb_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negative, "PULL", 0.0)
+    step = gentle_step()
     own, found = learned(step), found_by(step)
     first = own.update(step, found)
     assert first["negative/reward_after"] > first["negative/reward_before"]
@@ -170,8 +119,10 @@ def test_the_embedding_stays_within_its_radius() -> None:
     assert own.statistics(step.embedding)["negative/drift"] == pytest.approx(0.15, rel=1e-9)
 
 
-def test_the_pull_brings_an_idle_embedding_home() -> None:
-    step = gentle_step(reward_guidance_scale=1.0, negative_pull=10.0)  # no reward gradient at s_r = 1
+def test_the_pull_brings_an_idle_embedding_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negative, "REWARD_GUIDANCE", 1.0)  # no gradient of the reward
+    monkeypatch.setattr(negative, "PULL", 10.0)
+    step = gentle_step()
     own, found = learned(step), found_by(step)
     start = own.statistics(step.embedding)["negative/drift"]
     for _ in range(5):
@@ -179,20 +130,15 @@ def test_the_pull_brings_an_idle_embedding_home() -> None:
     assert own.statistics(step.embedding)["negative/drift"] < start - 0.01
 
 
-def test_no_pair_no_update() -> None:
-    step = make_step(candidates=2, reading="A", negative_objective="dpo", preference_weight=0.0)
-    own = learned(step)
-    assert own.update(step, found_by(step)) == {}
-    assert torch.equal(own.value, step.negative)
-
-
-def test_due_every_so_often_at_low_noise_and_for_psd_only() -> None:
+def test_due_every_so_often_at_low_noise_where_a_reward_is_asked() -> None:
     preset = make_preset(negative_every=5, negative_t_max=0.4)
-    own = Negative.create(preset, ToyPrior(), None)
+    own = Negative.create(preset, ToyPrior())
     assert [step for step in range(20) if own.due(preset, step, 100, 1000)] == [4, 9, 14, 19]
     assert own.due(preset, 4, 400, 1000) and not own.due(preset, 4, 401, 1000)
     assert not own.due(preset.changed({"negative": False}), 4, 100, 1000)
-    assert not own.due(preset.changed({"method": "sds"}), 4, 100, 1000)
+    assert own.due(preset.changed({"method": "dreamdpo"}), 4, 100, 1000)
+    for method in ("sds", "csd"):
+        assert not own.due(preset.changed({"method": method}), 4, 100, 1000)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +163,7 @@ def test_the_expected_updates_of_each_half_are_those_of_every_t_that_its_steps_m
 
 def test_statistics_name_what_moved() -> None:
     prior, preset = ToyPrior(), make_preset()
-    own = Negative.create(preset, prior, None)
+    own = Negative.create(preset, prior)
     own.value[1] = 3 * prior.embed("shiny")[0]
     event = own.event(prior, preset, 7, {"negative/norm": 1.0})
     assert event.tokens == ("low", "quality", "<pad>", "<pad>") and event.step == 7
@@ -227,26 +173,3 @@ def test_statistics_name_what_moved() -> None:
     statistics = own.statistics(prior.embed("low quality"))
     assert statistics["negative/cosine_start"] == pytest.approx(statistics["negative/cosine_prompt"])
     assert statistics["negative/drift"] == pytest.approx((sum(d * d for d in event.drift) / 4) ** 0.5)
-
-
-def test_a_learned_start_stands_in_for_the_negative_prompt() -> None:
-    preset, prior = make_preset(negative_start="start.safetensors"), ToyPrior()
-    start = prior.embed("shiny")
-    state = State.create(preset, replace(make_models(prior=prior), negative_start=start))
-    assert torch.equal(state.negative.value, start) and torch.equal(state.negative.start, start)
-    with pytest.raises(PresetError, match="start.safetensors"):
-        State.create(preset, make_models(prior=prior))
-
-
-def test_a_learned_start_is_read_from_its_file_and_checked(tmp_path) -> None:
-    prior, path = ToyPrior(), tmp_path / "start.safetensors"
-    save_file({"negative": torch.ones(POSITIONS, WIDTH)}, path)
-    assert torch.equal(load_negative(str(path), prior), torch.ones(POSITIONS, WIDTH))
-    save_file({"negative": torch.ones(POSITIONS + 1, WIDTH)}, path)
-    with pytest.raises(PresetError, match=r"shape \(5, 6\).*\(4, 6\)"):
-        load_negative(str(path), prior)
-    save_file({"other": torch.ones(1)}, path)
-    with pytest.raises(PresetError, match="no tensor"):
-        load_negative(str(path), prior)
-    with pytest.raises(MissingError, match="nowhere"):
-        load_negative("nowhere", prior)

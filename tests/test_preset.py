@@ -64,8 +64,6 @@ PRESET = st.fixed_dictionaries(
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     }
 )
-PRESET = PRESET.map(lambda values: {**values, "reading": "A"} if values["weighting"] == "advantages" else values)
-PRESET = PRESET.map(lambda values: {**values, "base_form": "recon"} if values["preference_rescale"] else values)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -140,8 +138,6 @@ def test_every_complaint_is_made_at_once() -> None:
         ({"rewards": {str(i): 1 for i in range(9)}}, "rewards names 9 models: at most 8"),
         ({"rewards": ["assets/reward"]}, "rewards="),
         ({"rewards": {"a": 0, "b": 0}}, "method=psd: all rewards have weight 0: raise one, or set method=sds"),
-        ({"weighting": "advantages"}, "weighting=advantages weighs random noises: set reading=A, not S"),
-        ({"preference_rescale": 0.5, "base_form": "sds"}, "set base_form=recon"),
         ({"judges": ["a", "a"]}, "names one twice"),
         ({"judges": "assets/selector"}, "judges="),
         ({"judges": [" "]}, "judges: ' ' is no folder"),
@@ -161,7 +157,7 @@ def test_impossible_values_are_refused(values: dict[str, Any], words: str) -> No
 
 def test_methods_without_a_reward_run_without_one() -> None:
     assert Preset.make({"method": "sds", "rewards": {}}).rewards == {}
-    assert Preset.make({"method": "csd", "rewards": {"a": 0}, "weighting": "advantages"}).rewards == {"a": 0}
+    assert Preset.make({"method": "csd", "rewards": {"a": 0}}).rewards == {"a": 0}
 
 
 @given(PRESET)

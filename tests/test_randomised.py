@@ -88,25 +88,22 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
     reward._text = lambda prompt: torch.empty(64, device=meta)  # read once a run, and transformers waits for its mask
     images = torch.empty(preset.groups, prior.views, 3, prior.image_size, prior.image_size, device=meta)
     images.requires_grad_()
-    z0, negative = prior.encode(images), Negative.create(preset, prior, None)
+    z0, negative = prior.encode(images), Negative.create(preset, prior)
     cameras = turntable(prior.views)[torch.zeros(preset.groups, dtype=torch.long)].to(meta)
     noises = torch.Generator().manual_seed(0)
     ways: list[dict[str, Any]] = [{"method": method} for method in methods.METHODS]
     if prior.views > 1:  # the rest is the same for priors of one view
         ways += [
-            {"reading": "A"}, {"reading": "B"}, {"reading": "C"}, {"steer_both": True}, {"steer_conditional": False},
-            {"steer_through": "encoder"}, {"steer_at": "render"}, {"steer_by": "scores"}, {"reward_copies": 2},
-            {"preference_rescale": 0.5}, {"preference_inside": True}, {"preference_beta": 1.0}, {"label_noise": 0.5},
-            {"reward_views": 2},
+            {"pair": "random"}, {"steer_by": "scores"}, {"preference_beta": 1.0}, {"reward_views": 2},
         ]  # fmt: skip
     for way in ways:
         chosen = preset.changed(way)
-        noise = draws.noise(methods.candidates(chosen), z0.shape, noises, antithetic=chosen.antithetic)
+        noise = draws.noise(methods.candidates(chosen), z0.shape, noises)
         step = Step(
             preset=chosen, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, len(prior.alpha_bar)),
-            cameras=cameras, images=images.detach(), opacity=images.detach()[:, :, :1], z0=z0.detach(),
+            cameras=cameras, images=images.detach(), z0=z0.detach(),
             noise=sent(noise, z0), t=300, progress=0.5, condition=Conditions(chosen, prior).at(cameras),
-            negative=negative.value, negative_start=negative.start, generator=noises,
+            negative=negative.value, generator=noises,
             pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
         )  # fmt: skip
         with torch.no_grad():

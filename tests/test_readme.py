@@ -12,7 +12,7 @@ import yaml
 from psd.archive import list_runs, replay
 from psd.events import Previewed, Stepped
 from psd.parameters import assignments, parameter_table
-from psd.preset import Method, Preset, Reading, available
+from psd.preset import Method, PairKind, Preset, available
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,9 +28,9 @@ def test_the_parameters_are_those_of_the_preset() -> None:
     assert written and written[1] == parameter_table(), "stale: run `make readme`"
 
 
-def test_every_preset_method_and_reading_is_explained() -> None:
+def test_every_preset_method_and_pair_is_explained() -> None:
     assert all(f"`{name}`" in BODY for name in (*available(), *get_args(Method)))
-    assert all(f"- **{reading}**" in BODY for reading in get_args(Reading))
+    assert all(f"- **{pair}**" in BODY for pair in get_args(PairKind))
 
 
 def test_the_spaces_front_matter_agrees_with_the_repository() -> None:

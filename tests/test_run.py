@@ -164,7 +164,7 @@ def test_psd_raises_the_reward_more_than_sds() -> None:
 # ---------------------------------------------------------------------------------------------------------- repetition
 
 
-@pytest.mark.parametrize("settings", [{}, {"reading": "A", "negative_objective": "zeroth_order"}])
+@pytest.mark.parametrize("settings", [{}, {"steer_by": "scores"}])
 def test_same_seed_same_events_whatever_is_shown(settings: dict) -> None:
     first, second = (list(map(essence, run(make_preset(**settings), make_models()))) for _ in range(2))
     assert first == second
@@ -180,9 +180,9 @@ def test_same_seed_same_events_whatever_is_shown(settings: dict) -> None:
     "settings",
     [
         {},
-        {"reading": "A", "candidates": 3},
-        {"reading": "C"},
-        {"negative_objective": "zeroth_order"},
+        {"pair": "random", "candidates": 3},
+        {"steer_by": "scores"},
+        {"method": "dreamdpo"},
         {"method": "sds"},
     ],
 )
@@ -275,7 +275,7 @@ def test_all_methods_of_the_main_suite_see_the_same_cameras_and_noise(monkeypatc
             for name, method in METHODS.items():
                 patch.setitem(METHODS, name, lambda step, m=method: seen[-1].append(step.noise[0]) or m(step))
             patch.setattr(ToyScene, "render", rendering)
-            events = run(make_preset(steps=5, label_noise=0.5, **settings), make_models())
+            events = run(make_preset(steps=5, **settings), make_models())
             levels = [event.t for event in events if isinstance(event, Stepped)]
         return [[torch.tensor(t), *those] for t, those in zip(levels, seen, strict=True)]
 

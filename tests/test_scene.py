@@ -20,9 +20,7 @@ from psd.preset import Preset
 from psd.scene import RadianceScene, farthest, make_scene, pack, places
 
 WHITE = torch.ones(1, 3)
-ALL_TERMS: dict[str, Any] = {
-    f"weight_{name}": 1.0 for name in ("tv", "opacity", "entropy", "distortion", "orientation")
-}
+ALL_TERMS: dict[str, Any] = {f"weight_{name}": 1.0 for name in ("tv", "opacity", "entropy", "orientation")}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -123,13 +121,6 @@ def test_colour_and_depth_agree_with_nerfacc() -> None:
     depth = volrend.expected_depth(weights, t_starts, t_ends)
     torch.testing.assert_close(depth * weights.sum(-1), middle, rtol=1e-12, atol=0)
     assert volrend.expected_depth(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2)).item() == 0
-
-
-def test_distortion_is_the_double_sum() -> None:
-    density, t_starts, t_ends = random_rays()
-    weights, _ = volrend.render_weights(density, t_starts, t_ends)
-    expected = reference.distortion(weights, t_starts, t_ends, 2.0)
-    torch.testing.assert_close(volrend.distortion(weights, t_starts, t_ends, 2.0), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_entropy_and_orientation() -> None:

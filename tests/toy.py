@@ -14,7 +14,7 @@ from psd.cameras import Cameras, rays, sample_orbits
 from psd.janus import Condition
 from psd.preset import Preset, PresetError
 from psd.protocols import Light, Models, Render
-from psd.score import GapScale
+from psd.score import GAP_DECAY, GapScale
 from psd.step import Step
 
 WORDS = ("red", "blue", "cube", "sphere", "low", "quality", "blurry", "shiny")
@@ -223,15 +223,13 @@ def make_step(
     cameras = sample_orbits(  # each group from elsewhere
         groups, prior.views, elevation_deg=(0, 30), fovy_deg=(40, 40), distance_factor=(1, 1), generator=generator
     )
-    gap_scale = GapScale(preset.gap_ema, len(prior.alpha_bar))
+    gap_scale = GapScale(GAP_DECAY, len(prior.alpha_bar))
     if warm:
         gap_scale.update(dict.fromkeys(rewards, 0.05), t)
     return Step(
         preset=preset, prior=prior, rewards=rewards, gap_scale=gap_scale, cameras=cameras,  # type: ignore[arg-type]
-        images=images.detach(), opacity=torch.ones_like(images[:, :, :1]).detach(), z0=z0.detach(), noise=noise, t=t,
-        progress=0.2,
+        images=images.detach(), z0=z0.detach(), noise=noise, t=t, progress=0.2,
         condition=Condition(prior.embed("red cube")), negative=prior.embed("low quality") + 0.1,
-        negative_start=prior.embed("low quality"),
         pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
         generator=generator,
     )  # fmt: skip

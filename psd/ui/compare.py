@@ -155,9 +155,12 @@ def pair(page: Page) -> str:
 
 
 def variants(wanted: Preset, methods: Sequence[str], presets: Sequence[str]) -> list[Preset]:
-    """The same prompt and seed under each method, and under each named preset as it stands."""
+    """The same prompt and seed under each method, and under each named preset as it stands.
+
+    The siblings keep the plain negative prompt, so that they are what their authors describe.
+    """
     same = {"prompt": wanted.prompt, "seed": wanted.seed}
-    made = [wanted.changed({"method": method}) for method in methods]
+    made = [wanted.changed({"method": name, "negative": wanted.negative and name == "psd"}) for name in methods]
     return [*made, *(Preset.load(name, same) for name in presets)]
 
 

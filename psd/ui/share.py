@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from psd.former import translate_preset
 from psd.parameters import assignments
 from psd.preset import Preset, PresetError, available, parse
 from psd.store import slug
@@ -69,6 +70,14 @@ def snippet(preset: Preset, base: str, address: str) -> str:
     )
 
 
+def read_text(text: str) -> Preset:
+    """A preset as text, of this version or an earlier one; `PresetError` for what is wrong or gone."""
+    values, lost = translate_preset(parse(text))
+    if lost:
+        raise PresetError(f"this version no longer has {', '.join(lost)}: take it out")
+    return Preset.make(values)
+
+
 class Share:
     """The components, in the current Blocks context."""
 
@@ -115,7 +124,7 @@ class Share:
         def load(name: str, saved: Mapping[str, str]) -> list[Any]:
             own = saved.get(name.removeprefix(OWN)) if name.startswith(OWN) else None
             try:
-                preset = Preset.make(parse(own)) if own else Preset.load(name)
+                preset = read_text(own) if own else Preset.load(name)
             except PresetError as error:
                 return [note(str(error)), *desk.skipped()]
             return ["", *desk.show(preset, prompt=False)]
@@ -137,7 +146,7 @@ class Share:
 
         def use(text: str) -> list[Any]:
             try:
-                return ["", *desk.show(Preset.make(parse(text)))]
+                return ["", *desk.show(read_text(text))]
             except PresetError as error:
                 return [note(str(error)), *desk.skipped()]
 
