@@ -51,6 +51,7 @@ from psd.events import (
     Warned,
     to_json,
 )
+from psd.export import ENCODERS, PRINT_SIZE_MM, encode_mesh
 from psd.files import Lock, StoreError, append_line, beside, cut_partial_line, explaining, replace_file
 from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
@@ -69,9 +70,9 @@ def slug(prompt: str) -> str:
 class RunFolder:
     """The one writer of a run folder.  ``create`` or ``open`` takes the lock, ``close`` gives it back."""
 
-    def __init__(self, path: Path, preset: Preset, status: Status, lock: Lock) -> None:
+    def __init__(self, path: Path, preset: Preset, status: Status, lock: Lock, size_mm: float = PRINT_SIZE_MM) -> None:
         self.path, self.preset, self.status = path, preset, status
-        self._lock = lock
+        self._lock, self._size_mm = lock, size_mm
         self._status_due = 0.0
 
     @classmethod
@@ -104,16 +105,17 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path | str, preset: Preset | None = None) -> RunFolder:
+    def open(cls, path: Path | str, preset: Preset | None = None, *, size_mm: float = PRINT_SIZE_MM) -> RunFolder:
         """An existing folder, to go on writing, optionally with a changed preset (more steps).
 
+        ``size_mm`` is the longest side of the STL files that it writes.
         A line that a crash cut short is taken off events.jsonl and metrics.jsonl, and the log says so.
         """
         path = Path(path).absolute()
         status = read_status(path)
         lock = Lock(path / "lock")
         try:
-            folder = cls(path, preset or read_preset(path), status, lock)
+            folder = cls(path, preset or read_preset(path), status, lock, size_mm)
             if preset:
                 replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
                 folder.status = replace(status, total=preset.total_steps)
@@ -239,8 +241,6 @@ class RunFolder:
         An OBJ with a texture is there a second time, zipped with the two files that it needs.  A film that fails is a
         note: the mesh is what the run was for.
         """
-        from psd.export import export
-
         assert event.mesh is not None
         origin = provenance(self.path, event.step if event.scene_step is None else event.scene_step)
         exports = self.path / "public" / "exports"
@@ -250,8 +250,10 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             try:
-                for suffix in ("glb", "obj", "ply", "stl"):
-                    export(event.mesh, new / f"mesh.{suffix}", provenance=origin)
+                for suffix in ENCODERS:
+                    files = encode_mesh(event.mesh, f"mesh.{suffix}", provenance=origin, size_mm=self._size_mm)
+                    for name, data in files.items():
+                        (new / name).write_bytes(data)
                 if event.mesh.texture is not None:
                     with zipfile.ZipFile(new / "mesh.obj.zip", "w", zipfile.ZIP_DEFLATED) as archive:
                         for suffix in ("obj", "mtl", "png"):
