@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from psd.events import KINDS, Checkpointed, Event, LiveChanged, Previewed, Started, Warned, from_json
-from psd.files import StoreError, explaining, locked
+from psd.files import StoreError, explaining, is_locked
 from psd.pictures import decode_views
 from psd.preset import Preset
 
@@ -94,7 +94,7 @@ def read_status(folder: Path | str) -> Status:
     if wrong := [name for name in kinds if name in record and not _fits(record[name], str(kinds[name]))]:
         raise StoreError(f"{path}: {wrong[0]} is no {kinds[wrong[0]]}", "restore it, or start anew")
     status = Status(**{name: record[name] for name in kinds if name in record})
-    if status.state in ACTIVE and not locked(path.parent / "lock"):
+    if status.state in ACTIVE and not is_locked(path.parent / "lock"):
         return replace(status, state="interrupted", message=f"process {status.pid} ended without closing the run")
     return status
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import BaseFileLock
 
 from psd.archive import (
     SCHEMA,
@@ -52,7 +53,7 @@ from psd.events import (
     to_json,
 )
 from psd.export import ENCODERS, PRINT_SIZE_MM, encode_mesh
-from psd.files import Lock, StoreError, append_line, beside, cut_partial_line, explaining, replace_file
+from psd.files import StoreError, append_line, beside, cut_partial_line, explaining, replace_file, take_lock
 from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
 
@@ -70,7 +71,9 @@ def slug(prompt: str) -> str:
 class RunFolder:
     """The one writer of a run folder.  ``create`` or ``open`` takes the lock, ``close`` gives it back."""
 
-    def __init__(self, path: Path, preset: Preset, status: Status, lock: Lock, size_mm: float = PRINT_SIZE_MM) -> None:
+    def __init__(
+        self, path: Path, preset: Preset, status: Status, lock: BaseFileLock, size_mm: float = PRINT_SIZE_MM
+    ) -> None:
         self.path, self.preset, self.status = path, preset, status
         self._lock, self._size_mm = lock, size_mm
         self._status_due = 0.0
@@ -88,7 +91,7 @@ class RunFolder:
             path = _new_directory(root, name)
             for part in ("public/previews", "public/exports", "checkpoints"):
                 (path / part).mkdir(parents=True)
-        lock = Lock(path / "lock")
+        lock = take_lock(path / "lock")
         status = Status(
             "queued", total=preset.total_steps, prompt=preset.prompt, seed=preset.seed, method=preset.method,
             created=_iso(now),
@@ -113,7 +116,7 @@ class RunFolder:
         """
         path = Path(path).absolute()
         status = read_status(path)
-        lock = Lock(path / "lock")
+        lock = take_lock(path / "lock")
         try:
             folder = cls(path, preset or read_preset(path), status, lock, size_mm)
             if preset:
@@ -134,7 +137,7 @@ class RunFolder:
     def write(self, event: Event) -> Event:
         """Store an event and its arrays; returns it with ``file`` set, what could not be made of a mesh in its
         ``notes``, and a failure's traceback moved to the log."""
-        if not self._lock.held:
+        if not self._lock.is_locked:
             raise StoreError(f"{self.path} is closed", "open it again with RunFolder.open")
         match event:
             case Started():
