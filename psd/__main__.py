@@ -21,7 +21,8 @@ try:
     from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
     from psd.drive import Controls, MakeEvents, drive
     from psd.events import Event, Failed, Finished
-    from psd.files import StoreError, explaining
+    from psd.export import FRAMES, LARGEST_MM, PRINT_SIZE_MM, SMALLEST_MM, encode_mesh
+    from psd.files import StoreError, explaining, replace_file
     from psd.parameters import assignments, parameter_table
     from psd.preset import PRESETS, MissingError, Preset, PresetError, available
     from psd.progress import Progress
@@ -31,7 +32,6 @@ except ModuleNotFoundError as error:
     sys.exit(4)  # MISSING
 
 OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
-FORMATS = ("glb", "obj", "ply", "stl")
 EXIT_CODES = """exit codes:
   0    done
   2    bad input: arguments, preset or prompt
@@ -138,7 +138,11 @@ def parser() -> argparse.ArgumentParser:
 
     mesh = command("export", "write a run's mesh again, from its newest checkpoint")
     mesh.add_argument("folder", help="a run's folder, or its name below the runs' root")
-    mesh.add_argument("--format", default=",".join(FORMATS), help="any of glb,obj,ply,stl (default: all)")
+    mesh.add_argument("--format", default=",".join(FRAMES), help="any of glb,obj,ply,stl (default: all)")
+    mesh.add_argument(
+        "--size-mm", type=float, default=PRINT_SIZE_MM, metavar="MM",
+        help=f"longest side of the STL (default: {PRINT_SIZE_MM:g}, from {SMALLEST_MM:g} to {LARGEST_MM:g})",
+    )  # fmt: skip
     mesh.add_argument("--scene", choices=("best", "last"), help="by the selector judge (default: the preset's export)")
     mesh.add_argument("--texture", action="store_true", help="bake a texture instead of vertex colours")
     mesh.add_argument("--threshold", type=float, help="density of the surface (default: the one that fits the renders)")
@@ -257,22 +261,25 @@ def run_folder(name: str) -> Path:
 
 def export(arguments: argparse.Namespace) -> int:
     formats = [name.strip().lower() for name in arguments.format.split(",")]
-    if strange := [name for name in formats if name not in FORMATS]:
-        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FORMATS)}")
+    if strange := [name for name in formats if name not in FRAMES]:
+        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FRAMES)}")
+    if not SMALLEST_MM <= arguments.size_mm <= LARGEST_MM:
+        raise PresetError(f"--size-mm {arguments.size_mm:g} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
     path = run_folder(arguments.folder)
 
-    from psd.export import export as write
     from psd.remesh import remake, remesh
 
     how = {"scene": arguments.scene, "threshold": arguments.threshold, "texture": arguments.texture or None}
     if arguments.out is None:
-        out, mesh = path / "public" / "exports", remake(path, **how)
+        out, mesh = path / "public" / "exports", remake(path, **how, size_mm=arguments.size_mm)
     else:
         out, (mesh, step) = arguments.out, remesh(path, **how)
         with explaining(out):
             out.mkdir(parents=True, exist_ok=True)
         for name in formats:
-            write(mesh, out / f"mesh.{name}", provenance=provenance(path, step))
+            files = encode_mesh(mesh, f"mesh.{name}", provenance=provenance(path, step), size_mm=arguments.size_mm)
+            for file, data in files.items():
+                replace_file(out / file, data)
     for note in mesh.notes:
         print(note, file=sys.stderr)
     for name in formats:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from psd.events import KINDS, Checkpointed, Event, LiveChanged, Previewed, Started, Warned, from_json
-from psd.files import StoreError, explaining, locked
+from psd.files import StoreError, explaining, is_locked
 from psd.former import LAST_COMMIT, translate_preset
 from psd.pictures import decode_views
 from psd.preset import Preset, read_values
@@ -95,7 +95,7 @@ def read_status(folder: Path | str) -> Status:
     if wrong := [name for name in kinds if name in record and not _fits(record[name], str(kinds[name]))]:
         raise StoreError(f"{path}: {wrong[0]} is no {kinds[wrong[0]]}", "restore it, or start anew")
     status = Status(**{name: record[name] for name in kinds if name in record})
-    if status.state in ACTIVE and not locked(path.parent / "lock"):
+    if status.state in ACTIVE and not is_locked(path.parent / "lock"):
         return replace(status, state="interrupted", message=f"process {status.pid} ended without closing the run")
     return status
 
@@ -136,7 +136,7 @@ def replay(folder: Path | str, *, images: bool = True) -> Iterator[Event]:
     folder = Path(folder)
     read_status(folder)
     missing, last = 0, 0
-    for event in _told(folder):
+    for _, event in _told(folder):
         last = event.step
         if isinstance(event, Previewed) and images:
             event = replace(event, images=_read_preview(folder, event.step))
@@ -150,16 +150,16 @@ def replay(folder: Path | str, *, images: bool = True) -> Iterator[Event]:
 
 def changes_since(folder: Path | str, step: int) -> list[tuple[int, Mapping[str, Any]]]:
     """Live changes after the checkpoint of ``step``, each with the step that it came after, in order."""
-    changes = (event for event in _told(folder) if isinstance(event, LiveChanged))
+    changes = (event for _, event in _told(folder) if isinstance(event, LiveChanged))
     return [(event.step, event.values) for event in changes if event.step >= step]
 
 
-def history(folder: Path | str, checkpoint: Checkpointed | None) -> list[Event]:
-    """What a resumed run has told before ``checkpoint``, without arrays and without what it will tell again."""
+def history_offsets(folder: Path | str, checkpoint: Checkpointed | None) -> list[int]:
+    """Where in events.jsonl the events before ``checkpoint`` begin, without those that a resumed run tells again."""
     if checkpoint is None:
         return []
-    told = (event for event in _told(folder) if event.step <= checkpoint.step)
-    return [event for event in told if event.step < checkpoint.step or not isinstance(event, LiveChanged)]
+    earlier = ((offset, event) for offset, event in _told(folder) if event.step <= checkpoint.step)
+    return [offset for offset, event in earlier if event.step < checkpoint.step or not isinstance(event, LiveChanged)]
 
 
 def latest_checkpoint(folder: Path | str) -> Checkpointed | None:
@@ -215,29 +215,31 @@ def _read_preview(folder: Path, step: int) -> dict[str, np.ndarray]:
     return {name: decode_views(path) for name, path in {"rgb": rgb, **others}.items()}
 
 
-def _told(folder: Path | str) -> Iterator[Event]:
-    """Events without what a resumed run did over, one by one: a long run's never stand in memory together."""
+def _told(folder: Path | str) -> Iterator[tuple[int, Event]]:
+    """Events without what a resumed run did over, each with its offset: a long run's never stand in memory together."""
     path = Path(folder) / "events.jsonl"
     again = list(_read_events(path, (b'"Started"', b'"LiveChanged"')))
-    starts = [(number, event.step) for number, event in again if isinstance(event, Started)]
-    changes = [(number, event) for number, event in again if isinstance(event, LiveChanged)]
-    for number, event in _read_events(path):
-        undone = any(number < later and event.step > step for later, step in starts)
+    starts = [(offset, event.step) for offset, event in again if isinstance(event, Started)]
+    changes = [(offset, event) for offset, event in again if isinstance(event, LiveChanged)]
+    for offset, event in _read_events(path):
+        undone = any(offset < later and event.step > step for later, step in starts)
         if isinstance(event, LiveChanged):  # made again after a resume
-            undone |= any(number < later and replace(event, time_s=same.time_s) == same for later, same in changes)
+            undone |= any(offset < later and replace(event, time_s=same.time_s) == same for later, same in changes)
         if not undone:
-            yield event
+            yield offset, event
 
 
 # pieces ----------------------------------------------------------------------------------------------------------
 
 
 def _read_events(path: Path, words: Sequence[bytes] = ()) -> Iterator[tuple[int, Event]]:
-    """The events of a file with their line numbers, or only those whose line holds one of ``words``."""
+    """The events of a file, each with where its line begins, or only those whose line holds one of ``words``."""
     if not path.is_file():
         return
     with explaining(path), path.open("rb") as file:
+        end = 0
         for number, line in enumerate(file, 1):
+            offset, end = end, end + len(line)
             if not line.endswith(b"\n") or (words and not any(word in line for word in words)):
                 continue
             try:
@@ -248,7 +250,7 @@ def _read_events(path: Path, words: Sequence[bytes] = ()) -> Iterator[tuple[int,
             except (ValueError, KeyError, TypeError) as error:
                 cure = "the file was changed by hand or by the disk; delete that line"
                 raise StoreError(f"{path}:{number}: not an event ({error})", cure) from None
-            yield number, event
+            yield offset, event
 
 
 def _is_cut(path: Path) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from tqdm import tqdm
+
 POLL_S = 0.5  # between looks at how far it is
 
 
@@ -13,32 +15,43 @@ class LeftError(Exception):
     """A download was left before its end, as asked."""
 
 
-def bytes_here(download: Callable[[type], object], leave: Callable[[], bool]) -> Iterator[int]:
-    """Bytes that ``download(progress bar)`` has reached, now and then; `LeftError` as soon as ``leave`` says so."""
-    from huggingface_hub.utils import tqdm
+class SilentBar(tqdm):
+    """A progress bar that shows nothing, for what takes a second."""
 
-    reached = 0
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **(keywords | {"disable": True}))
 
-    class Bar(tqdm):
+
+def bytes_here(download: Callable[[type[tqdm]], object], leave: Callable[[], bool]) -> Iterator[int]:
+    """Bytes that ``download(progress bar)`` has reached, now and then; `LeftError` as soon as ``leave`` says so.
+
+    Of its bars those that count bytes are followed: what arrived and what was put together, of which one may lag.
+    """
+    from huggingface_hub.utils import tqdm as hub_bar  # shown on a terminal alone
+
+    reached: dict[int, int] = {}
+
+    class Bar(hub_bar):
         """Counts where nothing is shown too: tqdm itself stands still then."""
 
-        def __init__(self, *args: Any, initial: int = 0, **keywords: Any) -> None:
-            nonlocal reached
-            super().__init__(*args, initial=initial, **keywords)
-            reached = initial
+        def __init__(self, *args: Any, initial: int = 0, unit: str = "it", **keywords: Any) -> None:
+            super().__init__(*args, initial=initial, unit=unit, **keywords)
+            self.number = len(reached) if unit == "B" else -1
+            if self.number >= 0:
+                reached[self.number] = initial
 
         def update(self, n: float | None = 1) -> bool | None:
-            nonlocal reached
             if leave():
                 raise LeftError
-            reached += int(n or 0)
+            if self.number >= 0:
+                reached[self.number] += int(n or 0)
             return super().update(n)
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(download, Bar)
         while not future.done():
             wait([future], POLL_S)
-            yield reached
+            yield max(reached.values(), default=0)
         future.result()
     if leave():
         raise LeftError

@@ -1,174 +1,213 @@
-"""Writes a mesh as GLB, OBJ, PLY or STL; readers see whole files only.
+"""Encodes a mesh as GLB, OBJ, PLY or STL; trimesh writes the formats, this module says how each shall look.
 
-Every format gets the same turn from the world (+z up, front +x) to glTF's frame (+y up, front +z), the bounding box's
-centre at the origin and its longest side 1.  No library in between: what viewers show depends on details (linear
-8-bit vertex colours, a matt material) that general exporters get wrong.
+Every format states its frame, unit and size in the file.  GLB and OBJ stand in glTF's frame (+y up, front +z), PLY and
+STL in that of modelling and slicing programs (+z up, front -y).  GLB, OBJ and PLY are centred and 1 long at their
+longest side; STL is in millimetres and stands on z = 0.  Vertices that only a texture seam parts are written once
+wherever the format allows it, so that a closed surface stays closed.  Axes: n vertices, m faces.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int, UInt8, UInt16
 from PIL import Image
 
-from psd.files import replace_file
+from psd.srgb import decode_srgb
 
 if TYPE_CHECKING:
+    from trimesh import Trimesh
+    from trimesh.visual import TextureVisuals
+
     from psd.mesh import Mesh
 
-FLOAT, UNSIGNED_BYTE, UNSIGNED_INT = 5126, 5121, 5125  # glTF component types
-ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+LONGEST_LINE = 240  # bytes of a comment; readers refuse PLY header lines from 511 or 1025 on, some text tools from 256
+PRINT_SIZE_MM = 100.0
+SMALLEST_MM, LARGEST_MM = 1.0, 10_000.0
+Y_UP, Z_UP = "+y up, front +z", "+z up, front -y"
+FRAMES = {
+    "glb": f"{Y_UP}, longest side 1 m, centred",
+    "obj": f"{Y_UP}, longest side 1, centred",
+    "ply": f"{Z_UP}, longest side 1, centred",
+    "stl": f"{Z_UP}, in mm, standing on z = 0",
+}
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # what a buffer view is for, in glTF
+LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 33071  # a texture's sampler, in glTF
 
 
-def export(mesh: Mesh, path: str | Path, *, provenance: Mapping[str, Any]) -> Path:
-    """Write ``mesh`` to ``path`` in the format of its suffix (.glb, .obj, .ply, .stl) and return the path.
+def encode_mesh(
+    mesh: Mesh, name: str, *, provenance: Mapping[str, Any], size_mm: float = PRINT_SIZE_MM
+) -> dict[str, bytes]:
+    """The files that ``mesh`` becomes as ``name`` (mesh.glb, .obj, .ply or .stl): file name -> content, ``name`` last.
 
     ``provenance`` (prompt, preset, seed, versions: JSON-able) goes into the GLB's extras, the comments of OBJ and PLY,
-    and, cut to 80 bytes, the STL's header.  A textured OBJ gets a .mtl and a .png beside it.  PLY and STL carry no
-    texture; STL no colour.  Raises `ValueError` for another suffix, `psd.files.StoreError` where the disk says no.
+    and, cut to 80 bytes, the STL's header.  A textured OBJ comes with a .mtl and a .png.  PLY and STL carry no texture;
+    STL no colour; ``size_mm`` is the longest side of the STL.  Raises `ValueError` for another suffix or size.
     """
-    path = Path(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise ValueError(f"cannot write {path.name!r}: the suffix must be one of {', '.join(WRITERS)}")
-    writer(mesh, path, provenance)
-    return path
+    suffix = PurePath(name).suffix.lower().lstrip(".")
+    if suffix not in ENCODERS:
+        raise ValueError(f"cannot write {name!r}: the suffix must be one of {', '.join(f'.{key}' for key in ENCODERS)}")
+    if not SMALLEST_MM <= size_mm <= LARGEST_MM:
+        raise ValueError(f"size_mm={size_mm} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
+    return ENCODERS[suffix](mesh, PurePath(name), provenance, size_mm)
 
 
-def upright(vectors: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+# ----------------------------------------------------------------------------------------------------- frame and colour
+
+
+def turn_y_up(vectors: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
     """World to glTF frame: (x, y, z) -> (y, z, x), so up +z becomes +y and the front +x becomes +z."""
     return np.ascontiguousarray(vectors[:, [1, 2, 0]], dtype=np.float32)
 
 
-def placed(vertices: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
-    """`upright`, centred, the longest side of the bounding box 1."""
-    turned = upright(vertices)
-    low, high = turned.min(0), turned.max(0)
-    return (turned - (low + high) / 2) / (high - low).max()
+def turn_z_up(vectors: Float[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """World to the frame of PLY and STL: (x, y, z) -> (y, -x, z); what a reader that turns glTF to z-up makes of it."""
+    return np.ascontiguousarray(vectors[:, [1, 0, 2]] * [1, -1, 1], dtype=np.float32)
 
 
-def linear(colours: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n 3"]:
-    """sRGB to linear light (IEC 61966-2-1), both 8 bits a channel."""
-    value = colours / 255
-    return np.round(255 * np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)).astype(np.uint8)
+def fit_unit_box(vertices: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """Centred, the longest side of the bounding box 1."""
+    low, high = vertices.min(0), vertices.max(0)
+    return (vertices - (low + high) / 2) / (high - low).max()
 
 
-def png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
+def encode_linear(colours: UInt8[np.ndarray, "n 3"]) -> UInt16[np.ndarray, "n 4"]:
+    """8-bit sRGB to opaque 16-bit linear light, which keeps all 256 levels apart."""
+    opaque = np.full((len(colours), 4), 65535, np.uint16)
+    opaque[:, :3] = np.round(65535 * decode_srgb(colours / 255))
+    return opaque
 
 
-def write_glb(mesh: Mesh, path: Path, provenance: Mapping[str, Any]) -> None:
+def weld_seams(mesh: Mesh) -> tuple[Mesh, Int[np.ndarray, " n"]]:
+    """``mesh`` without a texture and with one vertex a position, and for each old vertex the new one.
+
+    Positions, normals and colours are equal along both sides of a seam, so nothing is lost.
+    """
+    if mesh.uv is None:
+        return mesh, np.arange(len(mesh.vertices))
+    _, first, group = np.unique(mesh.vertices, axis=0, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # new vertices in the order of the old
+    new, kept = rank[group.reshape(-1)], np.sort(first)
+    welded = replace(
+        mesh, vertices=mesh.vertices[kept], normals=mesh.normals[kept], colours=mesh.colours[kept],
+        faces=new[mesh.faces].astype(np.int32), uv=None, texture=None,
+    )  # fmt: skip
+    return welded, new
+
+
+def build_trimesh(
+    mesh: Mesh, turn: Callable[[np.ndarray], np.ndarray], visual: TextureVisuals | None = None, **given: Any
+) -> Trimesh:
+    """``mesh`` as trimesh's type, turned and 1 long, its vertices and normals untouched otherwise."""
+    from trimesh import Trimesh
+
+    return Trimesh(
+        fit_unit_box(turn(mesh.vertices)), mesh.faces, vertex_normals=turn(mesh.normals), process=False, visual=visual,
+        **given,
+    )  # fmt: skip
+
+
+def describe_origin(provenance: Mapping[str, Any], suffix: str) -> list[str]:
+    """The frame, then ``provenance`` as JSON in pieces, each short enough for a line of a header.
+
+    Lines that begin with "PSD Studio |" give the JSON when they are joined; it is ASCII without line ends.
+    """
+    text = json.dumps(dict(provenance), allow_nan=False)
+    pieces = [text[start : start + LONGEST_LINE - 30] for start in range(0, len(text), LONGEST_LINE - 30)]
+    return [f"PSD Studio mesh: {FRAMES[suffix]}", *(f"PSD Studio |{piece}|" for piece in pieces)]
+
+
+# -------------------------------------------------------------------------------------------------------------- formats
+
+
+def encode_glb(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_mm: float) -> dict[str, bytes]:
     """glTF 2.0 binary: one mesh, metallic 0, roughness 1; colours in COLOR_0 (linear) or in a texture (sRGB)."""
-    blob, views, accessors = bytearray(), [], []
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
 
-    def view(data: bytes, **keys: int) -> int:
-        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(data), **keys})
-        blob.extend(data + bytes(-len(data) % 4))
-        return len(views) - 1
+    textured = mesh.texture is not None and mesh.uv is not None
+    picture = Image.fromarray(mesh.texture) if textured else None
+    material = PBRMaterial("surface", metallicFactor=0.0, roughnessFactor=1.0, baseColorTexture=picture)
+    # trimesh casts colours to 8 bits but keeps the type of attributes of one's own: so they travel as one.
+    attributes = {} if textured else {"_COLOR": encode_linear(mesh.colours)}
+    visual = TextureVisuals(uv=mesh.uv if textured else None, material=material)
+    extras = {**provenance, "frame": FRAMES["glb"]}
 
-    def accessor(array: np.ndarray, kind: str, component: int, target: int = ARRAY_BUFFER, **keys: Any) -> int:
-        array = np.ascontiguousarray(array)
-        keys |= {"bufferView": view(array.tobytes(), target=target), "componentType": component, "type": kind}
-        accessors.append({"count": len(array), **keys})
-        return len(accessors) - 1
+    def finish(tree: dict[str, Any]) -> None:
+        tree["asset"] |= {"generator": "PSD Studio", "extras": extras}
+        tree["scenes"][0]["extras"] = extras
+        for named in (*tree["nodes"], *tree["meshes"]):
+            named["name"] = "object"
+        (surface,) = tree["meshes"][0]["primitives"]
+        if "_COLOR" in surface["attributes"]:
+            surface["attributes"]["COLOR_0"] = surface["attributes"].pop("_COLOR")
+            tree["accessors"][surface["attributes"]["COLOR_0"]]["normalized"] = True
+        for accessor in surface["attributes"].values():
+            tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = ARRAY_BUFFER
+        tree["bufferViews"][tree["accessors"][surface["indices"]]["bufferView"]]["target"] = ELEMENT_ARRAY_BUFFER
+        if textured:
+            filters = dict.fromkeys(("magFilter", "minFilter"), LINEAR_FILTER)
+            tree["samplers"] = [filters | dict.fromkeys(("wrapS", "wrapT"), CLAMP_TO_EDGE)]
+            tree["textures"][0]["sampler"] = 0
 
-    positions = placed(mesh.vertices)
-    bounds = {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
-    attributes = {
-        "POSITION": accessor(positions, "VEC3", FLOAT, **bounds),
-        "NORMAL": accessor(upright(mesh.normals), "VEC3", FLOAT),
-    }
-    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    picture: dict[str, Any] = {}
-    if mesh.texture is not None and mesh.uv is not None:
-        flipped = np.stack([mesh.uv[:, 0], 1 - mesh.uv[:, 1]], axis=1)  # glTF counts v from the top
-        attributes["TEXCOORD_0"] = accessor(flipped.astype(np.float32), "VEC2", FLOAT)
-        surface["baseColorTexture"] = {"index": 0}
-        picture = {
-            "textures": [{"source": 0, "sampler": 0}],
-            "samplers": [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}],  # linear, clamped
-            "images": [{"bufferView": view(png(mesh.texture)), "mimeType": "image/png"}],
-        }
-    else:
-        opaque = np.column_stack([linear(mesh.colours), np.full(len(mesh.colours), 255, np.uint8)])
-        attributes["COLOR_0"] = accessor(opaque, "VEC4", UNSIGNED_BYTE, normalized=True)
-    indices = accessor(mesh.faces.astype(np.uint32).ravel(), "SCALAR", UNSIGNED_INT, ELEMENT_ARRAY_BUFFER)
-    document = {
-        "asset": {"version": "2.0", "generator": "PSD Studio", "extras": dict(provenance)},
-        "scene": 0,
-        "scenes": [{"nodes": [0], "extras": dict(provenance)}],
-        "nodes": [{"mesh": 0, "name": "object"}],
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
-        "materials": [{"name": "surface", "pbrMetallicRoughness": surface}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(blob)}],
-        **picture,
-    }
-    text = json.dumps(document, allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", len(blob), 0x004E4942) + bytes(blob)
-    replace_file(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+    built = build_trimesh(mesh, turn_y_up, visual, vertex_attributes=attributes)
+    return {name.name: export_glb(built, include_normals=True, unitize_normals=False, tree_postprocessor=finish)}
 
 
-def write_obj(mesh: Mesh, path: Path, provenance: Mapping[str, Any]) -> None:
+def encode_obj(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_mm: float) -> dict[str, bytes]:
     """Wavefront OBJ with sRGB vertex colours behind the coordinates; a texture goes to <stem>.mtl and <stem>.png."""
-    lines = [f"# PSD Studio {json.dumps(dict(provenance), allow_nan=False)}"]
-    index = (mesh.faces + 1).astype(str)
-    corner = np.char.add(np.char.add(index, "//"), index)
-    columns, form = np.column_stack([placed(mesh.vertices), mesh.colours / 255]), "v" + " %.6f" * 3 + " %.4f" * 3
-    if mesh.texture is not None and mesh.uv is not None:
-        material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
-        replace_file(picture, png(mesh.texture))
-        replace_file(material, f"newmtl surface\nKd 1 1 1\nKs 0 0 0\nmap_Kd {picture.name}\n".encode())
-        lines += [f"mtllib {material.name}", "usemtl surface"]
-        lines += [f"vt {u:.6f} {v:.6f}" for u, v in mesh.uv]
-        corner = np.char.add(np.char.add(index, np.char.add("/", index)), np.char.add("/", index))
-        columns, form = placed(mesh.vertices), "v" + " %.6f" * 3  # colours would tint the texture
-    lines += [form % tuple(row) for row in columns]
-    lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in upright(mesh.normals)]
-    lines += [f"f {a} {b} {c}" for a, b, c in corner]
-    replace_file(path, "\n".join([*lines, ""]).encode())
+    from trimesh.exchange.obj import export_obj
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import SimpleMaterial
+
+    welded, vertex = weld_seams(mesh)
+    header = "\n# ".join(describe_origin(provenance, "obj"))
+    if mesh.texture is None or mesh.uv is None:
+        plain = build_trimesh(welded, turn_y_up, vertex_colors=welded.colours)
+        return {name.name: export_obj(plain, include_normals=True, digits=6, header=header).encode()}
+    black, white = (0, 0, 0, 255), (255, 255, 255, 255)
+    material = SimpleMaterial(Image.fromarray(mesh.texture), white, black, black, name=name.stem, glossiness=0.0)
+    text, files = export_obj(
+        build_trimesh(welded, turn_y_up, TextureVisuals(material=material)), include_normals=True, digits=6,
+        header=header, return_texture=True, mtl_name=f"{name.stem}.mtl",
+    )  # fmt: skip
+    # trimesh knows one index a corner, which would cut the surface open along the seams: the faces are written here.
+    text = text[: text.index("\nf ") + 1]
+    text += "".join(f"vt {u:.6f} {v:.6f}\n" for u, v in mesh.uv)
+    corners = np.stack([vertex[mesh.faces], mesh.faces, vertex[mesh.faces]], axis=2).reshape(len(mesh.faces), 9) + 1
+    text += "".join("f {}/{}/{} {}/{}/{} {}/{}/{}\n".format(*row) for row in corners.tolist())
+    return {**files, name.name: text.encode()}
 
 
-def write_ply(mesh: Mesh, path: Path, provenance: Mapping[str, Any]) -> None:
+def encode_ply(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_mm: float) -> dict[str, bytes]:
     """Binary PLY with normals and sRGB vertex colours."""
-    header = [
-        "ply", "format binary_little_endian 1.0",
-        f"comment PSD Studio {json.dumps(dict(provenance), allow_nan=False)}",
-        f"element vertex {len(mesh.vertices)}",
-        *(f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")),
-        *(f"property uchar {name}" for name in ("red", "green", "blue")),
-        f"element face {len(mesh.faces)}", "property list uchar int vertex_indices", "end_header",
-    ]  # fmt: skip
-    vertices = np.zeros(len(mesh.vertices), dtype=[("position", "<f4", 3), ("normal", "<f4", 3), ("colour", "u1", 3)])
-    vertices["position"], vertices["normal"] = placed(mesh.vertices), upright(mesh.normals)
-    vertices["colour"] = mesh.colours
-    faces = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("index", "<i4", 3)])
-    faces["count"], faces["index"] = 3, mesh.faces
-    replace_file(path, "\n".join([*header, ""]).encode() + vertices.tobytes() + faces.tobytes())
+    from trimesh.exchange.ply import export_ply
+
+    welded, _ = weld_seams(mesh)
+    data = export_ply(build_trimesh(welded, turn_z_up, vertex_colors=welded.colours), vertex_normal=True)
+    first, encoding, _, rest = data.split(b"\n", 3)  # the third line advertises trimesh
+    comments = [f"comment {line}".encode() for line in describe_origin(provenance, "ply")]
+    return {name.name: b"\n".join([first, encoding, *comments, rest])}
 
 
-def write_stl(mesh: Mesh, path: Path, provenance: Mapping[str, Any]) -> None:
-    """Binary STL: geometry alone."""
-    header = f"PSD Studio {json.dumps(dict(provenance), allow_nan=False)}".encode()[:80].ljust(80)
-    corners = placed(mesh.vertices)[mesh.faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    faces = np.zeros(len(corners), dtype=[("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-    faces["normal"], faces["corners"] = normals / np.maximum(length, 1e-30), corners
-    replace_file(path, header + struct.pack("<I", len(faces)) + faces.tobytes())
+def encode_stl(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_mm: float) -> dict[str, bytes]:
+    """Binary STL: geometry alone, ``size_mm`` long at its longest side."""
+    from trimesh.exchange.stl import export_stl
+
+    welded, _ = weld_seams(mesh)
+    built = build_trimesh(welded, turn_z_up)
+    built.apply_translation([0, 0, -built.bounds[0, 2]])
+    built.apply_scale(size_mm)
+    header = f"PSD Studio {size_mm:g} mm, +z up {json.dumps(dict(provenance), allow_nan=False)}".encode()
+    return {name.name: header[:80].ljust(80) + export_stl(built)[80:]}
 
 
-WRITERS: dict[str, Callable[[Mesh, Path, Mapping[str, Any]], None]] = {
-    ".glb": write_glb, ".obj": write_obj, ".ply": write_ply, ".stl": write_stl,
+ENCODERS: dict[str, Callable[[Mesh, PurePath, Mapping[str, Any], float], dict[str, bytes]]] = {
+    "glb": encode_glb, "obj": encode_obj, "ply": encode_ply, "stl": encode_stl,
 }  # fmt: skip

@@ -1,26 +1,23 @@
 """Files that survive a crash, a full disk and a second writer.
 
 Everything here answers one question: what does a reader see when the writer dies in the middle?  The old file or the
-new one (`replace_file`), all of a line or none of it (`append_line`), a lock that is free (`Lock`).
+new one (`replace_file`), all of a line or none of it (`append_line`), a lock that is free (`take_lock`).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
+from filelock import BaseFileLock, FileLock, Timeout, lock_descriptor
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
+WRITER_WAITS_S = 0.05  # a reader's look at the lock lasts microseconds
+READER_TRIES, READER_PAUSE_S = 4, 0.001  # two readers that look at once do not take each other for a writer
 
 
 class StoreError(RuntimeError):
@@ -91,51 +88,32 @@ def cut_partial_line(path: Path) -> int:
     return len(data) - whole
 
 
-class Lock:
-    """The right to write a folder: the operating system's lock on an open file, so that it dies with its owner."""
+def take_lock(path: Path) -> BaseFileLock:
+    """The right to write a folder, until it is released (twice is fine) or its owner dies.
 
-    def __init__(self, path: Path) -> None:
-        """Take it; raises StoreError when another writer has it."""
-        with explaining(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            for _ in range(5):  # a reader's look at the lock lasts microseconds
-                if _try_lock(self._descriptor):
-                    return
-                time.sleep(0.01)
-            os.close(self._descriptor)
-        raise StoreError(f"{path.parent} is being written by another process", "wait for that run, or stop it first")
-
-    @property
-    def held(self) -> bool:
-        return self._descriptor >= 0
-
-    def release(self) -> None:
-        """Give it back; doing so twice is fine."""
-        if self.held:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    Raises StoreError when another writer has it.
+    """
+    lock = FileLock(path, thread_local=False)  # one thread makes a run's folder, another closes it
+    with explaining(path):
+        try:
+            lock.acquire(timeout=WRITER_WAITS_S, poll_interval=WRITER_WAITS_S / 5)
+        except Timeout:
+            cure = "wait for that run, or stop it first"
+            raise StoreError(f"{path.parent} is being written by another process", cure) from None
+    return lock
 
 
-def locked(path: Path) -> bool:
-    """Whether a living writer holds the `Lock` on ``path``."""
+def is_locked(path: Path) -> bool:
+    """Whether a living writer holds the lock that `take_lock` takes; needs no permission to write."""
     if not path.is_file():
         return False
     with explaining(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            return not _try_lock(descriptor, shared=True)  # readers do not take each other for a writer
+            for _ in range(READER_TRIES):
+                if lock_descriptor(descriptor, blocking=False):
+                    return False
+                time.sleep(READER_PAUSE_S)
+            return True
         finally:
             os.close(descriptor)
-
-
-def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return False
-        raise
-    return True

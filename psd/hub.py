@@ -16,11 +16,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from psd.download import bytes_here
+from psd.download import SilentBar, bytes_here
 from psd.machine import first_line
 from psd.preset import PRESETS, MissingError, Preset
+
+if TYPE_CHECKING:
+    from huggingface_hub import DryRunFileInfo
 
 ROOT = PRESETS.parent
 GB = 1e9
@@ -233,29 +238,26 @@ def listed(folder: Path) -> list[str]:
 
 
 def _cached(source: str) -> Path | None:
+    """What of a hub model is in the hub's cache: the file, or the snapshot's folder, be it whole or not."""
     if not has_client():
         return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    owner_name, name = split(source)
+    repository, name = split(source)
     if name:
-        found = try_to_load_from_cache(owner_name, name)
+        found = try_to_load_from_cache(repository, name)
         return Path(found) if isinstance(found, str) else None
-    folder = Path(HF_HUB_CACHE) / f"models--{owner_name.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    snapshot = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
-    return snapshot if snapshot and snapshot.is_dir() else None
+    try:
+        # No pattern: which of its files serve is judged by `serving`, not by what the hub lists.
+        return Path(snapshot_download(repository, local_files_only=True, allow_patterns=[]))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def begun(source: str) -> bool:
-    """Whether a download of a hub model was started that did not come to its end (where `find` finds nothing)."""
-    if not has_client() or local(source) is not None:
-        return False
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    blobs = Path(HF_HUB_CACHE) / f"models--{split(source)[0].replace('/', '--')}" / "blobs"
-    return blobs.is_dir() and any(blobs.iterdir())
+    """Whether a download of a hub model stopped before its end: files are here, though `find` finds no model."""
+    return local(source) is None and _cached(split(source)[0]) is not None
 
 
 def split(source: str) -> tuple[str, str]:
@@ -310,30 +312,35 @@ def about(source: str) -> str:
 
 def _downloading(source: str, kind: str, half: bool, leave: Callable[[], bool]) -> Iterator[str]:
     from httpx2 import HTTPError  # what huggingface_hub connects with; httpx is Gradio's
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repository, file = split(source)
     page = f"https://huggingface.co/{repository}"
+    wanted = [[escape(file)]] if file else needs(kind, half)
     try:
-        siblings = HfApi().model_info(repository, files_metadata=True).siblings or []
-        sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
-        files = [file] if file else chosen(sorted(sizes), needs(kind, half))
-        size = sum(sizes.get(name, 0) for name in files)
-        yield f"downloading {size / GB:.2f} GB from {page}; {about(source)}"
+        listed_there = {info.filename: info for info in _look_up(repository, wanted)}
+        names = chosen(sorted(listed_there), wanted)
+        size = sum(listed_there[name].file_size or 0 for name in names)
+        missing = sum(listed_there[name].file_size or 0 for name in names if listed_there[name].will_download)
+        yield f"downloading {missing / GB:.2f} GB from {page}; {about(source)}"
         room = shutil.disk_usage(next(p for p in Path(HF_HUB_CACHE).absolute().parents if p.exists())).free
-        if room < size + SPARE_DISK:
+        if room < missing + SPARE_DISK:
             raise MissingError(
-                f"{source} takes {size / GB:.1f} GB and {room / GB:.1f} GB are free: make room, or set HF_HOME"
+                f"{source} takes {missing / GB:.1f} GB and {room / GB:.1f} GB are free: make room, or set HF_HOME"
             )
-        told = done = 0
-        for name in files:  # each goes on where an earlier attempt stopped
-            for here in bytes_here(lambda bar, name=name: hf_hub_download(repository, name, tqdm_class=bar), leave):
-                if size and (tenths := 10 * (done + here) // size) > told:
-                    told = tenths
-                    yield f"{source}: {(done + here) / GB:.2f} of {size / GB:.2f} GB are here"
-            done += sizes.get(name, 0)
+        exactly = [escape(name) for name in names]
+        told = 10 * (size - missing) // size if size else 0
+
+        def download(bar: type) -> object:
+            return snapshot_download(repository, allow_patterns=exactly, tqdm_class=bar)
+
+        for arrived in bytes_here(download, leave):
+            here = size - missing + arrived
+            if size and (tenths := 10 * here // size) > told:
+                told = tenths
+                yield f"{source}: {here / GB:.2f} of {size / GB:.2f} GB are here"
     except LookupError as error:
         raise MissingError(
             f"{source} has no {error.args[0]} in the safetensors format: choose another source"
@@ -349,6 +356,18 @@ def _downloading(source: str, kind: str, half: bool, leave: Callable[[], bool]) 
             f"cannot download {source} ({first_line(error)}): check the connection, or choose a folder;"
             " what arrived is kept"
         ) from None
+
+
+def _look_up(repository: str, wanted: Needs) -> list[DryRunFileInfo]:
+    """Size and whereabouts of each file that may serve, as the hub has it now; raises what the hub answered."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    patterns = [pattern for patterns in wanted for pattern in patterns] + [f"*{ending}" for ending in BESIDE]
+    try:
+        return snapshot_download(repository, allow_patterns=patterns, dry_run=True, tqdm_class=SilentBar)
+    except DryRunError as error:
+        raise (error.__cause__ or error) from None
 
 
 def sources(preset: Preset) -> list[tuple[str, str]]:

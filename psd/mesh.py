@@ -251,7 +251,7 @@ def statistics(mesh: Mesh) -> dict[str, Any]:
     return {
         "vertices": len(welded),
         "faces": len(mesh.faces),
-        "components": int(components(faces, len(welded))[0]),
+        "components": int(components(faces, len(welded)).max()) + 1,
         "watertight": closed(faces),
         "volume": float(face_volumes(mesh.vertices, mesh.faces).sum()),
         "area": float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2),

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from psd.cameras import Cameras
+from psd.srgb import decode_srgb, encode_srgb
 
 if TYPE_CHECKING:
     from psd.mesh import Mesh
@@ -76,7 +77,7 @@ def rasterise(
             colour = blend(weight, mesh.colours[corner] / 255)
             if lit:
                 towards = np.clip(-(facing * ray / distance).sum(1, keepdims=True), 0, 1)
-                colour = encoded(decoded(colour) * (AMBIENT + HEADLIGHT * towards))
+                colour = encode_srgb(decode_srgb(colour) * (AMBIENT + HEADLIGHT * towards))
             mask[b, v, y, x], depth[b, v, y, x] = True, distance[:, 0]
             rgb[b, v, y, x], normal[b, v, y, x] = colour, facing
     return Raster(rgb, mask, depth, normal)
@@ -131,13 +132,3 @@ def candidates(
 
 def blend(weight: Float[np.ndarray, "p 3"], values: Float[np.ndarray, "p 3 3"]) -> Float[np.ndarray, "p 3"]:
     return np.einsum("pk,pki->pi", weight, values.astype(np.float64))
-
-
-def decoded(srgb: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
-    """sRGB to linear light, both in [0, 1]."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def encoded(linear: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
-    """Linear light to sRGB, both in [0, 1]."""
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)

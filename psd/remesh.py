@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psd.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
 from psd.events import Meshed, Warned
+from psd.export import PRINT_SIZE_MM
 from psd.files import StoreError
 from psd.mesh import Mesh, MeshError, density_grid, extract, iso_surface, statistics
 from psd.preset import Preset, PresetError
@@ -63,14 +64,18 @@ def remake(
     threshold: float | None = None,
     faces: int | None = None,
     texture: bool | None = None,
+    size_mm: float = PRINT_SIZE_MM,
 ) -> Mesh:
-    """`remesh` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes on."""
+    """`remesh` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes on.
+
+    ``size_mm`` is the longest side of the STL.
+    """
     status = read_status(folder)
     if status.state in ACTIVE:
         raise StoreError(f"{folder.name} is still going", "wait for its end, or stop it first")
     mesh, step = remesh(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
     told = {"step": status.step, "time_s": status.time_s}
-    with RunFolder.open(folder) as run:
+    with RunFolder.open(folder, size_mm=size_mm) as run:
         for note in mesh.notes:
             run.write(Warned(message=note, **told))
         run.write(Meshed(mesh=mesh, scene_step=step, statistics=statistics(mesh), **told))

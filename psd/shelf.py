@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from psd.archive import ACTIVE, Run, list_runs
-from psd.files import Lock, StoreError, explaining, replace_file
+from psd.files import StoreError, explaining, replace_file, take_lock
 
 LEAST_FREE_BYTES = 200 * 2**20  # on the disk of the runs, to start another
 PACKED = ("preset.yaml", "preset.resolved.yaml", "environment.json", "events.jsonl", "metrics.jsonl")  # and public/
@@ -69,7 +69,7 @@ def delete(folder: Path) -> None:
     The folder leaves the list at once, under another name, and then the disk.
     """
     try:
-        lock = Lock(folder / "lock")  # nobody may resume it now; whoever writes it holds it
+        lock = take_lock(folder / "lock")  # nobody may resume it now; whoever writes it holds it
     except StoreError as error:
         raise StoreError(f"{folder.name} is still going", "stop it first") from error
     gone = folder.with_name(DELETED + folder.name)

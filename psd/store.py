@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import BaseFileLock
 
 from psd.archive import (
     SCHEMA,
@@ -51,7 +52,8 @@ from psd.events import (
     Warned,
     to_json,
 )
-from psd.files import Lock, StoreError, append_line, beside, cut_partial_line, explaining, replace_file
+from psd.export import ENCODERS, PRINT_SIZE_MM, encode_mesh
+from psd.files import StoreError, append_line, beside, cut_partial_line, explaining, replace_file, take_lock
 from psd.pictures import FilmError, encode_views, write_films
 from psd.preset import Preset
 
@@ -69,9 +71,11 @@ def slug(prompt: str) -> str:
 class RunFolder:
     """The one writer of a run folder.  ``create`` or ``open`` takes the lock, ``close`` gives it back."""
 
-    def __init__(self, path: Path, preset: Preset, status: Status, lock: Lock) -> None:
+    def __init__(
+        self, path: Path, preset: Preset, status: Status, lock: BaseFileLock, size_mm: float = PRINT_SIZE_MM
+    ) -> None:
         self.path, self.preset, self.status = path, preset, status
-        self._lock = lock
+        self._lock, self._size_mm = lock, size_mm
         self._status_due = 0.0
 
     @classmethod
@@ -87,7 +91,7 @@ class RunFolder:
             path = _new_directory(root, name)
             for part in ("public/previews", "public/exports", "checkpoints"):
                 (path / part).mkdir(parents=True)
-        lock = Lock(path / "lock")
+        lock = take_lock(path / "lock")
         status = Status(
             "queued", total=preset.total_steps, prompt=preset.prompt, seed=preset.seed, method=preset.method,
             created=_iso(now),
@@ -104,16 +108,17 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path | str, preset: Preset | None = None) -> RunFolder:
+    def open(cls, path: Path | str, preset: Preset | None = None, *, size_mm: float = PRINT_SIZE_MM) -> RunFolder:
         """An existing folder, to go on writing, optionally with a changed preset (more steps).
 
+        ``size_mm`` is the longest side of the STL files that it writes.
         A line that a crash cut short is taken off events.jsonl and metrics.jsonl, and the log says so.
         """
         path = Path(path).absolute()
         status = read_status(path)
-        lock = Lock(path / "lock")
+        lock = take_lock(path / "lock")
         try:
-            folder = cls(path, preset or read_preset(path), replace(status, schema=SCHEMA), lock)
+            folder = cls(path, preset or read_preset(path), replace(status, schema=SCHEMA), lock, size_mm)
             if preset:
                 replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
                 folder.status = replace(folder.status, total=preset.total_steps)
@@ -132,7 +137,7 @@ class RunFolder:
     def write(self, event: Event) -> Event:
         """Store an event and its arrays; returns it with ``file`` set, what could not be made of a mesh in its
         ``notes``, and a failure's traceback moved to the log."""
-        if not self._lock.held:
+        if not self._lock.is_locked:
             raise StoreError(f"{self.path} is closed", "open it again with RunFolder.open")
         match event:
             case Started():
@@ -239,8 +244,6 @@ class RunFolder:
         An OBJ with a texture is there a second time, zipped with the two files that it needs.  A film that fails is a
         note: the mesh is what the run was for.
         """
-        from psd.export import export
-
         assert event.mesh is not None
         origin = provenance(self.path, event.step if event.scene_step is None else event.scene_step)
         exports = self.path / "public" / "exports"
@@ -250,8 +253,10 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             try:
-                for suffix in ("glb", "obj", "ply", "stl"):
-                    export(event.mesh, new / f"mesh.{suffix}", provenance=origin)
+                for suffix in ENCODERS:
+                    files = encode_mesh(event.mesh, f"mesh.{suffix}", provenance=origin, size_mm=self._size_mm)
+                    for name, data in files.items():
+                        (new / name).write_bytes(data)
                 if event.mesh.texture is not None:
                     with zipfile.ZipFile(new / "mesh.obj.zip", "w", zipfile.ZIP_DEFLATED) as archive:
                         for suffix in ("obj", "mtl", "png"):

@@ -1,4 +1,4 @@
-"""Closed triangle surfaces in numpy: components, smoothing, decimation, normals.
+"""Closed triangle surfaces: components, smoothing and normals by trimesh, decimation, repair of pinched edges.
 
 Faces run counter-clockwise seen from outside; "closed" means that every edge joins exactly two faces.
 Axes: n vertices, m faces.
@@ -7,8 +7,11 @@ Axes: n vertices, m faces.
 from __future__ import annotations
 
 import numpy as np
+import trimesh
 from jaxtyping import Float, Float32, Int, Int32
 from scipy import sparse
+from trimesh.geometry import mean_vertex_normals
+from trimesh.smoothing import filter_taubin
 
 SMALLEST_SHARE = 0.04  # components below this share of the volume are floaters
 
@@ -23,20 +26,18 @@ def face_volumes(vertices: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "m 3
     return np.einsum("ni,ni->n", a, np.cross(b, c)) / 6
 
 
-def components(faces: Int[np.ndarray, "m 3"], count: int) -> tuple[int, Int[np.ndarray, " n"]]:
-    """How many connected components ``count`` vertices form, and the component of each."""
-    rows, columns = faces[:, [0, 1]].T.ravel(), faces[:, [1, 2]].T.ravel()
-    links = sparse.coo_array((np.ones(len(rows)), (rows, columns)), (count, count))
-    return sparse.csgraph.connected_components(links, directed=False)
+def components(faces: Int[np.ndarray, "m 3"], count: int) -> Int[np.ndarray, " n"]:
+    """The connected component, from 0 on, of each of ``count`` vertices."""
+    return trimesh.graph.connected_component_labels(trimesh.geometry.faces_to_edges(faces), node_count=count)
 
 
 def drop_floaters(
     vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "m 3"]
 ) -> tuple[Float32[np.ndarray, "n 3"], Int32[np.ndarray, "m 3"]]:
     """Keep the components of at least 4 % of the volume; unused vertices go too."""
-    number, label = components(faces, len(vertices))
-    volume = np.bincount(label[faces[:, 0]], face_volumes(vertices, faces), minlength=number)
-    kept = faces[(volume >= SMALLEST_SHARE * volume.sum())[label[faces[:, 0]]]]
+    label = components(faces, len(vertices))[faces[:, 0]]
+    volume = np.bincount(label, face_volumes(vertices, faces))
+    kept = faces[(volume >= SMALLEST_SHARE * volume.sum())[label]]
     used, compact = np.unique(kept, return_inverse=True)
     return vertices[used], compact.reshape(-1, 3).astype(np.int32)
 
@@ -45,14 +46,9 @@ def smooth(
     vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "m 3"], *, rounds: int = 5
 ) -> Float32[np.ndarray, "n 3"]:
     """Taubin's low-pass filter (1995): a shrinking and a slightly larger inflating step a round keep the volume."""
-    rows, columns = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
-    links = sparse.coo_array((np.ones(len(rows)), (rows, columns)), (len(vertices),) * 2).tocsr()
-    mean = sparse.diags_array(1 / links.sum(axis=1)) @ links
-    moved = vertices.astype(np.float64)
-    for _ in range(rounds):
-        for share in (0.5, -0.53):
-            moved = moved + share * (mean @ moved - moved)
-    return moved.astype(np.float32)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    filter_taubin(mesh, lamb=0.5, nu=0.53, iterations=2 * rounds)
+    return mesh.vertices.astype(np.float32)
 
 
 def decimate(
@@ -166,17 +162,13 @@ def part_double_edges(
 
 def vertex_normals(vertices: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "m 3"]) -> Float32[np.ndarray, "n 3"]:
     """Unit normals, the area-weighted mean of the adjacent faces'; +z where those have no area."""
-    a, b, c = vertices[faces].astype(np.float64).transpose(1, 0, 2)
-    weighted = np.repeat(np.cross(b - a, c - a), 3, axis=0)
-    total = np.stack([np.bincount(faces.ravel(), weighted[:, i], minlength=len(vertices)) for i in range(3)], axis=1)
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return np.where(length > 0, total / np.maximum(length, 1e-300), [0.0, 0.0, 1.0]).astype(np.float32)
+    weighted = trimesh.triangles.cross(vertices[faces].astype(np.float64))
+    mean = mean_vertex_normals(len(vertices), faces, weighted)
+    return np.where(mean.any(1, keepdims=True), mean, [0.0, 0.0, 1.0]).astype(np.float32)
 
 
 def closed(faces: Int[np.ndarray, "m 3"]) -> bool:
     """Whether every edge joins exactly two faces, once in each direction."""
-    edges = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2).astype(np.int64)
-    size = int(faces.max()) + 1
-    forward, backward = edges @ [size, 1], edges @ [1, size]
-    unique = np.unique(forward)
-    return bool(len(unique) == len(forward) and np.array_equal(unique, np.sort(backward)))
+    pairs = trimesh.graph.face_adjacency(faces)  # over the edges of exactly two faces; `is_watertight` allows four
+    _, is_wound = trimesh.graph.is_watertight(trimesh.geometry.faces_to_edges(faces))
+    return 2 * len(pairs) == 3 * len(faces) and bool(is_wound)

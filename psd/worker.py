@@ -1,7 +1,7 @@
 """Jobs: one thread a device takes presets from a queue, drives their events into run folders, and listens to its users.
 
 Knows neither models nor the algorithm (`psd.drive.MakeEvents`).  What consumers get are the stored events: arrays are
-dropped once they are in files, and the rest is kept as JSON lines (`psd.lines`), so a long run costs little memory.
+dropped once they are in files, and the rest is read from there (`psd.event_log`), so a long run costs little memory.
 ``owner`` is the secret of the browser or script that asks (`psd.shelf`): it may steer its own runs, anybody may watch.
 """
 
@@ -17,19 +17,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from psd import shelf
-from psd.archive import Run, Status, default_root, find_run, history, latest_checkpoint, list_runs, read_preset
-from psd.drive import Controls, MakeEvents, Screen, drive, light
+from psd.archive import Run, Status, default_root, find_run, history_offsets, latest_checkpoint, list_runs, read_preset
+from psd.drive import Controls, MakeEvents, Screen, drive
 from psd.estimate import Pace, Pacer, measure, shape
-from psd.events import Checkpointed, Event, Finished, from_json, to_json
+from psd.event_log import EventLog
+from psd.events import Checkpointed, Event, Finished
 from psd.files import StoreError
-from psd.lines import Lines
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 
 LOG = logging.getLogger(__name__)
 MOST_QUEUED = 50
 MOST_ZIPS = 8  # that lie ready on the disk
-MOST_OVER = 20  # runs that are over and still have their events in memory
+MOST_OVER = 20  # runs that are over and still have their jobs in memory
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Entry:
     folder: RunFolder
     control: Controls
     resume: Checkpointed | None
-    lines: Lines = field(default_factory=Lines)
+    log: EventLog
     until: int | None = None
     over: threading.Event = field(default_factory=threading.Event)
     pacer: Pacer = field(default_factory=Pacer)
@@ -117,18 +117,22 @@ class Worker:
         shelf.require_room(self._root)
         folder = RunFolder.create(preset, self._root) if resume is None else RunFolder.open(resume, preset)
         try:
-            checkpoint, lines = None, Lines()
+            checkpoint, log = None, EventLog(folder.path)
             if resume is None:
                 shelf.claim(folder.path, owner)
             else:
                 checkpoint = latest_checkpoint(resume)
                 earlier = self._entries.get(folder.id)  # whose consumers go on counting
-                lines = earlier.lines if earlier else Lines(map(to_json, history(resume, checkpoint)))
+                if earlier:
+                    log = earlier.log
+                    log.catch_up()  # a mesh that was made again meanwhile
+                else:
+                    log = EventLog(folder.path, history_offsets(resume, checkpoint))
                 folder.set_state("queued")
             with self._changed:
                 self._require_place()  # others have come, or the end, while files were read and written
                 self._entries.pop(folder.id, None)
-                self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, lines, until)
+                self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, log, until)
                 self._queue.append(folder.id)
                 self._changed.notify_all()
         except BaseException:
@@ -196,14 +200,14 @@ class Worker:
 
     def events_since(self, run_id: str, index: int = 0, most: int | None = None) -> list[Event]:
         """Events from ``index`` on, the first ``most`` of them, without arrays; every consumer keeps its own index."""
-        return [from_json(line) for line in self._entry(run_id).lines.since(index, most)]
+        return self._entry(run_id).log.read_since(index, most)
 
     def wait(self, run_id: str, index: int = 0, timeout_s: float | None = None) -> list[Event]:
         """`events_since`, but wait until there is one, the run is over, or the time is up."""
         entry = self._entry(run_id)
         with self._changed:
-            self._changed.wait_for(lambda: len(entry.lines) > index or entry.over.is_set(), timeout_s)
-        return [from_json(line) for line in entry.lines.since(index)]
+            self._changed.wait_for(lambda: len(entry.log) > index or entry.over.is_set(), timeout_s)
+        return entry.log.read_since(index)
 
     def snapshot(self, run_id: str) -> Job:
         entry = self._entry(run_id)
@@ -212,7 +216,7 @@ class Worker:
             waits = [self._left_s(other) for other in first]
             folder = entry.folder
             return Job(
-                folder.id, folder.path, folder.preset, folder.status, len(entry.lines), len(first),
+                folder.id, folder.path, folder.preset, folder.status, len(entry.log), len(first),
                 None if None in waits else sum(filter(None, waits), 0.0), self._left_s(entry), entry.control.live(),
                 entry.control.stopping() and not entry.over.is_set(),
             )  # fmt: skip
@@ -368,7 +372,7 @@ class Worker:
     def _record(self, entry: _Entry, event: Event) -> None:
         entry.pacer.add(event)
         with self._changed:
-            entry.lines.append(to_json(light(event)))
+            entry.log.add(event)
             self._changed.notify_all()
 
     def _end(self, entry: _Entry) -> None:

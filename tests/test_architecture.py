@@ -39,7 +39,7 @@ HEAVY = {
     "nerfacc": {"psd.volrend", "psd.scene"},
     "tinycudann": {"psd.hashfield"},
     "triton": {"psd.hashgrid"},
-    "trimesh": {"psd.mesh", "psd.texture"},
+    "trimesh": {"psd.export", "psd.surface", "psd.mesh"},
 }
 # Module -> the modules of this package that it may never reach, not even through others.
 NEVER = {

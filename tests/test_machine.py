@@ -178,9 +178,11 @@ def test_doctor_says_that_a_download_was_begun(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     source = "ashawkey/mvdream-sd2.1-diffusers"
     assert not hub.begun(source) and "begun" not in doctor.preset("mvdream").detail
-    blobs = tmp_path / "models--ashawkey--mvdream-sd2.1-diffusers" / "blobs"
-    blobs.mkdir(parents=True)
-    (blobs / "abc.incomplete").write_bytes(b"half")
+    cache = tmp_path / "models--ashawkey--mvdream-sd2.1-diffusers"
+    (cache / "snapshots" / "abc").mkdir(parents=True)  # as the first file of several leaves it
+    (cache / "snapshots" / "abc" / "model_index.json").write_text("{}")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
     assert hub.begun(source) and not hub.begun("assets/prior")
     assert f"begun, and gone on with: {source}" in doctor.preset("mvdream").detail
 

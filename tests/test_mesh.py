@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor
 from psd import cameras as psd_cameras
 from psd import texture
 from psd.cameras import Cameras
-from psd.export import export, linear
 from psd.mesh import Mesh, MeshError, best_threshold, density_grid, extract, statistics, surface_colour
 from psd.pictures import write_films
 from psd.preset import Preset
@@ -296,111 +294,6 @@ def test_ctrl_c_does_not_reach_the_unwrapping(tmp_path: Path, monkeypatch: pytes
 
 
 # -------------------------------------------------------------------------------------------------------------- files
-
-
-def document(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The JSON and the binary chunk of a GLB."""
-    data = path.read_bytes()
-    magic, version, length, json_length = struct.unpack_from("<4sIII", data)
-    assert (magic, version, length) == (b"glTF", 2, len(data)) and json_length % 4 == 0
-    return json.loads(data[20 : 20 + json_length]), data[28 + json_length :]
-
-
-def accessor(path: Path, name: str, dtype: str, width: int) -> np.ndarray:
-    header, blob = document(path)
-    primitive = header["meshes"][0]["primitives"][0]
-    entry = header["accessors"][primitive["indices"] if name == "indices" else primitive["attributes"][name]]
-    view = header["bufferViews"][entry["bufferView"]]
-    assert view["byteOffset"] % 4 == 0
-    data = blob[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
-    return np.frombuffer(data, dtype).reshape(-1, width)
-
-
-@pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "stl"])
-def test_every_format_stands_upright_facing_z_centred_in_a_unit_box(suffix: str, tmp_path: Path) -> None:
-    mesh = pyramid()
-    loaded = trimesh.load(export(mesh, tmp_path / f"mesh.{suffix}", provenance={}), force="mesh", process=False)
-    assert isinstance(loaded, trimesh.Trimesh)
-    low, high = loaded.bounds
-    assert np.allclose(high - low, [0.5, 1.0, 0.75], atol=1e-5) and np.allclose(low + high, 0, atol=1e-5)
-    front, left, up = [0, 0, 0.75], [0.5, 0, 0], [0, 1, 0]  # of the corner at the origin, which is now `low`
-    for corner in (front, left, up):
-        assert np.linalg.norm(loaded.vertices - low - corner, axis=1).min() < 1e-5
-    assert loaded.volume == pytest.approx(0.5 * 1 * 0.75 / 6, abs=1e-5)  # a mirror image would be negative
-
-
-def test_normals_turn_with_the_surface(tmp_path: Path) -> None:
-    mesh = pyramid()
-    for suffix in ("glb", "obj", "ply"):
-        export(mesh, tmp_path / f"mesh.{suffix}", provenance={})
-    lines = [line.split() for line in (tmp_path / "mesh.obj").read_text().splitlines()]
-    ply = (tmp_path / "mesh.ply").read_bytes().split(b"end_header\n")[1]
-    found = {
-        "glb": accessor(tmp_path / "mesh.glb", "NORMAL", "<f4", 3),
-        "obj": np.array([words[1:] for words in lines if words[0] == "vn"], float),
-        "ply": np.frombuffer(ply, [("place", "<f4", 3), ("normal", "<f4", 3), ("colour", "u1", 3)], 4)["normal"],
-    }
-    for suffix, normals in found.items():
-        assert np.allclose(normals, mesh.normals[:, [1, 2, 0]], atol=1e-4), suffix
-
-
-def test_glb_colours_are_linear_eight_bits_on_a_matt_material(tmp_path: Path) -> None:
-    mesh = pyramid()
-    path = export(mesh, tmp_path / "mesh.glb", provenance={})
-    stored = accessor(path, "COLOR_0", "u1", 4)
-    assert stored[1].tolist() == [147, 20, 5, 255]  # sRGB (200, 80, 40)
-    value = stored[:, :3] / 255
-    srgb = np.where(value <= 0.0031308, 12.92 * value, 1.055 * value ** (1 / 2.4) - 0.055) * 255
-    assert np.abs(srgb - mesh.colours).max() < 5  # what 8 linear bits leave of dark colours
-    header, _ = document(path)
-    assert header["materials"][0]["pbrMetallicRoughness"] == {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    assert np.array_equal(accessor(path, "indices", "<u4", 3), mesh.faces)
-    (loaded,) = trimesh.load_scene(path, process=False).geometry.values()
-    assert np.array_equal(loaded.visual.vertex_attributes["color"], stored)
-
-
-def test_linear_light_has_its_fixed_points() -> None:
-    ramp = linear(np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1))
-    assert ramp[[0, 188, 255], 1].tolist() == [0, 128, 255] and (np.diff(ramp.astype(int), axis=0) >= 0).all()
-
-
-@pytest.mark.parametrize("suffix", ["obj", "ply"])
-def test_other_formats_keep_srgb(suffix: str, tmp_path: Path) -> None:
-    mesh = pyramid()
-    loaded = trimesh.load(export(mesh, tmp_path / f"mesh.{suffix}", provenance={}), force="mesh", process=False)
-    assert np.array_equal(loaded.visual.vertex_colors[:, :3], mesh.colours)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("suffix", ["glb", "obj"])
-def test_textured_files_reload_with_their_picture(suffix: str, tmp_path: Path) -> None:
-    uv = np.array([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9]], np.float32)
-    texture = np.zeros((8, 8, 3), np.uint8)
-    texture[:4], texture[4:] = [200, 80, 40], [40, 80, 200]  # red above
-    mesh = replace(pyramid(), uv=uv, texture=texture)
-    loaded = trimesh.load(export(mesh, tmp_path / f"mesh.{suffix}", provenance={}), force="mesh", process=False)
-    assert np.allclose(loaded.visual.uv, uv, atol=1e-6)  # type: ignore[union-attr]
-    colours = loaded.visual.to_color().vertex_colors[:, :3]  # type: ignore[union-attr]
-    assert np.array_equal(colours, np.where(uv[:, 1:] > 0.5, [200, 80, 40], [40, 80, 200]))
-
-
-def test_provenance_can_be_read_again(tmp_path: Path) -> None:
-    provenance = {"prompt": 'a "red"\nmüshroom', "seed": 7, "preset": {"steps": 120}}
-    for suffix in ("glb", "obj", "ply", "stl"):
-        export(pyramid(), tmp_path / f"mesh.{suffix}", provenance=provenance)
-    header, _ = document(tmp_path / "mesh.glb")
-    assert header["asset"]["extras"] == provenance == header["scenes"][0]["extras"]
-    for name, mark in (("mesh.obj", "# PSD Studio "), ("mesh.ply", "comment PSD Studio ")):
-        lines = (tmp_path / name).read_bytes().split(b"\n")
-        assert [json.loads(line[len(mark) :]) for line in lines if line.startswith(mark.encode())] == [provenance]
-    stl = (tmp_path / "mesh.stl").read_bytes()
-    assert stl.startswith(b"PSD Studio {") and len(stl) == 84 + 50 * 4
-    trimesh.load(tmp_path / "mesh.ply")
-
-
-def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"mesh.usdz.*\.glb, \.obj, \.ply, \.stl"):
-        export(pyramid(), tmp_path / "mesh.usdz", provenance={})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_statistics_are_json_and_weld_seams() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ import psd.files
 from psd.archive import RUN_ID, find_run, latest_checkpoint, list_runs, provenance, read_preset, read_status, replay
 from psd.drive import Controls, drive, light
 from psd.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
-from psd.files import Lock, StoreError, locked
+from psd.files import StoreError, is_locked, take_lock
 from psd.mesh import Mesh
 from psd.pictures import decode_views, encode_views, write_films
 from psd.preset import Preset
@@ -357,16 +358,42 @@ def test_one_damaged_status_hides_no_other_run(tmp_path: Path, content: bytes) -
 
 def test_two_readers_do_not_take_each_other_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
-    Lock(path).release()
-    original, seen = psd.files.os.close, []
+    take_lock(path).release()
+    original, seen = psd.files.lock_descriptor, []
 
-    def read_meanwhile(descriptor: int) -> None:
-        monkeypatch.undo()
-        seen.append(locked(path))
-        original(descriptor)
+    def look_meanwhile(descriptor: int, *, blocking: bool) -> bool:
+        monkeypatch.setattr(psd.files, "lock_descriptor", original)
+        other = os.open(path, os.O_RDONLY)
+        assert original(other, blocking=False)  # another reader is looking just now
+        threading.Timer(psd.files.READER_PAUSE_S, os.close, [other]).start()
+        seen.append(original(descriptor, blocking=blocking))
+        return seen[-1]
 
-    monkeypatch.setattr(psd.files.os, "close", read_meanwhile)
-    assert not locked(path) and seen == [False]
+    monkeypatch.setattr(psd.files, "lock_descriptor", look_meanwhile)
+    assert not is_locked(path) and seen == [False]
+
+
+def test_a_lock_is_seen_by_who_may_only_read(tmp_path: Path) -> None:
+    lock = take_lock(tmp_path / "lock")
+    (tmp_path / "lock").chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        assert is_locked(tmp_path / "lock") and not is_locked(tmp_path / "none")
+        lock.release()
+        lock.release()
+        assert not is_locked(tmp_path / "lock")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_lock_is_given_back_by_another_thread(tmp_path: Path) -> None:
+    lock = take_lock(tmp_path / "lock")
+    with pytest.raises(StoreError, match=r"written by another process: wait for that run"):
+        take_lock(tmp_path / "lock")
+    giver = threading.Thread(target=lock.release)
+    giver.start()
+    giver.join()
+    take_lock(tmp_path / "lock").release()
 
 
 def test_equal_runs_in_one_second_do_not_meet(tmp_path: Path) -> None:

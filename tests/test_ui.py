@@ -28,6 +28,7 @@ from psd.events import (
     from_json,
     to_json,
 )
+from psd.export import FRAMES
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, parse
 from psd.tiny import grammar
@@ -280,6 +281,7 @@ def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
     shown = mesh.downloads(Watched("id", tmp_path, prompt="a cube", view=told(STORY)))
     assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
     assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
+    assert f'title="{FRAMES["glb"]}"' in shown and f'title="{FRAMES["obj"]}"' in shown
 
 
 def test_tokens_and_notes_are_escaped() -> None:

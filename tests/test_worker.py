@@ -11,9 +11,9 @@ import pytest
 
 from psd.archive import latest_checkpoint, read_status, replay
 from psd.drive import PAUSE_POLL_S, Controls, MakeEvents, drive, failure, light
-from psd.events import Checkpointed, Event, Failed, Finished, LiveChanged, Previewed, Started, Stepped, Warned
+from psd.event_log import EventLog
+from psd.events import Checkpointed, Event, Failed, Finished, LiveChanged, Previewed, Started, Stepped, Warned, to_json
 from psd.files import StoreError
-from psd.lines import Lines
 from psd.preset import Preset, PresetError
 from psd.store import RunFolder
 from psd.ui.watch import Watcher
@@ -92,15 +92,43 @@ def test_consumers_hear_what_the_folder_tells(hire: Callable[[MakeEvents], Worke
     assert (job.status.state, job.status.step, job.events, job.ahead) == ("finished", 6, len(first), 0)
 
 
-@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 700])
-def test_lines_come_back_from_any_index(count: int) -> None:
-    told = [f"line {number} ü" for number in range(count)]
-    lines = Lines(told)
-    assert len(lines) == count
-    for index in {0, 1, 255, 256, 257, 511, 512, count - 1, count, count + 300} - {-1}:
-        assert lines.since(index) == told[index:], index
-        for most in (0, 1, 255, 256, 300):
-            assert lines.since(index, most) == told[index : index + most], (index, most)
+@pytest.mark.parametrize("count", [0, 1, 70])
+def test_events_come_back_from_any_index(count: int, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("a line of an earlier run\n", encoding="utf-8")
+    log, told = EventLog(tmp_path), [Warned(step=number, message=f"line {number} ü") for number in range(count)]
+    for event in told:
+        if event.step != 40:  # the disk was full
+            with path.open("a", encoding="utf-8") as file:
+                file.write(to_json(event) + "\n")
+        log.add(event)
+    assert len(log) == count
+    for index in {0, 1, 39, 40, 41, max(count - 1, 0), count, count + 300}:
+        assert log.read_since(index) == told[index:], index
+        for most in (0, 1, 30):
+            assert log.read_since(index, most) == told[index : index + most], (index, most)
+
+
+def test_a_line_that_is_not_whole_yet_is_no_event(tmp_path: Path) -> None:
+    path, event = tmp_path / "events.jsonl", Warned(step=1, message="whole")
+    log = EventLog(tmp_path)
+    assert not log.catch_up()  # no file yet
+    path.write_text(to_json(event))
+    assert not log.catch_up()
+    path.write_text(to_json(event) + "\n")
+    assert log.catch_up() == 1 and log.read_since(0) == [event]
+
+
+def test_a_mesh_that_was_made_again_is_among_the_events_of_a_run_that_goes_on(
+    hire: Callable[[MakeEvents], Worker],
+) -> None:
+    worker = hire(fake_run)
+    run_id = worker.submit(PRESET)
+    before = finish(worker, run_id)
+    with RunFolder.open(worker.folder(run_id)) as folder:
+        folder.write(note := Warned(step=6, message="made again"))
+    worker.extend(run_id, 2)
+    assert finish(worker, run_id)[: len(before) + 1] == [*before, note]
 
 
 def test_first_in_first_out(hire: Callable[[MakeEvents], Worker]) -> None:

@@ -27,6 +27,7 @@ from psd import shelf
 from psd.archive import Run, read_status, replay
 from psd.drive import light
 from psd.events import to_json
+from psd.export import FRAMES
 from psd.files import StoreError
 from psd.preset import Preset, PresetError, parse, shown
 from psd.ui.markup import EXPORTS, whole
@@ -38,7 +39,6 @@ STREAM_S = 0.5  # at most so often a stream says something
 STREAMS = 20  # at once
 LISTED = 100
 MOST_IMAGES, LARGEST_IMAGE, MOST_PIXELS = 16, 4_000_000, 2048**2  # bytes of base64; pixels of one image
-FORMATS = ("glb", "obj", "ply", "stl")
 
 Score = Callable[
     [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
@@ -151,8 +151,8 @@ class Api:
         Returns:
             "file", the address of the mesh relative to the server's; a textured OBJ is a zip with its .mtl and .png
         """
-        if format not in FORMATS:
-            raise PresetError(f"no format {shown(format)}; there are: {', '.join(FORMATS)}")
+        if format not in FRAMES:
+            raise PresetError(f"no format {shown(format)}; there are: {', '.join(FRAMES)}")
         folder = self._worker.folder(run_id)
         if scene or threshold:
             if scene not in ("", "best", "last"):

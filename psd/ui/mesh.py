@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import gradio as gr
 
+from psd.export import FRAMES
 from psd.files import StoreError
 from psd.preset import Preset, PresetError
 from psd.shelf import require_owner
@@ -165,6 +166,8 @@ def downloads(watched: Watched) -> str:
             address = url(watched, f"{EXPORTS}/{path.name}", path.stat().st_mtime_ns)
             saved = f"{name}{path.suffix}"
             said = f'download="{saved}" aria-label="Download {label} as {saved}"'
+            if frame := FRAMES.get(file.rpartition(".")[2]):
+                said += f' title="{frame}"'
             links.append(f'<a class="file" href="{address}" {said}>{label}</a>')
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
