@@ -17,7 +17,7 @@ from types import FrameType
 from psd.machine import no_package
 
 try:
-    from psd import bench, compare, doctor
+    from psd import bench, compare_command, doctor
     from psd.archive import default_root, find_run, latest_checkpoint, provenance, read_preset, read_status
     from psd.drive import Controls, MakeEvents, drive
     from psd.events import Event, Failed, Finished
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare) -> int:
             case "presets":
                 return presets(arguments)
             case "compare":
-                return compare.main(arguments)
+                return compare_command.main(arguments)
             case "doctor":
                 return doctor.report()
             case _:
@@ -152,7 +152,9 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
     listing.add_argument("name", nargs="?", default="tiny")
 
-    compare.add_arguments(command("compare", "run a suite of methods against ground truth, and write its report"))
+    compare_command.add_arguments(
+        command("compare", "run a suite of methods against ground truth, and write its report")
+    )
 
     command("doctor", "say what this machine can run, what is missing and the cure")
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from psd.paired import Interval, Line, average, bootstrap, matched, paired
 from psd.suite import Suite
-from psd.tables import common, complete, counted, judges, markdown, rows, share
+from psd.tables import common, complete, judges, markdown, pluralise, rows, share
 
 NAMED_BAR = 0.85
 SAME_IOU = 0.01  # "not below", as an interval can say it: a twelfth of a pixel's rim around a ball of half the width
 
 
 @dataclass(frozen=True)
-class Bar:
+class Criterion:
     """One thing that was asked."""
 
     what: str
@@ -31,15 +31,17 @@ class Bar:
         return "met" if self.met else "MISSED"
 
 
-def bars(suite: Suite, lines: Sequence[Line]) -> list[Bar]:
+def bars(suite: Suite, lines: Sequence[Line]) -> list[Criterion]:
     found = rows(suite, lines)
     judge = judges(suite)[0]
-    asked: list[Bar] = []
+    asked: list[Criterion] = []
 
     def ask(what: str, figure: str, met: bool | None, over: Sequence[Line], *methods: str) -> None:
         """``over``: the reference's runs that the figure rests on; ``methods``: what has to be complete."""
         whole = complete(suite, lines, methods)
-        asked.append(Bar(what, figure + ("" if whole or not figure else so_far(suite, over)), met if whole else None))
+        asked.append(
+            Criterion(what, figure + ("" if whole or not figure else so_far(suite, over)), met if whole else None)
+        )
 
     def lead(what: str, interval: Interval | None, over: Sequence[Line], *methods: str) -> None:
         ask(what, str(interval or ""), interval.positive if interval else None, over, *methods)
@@ -74,7 +76,8 @@ def bars(suite: Suite, lines: Sequence[Line]) -> list[Bar]:
     figure, met = "", None
     if mine is not None and theirs is not None:
         fronts = sum(line.get("janus") is not None for line in own)
-        figure, met = f"{share(mine)} against {share(theirs)} of {counted(fronts, 'run')} with a front", mine <= theirs
+        figure = f"{share(mine)} against {share(theirs)} of {pluralise(fronts, 'run')} with a front"
+        met = mine <= theirs
     ask(f"Janus rate not above `{suite.baseline}`'s", figure, met, own, suite.reference, suite.baseline)
     own = found.get(suite.reference, [])
     named, truth = average(own, f"{judge}/named"), average(own, f"{judge}/truth_named")
@@ -92,7 +95,7 @@ def so_far(suite: Suite, over: Sequence[Line]) -> str:
     return f" so far, {len(over)} of {asked * suite.main.seeds} runs"
 
 
-def bars_table(asked: Sequence[Bar]) -> list[str]:
+def bars_table(asked: Sequence[Criterion]) -> list[str]:
     return markdown(
         ["bar", "found", ""],
         [[bar.what, bar.figure, "**MISSED**" if bar.met is False else bar.verdict] for bar in asked],

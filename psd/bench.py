@@ -34,97 +34,52 @@ if TYPE_CHECKING:
 UPDATE_EVERY = 3  # steps: each warm-up has an update of the negative, and three measured steps have one
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a model, to be repeated alone; ``grad`` tells that its backward is needed too."""
-
-    function: Callable[..., Any]
-    args: tuple
-    keywords: dict[str, Any]
-    grad: bool
-
-
 @dataclass
-class Recorder:
-    """Stands before a model and notes calls of ``method`` ("": of itself); everything else passes through."""
-
-    target: Any
-    method: str
-    note: Callable[[str, Call], None]
-    prefix: str
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.target, name)
-        return self._noting(found) if name == self.method else found
-
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        return self._noting(self.target)(*args, **keywords)
-
-    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(*args: Any, **keywords: Any) -> Any:
-            import torch
-
-            result = function(*args, **keywords)
-            shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
-            grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in outputs(result))
-            key = f"{self.prefix} {shapes[0] if shapes else args[1:]}" + (" and backward" if grad else "")
-            self.note(key, Call(function, args, keywords, grad))
-            return result
-
-        return noting
-
-
-@dataclass
-class Bare:
-    """The calls of each step and what one of each kind costs alone."""
+class ModelCallTimes:
+    """The calls of each step, and the seconds that one call of each key takes alone."""
 
     synchronise: Callable[[], object]
-    calls: dict[str, Call] = field(default_factory=dict)  # the last of each kind
+    calls: dict[str, Call] = field(default_factory=dict)  # the last of each key
     counts: Counter[str] = field(default_factory=Counter)  # of the step that runs
     steps: list[Counter[str]] = field(default_factory=list)
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def note(self, key: str, call: Call) -> None:
-        self.calls[key] = call
-        self.counts[key] += 1
+    def note(self, call: Call) -> None:
+        self.calls[call.key] = call
+        self.counts[call.key] += 1
 
-    def step_done(self, *, measure: bool) -> None:
-        """Close a step's account and, to share the machine's mood with it, time each of its kinds once."""
+    def finish_step(self, *, measure: bool) -> None:
+        """Close the counts of a step and time a call of each of its keys once, under the same load as the step."""
         counts, self.counts = self.counts, Counter()
         if measure:
             self.steps.append(counts)
             for key in counts:
-                self.seconds.setdefault(key, []).append(timed_alone(self.calls[key], self.synchronise))
+                self.seconds.setdefault(key, []).append(time_alone(self.calls[key], self.synchronise))
 
-    def forget(self) -> None:
-        """The calls of the step so far are on nobody's account."""
+    def discard_step(self) -> None:
+        """Count the calls since the last step for no step."""
         self.counts = Counter()
 
-    def per_step(self) -> list[float]:
+    def seconds_per_step(self) -> list[float]:
         medians = {key: statistics.median(times) for key, times in self.seconds.items()}
         return [sum(count * medians[key] for key, count in counts.items()) for counts in self.steps]
 
 
-def outputs(result: Any) -> list[Any]:
-    """The tensors of a model's answer that gradients come back through; depth and normals are looked at only."""
-    import torch
-
-    return [result] if isinstance(result, torch.Tensor) else [result.rgb, *result.regularisers.values()]
-
-
-def timed_alone(call: Call, synchronise: Callable[[], object]) -> float:
+def time_alone(call: Call, synchronise: Callable[[], object]) -> float:
     """Seconds of a call on detached copies of its arguments, and of its backward to whatever needs it."""
     import torch
 
-    def alone(value: Any) -> Any:
+    from psd.recorder import output_tensors
+
+    def detach(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.detach().clone().requires_grad_(value.requires_grad)
         if isinstance(value, torch.Generator):
             return torch.Generator().set_state(value.get_state())  # the run's own draws stay as they are
         return value
 
-    args = [alone(value) for value in call.args]
-    keywords = {name: alone(value) for name, value in call.keywords.items()}
+    args = [detach(value) for value in call.args]
+    keywords = {name: detach(value) for name, value in call.keywords.items()}
     synchronise()
     start = time.perf_counter()
     with torch.set_grad_enabled(call.grad):
@@ -134,27 +89,25 @@ def timed_alone(call: Call, synchronise: Callable[[], object]) -> float:
             value for value in [*args, *keywords.values()] if isinstance(value, torch.Tensor) and value.requires_grad
         ]
         leaves = leaves or scene_parameters(call)
-        total = torch.stack([tensor.sum() for tensor in outputs(result) if tensor.requires_grad]).sum()
+        total = torch.stack([tensor.sum() for tensor in output_tensors(result) if tensor.requires_grad]).sum()
         torch.autograd.grad(total, leaves, allow_unused=True)
     synchronise()
     return time.perf_counter() - start
 
 
 def scene_parameters(call: Call) -> list[Any]:
-    """What a render's gradients go to; the preset sets learning rates only, so any will do."""
+    """The parameters that a render's gradients reach; the preset only sets learning rates, so any will do."""
     groups = call.function.__self__.parameter_groups(Preset())  # type: ignore[attr-defined]
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def recorded(models: Models, bare: Bare) -> Models:
-    """The same models, with an ear at every call of a network or the renderer."""
-    prior: Any = models.prior
-    for method, name in (("predict_noise", "unet"), ("encode", "encode"), ("decode", "decode")):
-        prior = Recorder(prior, method, bare.note, name)
-    rewards: Any = {name: Recorder(reward, "", bare.note, f"reward {name}") for name, reward in models.rewards.items()}
+def record_models(models: Models, alone: ModelCallTimes) -> Models:
+    """The same models, with every call of a network or of the renderer recorded."""
+    from psd.recorder import Recorder, record_calls
+
     make: Any = models.scene
     return replace(
-        models, prior=prior, rewards=rewards, scene=lambda preset: Recorder(make(preset), "render", bare.note, "render")
+        record_calls(models, alone.note), scene=lambda preset: Recorder(make(preset), "render", "render", alone.note)
     )
 
 
@@ -174,19 +127,19 @@ class Report:
     render_over_network: float
     peak: memory.Peak
     card: str | None = None  # torch's name of the GPU
-    beside: pace.Beside | None = None
+    side_work: pace.SideWork | None = None
     whole_s: float | None = None  # run_s with previews, checkpoints and mesh
-    bars: list[pace.Bar] = field(default_factory=list)
+    targets: list[pace.SpeedTarget] = field(default_factory=list)
     full: dict[str, float] | None = None
 
     def table(self) -> str:
         speed = f"mean {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)"
         lines = [f"{self.steps} steps, {speed}: {self.run_s / 60:.1f} min for all steps of the run"]
-        if self.beside is None or self.whole_s is None:
+        if self.side_work is None or self.whole_s is None:
             lines += ["loading, previews, checkpoints and mesh come on top (--full times a whole run)"]
         else:
-            each = f"a preview {self.beside.preview_s:.2f} s, a checkpoint {self.beside.checkpoint_s:.2f} s"
-            end = f"the mesh {self.beside.mesh_s:.1f} s" if self.beside.mesh_s is not None else "no mesh here"
+            each = f"a preview {self.side_work.preview_s:.2f} s, a checkpoint {self.side_work.checkpoint_s:.2f} s"
+            end = f"the mesh {self.side_work.mesh_s:.1f} s" if self.side_work.mesh_s is not None else "no mesh here"
             lines += [f"{self.whole_s / 60:.1f} min with previews, checkpoints and mesh ({each}, {end}), after loading"]
         lines += [f"{self.repeated} steps overflowed in float16 and were computed again"] if self.repeated else []
         lines += ["", f"{'part':12} {'median ms':>10} {'share':>7} {'in steps':>9}"]
@@ -207,51 +160,51 @@ class Report:
         lines += [
             f"{name.removesuffix('_s').replace('_', ' ')}: {value:.1f} s" for name, value in (self.full or {}).items()
         ]
-        return "\n".join([*lines, *(["", *map(str, self.bars)] if self.bars else [])])
+        return "\n".join([*lines, *(["", *map(str, self.targets)] if self.targets else [])])
 
 
-def measure(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None = None) -> Report:
+def measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None = None) -> Report:
     """Run ``steps`` steps of each half, after a warm-up.  The schedule is squeezed into them; the scene stays young.
 
     ``weigh``: what to take them for, where ``preset`` is made to be one half of another.  Raises `PresetError` for too
     few steps, for a run that fails, and for one that has to go on smaller as memory is short.
     """
-    return pace.within_memory(lambda: _measured(preset, models, steps, weigh))
+    return pace.require_memory(lambda: _measure_steps(preset, models, steps, weigh))
 
 
-def _measured(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None) -> Report:
+def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None) -> Report:
     from psd.clock import Clock
     from psd.halves import halves
     from psd.run import run
 
     if not UPDATE_EVERY <= steps <= 4000:
         raise PresetError(f"--steps {steps} must lie in [{UPDATE_EVERY}, 4000] for medians that mean something")
-    synchronise = pace.waiting(models)
-    bare, laps = Bare(synchronise), []
+    synchronise = pace.device_synchroniser(models)
+    bare, laps = ModelCallTimes(synchronise), []
 
     class Watch(Clock):
-        """Calls between steps (previews), and of a step that is tried again, are on nobody's account."""
+        """Calls between steps (previews), and of a step that is tried again, count for no step."""
 
         def restart(self) -> None:
-            bare.forget()
+            bare.discard_step()
             super().restart()
 
     found, each = weigh or halves(preset, len(models.prior.alpha_bar)), WARM_UP + steps
-    watched = pace.squeezed(preset, len(found), each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0})
-    for event in pace.steady(run(watched, recorded(models, bare), clock=Watch(synchronise))):
+    watched = pace.short_schedule(preset, len(found), each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0})
+    for event in pace.require_steady(run(watched, record_models(models, bare), clock=Watch(synchronise))):
         if isinstance(event, Stepped):
             warm = (event.step - 1) % each >= WARM_UP
-            bare.step_done(measure=warm)
+            bare.finish_step(measure=warm)
             if warm:
                 laps.append({name[5:]: value for name, value in event.metrics.items() if name.startswith("time/")})
             if len(laps) == steps * len(found):
                 break
     bare.calls.clear()  # what they hold is not the run's
-    seen = pace.pace(preset, models, steps, found, synchronise)
-    return report(laps, bare, weights(laps, found), preset.total_steps, seen)
+    seen = pace.measure_throughput(preset, models, steps, found, synchronise)
+    return summarise_steps(laps, bare, step_shares(laps, found), preset.total_steps, seen)
 
 
-def weights(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
+def step_shares(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
     """What share of the run's steps each measured one stands for: those of its half, with an update or without."""
     each, whole, shares = len(laps) // len(found), sum(half.share for half in found), []
     for index, half in enumerate(found):
@@ -262,20 +215,20 @@ def weights(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
     return shares
 
 
-def report(
+def summarise_steps(
     laps: list[dict[str, float]],
-    bare: Bare,
-    weights: Sequence[float],
+    bare: ModelCallTimes,
+    shares: Sequence[float],
     run_steps: int,
-    unwatched: pace.Pace | None = None,
+    unwatched: pace.Throughput | None = None,
 ) -> Report:
-    """The numbers of measured steps: their laps, part by part, and their bare calls; ``weights`` sum to 1.
+    """The numbers of measured steps: their laps, part by part, and their bare calls; ``shares`` sum to 1.
 
-    Without ``unwatched`` ones their pace is that of the measured ones.
+    Without ``unwatched`` steps the measured ones give the pace.
     """
 
     def mean(values: Iterable[float]) -> float:
-        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+        return sum(weight * value for weight, value in zip(shares, values, strict=True))
 
     waiting_s, parts = mean(lap["step"] for lap in laps), {}
     for name in sorted({name for lap in laps for name in lap} - {"step"}, key=lambda name: (name == "other", name)):
@@ -289,11 +242,11 @@ def report(
         key: {"median_s": statistics.median(times), "calls_per_step": mean(step[key] for step in bare.steps)}
         for key, times in sorted(bare.seconds.items())
     }
-    over = [lap["step"] - needed for lap, needed in zip(laps, bare.per_step(), strict=True)]
+    over = [lap["step"] - needed for lap, needed in zip(laps, bare.seconds_per_step(), strict=True)]
     spent = {key: call["median_s"] * call["calls_per_step"] for key, call in alone.items()}
     rendering = sum(seconds for key, seconds in spent.items() if key.startswith("render"))
     networks = sum(spent.values()) - rendering
-    unwatched = unwatched or pace.Pace(waiting_s, memory.Peak.now())
+    unwatched = unwatched or pace.Throughput(waiting_s, memory.Peak.now())
     return Report(
         steps=len(laps),
         step_s=unwatched.step_s,
@@ -309,7 +262,7 @@ def report(
     )
 
 
-def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
+def time_whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
     """Seconds from the start to the models, the first preview that shows a step, the mesh and the end.
 
     And those that all checkpoints took, from the event before to the disk: a run does nothing else between the two.
@@ -317,7 +270,7 @@ def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
     """
     start, seen, before = time.perf_counter(), {"checkpoints_s": 0.0}, 0.0
     with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
-        for event in pace.steady(drive(make_events, folder, Controls(preset))):
+        for event in pace.require_steady(drive(make_events, folder, Controls(preset))):
             now = time.perf_counter() - start
             match event:
                 case Started():
@@ -334,20 +287,21 @@ def whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
     return seen
 
 
-def whole(found: Report, preset: Preset, models: Models, *, exact: bool) -> Report:
-    """With what comes beside the steps, and with the bars that are asked; ``exact``: the networks are not shrunk ones.
+def add_side_work(found: Report, preset: Preset, models: Models, *, exact: bool) -> Report:
+    """The report with the time of previews, checkpoints and mesh, and with the speed targets that hold for this card.
 
-    Raises `PresetError` as `measure` does.
+    ``exact``: the networks are not shrunk ones.  Raises `PresetError` as `measure_steps` does.
     """
     import torch
 
     card = torch.cuda.get_device_name() if models.prior.device.type == "cuda" else None
-    more = pace.within_memory(lambda: pace.beside(preset, models, pace.waiting(models)))
+    more = pace.require_memory(lambda: pace.time_side_work(preset, models, pace.device_synchroniser(models)))
     peak = found.peak | more.peak
-    bars = pace.bars(
+    targets = pace.check_targets(
         preset, exact=exact, card=card, step_s=found.step_s, reserved=peak.reserved, overhead_share=found.overhead_share
     )
-    return replace(found, card=card, beside=more, whole_s=more.whole_s(preset, found.step_s), peak=peak, bars=bars)
+    whole_s = more.whole_s(preset, found.step_s)
+    return replace(found, card=card, side_work=more, whole_s=whole_s, peak=peak, targets=targets)
 
 
 def main(
@@ -383,10 +337,10 @@ def main(
     def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
         yield from run(preset, load(preset), control=control, resume=resume)
 
-    times = whole_run(preset, make_events) if full else None  # first: it also times the loading
-    models = pace.within_memory(lambda: load(preset))
+    times = time_whole_run(preset, make_events) if full else None  # first: it also times the loading
+    models = pace.require_memory(lambda: load(preset))
     pace.cap_memory(memory_gb)
-    found = whole(measure(preset, models, steps), preset, models, exact=random_weights != "tiny")
+    found = add_side_work(measure_steps(preset, models, steps), preset, models, exact=random_weights != "tiny")
     found = replace(found, full=times)
     print(json.dumps(asdict(found), indent=2) if as_json else found.table())
     return 0

@@ -17,11 +17,10 @@ from psd.bars import bars, bars_table
 from psd.charts import curves, intervals
 from psd.paired import Line, average, bootstrap, paired
 from psd.preset import MissingError
-from psd.suite import RESULTS, ROOT, SUITES, Job, Suite, cost, current, read_lines
+from psd.suite import RESULTS, ROOT, Job, Suite, cost, current, read_lines, read_suites
 from psd.tables import (
     AT_EQUAL_COST,
     common,
-    counted,
     differences_table,
     drift_table,
     extent,
@@ -31,6 +30,7 @@ from psd.tables import (
     matched_table,
     measures_table,
     method_of,
+    pluralise,
     reference_table,
     rows,
     without_other_rewards,
@@ -49,12 +49,15 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
     heads = ["train reward", *judges(suite)]
     alike = without_other_rewards(suite, found)
     panels = {
-        head: {label: later(median_curve(own, index)) for label, own in (found if index > 1 else alike).items()}
+        head: {
+            label: drop_first_quarter(median_curve(own, index))
+            for label, own in (found if index > 1 else alike).items()
+        }
         for index, head in enumerate(heads, start=1)
     }
     pictures: dict[str, str] = {}
     if found:
-        runs = counted(len(next(iter(found.values()))), "run")
+        runs = pluralise(len(next(iter(found.values()))), "run")
         pictures["curves"] = curves(panels, across=f"steps, from a quarter of the run on (medians over {runs})")
     every, leads = rows(suite, lines), {}
     for label, own in every.items():
@@ -81,7 +84,7 @@ def median_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]
     return [(step, float(np.median(values))) for step, values in sorted(by_step.items())]
 
 
-def later(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def drop_first_quarter(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Without the first quarter of the run: there all rise alike, by far more than they differ by afterwards."""
     end = max((step for step, _ in curve), default=0.0)
     return [point for point in curve if point[0] >= end / 4] if len(curve) >= 4 else list(curve)
@@ -96,10 +99,10 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
     from PIL import Image, ImageDraw
 
     from psd.preview import to_uint8
+    from psd.record_runs import RecordedRun
     from psd.suite import jobs
     from psd.tiny.grammar import parse
     from psd.tiny.measures import true_sides
-    from psd.tiny.scenes import Distilled
 
     held, control = {line["hash"] for line in lines}, nearest_control(suite, lines)
     methods = [
@@ -130,7 +133,7 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
             if column == 0:
                 draw.text((2, y), prompt, fill=(110, 110, 110))
             if head in methods:
-                pictures = Distilled.load(files[head, prompt]).arrays.get("pictures", ())
+                pictures = RecordedRun.load(files[head, prompt]).arrays.get("pictures", ())
             else:
                 pictures = to_uint8(true_sides(parse(prompt)).rgb)
             for view, picture in enumerate(pictures[::2]):
@@ -194,13 +197,7 @@ GUIDE_TO_DIFFERENCES = (
 )
 
 
-def suites() -> list[Suite]:
-    """Those that ship, the main one first."""
-    found = [Suite.load(path) for path in sorted(SUITES.glob("*.yaml"))]
-    return sorted(found, key=lambda suite: not suite.bars)
-
-
-def recorded(suite: Suite) -> tuple[list[dict[str, Any]], int]:
+def valid_lines(suite: Suite) -> tuple[list[dict[str, Any]], int]:
     """The lines that still hold, and how many runs are missing."""
     lines = read_lines(RESULTS / f"{suite.name}.jsonl")
     try:
@@ -214,7 +211,7 @@ def recorded(suite: Suite) -> tuple[list[dict[str, Any]], int]:
 def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     """The whole of what a suite says, as Markdown; pictures are named where they are there."""
     methods = [f"- `{name}`: {method.about}" for name, method in suite.methods.items()]
-    parts = [f"# {suite.name}", "", suite.about, "", *methods, "", standing(lines, missing), ""]
+    parts = [f"# {suite.name}", "", suite.about, "", *methods, "", progress_sentence(lines, missing), ""]
     if not lines:
         return "\n".join(parts)
     found = rows(suite, lines)
@@ -251,7 +248,7 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     return "\n".join(parts)
 
 
-def standing(lines: Sequence[Line], missing: int) -> str:
+def progress_sentence(lines: Sequence[Line], missing: int) -> str:
     """How much of the suite has been run, what it took, and what it takes."""
     total = len(lines) + missing
     if not lines:
@@ -265,16 +262,16 @@ def standing(lines: Sequence[Line], missing: int) -> str:
     )
 
 
-def section() -> str:
+def readme_section() -> str:
     """README.md's section: the main suite's table, leads and bars; the others by their state."""
     parts = [BEGIN]
-    for suite in suites():
-        lines, missing = recorded(suite)
+    for suite in read_suites():
+        lines, missing = valid_lines(suite)
         page = f"[{suite.name}](assets/results/{suite.name}.md)"
         if not suite.bars:
-            parts += [f"- {page}: {suite.about} {standing(lines, missing)}"]
+            parts += [f"- {page}: {suite.about} {progress_sentence(lines, missing)}"]
             continue
-        parts += [f"**{page}**: {suite.about} {standing(lines, missing)}", ""]
+        parts += [f"**{page}**: {suite.about} {progress_sentence(lines, missing)}", ""]
         if lines:
             parts += [*bars_table(bars(suite, lines)), ""]
             if main := main_rows(suite, lines):
@@ -289,23 +286,23 @@ def section() -> str:
 def write_report() -> int:
     """Every suite's page and charts, and README.md's section; prints the bars."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for suite in suites():
-        lines, missing = recorded(suite)
+    for suite in read_suites():
+        lines, missing = valid_lines(suite)
         drop_stale_pictures(suite, lines)
         if lines:
             write_charts(suite, lines)
         (RESULTS / f"{suite.name}.md").write_text(suite_report(suite, lines, missing), encoding="utf-8")
-        print(f"{suite.name}: {standing(lines, missing)}")
+        print(f"{suite.name}: {progress_sentence(lines, missing)}")
         if suite.bars:
             for bar in bars(suite, lines):
                 print(f"  {bar.what:76} {bar.figure:24} {bar.verdict}")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(replaced(text, section()), encoding="utf-8")
+    readme.write_text(replace_section(text, readme_section()), encoding="utf-8")
     return 0
 
 
-def replaced(text: str, new: str) -> str:
+def replace_section(text: str, new: str) -> str:
     """README.md with its section; the markers tell where."""
     found, count = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: new, text, count=1, flags=re.DOTALL)
     if not count:

@@ -1,4 +1,4 @@
-"""How fast a run goes when nobody looks, what it does beside its steps, and the bars that both are held to.
+"""How fast a run goes when nothing waits for it, what it does beside its steps, and the targets for both.
 
 `psd.bench` asks where the time of a step goes, with a clock that waits for the GPU at both ends of every part: such
 steps are slower than a run's, which launch ahead of the GPU.  Here the clock is plain, and the GPU is waited for before
@@ -31,11 +31,11 @@ Synchronise = Callable[[], object]
 
 ROOM = "Free memory, raise --memory-gb, or choose a preset or values that need less"
 WARM_UP = 3  # steps of each half that allocate and compile
-# The bars of the project's goal, asked of `mvdream` as it is shipped; a run of 10,000 steps in 10 minutes.
-BAR_IT_S = 17.0  # on a card of the H200's class
-BAR_BYTES = 22e9  # so that a card of 24 GB does
-BAR_OVERHEAD = 0.10  # of a step, beyond bare networks and rendering
-BARRED = "mvdream"
+# The speed targets of the project, for `mvdream` as it is shipped; a run of 10,000 steps in 10 minutes.
+TARGET_IT_S = 17.0  # on a card of the H200's class
+TARGET_BYTES = 22e9  # so that a card of 24 GB does
+TARGET_OVERHEAD = 0.10  # of a step, beyond bare networks and rendering
+TARGET_PRESET = "mvdream"
 FREE = ("prompt", "negative_prompt", "seed", "device", "threads")  # whatever they are, a step costs the same
 FAST_CARDS = ("H100", "H200", "B200", "B300")  # in the name; GH200 and GB200 too
 
@@ -43,9 +43,8 @@ FAST_CARDS = ("H100", "H200", "B200", "B300")  # in the name; GH200 and GB200 to
 # ---------------------------------------------------------------------------------------------------------- the machine
 
 
-def waiting(models: Models) -> Callable[[], object]:
-    """What waits until the models' device has done all that was asked of it: on a CPU nothing, calls are done there
-    when they return."""
+def device_synchroniser(models: Models) -> Callable[[], object]:
+    """A function that waits until the models' device has done all that it was given; on a CPU calls never run ahead."""
     import torch
 
     return torch.cuda.synchronize if models.prior.device.type == "cuda" else lambda: None
@@ -74,14 +73,14 @@ def cap_memory(gigabytes: float | None) -> None:
 # -------------------------------------------------------------------------------------------------- a run that is timed
 
 
-def squeezed(preset: Preset, halves: int, each: int, values: Mapping[str, Any]) -> Preset:
+def short_schedule(preset: Preset, halves: int, each: int, values: Mapping[str, Any]) -> Preset:
     """``preset`` with ``each`` steps in each of its halves and one more, as the last step would preview."""
     steps = each * halves + 1
     late = {"late_start": each / steps} if halves == 2 else {}
     return preset.changed({"steps": steps, "extra_steps": 0, "preview_every": 10_000, **late, **values})
 
 
-def steady(events: Iterator[Event]) -> Iterator[Event]:
+def require_steady(events: Iterator[Event]) -> Iterator[Event]:
     """A run's events as they are; `PresetError` where it fails, or is short of memory and goes on as something else.
 
     It would only warn and go on smaller: what is measured then is another workload.
@@ -97,7 +96,7 @@ def steady(events: Iterator[Event]) -> Iterator[Event]:
         yield event
 
 
-def within_memory(work: Callable[[], Found]) -> Found:
+def require_memory(work: Callable[[], Found]) -> Found:
     """What ``work`` returns; `PresetError` where memory is short for what a run does not watch over."""
     try:
         return work()
@@ -113,19 +112,21 @@ def within_memory(work: Callable[[], Found]) -> Found:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Of steps that nobody watched."""
+class Throughput:
+    """The pace of steps that nothing waited for."""
 
     step_s: float  # mean seconds
     peak: memory.Peak
     repeated: int = 0  # steps that were computed again, as float16 overflowed (`psd.precision`); their time counts
 
 
-def pace(preset: Preset, models: Models, steps: int, found: Sequence[Half], synchronise: Synchronise) -> Pace:
+def measure_throughput(
+    preset: Preset, models: Models, steps: int, found: Sequence[Half], synchronise: Synchronise
+) -> Throughput:
     """The pace of the whole run, from ``steps`` steps of each half after a warm-up.
 
     Steps with an update of the negative and without are timed apart, in runs where all have one or none: in so few
-    steps they would not come as often as in the run.  Raises as `steady` does.
+    steps they would not come as often as in the run.  Raises as `require_steady` does.
     """
     each, whole, peak, repeated = WARM_UP + steps, sum(half.share for half in found), memory.Peak(0), 0
     kinds: dict[bool, dict[str, Any]] = {False: {"negative": False}}
@@ -134,23 +135,23 @@ def pace(preset: Preset, models: Models, steps: int, found: Sequence[Half], sync
     seconds = {}
     for updated, values in kinds.items():
         memory.release()  # what the run before left would count as held
-        clock, chosen = Clock(), squeezed(preset, len(found), each, values)
-        seconds[updated] = undisturbed(chosen, models, steps, synchronise, clock)
+        clock, chosen = Clock(), short_schedule(preset, len(found), each, values)
+        seconds[updated] = time_steps(chosen, models, steps, synchronise, clock)
         peak, repeated = peak | memory.Peak.now(), repeated + clock.begun - each * len(found)
     mean = 0.0
     for index, half in enumerate(found):
         shares = {False: 1 - half.updates, True: half.updates}
         mean += half.share / whole * sum(shares[updated] * times[index] for updated, times in seconds.items())
-    return Pace(mean, peak, repeated)
+    return Throughput(mean, peak, repeated)
 
 
-def undisturbed(preset: Preset, models: Models, steps: int, synchronise: Synchronise, clock: Clock) -> list[float]:
+def time_steps(preset: Preset, models: Models, steps: int, synchronise: Synchronise, clock: Clock) -> list[float]:
     """Mean seconds of a step in each span of ``WARM_UP + steps`` steps of the run, less warm-up and checkpoints."""
     from psd.run import run
 
     each, found, begun, lost = WARM_UP + steps, [], 0.0, 0.0
     saved, free = time.monotonic(), 0.0
-    for event in steady(run(preset, models, clock=clock)):
+    for event in require_steady(run(preset, models, clock=clock)):
         if isinstance(event, Checkpointed):
             lost, saved = lost + time.perf_counter() - free, time.monotonic()
         elif isinstance(event, Stepped):
@@ -173,8 +174,8 @@ def undisturbed(preset: Preset, models: Models, steps: int, synchronise: Synchro
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Seconds of what a run does beside its steps, the files that it writes included."""
+class SideWork:
+    """Seconds of a run's work beside its steps, the files that it writes included."""
 
     preview_s: float
     checkpoint_s: float
@@ -190,11 +191,11 @@ class Beside:
         return busy + checkpoints * self.checkpoint_s + (self.mesh_s or 0.0)
 
 
-def beside(preset: Preset, models: Models, synchronise: Synchronise) -> Beside:
+def time_side_work(preset: Preset, models: Models, synchronise: Synchronise) -> SideWork:
     """Times the last preview, the last checkpoint and the mesh of a run of a few steps, which leaves nothing behind.
 
     The scene is young: its mesh is simpler than a finished object's, but has as many cells to look at, and as many
-    faces as the preset allows.  Raises as `steady` does.
+    faces as the preset allows.  Raises as `require_steady` does.
     """
     from psd.run import run
 
@@ -209,7 +210,7 @@ def beside(preset: Preset, models: Models, synchronise: Synchronise) -> Beside:
 
     with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
         free = time.perf_counter()
-        for event in steady(drive(events, folder, Controls(preset))):
+        for event in require_steady(drive(events, folder, Controls(preset))):
             synchronise()
             took = time.perf_counter() - free
             match event:
@@ -222,15 +223,15 @@ def beside(preset: Preset, models: Models, synchronise: Synchronise) -> Beside:
                 case Meshed():
                     mesh_s = took
             free = time.perf_counter()
-    return Beside(preview_s, checkpoint_s, mesh_s, memory.Peak.now())
+    return SideWork(preview_s, checkpoint_s, mesh_s, memory.Peak.now())
 
 
-# ----------------------------------------------------------------------------------------------------------------- bars
+# -------------------------------------------------------------------------------------------------------- speed targets
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What was asked for and what was found, both in words."""
+class SpeedTarget:
+    """A target and the figure that was measured, both in words."""
 
     asked: str
     found: str
@@ -240,25 +241,33 @@ class Bar:
         return f"{self.asked}: {self.found}, {'met' if self.met else 'MISSED'}"
 
 
-def barred(preset: Preset) -> bool:
-    """Whether the bars are asked of this preset: `BARRED` as it is shipped, whatever its prompts, seed and device."""
-    shipped = Preset.load(BARRED)
+def is_target_preset(preset: Preset) -> bool:
+    """Whether this is `TARGET_PRESET` as it is shipped, whatever its prompts, seed and device."""
+    shipped = Preset.load(TARGET_PRESET)
     return preset.changed({name: getattr(shipped, name) for name in FREE}) == shipped
 
 
-def bars(
+def check_targets(
     preset: Preset, *, exact: bool, card: str | None, step_s: float, reserved: int | None, overhead_share: float
-) -> list[Bar]:
-    """The bars that are asked of this preset on this card (torch's name of an NVIDIA GPU; None: there is none).
+) -> list[SpeedTarget]:
+    """The speed targets that hold for this preset on this card (torch's name of an NVIDIA GPU; None: there is none).
 
-    None of another preset, of shrunk networks (not ``exact``) and of a CPU.  That of speed is for the H200's class
-    only.  ``reserved``: bytes of the GPU in all.
+    Empty for another preset, for shrunk networks (not ``exact``) and on a CPU.  The target of speed is for the H200's
+    class only.  ``reserved``: bytes of the GPU in all.
     """
-    if not (barred(preset) and exact and card is not None and reserved is not None):
+    if not (is_target_preset(preset) and exact and card is not None and reserved is not None):
         return []
     found = []
     if any(name in card for name in FAST_CARDS) and "PCIe" not in card:
-        found.append(Bar(f"at least {BAR_IT_S:g} it/s", f"{1 / step_s:.2f} it/s", 1 / step_s >= BAR_IT_S))
-    found.append(Bar(f"at most {BAR_BYTES / 1e9:g} GB of the GPU", f"{reserved / 1e9:.2f} GB", reserved <= BAR_BYTES))
-    found.append(Bar(f"overhead at most {BAR_OVERHEAD:.0%}", f"{overhead_share:.1%}", overhead_share <= BAR_OVERHEAD))
+        found.append(SpeedTarget(f"at least {TARGET_IT_S:g} it/s", f"{1 / step_s:.2f} it/s", 1 / step_s >= TARGET_IT_S))
+    found.append(
+        SpeedTarget(
+            f"at most {TARGET_BYTES / 1e9:g} GB of the GPU", f"{reserved / 1e9:.2f} GB", reserved <= TARGET_BYTES
+        )
+    )
+    found.append(
+        SpeedTarget(
+            f"overhead at most {TARGET_OVERHEAD:.0%}", f"{overhead_share:.1%}", overhead_share <= TARGET_OVERHEAD
+        )
+    )
     return found

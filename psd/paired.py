@@ -52,15 +52,15 @@ def resamples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
 
 
-def between(value: float, drawn: np.ndarray, prompts: int, level: float = LEVEL) -> Interval:
+def percentile_interval(value: float, drawn: np.ndarray, prompts: int, level: float = LEVEL) -> Interval:
     """``drawn`` is the value in each resample."""
     if prompts < LEAST:
         return Interval(float(value), None, prompts)
-    low, high = np.percentile(drawn, expanded(prompts, level))
+    low, high = np.percentile(drawn, expanded_percentiles(prompts, level))
     return Interval(float(value), (float(low), float(high)), prompts)
 
 
-def expanded(count: int, level: float = LEVEL) -> tuple[float, float]:
+def expanded_percentiles(count: int, level: float = LEVEL) -> tuple[float, float]:
     """The percentiles that make an interval of the mean of ``count`` values; of 95 %: 2.5 and 97.5 in the limit.
 
     Resampling takes n for n - 1 and the normal for Student's distribution (Hesterberg 2015, section 4.6).
@@ -74,7 +74,7 @@ def bootstrap(differences: Mapping[str, Sequence[float]], level: float = LEVEL) 
     means = np.array([np.mean(values) for values in differences.values() if len(values)])
     if not len(means):
         return None
-    return between(means.mean(), means[resamples(len(means))].mean(1), len(means), level)
+    return percentile_interval(means.mean(), means[resamples(len(means))].mean(1), len(means), level)
 
 
 def paired(one: Sequence[Line], other: Sequence[Line], measure: str) -> dict[str, list[float]]:
@@ -131,9 +131,9 @@ def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], meas
         by_prompt.setdefault(key[0], []).append(np.array([own[key], *(control[name][key] for name in curve)]))
     means = np.stack([np.mean(runs, axis=0) for runs in by_prompt.values()])  # caption x (own, *curve) x 2
 
-    leads, outside = ahead(means[resamples(len(means))].mean(1))
-    (value,), (beyond_all,) = ahead(means.mean(0, keepdims=True))
-    lead = between(value, leads, len(means))
+    leads, outside = lead_at_same_reward(means[resamples(len(means))].mean(1))
+    (value,), (beyond_all,) = lead_at_same_reward(means.mean(0, keepdims=True))
+    lead = percentile_interval(value, leads, len(means))
     if below == beyond or beyond_all:
         target, *ends = means[:, :, 0].mean(0)
         nearest = [f"{name} {end:+.2f}" for name, end in zip(curve, ends, strict=True) if name in (below, beyond)]
@@ -144,7 +144,7 @@ def matched(reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], meas
     return Matched(lead, (below, beyond), note)
 
 
-def ahead(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lead_at_same_reward(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The lead over the control at the own reward, at the nearest end of the line where that is beyond it, which is the
     second answer; of many resamples at once.
 

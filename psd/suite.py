@@ -186,6 +186,16 @@ class Suite(_Strict):
         return [named[i * len(named) // size.prompts] for i in range(size.prompts)]
 
 
+def read_suites() -> list[Suite]:
+    """The suites that ship, the main one first."""
+    return sorted(map(Suite.load, sorted(SUITES.glob("*.yaml"))), key=lambda suite: not suite.bars)
+
+
+def folder_name(source: str) -> str:
+    """A judge's short name: that of its folder."""
+    return source.rpartition("/")[2]
+
+
 @lru_cache(maxsize=8)
 def preset_values(name: str) -> dict[str, Any]:
     """A preset's values, its file read once for all methods."""

@@ -139,12 +139,12 @@ def extent(suite: Suite, found: Rows) -> str:
     """Which runs a table is over, and how sure the first judge can be of them."""
     lines = next(iter(found.values()))
     prompts = len({line["prompt"] for line in lines})
-    words = f"Every row is over the same {counted(len(lines), 'run')}, of {counted(prompts, 'caption')}."
+    words = f"Every row is over the same {pluralise(len(lines), 'run')}, of {pluralise(prompts, 'caption')}."
     truth = average(lines, f"{judges(suite)[0]}/truth_named")
     return words if truth is None else f"{words} The {judges(suite)[0]} judge names {share(truth)} of their truths."
 
 
-def counted(number: int, what: str) -> str:
+def pluralise(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

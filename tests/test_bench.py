@@ -62,35 +62,35 @@ def going_wrong(runs: int, wrong: str) -> Models:
 def test_a_run_that_goes_on_smaller_is_not_measured(runs: int) -> None:
     """In the pass whose parts are timed, and in those of the pace."""
     with pytest.raises(PresetError, match="did not stay what it was: Out of memory: going on with render_size.*raise"):
-        bench.measure(make_preset(steps=100), going_wrong(runs, "memory"), 3)
+        bench.measure_steps(make_preset(steps=100), going_wrong(runs, "memory"), 3)
 
 
 def test_a_whole_run_that_goes_on_smaller_is_not_timed() -> None:
     models = going_wrong(1, "memory")
     with pytest.raises(PresetError, match="did not stay what it was: Out of memory: going on with render_size.*raise"):
-        bench.whole_run(make_preset(), lambda preset, control, resume: run(preset, models, control=control))
+        bench.time_whole_run(make_preset(), lambda preset, control, resume: run(preset, models, control=control))
 
 
 def test_memory_that_a_run_does_not_watch_over_is_a_complaint_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
 
-    monkeypatch.setattr(bench, "timed_alone", full)
+    monkeypatch.setattr(bench, "time_alone", full)
     with pytest.raises(PresetError, match=r"out of memory: CUDA out of memory. Tried to allocate 20 GiB.. Free memory"):
-        bench.measure(make_preset(), make_models(), 3)
+        bench.measure_steps(make_preset(), make_models(), 3)
 
     def broken(*_: object) -> float:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(bench, "timed_alone", broken)
+    monkeypatch.setattr(bench, "time_alone", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        bench.measure(make_preset(), make_models(), 3)
+        bench.measure_steps(make_preset(), make_models(), 3)
 
 
 @pytest.mark.parametrize(("runs", "repeated"), [(1, 0), (2, 1)], ids=["watched", "pace"])
 def test_a_step_that_overflows_is_measured_and_its_calls_count_once(runs: int, repeated: int) -> None:
     """It is computed again, from the same draws: the first try is on nobody's account, but its time is the pace's."""
-    found = bench.measure(make_preset(steps=100, negative=False), going_wrong(runs, "float16"), 3)
+    found = bench.measure_steps(make_preset(steps=100, negative=False), going_wrong(runs, "float16"), 3)
     (render,) = [call for name, call in found.bare.items() if name.startswith("render")]
     assert render["calls_per_step"] == pytest.approx(1) and found.repeated == repeated
 
@@ -160,7 +160,7 @@ def test_the_pace_waits_for_the_gpu_at_the_ends_only_and_weighs_halves_and_updat
     made_up(monkeypatch, events)
     found = [Half("early", 0.25, updates=0.0), Half("late", 0.75, updates=0.2)]
     preset = make_preset(steps=1000, late_start=0.25, extra_steps=3)
-    seen = pace.pace(preset, make_models(), 10, found, world.synchronise)
+    seen = pace.measure_throughput(preset, make_models(), 10, found, world.synchronise)
     assert seen.step_s == pytest.approx(0.25 * GPU + 0.75 * (0.8 * 2 * GPU + 0.2 * 4 * GPU), rel=1e-3)
     assert [(one.negative, one.negative_every, one.negative_t_max) for one in runs] == [(False, 2, 1.0), (True, 1, 1.0)]
     assert seen.repeated == 2 and seen.peak.process > 0
@@ -177,7 +177,9 @@ def test_without_updates_there_is_one_run_and_the_gpu_is_waited_for_twice(
             yield Stepped(step=step, t=1)
 
     made_up(monkeypatch, events)
-    seen = pace.pace(make_preset(), make_models(), 10, [Half("early", 1.0, updates=0.0)], world.synchronise)
+    seen = pace.measure_throughput(
+        make_preset(), make_models(), 10, [Half("early", 1.0, updates=0.0)], world.synchronise
+    )
     assert seen.step_s == pytest.approx(LAUNCH, rel=1e-3) and world.waits == 2 and seen.repeated == 0
 
 
@@ -208,11 +210,11 @@ def test_previews_checkpoints_and_mesh_are_timed_with_their_files(
     preset = make_preset(
         steps=1000, extra_steps=10, preview_every=100, checkpoint_s=10.0, early_stop="both", judges=["judge"]
     )
-    found = pace.beside(preset, make_models(), world.synchronise)
+    found = pace.time_side_work(preset, make_models(), world.synchronise)
     assert (found.preview_s, found.checkpoint_s, found.mesh_s) == pytest.approx((3.25, 5.0, 7.0))
     busy = 1010 * 0.2 + 12 * 3.25  # previews before the first step, of ten hundreds, and of the last
     assert found.whole_s(preset, 0.2) == pytest.approx(busy + (1 + busy // 10) * 5 + 7)
-    none = pace.beside(preset.changed({"texture": True}), make_models(), world.synchronise)
+    none = pace.time_side_work(preset.changed({"texture": True}), make_models(), world.synchronise)
     assert none.mesh_s is None and none.whole_s(preset, 0.2) == pytest.approx(busy + (1 + busy // 10) * 5)
 
 
@@ -228,19 +230,19 @@ def test_what_was_made_smaller_or_not_at_all_is_no_figure(
 ) -> None:
     made_up(monkeypatch, lambda preset, clock: iter([event]))
     with pytest.raises(PresetError, match=said):
-        pace.beside(make_preset(), make_models(), world.synchronise)
+        pace.time_side_work(make_preset(), make_models(), world.synchronise)
 
 
 def test_a_whole_report_claims_no_bar_on_a_cpu() -> None:
     preset, models = make_preset(), make_models()
-    found = bench.whole(bench.measure(preset, models, 3), preset, models, exact=True)
-    assert found.beside is not None and found.whole_s is not None
-    assert found.beside.preview_s > 0 and found.beside.checkpoint_s > 0 and (found.beside.mesh_s or 0) > 0
-    assert found.whole_s > found.run_s and found.card is None and found.bars == []
+    found = bench.add_side_work(bench.measure_steps(preset, models, 3), preset, models, exact=True)
+    assert found.side_work is not None and found.whole_s is not None
+    assert found.side_work.preview_s > 0 and found.side_work.checkpoint_s > 0 and (found.side_work.mesh_s or 0) > 0
+    assert found.whole_s > found.run_s and found.card is None and found.targets == []
     table = found.table()
     assert "min with previews, checkpoints and mesh" in table and "GPU" not in table and "MISSED" not in table
     written = json.loads(json.dumps(asdict(found)))
-    assert written["beside"]["preview_s"] == found.beside.preview_s and written["peak"]["reserved"] is None
+    assert written["side_work"]["preview_s"] == found.side_work.preview_s and written["peak"]["reserved"] is None
 
 
 # --------------------------------------------------------------------------------------------------------- memory, bars
@@ -260,7 +262,7 @@ def test_the_gpu_is_charged_with_all_that_torch_holds_of_it(monkeypatch: pytest.
 
 def judged(preset: Preset, card: str | None = H200, exact: bool = True, **values: float) -> list[str]:
     figures: dict[str, Any] = {"step_s": 0.05, "reserved": 21e9, "overhead_share": 0.07, **values}
-    return [str(bar) for bar in pace.bars(preset, exact=exact, card=card, **figures)]
+    return [str(bar) for bar in pace.check_targets(preset, exact=exact, card=card, **figures)]
 
 
 def test_bars_are_asked_where_they_were_set() -> None:
@@ -283,14 +285,14 @@ def test_bars_are_asked_where_they_were_set() -> None:
 
 def test_the_table_says_what_was_measured_how() -> None:
     laps, half = [{"unet": 0.3, "other": 0.1, "step": 0.4}], Half("early", 1.0, updates=0.0)
-    bare = bench.Bare(lambda: None)
+    bare = bench.ModelCallTimes(lambda: None)
     bare.seconds, bare.steps = {"unet (2,)": [0.2], "render 64": [0.1]}, [bench.Counter({"unet (2,)": 1})]
-    unwatched = pace.Pace(0.25, memory.Peak(2**30, int(2e9), int(3e9)), repeated=2)
-    found = bench.report(laps, bare, bench.weights(laps, [half]), 1000, unwatched)
+    unwatched = pace.Throughput(0.25, memory.Peak(2**30, int(2e9), int(3e9)), repeated=2)
+    found = bench.summarise_steps(laps, bare, bench.step_shares(laps, [half]), 1000, unwatched)
     assert found.step_s == 0.25 and found.run_s == 250 and found.waiting_step_s == 0.4
     assert found.parts["unet"]["share"] == pytest.approx(0.75)
-    bar = pace.Bar("at least 17 it/s", "4.00 it/s", False)
-    table = replace(found, card=H200, bars=[bar]).table()
+    bar = pace.SpeedTarget("at least 17 it/s", "4.00 it/s", False)
+    table = replace(found, card=H200, targets=[bar]).table()
     for text in (
         "mean 250.0 ms (4.00 it/s): 4.2 min", "a step takes 400.0 ms", "peak GPU memory 2861 MiB (3.00 GB)",
         "peak GPU memory in tensors 1907 MiB (2.00 GB)", "on NVIDIA H200", "2 steps overflowed",

@@ -26,6 +26,7 @@ from psd.halves import Half
 from psd.parameters import parameter_table
 from psd.preset import MissingError, Preset, PresetError, available
 from psd.progress import PLAIN_EVERY, Progress, duration
+from psd.recorder import Call
 from psd.scene import make_scene
 from psd.store import RunFolder
 from tests.fake_run import fake_run
@@ -522,7 +523,7 @@ def test_doctor_sees_runs_that_cannot_be_written(root: Path, monkeypatch: pytest
 
 
 def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> None:
-    found = bench.measure(make_preset(), make_models(), 4)
+    found = bench.measure_steps(make_preset(), make_models(), 4)
     assert found.steps == 4
     assert {"render", "encode", "unet", "backward", "negative", "other"} <= set(found.parts)
     assert sum(part["share"] for part in found.parts.values()) == pytest.approx(1)
@@ -537,7 +538,7 @@ def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> No
 def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
     """A late orbit of two: its calls come as often as its half does in the run, not in the bench."""
     preset = make_preset(steps=100, late_start=0.8, late_groups=2, negative_t_max=0.0)
-    found = bench.measure(preset, make_models(), 3)
+    found = bench.measure_steps(preset, make_models(), 3)
     assert found.steps == 6 and found.parts["negative"]["steps"] == 2
     calls = {key: call["calls_per_step"] for key, call in found.bare.items() if key.startswith("encode")}
     assert sorted(calls.values()) == pytest.approx([0.2, 0.8])
@@ -555,12 +556,12 @@ def test_bench_leaves_the_run_as_it_was() -> None:
         return [{k: v for k, v in event.metrics.items() if not k.startswith("time/")} for event in stepped]
 
     preset = make_preset(preview_every=100)
-    bare = bench.Bare(lambda: None)
+    bare = bench.ModelCallTimes(lambda: None)
 
     def timed() -> Iterator[Event]:
-        for event in run(preset, bench.recorded(make_models(), bare)):
+        for event in run(preset, bench.record_models(make_models(), bare)):
             if isinstance(event, Stepped):
-                bare.step_done(measure=True)
+                bare.finish_step(measure=True)
             yield event
 
     assert metrics(timed()) == metrics(run(preset, make_models()))
@@ -568,13 +569,13 @@ def test_bench_leaves_the_run_as_it_was() -> None:
 
 
 def test_bench_arithmetic() -> None:
-    bare = bench.Bare(lambda: None)
+    bare = bench.ModelCallTimes(lambda: None)
     bare.seconds = {"unet (2,)": [0.2, 0.1, 0.9], "render 64": [0.1]}
     bare.steps = [bench.Counter({"unet (2,)": 2, "render 64": 1}), bench.Counter({"unet (2,)": 1, "render 64": 1})]
     laps = [{"unet": 0.5, "other": 0.1, "step": 0.6}, {"unet": 0.3, "negative": 0.1, "other": 0.1, "step": 0.5}]
-    weights = bench.weights(laps, [Half("early", 1.0, updates=0.2)])
+    weights = bench.step_shares(laps, [Half("early", 1.0, updates=0.2)])
     assert weights == [0.8, 0.2]
-    found = bench.report(laps, bare, weights, 1000)
+    found = bench.summarise_steps(laps, bare, weights, 1000)
     assert found.step_s == pytest.approx(0.8 * 0.6 + 0.2 * 0.5) and found.run_s == pytest.approx(580)
     assert found.overhead_s == pytest.approx((0.1 + 0.2) / 2)  # 0.6 - 2 * 0.2 - 0.1 and 0.5 - 0.2 - 0.1
     assert found.overhead_share == pytest.approx((0.1 / 0.6 + 0.2 / 0.5) / 2)
@@ -598,14 +599,14 @@ def test_bench_times_the_backward_too() -> None:
             return gradient * 2
 
     x = torch.ones(3, requires_grad=True)
-    bench.timed_alone(bench.Call(Slow.apply, (x,), {}, grad=True), lambda: None)
+    bench.time_alone(Call("unet", "unet", Slow.apply, (x,), {}, grad=True), lambda: None)
     assert Slow.backwards == 1 and x.grad is None
-    bench.timed_alone(bench.Call(Slow.apply, (x,), {}, grad=False), lambda: None)
+    bench.time_alone(Call("unet", "unet", Slow.apply, (x,), {}, grad=False), lambda: None)
     assert Slow.backwards == 1
 
 
 def test_bench_times_a_whole_run() -> None:
-    found = bench.whole_run(Preset(steps=4), fake_run)
+    found = bench.time_whole_run(Preset(steps=4), fake_run)
     checkpoints_s = found.pop("checkpoints_s")
     assert 0 < checkpoints_s < found["finished_s"]
     assert list(found) == ["models_ready_s", "first_preview_s", "mesh_s", "finished_s"]
@@ -614,7 +615,7 @@ def test_bench_times_a_whole_run() -> None:
 
 def test_bench_refuses_too_few_steps() -> None:
     with pytest.raises(PresetError, match="must lie in"):
-        bench.measure(make_preset(), make_models(), 1)
+        bench.measure_steps(make_preset(), make_models(), 1)
 
 
 def test_clock_counts_nested_parts_once() -> None:

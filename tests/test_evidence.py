@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 from scipy.stats import norm, t
 
-from psd import compare, evidence, suite
+from psd import compare, compare_command, evidence, suite
 from psd.__main__ import main
 from psd.bars import bars, bars_table
 from psd.charts import curves, intervals, ticks
-from psd.paired import average, bootstrap, diverging, expanded, matched, paired, preferred
+from psd.files import append_line
+from psd.paired import average, bootstrap, diverging, expanded_percentiles, matched, paired, preferred
 from psd.preset import MissingError, Preset, PresetError
+from psd.record_runs import RecordedRun
 from psd.suite import SUITES, Suite, current, jobs, probe, probes, read_lines
 from psd.tables import (
     columns,
@@ -32,7 +34,6 @@ from psd.tables import (
     reference_table,
 )
 from psd.tiny import grammar
-from psd.tiny.scenes import Distilled
 
 SMALL = """
 about: two methods and a swept control
@@ -277,7 +278,7 @@ def test_without_a_truth_a_run_is_measured_by_raw_scores(
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
     public_list.write_text("a chair\na red tree\n")
     found = small(tmp_path, NO_TRUTH)
-    lines = [compare.work(job) for job in jobs(found, [])]
+    lines = [compare.run_job(job) for job in jobs(found, [])]
     assert [line["prompt"] for line in lines] == ["a red tree"] * 2
     for line in lines:
         assert {"reward", "evidence/score", "watertight", "seconds"} <= set(line)
@@ -288,7 +289,7 @@ def test_without_a_truth_a_run_is_measured_by_raw_scores(
     assert "IoU" not in page and "above truth" not in page
     (tmp_path / "small.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     public_list.unlink()
-    assert len(evidence.recorded(found)[0]) == 2  # taken at their word
+    assert len(evidence.valid_lines(found)[0]) == 2  # taken at their word
 
 
 def test_a_cut_line_is_no_line(tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_a_cut_line_is_no_line(tmp_path: Path) -> None:
 def test_missing_weights_are_told_before_anything_runs(tmp_path: Path) -> None:
     found = small(tmp_path, SMALL.replace("judges: [assets/evidence]", "judges: [assets/nowhere]"))
     with pytest.raises(MissingError, match="nowhere"):
-        compare.require(found)
+        compare.require_weights(found)
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -383,7 +384,7 @@ def test_each_resample_of_a_matched_control_mixes_anew() -> None:
         weight = (np.mean([own[i]["reward"] for i in chosen]) - 2.0) / (6.0 - 2.0)
         outside += not 0 <= weight <= 1
         leads.append(13.0 - (10.0 + 4.0 * min(max(weight, 0.0), 1.0)))
-    assert found is not None and found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded(5))))
+    assert found is not None and found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded_percentiles(5))))
     assert outside and f"outside the sweep in {outside / 10_000:.0%}" in found.note
 
 
@@ -399,7 +400,7 @@ def test_a_resample_beyond_the_enclosing_weights_reads_the_next() -> None:
         for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5))
     ]
     assert found is not None and found.bracket == ("2.0", "4.0") and found.note == "between 2.0 and 4.0"
-    assert found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded(5))))
+    assert found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded_percentiles(5))))
 
 
 def test_the_weights_that_enclose_count_on_all_their_captions() -> None:
@@ -599,7 +600,11 @@ def test_a_curve_is_the_median_of_the_runs() -> None:
     lines = [{"curve": [[0, 0.0, value], [10, 1.0, 2 * value]]} for value in (1.0, 2.0, -900.0)]
     assert evidence.median_curve(lines, 2) == [(0, 1.0), (10, 2.0)]
     curve = [(0.0, -9.0), (10.0, -5.0), (20.0, 1.0), (40.0, 2.0)]
-    assert evidence.later(curve) == curve[1:] and evidence.later(curve[:2]) == curve[:2] and evidence.later([]) == []
+    assert (
+        evidence.drop_first_quarter(curve) == curve[1:]
+        and evidence.drop_first_quarter(curve[:2]) == curve[:2]
+        and evidence.drop_first_quarter([]) == []
+    )
 
 
 def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path) -> None:
@@ -616,7 +621,7 @@ def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path)
 def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_path: Path, monkeypatch) -> None:
     found = small(tmp_path)
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
-    made = Distilled({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
+    made = RecordedRun({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
 
     def made_file(job: suite.Job) -> Path:
         return tmp_path / f"{job.made}.npz"
@@ -640,7 +645,7 @@ def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_pat
 def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_path: Path, monkeypatch) -> None:
     found = small(tmp_path)
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
-    made = Distilled({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
+    made = RecordedRun({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
     lines = strong_lines(found)  # rewards: the reference and the weak control -1, the strong one +1
     assert evidence.nearest_control(found, lines) == "weak" and evidence.nearest_control(found, []) is None
     here = [job for job in jobs(found, []) if job.preset.prompt in ("a tall red tree", "a black flower")]
@@ -668,9 +673,9 @@ def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_p
 
 def test_the_readme_and_the_pages_agree_with_the_results() -> None:
     readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
-    assert evidence.section() in readme, "stale: run `python -m psd compare --report`"
-    for found in evidence.suites():
-        lines, missing = evidence.recorded(found)
+    assert evidence.readme_section() in readme, "stale: run `python -m psd compare --report`"
+    for found in suite.read_suites():
+        lines, missing = evidence.valid_lines(found)
         page = (evidence.RESULTS / f"{found.name}.md").read_text(encoding="utf-8")
         assert page == evidence.suite_report(found, lines, missing), "stale: run `python -m psd compare --report`"
 
@@ -681,7 +686,7 @@ def test_every_interval_that_the_readme_tells_is_on_a_page() -> None:
     interval = re.compile(rf"{number}(?: dB)?\s+\[{number},\s+{number}\]")
     shown = {
         tuple(map(float, found.groups()))
-        for page in evidence.suites()
+        for page in suite.read_suites()
         for found in interval.finditer((evidence.RESULTS / f"{page.name}.md").read_text(encoding="utf-8"))
     }
     readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
@@ -699,9 +704,9 @@ def test_every_interval_that_the_readme_tells_is_on_a_page() -> None:
 
 def test_the_section_is_replaced_between_its_markers_only() -> None:
     text = f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter"
-    assert evidence.replaced(text, "new") == "before\nnew\nafter"
+    assert evidence.replace_section(text, "new") == "before\nnew\nafter"
     with pytest.raises(ValueError, match="markers"):
-        evidence.replaced("no markers", "new")
+        evidence.replace_section("no markers", "new")
 
 
 # -------------------------------------------------------------------------------------------------------------- charts
@@ -742,16 +747,20 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(
             raise MemoryError("no room")
         return run_line(job)
 
-    monkeypatch.setattr(compare, "work", work)
+    monkeypatch.setattr(compare, "run_job", work)
     monkeypatch.setattr(compare, "unordered", lambda function, jobs, processes: map(function, jobs))
-    assert compare.work_off(todo, path, 1) == 1
+    assert compare.run_jobs(todo, path, 1) == 1
     told = capsys.readouterr().err
     assert "MemoryError: no room" in told and todo[1].method in told and "Traceback" in told
     lines = read_lines(path)
     assert [line["hash"] for line in lines] == [todo[i].hash for i in (0, 2, 3)]
-    assert {line["commit"] for line in lines} == {compare.commit()}
+    assert {line["commit"] for line in lines} == {compare.source_commit()}
     assert len(current(found, lines)[0]) == 3  # the commit is a record: it decides nothing
-    assert compare.ended(1, []) == 1 and "1 job failed" in capsys.readouterr().err and compare.ended(0, []) == 0
+    assert (
+        compare_command.finish(1, []) == 1
+        and "1 job failed" in capsys.readouterr().err
+        and compare_command.finish(0, []) == 0
+    )
 
 
 def test_a_run_that_another_suite_has_a_line_of_is_not_repeated(
@@ -763,22 +772,22 @@ def test_a_run_that_another_suite_has_a_line_of_is_not_repeated(
     found = small(tmp_path)
     todo, path, other = jobs(found, []), tmp_path / "small.jsonl", tmp_path / "other.jsonl"
     assert len(todo) == 48
-    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in compare.outlook([(found, path)])
+    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in compare.estimate_remaining([(found, path)])
     elsewhere = [{**run_line(job), "method": "other_name", "budget": "cost", "commit": "abc"} for job in todo]
     other.write_text("".join(json.dumps(line) + "\n" for line in elsewhere))
-    assert f"about {4 * 70 / 3600:.1f} hours" in compare.outlook([(found, path)])
+    assert f"about {4 * 70 / 3600:.1f} hours" in compare.estimate_remaining([(found, path)])
 
     elsewhere[1] |= {"kind": "probe"}
     elsewhere[2] |= {"hash": "another"}
     other.write_text("".join(json.dumps(line) + "\n" for line in elsewhere[:3]))
-    assert compare.take_over(todo, path) == todo[1:]
+    assert compare.reuse_lines(todo, path) == todo[1:]
     assert read_lines(path) == [{**run_line(todo[0]), "commit": "abc"}]
     assert len(current(found, read_lines(path))[0]) == 1
 
 
 def test_the_commit_says_whether_the_sources_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "ROOT", tmp_path)
-    assert compare.commit() is None
+    assert compare.source_commit() is None
 
     def git(*words: str) -> str:
         named = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -793,9 +802,9 @@ def test_the_commit_says_whether_the_sources_are_its_own(tmp_path: Path, monkeyp
     head = git("rev-parse", "--short", "HEAD")
     (tmp_path / "assets/results/lines.jsonl").write_text("2")  # what a suite writes itself
     (tmp_path / "README.md").write_text("2")
-    assert compare.commit() == head
+    assert compare.source_commit() == head
     (tmp_path / "psd/run.py").write_text("2")
-    assert compare.commit() == f"{head}+"
+    assert compare.source_commit() == f"{head}+"
 
 
 def test_a_probe_that_did_not_end_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -803,29 +812,33 @@ def test_a_probe_that_did_not_end_tells_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(compare, "WORK", tmp_path)
     job = probes(small(tmp_path))[0]
     facts = {"calls": {"unet": [1, 0]}, "pair_ratio": None, "seconds": 1.0, "failed": "There is no mesh"}
-    Distilled({}, {**facts, "steps": 6}).save(compare.made_file(job))
-    assert compare.work(job)["calls"] == {"unet": [1, 0]}
-    Distilled({}, {**facts, "failed": "not finite in step 3"}).save(compare.made_file(job))
+    RecordedRun({}, {**facts, "steps": 6}).save(compare.made_file(job))
+    assert compare.run_job(job)["calls"] == {"unet": [1, 0]}
+    RecordedRun({}, {**facts, "failed": "not finite in step 3"}).save(compare.made_file(job))
     with pytest.raises(RuntimeError, match="sds did not end: not finite in step 3"):
-        compare.work(job)
+        compare.run_job(job)
 
 
 def test_no_line_holds_what_is_no_number() -> None:
     with pytest.raises(ValueError, match="iou came out"):
-        compare.rounded({"iou": math.nan, "seconds": 1.0})
+        compare.round_values({"iou": math.nan, "seconds": 1.0})
 
 
 def test_the_outlook_counts_shared_runs_once_and_made_ones_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "WORK", tmp_path / "made")
     found, path = small(tmp_path), tmp_path / "lines.jsonl"
-    assert "3 probes and 52 of 52 runs are to do" in compare.outlook([(found, path)])
-    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in compare.outlook([(found, path)])
-    assert f"about {(48 + 8) * 70 / 3600:.1f} hours" in compare.outlook([(found, path), (found, tmp_path / "no.jsonl")])
+    assert "3 probes and 52 of 52 runs are to do" in compare.estimate_remaining([(found, path)])
+    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in compare.estimate_remaining([(found, path)])
+    assert f"about {(48 + 8) * 70 / 3600:.1f} hours" in compare.estimate_remaining(
+        [(found, path), (found, tmp_path / "no.jsonl")]
+    )
     todo = jobs(found, [])
     path.write_text("".join(json.dumps(run_line(job, seconds=7200)) + "\n" for job in todo[:-1]))
-    assert "about 10.0 hours" in compare.outlook([(found, path)])  # it and the four that wait, two hours each
-    Distilled({}, {}).save(compare.made_file(todo[-1]))
-    assert "about 8.0 hours" in compare.outlook([(found, path)])
+    assert "about 10.0 hours" in compare.estimate_remaining(
+        [(found, path)]
+    )  # it and the four that wait, two hours each
+    RecordedRun({}, {}).save(compare.made_file(todo[-1]))
+    assert "about 8.0 hours" in compare.estimate_remaining([(found, path)])
 
 
 def test_all_suites_that_can_run_here_are_told_before_any_runs(
@@ -835,7 +848,7 @@ def test_all_suites_that_can_run_here_are_told_before_any_runs(
         if found.name == "weak_prior":
             raise MissingError("no early prior")
 
-    monkeypatch.setattr(compare, "require", require)
+    monkeypatch.setattr(compare, "require_weights", require)
     assert main(["compare", "--all", "--list"]) == 0
     told = capsys.readouterr().out
     assert "weak_prior is left out: no early prior" in told and "large is left out" in told
@@ -853,8 +866,8 @@ def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
     found = small(tmp_path, text)
     monkeypatch.setattr(compare, "WORK", tmp_path)
     path, todo = tmp_path / "lines.jsonl", jobs(found, [])[:2]
-    first = [compare.work(job) for job in todo]
-    compare.append_line(path, json.dumps(first[0]))
+    first = [compare.run_job(job) for job in todo]
+    append_line(path, json.dumps(first[0]))
     assert {"iou", "reward", "evidence/score", "curve", "calls", "texture", "fog"} <= set(first[0])
     assert [line["calls"]["unet"] for line in first] == [[32, 0], [48, 0]]
     plain, steered = (line["calls"] for line in first)
@@ -863,6 +876,6 @@ def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
     assert steered["decode"] == [plain["decode"][0] + 32, 16] and steered["reward"] == [looks + 32, 16]
     kept, missing = current(found, read_lines(path))
     assert len(kept) == 1 and todo[0].hash not in {job.hash for job in missing}
-    monkeypatch.setattr("psd.tiny.scenes.run", None)  # a second run would fail
-    again = compare.work(todo[0])
+    monkeypatch.setattr("psd.record_runs.run", None)  # a second run would fail
+    again = compare.run_job(todo[0])
     assert again == first[0]

@@ -53,7 +53,9 @@ def paced(name: str, which: str, **changes: Any) -> float:
     preset = phase(name, which, **changes)
     memory.release()  # the models before
     models = random_models(preset, cuda(), torch.float16)
-    return pace.pace(preset, models, 6, [halves_of(name, **changes)[which]], torch.cuda.synchronize).step_s
+    return pace.measure_throughput(
+        preset, models, 6, [halves_of(name, **changes)[which]], torch.cuda.synchronize
+    ).step_s
 
 
 def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
@@ -188,7 +190,7 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
     try:
         pace.cap_memory(CAPS[name] * 1e9 / 2**30)
         for which, half in halves_of(name).items():
-            found = bench.measure(phase(name, which), models, 8, weigh=[half])
+            found = bench.measure_steps(phase(name, which), models, 8, weigh=[half])
             mean, peak = mean + half.share * found.step_s, peak | found.peak
             waiting += half.share * found.waiting_step_s
             over += half.share * found.waiting_step_s * found.overhead_share
@@ -198,7 +200,7 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
             record_property(f"{which} ms", " ".join(f"{part}={ms}" for part, ms in spent.items()))
             if found.repeated:
                 record_property(f"{which} steps that overflowed", found.repeated)
-        more = pace.beside(preset, models, torch.cuda.synchronize) if name in WHOLE else None
+        more = pace.time_side_work(preset, models, torch.cuda.synchronize) if name in WHOLE else None
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     record_property("run it/s", round(1 / mean, 2))
@@ -213,7 +215,7 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
     record_property("GB of the GPU", round(peak.reserved / 1e9, 2))
     record_property("GB in tensors", round(peak.allocated / 1e9, 2))
     card = torch.cuda.get_device_name()
-    for bar in pace.bars(
+    for bar in pace.check_targets(
         preset, exact=True, card=card, step_s=mean, reserved=peak.reserved, overhead_share=over / waiting
     ):
         record_property(f"bar, {bar.asked}", f"{bar.found}, {'met' if bar.met else 'MISSED'}")
@@ -250,7 +252,7 @@ def test_the_bench_command_measures_mvdream(capsys: pytest.CaptureFixture[str], 
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     found = json.loads(capsys.readouterr().out)
-    assert found["card"] and found["whole_s"] > found["run_s"] > 0 and found["bars"]
+    assert found["card"] and found["whole_s"] > found["run_s"] > 0 and found["targets"]
     record_property("it/s, of a young scene", round(1 / found["step_s"], 2))
-    for bar in found["bars"]:
+    for bar in found["targets"]:
         record_property(f"bar, {bar['asked']}", f"{bar['found']}, {'met' if bar['met'] else 'MISSED'}")

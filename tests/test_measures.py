@@ -20,21 +20,21 @@ from psd.tiny.measures import (
     SIDES,
     SIZE,
     against_truth,
-    closest,
+    closest_truth,
+    colour_difference,
     colour_psnr,
-    difference,
     empty_sides,
-    floaters,
-    fog,
+    find_symmetries,
+    floater_share,
+    fog_share,
     has_front,
+    judge_against_truth,
+    judge_spread,
     mesh_sides,
-    spread,
     statistics_over_truth,
-    symmetries,
-    texture,
+    texture_energy,
     true_sides,
     true_views,
-    verdict,
 )
 from psd.tiny.render import ground_truth
 from psd.tiny.shapes import build
@@ -102,7 +102,7 @@ def test_colours_count_against_the_proportions_that_they_fit() -> None:
     caption = grammar.parse("a red mushroom")
     canonical = true_sides(caption)
     painted = replace(canonical, rgb=true_sides(caption, 3).rgb)
-    assert closest(painted, caption).mask.equal(canonical.mask)
+    assert closest_truth(painted, caption).mask.equal(canonical.mask)
     assert colour_psnr(painted, canonical) < 15 and against_truth(painted, caption)["colour_psnr"] == BEST_PSNR
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_told_of_nothing_but_how_little_it_is() -> None:
 def test_a_pair_side_by_side_may_stand_either_way_round(text: str) -> None:
     """Turned by half; told in the other order; and two of one shape, whose outlines cannot tell who stands where."""
     caption = grammar.parse(text)
-    for sides in (true_sides(caption, 3), true_sides(caption, 3).turned(4), true_sides(caption.mirrored)):
+    for sides in (true_sides(caption, 3), true_sides(caption, 3).turn(4), true_sides(caption.mirrored)):
         found = against_truth(sides, caption)
         assert found["iou"] > 0.95 and found["colour_psnr"] == BEST_PSNR
     swapped = replace(caption, colour=caption.other_colour, other_colour=caption.colour)
@@ -148,7 +148,7 @@ def test_a_second_face_is_a_janus_and_a_turned_one_is_elsewhere(text: str) -> No
         two_faced.rgb[place], two_faced.cover[place] = sides.rgb[0], sides.cover[0]
         found = against_truth(two_faced, caption)
         assert (found["janus"], found["front_elsewhere"]) == (1, 0), place
-    turned = against_truth(sides.turned(4), caption)
+    turned = against_truth(sides.turn(4), caption)
     assert (turned["janus"], turned["front_elsewhere"]) == (0, 1)
 
 
@@ -158,17 +158,17 @@ def test_the_suite_of_fronts_has_eight() -> None:
 
 
 def test_what_looks_the_same_from_several_sides_may_stand_in_any_of_them() -> None:
-    assert symmetries(true_sides(CUBE)) == [0, 2, 4, 6] and symmetries(true_sides(ROBOT)) == [0]
-    assert against_truth(true_sides(CUBE).turned(2), CUBE)["iou"] > 0.97
-    assert against_truth(true_sides(ROBOT).turned(2), ROBOT)["iou"] < 0.9
+    assert find_symmetries(true_sides(CUBE)) == [0, 2, 4, 6] and find_symmetries(true_sides(ROBOT)) == [0]
+    assert against_truth(true_sides(CUBE).turn(2), CUBE)["iou"] > 0.97
+    assert against_truth(true_sides(ROBOT).turn(2), ROBOT)["iou"] < 0.9
 
 
 def test_turning_turns_normals_with_the_object() -> None:
     """A cone looks the same from everywhere: a turned one must be itself, normals in the world frame included."""
     sides = true_sides(grammar.parse("a red cone"))
-    turned = sides.turned(3)
+    turned = sides.turn(3)
     assert (turned.normal - sides.normal).abs().mean() < 0.01 < (sides.normal.roll(3, 0) - sides.normal).abs().mean()
-    assert difference(turned, 0, sides, 0) < 2e-3
+    assert colour_difference(turned, 0, sides, 0) < 2e-3
 
 
 def test_things_with_a_face_have_a_front() -> None:
@@ -180,7 +180,7 @@ def test_things_with_a_face_have_a_front() -> None:
 def test_texture_grows_with_the_amplitude_of_stripes() -> None:
     sides = true_sides(CUBE)
     stripes = torch.arange(64).remainder(2).sub(0.5)
-    energies = [texture(replace(sides, rgb=sides.rgb + a * stripes)) for a in (0.0, 0.05, 0.1)]
+    energies = [texture_energy(replace(sides, rgb=sides.rgb + a * stripes)) for a in (0.0, 0.05, 0.1)]
     assert energies[0] < energies[1] < energies[2]
 
 
@@ -195,19 +195,19 @@ def test_what_floats_is_what_touches_neither_the_object_nor_its_place(text: str)
     caption = grammar.parse(text)
     for seed in (None, 100):
         opacity = true_views(caption, seed).mask[0, JUDGED]
-        true = closest(true_sides(caption, seed), caption)
-        assert floaters(opacity, true) == 0
+        true = closest_truth(true_sides(caption, seed), caption)
+        assert floater_share(opacity, true) == 0
         apart = blob(opacity, 1, 1)
-        assert floaters(apart, true) == pytest.approx(float(36 * 0.9 / apart.sum()), rel=1e-5)
-        assert floaters(blob(opacity, 30, 30), true) == 0
+        assert floater_share(apart, true) == pytest.approx(float(36 * 0.9 / apart.sum()), rel=1e-5)
+        assert floater_share(blob(opacity, 30, 30), true) == 0
     haze = opacity.clamp(min=0.1)  # is fog, and hides no piece
-    assert floaters(haze, true) == 0 and floaters(blob(haze, 1, 1), true) > 0 and fog(haze, true) > 0.1
-    assert floaters(torch.zeros_like(opacity), true) == 0
+    assert floater_share(haze, true) == 0 and floater_share(blob(haze, 1, 1), true) > 0 and fog_share(haze, true) > 0.1
+    assert floater_share(torch.zeros_like(opacity), true) == 0
 
 
 def test_fog_without_a_mesh_is_all_that_there_is() -> None:
     opacity = torch.zeros(4, SIZE, SIZE)
-    assert fog(opacity, empty_sides()) == 0 and fog(opacity + 0.01, empty_sides()) == pytest.approx(1)
+    assert fog_share(opacity, empty_sides()) == 0 and fog_share(opacity + 0.01, empty_sides()) == pytest.approx(1)
 
 
 def test_image_statistics_are_over_the_truths_own_and_none_where_it_has_no_colour() -> None:
@@ -231,39 +231,39 @@ def test_judges_see_the_object_before_grey() -> None:
     assert torch.allclose(sides.shown, rendered.rgb[0, JUDGED], atol=1e-5)
     assert torch.equal(empty_sides().shown, torch.full((4, 3, SIZE, SIZE), GREY))
     darker = replace(sides, rgb=torch.lerp(sides.rgb, 0.7 * sides.rgb, sides.cover[:, None]))
-    assert verdict(load_judge("assets/evidence", CPU), darker, caption, [CUBE])["score"] < -0.2
+    assert judge_against_truth(load_judge("assets/evidence", CPU), darker, caption, [CUBE])["score"] < -0.2
 
 
 def test_a_verdict_on_the_truth_is_ideal_and_on_swapped_colours_is_misbound() -> None:
     judge = load_judge("assets/evidence", CPU)
     others = [grammar.parse(text) for text in ("a yellow torus", "a snowman", "a green tree")]
-    true = verdict(judge, true_sides(PAIR), PAIR, others)
+    true = judge_against_truth(judge, true_sides(PAIR), PAIR, others)
     assert true["score"] == pytest.approx(0, abs=1e-4) and true["named"] == 1 and true["misbound"] == 0
-    assert true["truth_named"] == 1 and verdict(judge, true_sides(CUBE), PAIR, [CUBE])["truth_named"] == 1
-    assert verdict(judge, true_sides(PAIR), PAIR, [PAIR])["truth_named"] == 0  # nothing is above itself
-    swapped = verdict(judge, true_sides(grammar.parse("a blue cube on top of a red sphere")), PAIR, others)
+    assert true["truth_named"] == 1 and judge_against_truth(judge, true_sides(CUBE), PAIR, [CUBE])["truth_named"] == 1
+    assert judge_against_truth(judge, true_sides(PAIR), PAIR, [PAIR])["truth_named"] == 0  # nothing is above itself
+    swapped = judge_against_truth(judge, true_sides(grammar.parse("a blue cube on top of a red sphere")), PAIR, others)
     assert swapped["raw"] < -1 and swapped["misbound"] == 1
-    stranger = verdict(judge, true_sides(grammar.parse("a yellow torus")), PAIR, others)
+    stranger = judge_against_truth(judge, true_sides(grammar.parse("a yellow torus")), PAIR, others)
     assert stranger["named"] == 0 and stranger["raw"] < -1
-    assert verdict(judge, true_sides(CUBE), CUBE, others)["misbound"] is None
+    assert judge_against_truth(judge, true_sides(CUBE), CUBE, others)["misbound"] is None
 
 
 def test_a_score_is_in_spreads_and_no_caption_decides_alone() -> None:
     judge = load_judge("assets/evidence", CPU)
     worse = replace(true_sides(PAIR), rgb=0.96 * true_sides(PAIR).rgb)
-    found = verdict(judge, worse, PAIR, [CUBE])
-    assert -1 < found["score"] < 0 and found["score"] == pytest.approx(found["raw"] / spread(judge), rel=1e-6)
-    nothing = verdict(judge, empty_sides(), PAIR, [CUBE])
-    assert nothing["raw"] < -spread(judge) and nothing["score"] == -1
+    found = judge_against_truth(judge, worse, PAIR, [CUBE])
+    assert -1 < found["score"] < 0 and found["score"] == pytest.approx(found["raw"] / judge_spread(judge), rel=1e-6)
+    nothing = judge_against_truth(judge, empty_sides(), PAIR, [CUBE])
+    assert nothing["raw"] < -judge_spread(judge) and nothing["score"] == -1
     assert nothing["named"] == 0 and nothing["misbound"] is None and nothing["truth_named"] == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measures, "true_sides", lambda caption: empty_sides())  # a truth that the judge dislikes
-        found = verdict(judge, true_sides(PAIR), PAIR, [CUBE])
-    assert found["raw"] > spread(judge) and found["score"] == 1
+        found = judge_against_truth(judge, true_sides(PAIR), PAIR, [CUBE])
+    assert found["raw"] > judge_spread(judge) and found["score"] == 1
 
 
 def test_a_judges_spread_is_that_of_the_tuning_captions_truths() -> None:
     judge = load_judge("assets/evidence", CPU)
     asked = list(caption_list("tuning"))
     own = [float(judge(true_sides(grammar.parse(text)).shown[None], text).mean()) for text in asked]
-    assert len(asked) == 16 and spread(judge) == pytest.approx(np.std(own, ddof=1), rel=1e-4)
+    assert len(asked) == 16 and judge_spread(judge) == pytest.approx(np.std(own, ddof=1), rel=1e-4)

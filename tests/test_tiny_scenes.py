@@ -1,4 +1,4 @@
-"""From a run to its line: what `distil` keeps of runs that break off, and what `assess` and `observe` say of them."""
+"""From a run to its line: what `record_run` keeps of runs that break off, and how such runs are measured."""
 
 import json
 from collections.abc import Iterator
@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from psd import record_runs
 from psd.events import Event, Failed, Finished, Previewed, Stepped, Warned
 from psd.preset import Preset
+from psd.record_runs import RecordedRun, record_run
 from psd.suite import Job, caption_list
-from psd.tiny import grammar, scenes
+from psd.tiny import evaluate, grammar
+from psd.tiny.evaluate import measure_caption
 from psd.tiny.measures import JUDGED, true_views
-from psd.tiny.scenes import PREVIEWED, Distilled, assess, distil, measured, observe
+from psd.tiny.scenes import PREVIEWED, measure_with_truth, measure_without_truth
 
 JUDGE, CAPTION = "assets/evidence", grammar.parse("a red mushroom")
 PRESET = Preset.load("tiny", {"prompt": CAPTION.text, "judges": [], "threads": 1, "preview_size": 64})
@@ -35,13 +38,13 @@ def looked(step: int, value: int = 200) -> Previewed:
     return Previewed(step=step, images={"rgb": rgb, "opacity": opacity})
 
 
-def made_of(monkeypatch: pytest.MonkeyPatch, *events: Event) -> Distilled:
+def made_of(monkeypatch: pytest.MonkeyPatch, *events: Event) -> RecordedRun:
     def run(*_: object) -> Iterator[Event]:
         yield from events
 
-    monkeypatch.setattr(scenes, "run", run)
-    monkeypatch.setattr(scenes, "load_models", lambda preset: NoModels())
-    return distil(PRESET)
+    monkeypatch.setattr(record_runs, "run", run)
+    monkeypatch.setattr(record_runs, "load_models", lambda preset: NoModels())
+    return record_run(PRESET)
 
 
 def test_a_run_that_breaks_off_is_kept_with_its_message_and_can_be_read_again(monkeypatch, tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_a_run_that_breaks_off_is_kept_with_its_message_and_can_be_read_again(mo
     assert made.facts["pair_ratio"] == 0.375 and made.facts["pair_half_agrees"] == 1.0  # means of what was measured
     assert made.facts["pair_win_first"] == 0.0
     made.save(tmp_path / "made.npz")
-    again = Distilled.load(tmp_path / "made.npz")
+    again = RecordedRun.load(tmp_path / "made.npz")
     assert again.facts == made.facts and again.arrays["steps"].tolist() == [0, 2]
     assert again.arrays["previews"].shape == (2, 4, 64, 64, 3)
 
@@ -63,7 +66,7 @@ def test_a_run_without_mesh_or_preview_has_a_whole_line(monkeypatch: pytest.Monk
     unseen = made_of(monkeypatch, Failed(step=0, message=BROKEN))
     end = (Warned(step=3, message="There is no mesh"), Finished(step=3, reason="completed"))
     seen = made_of(monkeypatch, looked(0), looked(3), *end)
-    lines = [assess(made, PRESET, OTHERS, [JUDGE]) for made in (unseen, seen)]
+    lines = [measure_with_truth(made, PRESET, OTHERS, [JUDGE]) for made in (unseen, seen)]
     assert set(lines[0]) == set(lines[1])
     for line in lines:
         json.dumps(line, allow_nan=False)
@@ -74,9 +77,9 @@ def test_a_run_without_mesh_or_preview_has_a_whole_line(monkeypatch: pytest.Monk
     assert lines[0]["curve"] == [] and {lines[0][name] for name in PREVIEWED} == {None}
     assert [len(row) for row in lines[1]["curve"]] == [3, 3]
     assert lines[1]["fog"] == 1 and lines[1]["floaters"] == 0 and lines[1]["image/saturation_over_truth"] > 0
-    found = observe(unseen, PRESET, [JUDGE])
+    found = measure_without_truth(unseen, PRESET, [JUDGE])
     assert found["reward"] is found["evidence/score"] is found["inconsistency"] is None and found["curve"] == []
-    assert found["watertight"] is False and set(found) <= set(observe(seen, PRESET, [JUDGE]))
+    assert found["watertight"] is False and set(found) <= set(measure_without_truth(seen, PRESET, [JUDGE]))
 
 
 def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +88,7 @@ def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pyt
     rgb, opacity = ((x * 255).round().byte().numpy() for x in (views.rgb[0, JUDGED], views.mask[0, JUDGED]))
     images = {"rgb": rgb.transpose(0, 2, 3, 1), "opacity": np.repeat(opacity[..., None], 3, 3)}
     made = made_of(monkeypatch, Previewed(step=0, images=images), Failed(step=0, message=BROKEN))
-    line = assess(made, PRESET, OTHERS, [JUDGE])
+    line = measure_with_truth(made, PRESET, OTHERS, [JUDGE])
     assert line["curve"][0] == pytest.approx([0, 0, 0], abs=0.2)
     assert line["floaters"] == 0 and line["inconsistency"] == pytest.approx(1, abs=0.01)
     over = [line[name] for name in PREVIEWED if name.endswith("over_truth")]
@@ -93,8 +96,8 @@ def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pyt
 
 
 def test_scenes_counts_a_run_that_broke_off_as_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "distil", lambda preset: made_of(monkeypatch, Failed(step=1, message=BROKEN)))
+    monkeypatch.setattr(evaluate, "record_run", lambda preset: made_of(monkeypatch, Failed(step=1, message=BROKEN)))
     others = caption_list("tuning")["a yellow present"]
     job = Job("scenes", "default", "steps", Preset.load("tiny", {"prompt": "a yellow present"}), (JUDGE,))
-    line, pictures = measured((job, others[:3]))
+    line, pictures = measure_caption((job, others[:3]))
     assert line["evidence/named"] == 0 and line["iou"] == 0 and (pictures == 255).all() and len(pictures) == 8

@@ -14,9 +14,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from psd.hub import ROOT
+from psd.suite import RESULTS, ROOT
 from psd.tiny import data
-from psd.tiny.evaluate import CRITICS, MILDEST, RESULTS
+from psd.tiny.evaluate import CRITICS, MILDEST
 
 ABOUT = {
     "prior": "Text-conditioned multi-view latent diffusion prior of the embedded world: four joint views of 64 px, a "
