@@ -1,6 +1,6 @@
-"""The report: what the recorded lines of the suites say, as tables, charts, bars and README.md's section "Evidence".
+"""The report on the recorded lines of the suites: a page and charts for each suite, and the tables of docs/evidence.md.
 
-Everything is a function of the lines, so that a test can tell whether README.md and the results agree.
+Everything is a function of the lines, so that a test can check that the pages and the results agree.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from psd.tables import (
     without_other_rewards,
 )
 
+EVIDENCE_PAGE = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- evidence: written by `python -m psd compare --report` -->", "<!-- end of evidence -->"
 STRIP_PROMPTS = 6
 STRIP_METHODS = 10
@@ -214,7 +215,7 @@ def recorded(suite: Suite) -> tuple[list[dict[str, Any]], int]:
 def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     """The whole of what a suite says, as Markdown; pictures are named where they are there."""
     methods = [f"- `{name}`: {method.about}" for name, method in suite.methods.items()]
-    parts = [f"# {suite.name}", "", suite.about, "", *methods, "", standing(lines, missing), ""]
+    parts = [f"# {suite.name}", "", suite.about, "", *methods, "", progress_sentence(lines, missing), ""]
     if not lines:
         return "\n".join(parts)
     found = rows(suite, lines)
@@ -251,30 +252,33 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     return "\n".join(parts)
 
 
-def standing(lines: Sequence[Line], missing: int) -> str:
-    """How much of the suite has been run, what it took, and what it takes."""
+def progress_sentence(lines: Sequence[Line], missing: int) -> str:
+    """One sentence on how many runs of a suite are recorded, and on the time and memory that the whole suite takes.
+
+    Hours are of one core and rounded up; memory is the highest peak of any process, in GB.
+    """
     total = len(lines) + missing
     if not lines:
         return f"Not run yet with the present weights: {total} runs are to do."
     seconds = sum(line["seconds"] for line in lines)
-    whole_h = seconds / len(lines) * total / 3600
+    hours = math.ceil(seconds / len(lines) * total / 3600)
     memory = max(line.get("peak_memory_bytes") or 0 for line in lines) / 1e9
     done = f"{len(lines)} of {total} runs" if missing else f"All {total} runs"
-    return f"{done}; the whole suite takes about {math.ceil(whole_h)} hours of one core" + (
+    return f"{done}; the whole suite takes about {counted(hours, 'hour')} of one core" + (
         f", at most {memory:.1f} GB a process." if memory else "."
     )
 
 
-def section() -> str:
-    """README.md's section: the main suite's table, leads and bars; the others by their state."""
+def evidence_section() -> str:
+    """The generated part of docs/evidence.md: table, leads and criteria of the main suite, the state of the others."""
     parts = [BEGIN]
     for suite in suites():
         lines, missing = recorded(suite)
-        page = f"[{suite.name}](assets/results/{suite.name}.md)"
+        page = f"[{suite.name}](../assets/results/{suite.name}.md)"
         if not suite.bars:
-            parts += [f"- {page}: {suite.about} {standing(lines, missing)}"]
+            parts += [f"- {page}: {suite.about} {progress_sentence(lines, missing)}"]
             continue
-        parts += [f"**{page}**: {suite.about} {standing(lines, missing)}", ""]
+        parts += [f"**{page}**: {suite.about} {progress_sentence(lines, missing)}", ""]
         if lines:
             parts += [*bars_table(bars(suite, lines)), ""]
             if main := main_rows(suite, lines):
@@ -282,12 +286,12 @@ def section() -> str:
                 parts += [GUIDE_TO_DIFFERENCES, "", *differences_table(suite, main), ""]
             for name in ("curves.svg", "leads.svg", "strips.jpg"):
                 if (RESULTS / f"{suite.name}-{name}").is_file():
-                    parts += [f"![{name.partition('.')[0]}](assets/results/{suite.name}-{name})", ""]
+                    parts += [f"![{name.partition('.')[0]}](../assets/results/{suite.name}-{name})", ""]
     return "\n".join([*parts, END])
 
 
 def write_report() -> int:
-    """Every suite's page and charts, and README.md's section; prints the bars."""
+    """Write every suite's page and charts and the generated part of docs/evidence.md; print the criteria."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for suite in suites():
         lines, missing = recorded(suite)
@@ -295,19 +299,21 @@ def write_report() -> int:
         if lines:
             write_charts(suite, lines)
         (RESULTS / f"{suite.name}.md").write_text(suite_report(suite, lines, missing), encoding="utf-8")
-        print(f"{suite.name}: {standing(lines, missing)}")
+        print(f"{suite.name}: {progress_sentence(lines, missing)}")
         if suite.bars:
             for bar in bars(suite, lines):
                 print(f"  {bar.what:76} {bar.figure:24} {bar.verdict}")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(replaced(text, section()), encoding="utf-8")
+    text = EVIDENCE_PAGE.read_text(encoding="utf-8")
+    EVIDENCE_PAGE.write_text(replace_section(text, evidence_section()), encoding="utf-8")
     return 0
 
 
-def replaced(text: str, new: str) -> str:
-    """README.md with its section; the markers tell where."""
-    found, count = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: new, text, count=1, flags=re.DOTALL)
+def replace_section(text: str, section: str) -> str:
+    """The page ``text`` with ``section`` in place of what stands from `BEGIN` to `END`, markers included.
+
+    Raises `ValueError` where the markers are missing.
+    """
+    replaced, count = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: section, text, count=1, flags=re.S)
     if not count:
-        raise ValueError(f"README.md lacks the markers {BEGIN} ... {END}: put them back")
-    return found
+        raise ValueError(f"docs/evidence.md lacks the markers {BEGIN} ... {END}: put them back")
+    return replaced
