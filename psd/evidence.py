@@ -259,11 +259,11 @@ def progress_sentence(lines: Sequence[Line], missing: int) -> str:
     """
     total = len(lines) + missing
     if not lines:
-        return f"Not run yet with the present weights: {total} runs are to do."
+        return f"Not run yet with the present weights: {counted(total, 'run')} {'is' if total == 1 else 'are'} to do."
     seconds = sum(line["seconds"] for line in lines)
     hours = math.ceil(seconds / len(lines) * total / 3600)
     memory = max(line.get("peak_memory_bytes") or 0 for line in lines) / 1e9
-    done = f"{len(lines)} of {total} runs" if missing else f"All {total} runs"
+    done = f"{len(lines)} of {total} runs" if missing else f"All {counted(total, 'run')}"
     return f"{done}; the whole suite takes about {counted(hours, 'hour')} of one core" + (
         f", at most {memory:.1f} GB a process." if memory else "."
     )
