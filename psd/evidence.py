@@ -169,29 +169,30 @@ def drop_stale_pictures(suite: Suite, lines: Sequence[Line]) -> None:
 # --------------------------------------------------------------------------------------------------------------- report
 
 GUIDE = (
-    "A judge's score is the mesh's minus the truth's own, in standard deviations of what that judge gives truths, "
-    "clipped to [-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is "
-    "the same difference, raw, and told of what climbs the same reward. Cost is what all calls of the networks come "
-    "to, in images through the U-Net, by the bench; seconds are those of whatever machine a run was made on. "
-    "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
-    "the truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
-    "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: nothing is "
-    "named or overlaps there, and what needs an object (depth, normal, texture, Janus) leaves them out."
+    "A judge's score is the mesh's minus the truth's own, in standard deviations of the scores that this judge gives"
+    " to truths, clipped to [-1, 1] so that no caption dominates a mean (0: as good as the truth). The train reward "
+    "is the same difference, raw, and is given only for methods that optimise the same reward. Cost is that of all "
+    "network calls, in images through the U-Net, with the prices that the bench measured; seconds are those of the "
+    "machine that made the run. Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected "
+    "colour error) are divided by the truth's. Above truth is the share of runs whose train reward exceeds the "
+    "truth's; diverging is the share whose reward rose at the end while every judge fell. Failed counts the runs "
+    "that ended without a mesh: such a run is named wrongly and has no overlap, and whatever needs an object (depth,"
+    " normal, texture, Janus) leaves it out."
 )
 GUIDE_TO_WINNERS = (
-    "Of the steps with a pair: first wins is the share that the first candidate, or the steered one, wins; half agrees "
-    "that in which every second view alone would choose the same winner."
+    "Of the steps with a pair: first wins is the share in which the first candidate, or the steered one, wins; half "
+    "agrees is the share in which every second view alone would choose the same winner."
 )
 GUIDE_WITHOUT_TRUTH = (
-    "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is what all "
-    "calls of the networks come to, in images through the U-Net; diverging is the share of runs whose reward rose at "
-    "the end while every judge fell."
+    "Scores are raw, of the field's last preview. Inconsistency is its reprojected colour error. Cost is that of all"
+    " network calls, in images through the U-Net. Diverging is the share of runs whose reward rose at the end while "
+    "every judge fell."
 )
 GUIDE_TO_DIFFERENCES = (
-    "Differences are paired by caption and seed, with 95 % intervals over captions; a judge prefers a method in the "
-    "share of captions (seeds averaged) in which it scores it higher, by the raw score; cost is that of the one over "
-    "that of the other. From fewer than 5 captions no "
-    "interval is shown; one without width means that all captions agree, not that nothing is left to doubt."
+    "Differences are paired by caption and seed, with 95 % intervals over captions. A judge prefers a method in the "
+    "share of captions (seeds averaged) for which it scores that method higher, by the raw score. Cost is relative "
+    "to the other method's. Below 5 captions no interval is shown; an interval without width means that all captions"
+    " agree, not that no doubt is left."
 )
 
 
