@@ -14,7 +14,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12)
 BROWSER = $(if $(findstring not browser,$(TESTS)),,browser)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help app test test-all test-gpu check readme clean browser
+.PHONY: help app test test-all test-gpu check docs clean browser
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
@@ -52,13 +52,13 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The parameters in README.md, from their declaration; a test says when they are stale.
-readme: $(VENV)/app.stamp
+# The tables of docs/parameters.md, from the declaration of the preset; a test fails when they are stale.
+docs: $(VENV)/app.stamp
 	awk '/^<!-- end of parameters/ { skip = 0 } \
 	     !skip { print } \
 	     /^<!-- parameters/ { skip = 1; fflush(); system("$(BIN)/python -m psd presets table") }' \
-	    README.md >$(VENV)/README.md
-	mv $(VENV)/README.md README.md
+	    docs/parameters.md >$(VENV)/parameters.md
+	mv $(VENV)/parameters.md docs/parameters.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

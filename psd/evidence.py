@@ -1,6 +1,6 @@
-"""The report: what the recorded lines of the suites say, as tables, charts, bars and README.md's section "Evidence".
+"""The report on the recorded lines of the suites: a page and charts for each suite, and the tables of docs/evidence.md.
 
-Everything is a function of the lines, so that a test can tell whether README.md and the results agree.
+Everything is a function of the lines, so that a test can check that the pages and the results agree.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from psd.tables import (
     without_other_rewards,
 )
 
+EVIDENCE_PAGE = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- evidence: written by `python -m psd compare --report` -->", "<!-- end of evidence -->"
 STRIP_PROMPTS = 6
 STRIP_METHODS = 10
@@ -171,29 +172,30 @@ def drop_stale_pictures(suite: Suite, lines: Sequence[Line]) -> None:
 # --------------------------------------------------------------------------------------------------------------- report
 
 GUIDE = (
-    "A judge's score is the mesh's minus the truth's own, in standard deviations of what that judge gives truths, "
-    "clipped to [-1, 1] so that one caption cannot decide a mean (0: as good as the truth); the train reward is "
-    "the same difference, raw, and told of what climbs the same reward. Cost is what all calls of the networks come "
-    "to, in images through the U-Net, by the bench; seconds are those of whatever machine a run was made on. "
-    "Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected colour error) are over "
-    "the truth's; above truth is the share of runs whose train reward exceeds the truth's; diverging the share whose "
-    "reward rose at the end while every judge fell; failed counts the runs that ended without a mesh: nothing is "
-    "named or overlaps there, and what needs an object (depth, normal, texture, Janus) leaves them out."
+    "A judge's score is the mesh's minus the truth's own, in standard deviations of the scores that this judge gives"
+    " to truths, clipped to [-1, 1] so that no caption dominates a mean (0: as good as the truth). The train reward "
+    "is the same difference, raw, and is given only for methods that optimise the same reward. Cost is that of all "
+    "network calls, in images through the U-Net, with the prices that the bench measured; seconds are those of the "
+    "machine that made the run. Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected "
+    "colour error) are divided by the truth's. Above truth is the share of runs whose train reward exceeds the "
+    "truth's; diverging is the share whose reward rose at the end while every judge fell. Failed counts the runs "
+    "that ended without a mesh: such a run is named wrongly and has no overlap, and whatever needs an object (depth,"
+    " normal, texture, Janus) leaves it out."
 )
 GUIDE_TO_WINNERS = (
-    "Of the steps with a pair: first wins is the share that the first candidate, or the steered one, wins; half agrees "
-    "that in which every second view alone would choose the same winner."
+    "Of the steps with a pair: first wins is the share in which the first candidate, or the steered one, wins; half "
+    "agrees is the share in which every second view alone would choose the same winner."
 )
 GUIDE_WITHOUT_TRUTH = (
-    "Scores are raw, of the field's last preview; inconsistency is its reprojected colour error; cost is what all "
-    "calls of the networks come to, in images through the U-Net; diverging is the share of runs whose reward rose at "
-    "the end while every judge fell."
+    "Scores are raw, of the field's last preview. Inconsistency is its reprojected colour error. Cost is that of all"
+    " network calls, in images through the U-Net. Diverging is the share of runs whose reward rose at the end while "
+    "every judge fell."
 )
 GUIDE_TO_DIFFERENCES = (
-    "Differences are paired by caption and seed, with 95 % intervals over captions; a judge prefers a method in the "
-    "share of captions (seeds averaged) in which it scores it higher, by the raw score; cost is that of the one over "
-    "that of the other. From fewer than 5 captions no "
-    "interval is shown; one without width means that all captions agree, not that nothing is left to doubt."
+    "Differences are paired by caption and seed, with 95 % intervals over captions. A judge prefers a method in the "
+    "share of captions (seeds averaged) for which it scores that method higher, by the raw score. Cost is relative "
+    "to the other method's. Below 5 captions no interval is shown; an interval without width means that all captions"
+    " agree, not that no doubt is left."
 )
 
 
@@ -249,25 +251,28 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
 
 
 def progress_sentence(lines: Sequence[Line], missing: int) -> str:
-    """How much of the suite has been run, what it took, and what it takes."""
+    """One sentence on how many runs of a suite are recorded, and on the time and memory that the whole suite takes.
+
+    Hours are of one core and rounded up; memory is the highest peak of any process, in GB.
+    """
     total = len(lines) + missing
     if not lines:
-        return f"Not run yet with the present weights: {total} runs are to do."
+        return f"Not run yet with the present weights: {pluralise(total, 'run')} {'is' if total == 1 else 'are'} to do."
     seconds = sum(line["seconds"] for line in lines)
-    whole_h = seconds / len(lines) * total / 3600
+    hours = math.ceil(seconds / len(lines) * total / 3600)
     memory = max(line.get("peak_memory_bytes") or 0 for line in lines) / 1e9
-    done = f"{len(lines)} of {total} runs" if missing else f"All {total} runs"
-    return f"{done}; the whole suite takes about {math.ceil(whole_h)} hours of one core" + (
+    done = f"{len(lines)} of {total} runs" if missing else f"All {pluralise(total, 'run')}"
+    return f"{done}; the whole suite takes about {pluralise(hours, 'hour')} of one core" + (
         f", at most {memory:.1f} GB a process." if memory else "."
     )
 
 
-def readme_section() -> str:
-    """README.md's section: the main suite's table, leads and bars; the others by their state."""
+def evidence_section() -> str:
+    """The generated part of docs/evidence.md: table, leads and criteria of the main suite, the state of the others."""
     parts = [BEGIN]
     for suite in read_suites():
         lines, missing = valid_lines(suite)
-        page = f"[{suite.name}](assets/results/{suite.name}.md)"
+        page = f"[{suite.name}](../assets/results/{suite.name}.md)"
         if not suite.bars:
             parts += [f"- {page}: {suite.about} {progress_sentence(lines, missing)}"]
             continue
@@ -279,12 +284,12 @@ def readme_section() -> str:
                 parts += [GUIDE_TO_DIFFERENCES, "", *differences_table(suite, main), ""]
             for name in ("curves.svg", "leads.svg", "strips.jpg"):
                 if (RESULTS / f"{suite.name}-{name}").is_file():
-                    parts += [f"![{name.partition('.')[0]}](assets/results/{suite.name}-{name})", ""]
+                    parts += [f"![{name.partition('.')[0]}](../assets/results/{suite.name}-{name})", ""]
     return "\n".join([*parts, END])
 
 
 def write_report() -> int:
-    """Every suite's page and charts, and README.md's section; prints the bars."""
+    """Write every suite's page and charts and the generated part of docs/evidence.md; print the criteria."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for suite in read_suites():
         lines, missing = valid_lines(suite)
@@ -296,15 +301,17 @@ def write_report() -> int:
         if suite.bars:
             for bar in bars(suite, lines):
                 print(f"  {bar.what:76} {bar.figure:24} {bar.verdict}")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(replace_section(text, readme_section()), encoding="utf-8")
+    text = EVIDENCE_PAGE.read_text(encoding="utf-8")
+    EVIDENCE_PAGE.write_text(replace_section(text, evidence_section()), encoding="utf-8")
     return 0
 
 
-def replace_section(text: str, new: str) -> str:
-    """README.md with its section; the markers tell where."""
-    found, count = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: new, text, count=1, flags=re.DOTALL)
+def replace_section(text: str, section: str) -> str:
+    """The page ``text`` with ``section`` in place of what stands from `BEGIN` to `END`, markers included.
+
+    Raises `ValueError` where the markers are missing.
+    """
+    replaced, count = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: section, text, count=1, flags=re.S)
     if not count:
-        raise ValueError(f"README.md lacks the markers {BEGIN} ... {END}: put them back")
-    return found
+        raise ValueError(f"docs/evidence.md lacks the markers {BEGIN} ... {END}: put them back")
+    return replaced

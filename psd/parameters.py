@@ -1,4 +1,4 @@
-"""A preset's parameters as text: ``key=value`` of the command line, and the tables of README.md."""
+"""A preset's parameters as text: ``key=value`` of the command line, and the tables of docs/parameters.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def parameter_table() -> str:
-    """All parameters as Markdown tables, one for each group: what README.md shows."""
+    """All parameters as Markdown tables, one for each group: what docs/parameters.md shows."""
     lines: list[str] = []
     group = ""
     for name, field in Preset.model_fields.items():

@@ -1,6 +1,6 @@
 """`Preset`: every parameter of a run, declared once.
 
-One declaration gives the check, the slider's range, the tooltip, the command-line flag and the README's table.
+One declaration gives the check, the slider's range, the tooltip, the command-line flag and docs/parameters.md.
 A preset is frozen; unknown keys, wrong values and impossible combinations are refused before any model loads, with the
 value, the bound and the cure.
 """

@@ -671,35 +671,46 @@ def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_p
     assert across(SMALL) == 2
 
 
-def test_the_readme_and_the_pages_agree_with_the_results() -> None:
-    readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
-    assert evidence.readme_section() in readme, "stale: run `python -m psd compare --report`"
+def test_the_pages_agree_with_the_results() -> None:
+    page = evidence.EVIDENCE_PAGE.read_text(encoding="utf-8")
+    assert evidence.evidence_section() in page, "stale: run `python -m psd compare --report`"
     for found in suite.read_suites():
         lines, missing = evidence.valid_lines(found)
         page = (evidence.RESULTS / f"{found.name}.md").read_text(encoding="utf-8")
         assert page == evidence.suite_report(found, lines, missing), "stale: run `python -m psd compare --report`"
 
 
-def test_every_interval_that_the_readme_tells_is_on_a_page() -> None:
-    """Of the prose before the section too, which is written by hand: to the digits that it tells."""
+def test_every_interval_in_the_prose_is_on_a_page() -> None:
+    """Also those in the part of docs/evidence.md that is written by hand, to the digits that it gives."""
     number = r"([+-]?\d*\.\d+)"
-    interval = re.compile(rf"{number}(?: dB)?\s+\[{number},\s+{number}\]")
+    interval = re.compile(rf"{number}(?:\s+dB)?\s+\[{number},\s+{number}\]")
     shown = {
         tuple(map(float, found.groups()))
         for page in suite.read_suites()
         for found in interval.finditer((evidence.RESULTS / f"{page.name}.md").read_text(encoding="utf-8"))
     }
-    readme = (evidence.ROOT / "README.md").read_text(encoding="utf-8")
-    prose = readme[readme.index("**What was found.**") : readme.index(evidence.BEGIN)]
-    told = list(interval.finditer(prose))
-    assert len(told) > 30 and len(told) == len(re.findall(r"\[[+-]?\d*\.\d+,", prose)), "an interval without its mean"
-    for found in told:
+    page = evidence.EVIDENCE_PAGE.read_text(encoding="utf-8")
+    prose = page[: page.index(evidence.BEGIN)]
+    given = list(interval.finditer(prose))
+    assert len(given) > 30 and len(given) == len(re.findall(r"\[[+-]?\d*\.\d+,", prose)), "an interval without its mean"
+    for found in given:
         digits = len(found[1].partition(".")[2])
         values, step = tuple(map(float, found.groups())), 10.0**-digits
         # a page has two digits: of fewer it may be either neighbour's rounding
         near = 0.5 * step + 0.005 if digits < 2 else 0.5 * step
         same = any(all(abs(a - b) < near + 1e-9 for a, b in zip(values, its, strict=True)) for its in shown)
         assert same, f"no page says {found[0]}"
+
+
+def test_a_single_hour_and_a_single_run_are_singular() -> None:
+    line = {"seconds": 1800.0, "peak_memory_bytes": 1_000_000_000}
+    whole = "the whole suite takes about"
+    assert (
+        evidence.progress_sentence([line, line], 0)
+        == f"All 2 runs; {whole} 1 hour of one core, at most 1.0 GB a process."
+    )
+    assert evidence.progress_sentence([line, line], 1).startswith(f"2 of 3 runs; {whole} 2 hours of one core")
+    assert evidence.progress_sentence([], 1) == "Not run yet with the present weights: 1 run is to do."
 
 
 def test_the_section_is_replaced_between_its_markers_only() -> None:
