@@ -1,40 +1,39 @@
 """Preference Score Distillation (PSD) for text-to-3D.
 
+The algorithm is `psd.distillation.run`; the ten rooms are listed in README.md and docs/development.md.
 Axes in every signature: k candidate (noise), b group (one orbit of cameras), v view, c channel, h w image, l token,
 d feature, n rays or points, s samples along a ray.
-Frames: world right-handed, +z up, object in the unit ball, front facing +x; cameras OpenGL; exports glTF (+y up).
+Frames: world right-handed, +z up, object in the unit ball, front facing +x; cameras OpenGL; exports say their own.
 Ranges: images float [0, 1] sRGB; angles in degrees only with the suffix ``_deg``; ``t`` is the integer diffusion step.
 
-Importing this package pulls in no heavy library: `psd.run.run` is the algorithm, `psd.preset.Preset` its parameters.
+Importing this package pulls in no heavy library: `Preset` and `run` are fetched when they are first asked for.
 """
 
-import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from psd.preset import Preset, PresetError
-
-__all__ = ["Preset", "PresetError"]
 __version__ = "0.1.0"
 
 
-def tried_with(version: tuple[int, int]) -> str:
-    """What to say of a Python that this was never tried with; empty for one that it was."""
-    if (3, 11) <= version <= (3, 12):
-        return ""
-    return f"PSD Studio runs on Python 3.11 and 3.12; this is {version[0]}.{version[1]}: use one of those"
+def lazy_names(package: str, origins: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a room's face: a public name is imported from its module when first asked for.
+
+    ``origins`` maps a name to the module that defines it.  So a room's face costs nothing until it is used, and torch
+    stays out of a process that only reads presets or run folders.
+    """
+
+    def get_public_name(name: str) -> Any:
+        if name not in origins:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(origins[name]), name)
+
+    return get_public_name
 
 
-if (complaint := tried_with(sys.version_info[:2])) and sys.version_info < (3, 11):
-    sys.exit(complaint)  # before an import fails on what that Python lacks
-elif complaint:
-    print(complaint, file=sys.stderr)
+if TYPE_CHECKING:
+    from psd.config.preset import Preset
+    from psd.distillation.run import run
 
-
-def __getattr__(name: str) -> Any:
-    """The two on demand, so that ``python -m psd`` can say in words that a package of theirs is missing."""
-    if name not in __all__:
-        raise AttributeError(f"module 'psd' has no attribute {name!r}")
-    from psd import preset
-
-    return getattr(preset, name)
+__all__ = ["Preset", "run"]
+__getattr__ = lazy_names(__name__, {"Preset": "psd.config.preset", "run": "psd.distillation.run"})

@@ -19,9 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from psd import hub, machine, tried_with
-from psd.archive import default_root
-from psd.preset import PRESETS, MissingError, Preset, PresetError, available
+from psd import version_complaint
+from psd.config.errors import MissingError, PresetError
+from psd.config.preset import PRESETS, Preset, list_presets
+from psd.models import hub, releases
+from psd.runs.store.archive import default_root
+from psd.runtime import diagnosis
 
 ROOT = PRESETS.parent
 OK, NOTE, BAD = "ok", "note", "MISSING"
@@ -49,10 +52,10 @@ class Finding:
     cure: str = ""
 
 
-def report() -> int:
+def print_report() -> int:
     """Print everything; 0 when the shipped presets can run, 4 when something that they need is missing."""
     bad = 0
-    for finding in examine():
+    for finding in examine_machine():
         print(f"{finding.what:{WIDTH}}  {finding.state:7}  {finding.detail}")
         if finding.cure:
             print(f"{'':{WIDTH}}           -> {finding.cure}")
@@ -61,30 +64,30 @@ def report() -> int:
     return 4 if bad else 0
 
 
-def examine() -> Iterator[Finding]:
-    yield python()
-    yield from packages()
-    yield from accelerators()
-    yield from room()
+def examine_machine() -> Iterator[Finding]:
+    yield check_python()
+    yield from check_packages()
+    yield from check_accelerators()
+    yield from check_memory_and_disk()
     if hub.has_client():
-        yield connection()
-    yield from weights(ROOT / "assets")
-    for name in available():
-        yield preset(name)
-    yield from downloads(available())
+        yield check_connection()
+    yield from check_weights(ROOT / "assets")
+    for name in list_presets():
+        yield check_preset(name)
+    yield from list_downloads(list_presets())
     for name, use in OPTIONAL.items():
-        yield optional(name, use)
+        yield check_optional(name, use)
 
 
-def python() -> Finding:
+def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if not tried_with(sys.version_info[:2]):
+    if not version_complaint(sys.version_info[:2]):
         return Finding("python", OK, version)
     return Finding("python", NOTE, f"{version} was never tried", "Python 3.11 or 3.12")
 
 
-def packages() -> Iterator[Finding]:
-    """What requirements.txt pins, against what is installed; `optional` speaks of what may be absent."""
+def check_packages() -> Iterator[Finding]:
+    """What requirements.txt pins, against what is installed; `check_optional` speaks of what may be absent."""
     torch = ""
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         name, _, wanted = line.partition("#")[0].strip().partition("==")
@@ -108,7 +111,7 @@ def packages() -> Iterator[Finding]:
         )
 
 
-def accelerators() -> Iterator[Finding]:
+def check_accelerators() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
         return
     import torch
@@ -118,43 +121,43 @@ def accelerators() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
-            what = f"{about.name}, {gigabytes(about.total_memory)}"
-            if useless := machine.no_kernels(index):
+            what = f"{about.name}, {format_gib(about.total_memory)}"
+            if useless := diagnosis.unsupported_gpu(index):
                 reason, cure = useless
                 yield Finding(f"cuda:{index}", NOTE, f"{what}; {reason}", cure)
                 continue
             yield Finding(f"cuda:{index}", OK, what)
             if index == 0:  # the one that runs take
-                yield from hash_grid()
+                yield from check_hash_grid()
             if about.total_memory < LARGE_MEMORY:
                 yield Finding(
-                    f"cuda:{index}", NOTE, f"less than {gigabytes(LARGE_MEMORY)}, which `mvdream` is planned for",
+                    f"cuda:{index}", NOTE, f"less than {format_gib(LARGE_MEMORY)}, which `mvdream` is planned for",
                     "preset mvdream-12gb or mvdream-8gb, or a smaller network_batch",
                 )  # fmt: skip
     elif torch.backends.mps.is_available():
         yield Finding("mps", OK, "Apple GPU")
     else:
-        yield Finding("gpu", NOTE, *machine.no_gpu())
+        yield Finding("gpu", NOTE, *diagnosis.missing_gpu())
 
 
-def hash_grid() -> Iterator[Finding]:
+def check_hash_grid() -> Iterator[Finding]:
     """What computes the large models' scenes on the GPU; its kernels are tried, which compiles them the first time."""
     import torch
 
     try:
-        from psd.hashfield import hash_backend
+        from psd.scenes.fields.hash_backends import hash_backend
     except ModuleNotFoundError:
-        return  # `packages` names what is missing
+        return  # `check_packages` names what is missing
     name, why = hash_backend(torch.device("cuda"))
     yield Finding("hash grid", NOTE if name == "plain" else OK, why)
 
 
-def connection() -> Finding:
+def check_connection() -> Finding:
     """Whether the hub could be asked, and as whom; nothing is fetched, and offline nothing is tried."""
     from huggingface_hub import get_token
     from huggingface_hub.constants import ENDPOINT
 
-    if hub.offline():
+    if hub.is_offline():
         return Finding("hub", NOTE, "offline, as asked (HF_HUB_OFFLINE): nothing will be downloaded")
     at = urlsplit(ENDPOINT)
     try:
@@ -167,28 +170,28 @@ def connection() -> Finding:
     return Finding("hub", OK, "reachable, without a token: gated models need `hf auth login`, the shipped presets none")
 
 
-def room() -> Iterator[Finding]:
+def check_memory_and_disk() -> Iterator[Finding]:
     """Memory and disk."""
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if memory < LEAST_MEMORY:
             yield Finding(
-                "memory", NOTE, gigabytes(memory), f"{gigabytes(LEAST_MEMORY)} are comfortable; close programs"
+                "memory", NOTE, format_gib(memory), f"{format_gib(LEAST_MEMORY)} are comfortable; close programs"
             )
         else:
-            yield Finding("memory", OK, gigabytes(memory))
+            yield Finding("memory", OK, format_gib(memory))
     root = default_root().absolute()
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
         yield Finding("runs", BAD, f"{root} cannot be written", "set PSD_RUNS to a folder that can")
     elif free < LEAST_DISK:
-        yield Finding("runs", BAD, f"{gigabytes(free)} free at {root}", "free space, or set PSD_RUNS to another disk")
+        yield Finding("runs", BAD, f"{format_gib(free)} free at {root}", "free space, or set PSD_RUNS to another disk")
     else:
-        yield Finding("runs", OK, f"{gigabytes(free)} free at {root}")
+        yield Finding("runs", OK, f"{format_gib(free)} free at {root}")
 
 
-def weights(assets: Path) -> Iterator[Finding]:
+def check_weights(assets: Path) -> Iterator[Finding]:
     """Every shipped model, file by file, against the sums in its card."""
     for folder in sorted(path for path in assets.iterdir() if any(path.rglob("*.safetensors"))):
         name = f"assets/{folder.name}"
@@ -213,7 +216,7 @@ def weights(assets: Path) -> Iterator[Finding]:
             yield Finding(name, OK, f"{size:.1f} MB, sums match")
 
 
-def preset(name: str) -> Finding:
+def check_preset(name: str) -> Finding:
     """Whether the models of a preset are here, or what its first run downloads, under which licences."""
     what = f"preset {name}"
     try:
@@ -221,43 +224,43 @@ def preset(name: str) -> Finding:
     except PresetError as error:
         return Finding(what, BAD, str(error), f"git checkout -- presets/{name}.yaml")
     try:
-        absent = [source for source, kind in hub.sources(chosen) if hub.find(source, kind) is None]
+        absent = [source for source, kind in hub.required_sources(chosen) if hub.find_model(source, kind) is None]
     except MissingError as error:
         return Finding(what, BAD, str(error), "clone the repository again")
     if not absent:
         return Finding(what, OK, "all models are here")
-    known = [hub.RELEASES[source] for source in absent if source in hub.RELEASES]
-    unknown = [f"{source} (of unknown size)" for source in absent if source not in hub.RELEASES]
+    known = [releases.RELEASES[source] for source in absent if source in releases.RELEASES]
+    unknown = [f"{source} (of unknown size)" for source in absent if source not in releases.RELEASES]
     size = sum(release.gigabytes for release in known)
     parts = ", ".join([*(release.source for release in known), *unknown])
-    if begun := [source for source in absent if hub.begun(source)]:
+    if begun := [source for source in absent if hub.is_partial(source)]:
         parts += f"; begun, and gone on with: {', '.join(begun)}"
-    cure = "start it once with a connection; what a download left incomplete is completed" if hub.offline() else ""
+    cure = "start it once with a connection; what a download left incomplete is completed" if hub.is_offline() else ""
     return Finding(what, NOTE, f"its first run downloads about {size:.1f} GB: {parts}", cure)
 
 
-def downloads(names: Iterable[str]) -> Iterator[Finding]:
+def list_downloads(names: Iterable[str]) -> Iterator[Finding]:
     """Every model that some preset would download, once: its size and licence; the presets' lines only name it."""
     absent: dict[str, None] = {}
     for name in names:
         try:
-            chosen = hub.sources(Preset.load(name))
-            absent.update({source: None for source, kind in chosen if hub.find(source, kind) is None})
+            chosen = hub.required_sources(Preset.load(name))
+            absent.update({source: None for source, kind in chosen if hub.find_model(source, kind) is None})
         except (PresetError, MissingError):
             continue  # the preset's own line says it
     for source in absent:
-        if source in hub.RELEASES:
-            yield Finding("download", NOTE, str(hub.RELEASES[source]))
+        if source in releases.RELEASES:
+            yield Finding("download", NOTE, str(releases.RELEASES[source]))
 
 
-def optional(name: str, use: str) -> Finding:
+def check_optional(name: str, use: str) -> Finding:
     module = name.replace("-", "_")
     if importlib.util.find_spec(module) is None:
         return Finding(name, NOTE, f"absent: {use}")
-    if reason := machine.broken(module):
+    if reason := diagnosis.import_error(module):
         return Finding(name, NOTE, f"cannot be used here ({reason}): {use}")
     return Finding(name, OK, use)
 
 
-def gigabytes(size: float) -> str:
+def format_gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"

@@ -4,6 +4,14 @@ import os
 import time
 from pathlib import Path
 
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+from tests.support import signatures  # noqa: F401  (the hook finds it there)
+from tests.support.gpu_table import LATE
+
 # Before torch, transformers and gradio are imported, and inherited by the processes that tests start.
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -13,18 +21,14 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
 )
 
-import hypothesis
-import jaxtyping
-import pytest
-import torch
-from gpu_table import LATE
-
 # Not in the page: the hook hides from Gradio which of its functions are generators; nor in kernels, whose source Triton
 # reads.
 PACKAGE = Path(__file__).resolve().parent.parent / "psd"
-SHAPED = [f"psd.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("ui", "hashgrid", "__init__")]
+MODULES = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")]
+UNSHAPED = ("psd.ui.", "psd.scenes.fields.hash_triton")
+SHAPED = [name for name in MODULES if not name.startswith(UNSHAPED) and not name.endswith("__init__")]
 if os.environ.get("PSD_TEST_SHAPES", "1") != "0":  # measurements of speed go without: `make test-gpu`
-    jaxtyping.install_import_hook(SHAPED, "signatures.check_shapes")
+    jaxtyping.install_import_hook(SHAPED, "tests.support.signatures.check_shapes")
 torch.set_num_threads(1)
 
 # No deadline: the machine's load is not the code's fault.  The database would make one run depend on the last.

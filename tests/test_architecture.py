@@ -1,8 +1,10 @@
-"""Who may import whom, held over the source: the layers of the program cannot grow together unnoticed."""
+"""Who may import whom, held over the source: a table of rooms, no circle of files, and no crowded folder."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,71 +15,41 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [*sorted((ROOT / "psd").rglob("*.py")), *ROOT.glob("app.py")]
 }
-
-# Heavy library -> the modules that may import it; "psd.tiny" covers the package.
+EVERYTHING = {"config", "runtime", "geometry", "models", "scenes", "distillation", "runs", "embedded", "evaluation", "ui"}
+# Room -> the other rooms whose modules it may import.  The edge (app, __main__, doctor) may import all of them.
+ROOMS = {
+    "config": set(),
+    "runtime": {"config"},
+    "geometry": {"config", "runtime"},
+    "models": {"config", "runtime", "geometry"},
+    "scenes": {"config", "runtime", "geometry"},
+    "distillation": {"config", "runtime", "geometry", "models", "scenes"},
+    "runs": {"config", "runtime", "geometry", "models", "scenes", "distillation"},
+    "embedded": {"config", "runtime", "geometry", "models"},
+    "evaluation": EVERYTHING - {"ui"},
+    "ui": {"config", "runtime", "distillation", "runs"},
+}
+# Where a room may use only part of another: (room, other room) -> the modules that it may import.
+NARROW = {
+    ("distillation", "models"): {"psd.models.interfaces", "psd.models.prior.view_prompts"},
+    ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose", "psd.scenes.turntable"},
+    ("ui", "distillation"): {"psd.distillation.events", "psd.distillation.detectors"},
+    ("ui", "runtime"): {"psd.runtime.memory"},
+}
+# Heavy library -> the rooms or modules that may import it.
 HEAVY = {
     "gradio": {"psd.ui", "app"},
     "spaces": {"app"},
-    "diffusers": {
-        "psd.prior",
-        "psd.components",
-        "psd.randomised",
-        "psd.checkpoints",
-        "psd.multiview",
-        "psd.rewards",
-        "psd.tiny",
-    },
-    "transformers": {
-        "psd.prior",
-        "psd.components",
-        "psd.randomised",
-        "psd.checkpoints",
-        "psd.multiview",
-        "psd.rewards",
-        "psd.tiny",
-    },
-    "nerfacc": {"psd.volrend", "psd.scene"},
-    "tinycudann": {"psd.hashfield"},
-    "triton": {"psd.hashgrid"},
-    "trimesh": {"psd.export", "psd.surface", "psd.mesh"},
+    "diffusers": {"psd.models", "psd.embedded"},
+    "transformers": {"psd.models", "psd.embedded"},
+    "nerfacc": {"psd.scenes.volume_rendering"},
+    "tinycudann": {"psd.scenes.fields.hash_backends"},
+    "triton": {"psd.scenes.fields.hash_triton"},
+    "trimesh": {"psd.geometry"},
+    "pandas": {"psd.evaluation"},
 }
-# Module -> the modules of this package that it may never reach, not even through others.
-NEVER = {
-    "psd.preset": {"psd"},
-    "psd.plain_yaml": {"psd"},
-    "psd.events": {"psd.ui", "psd.worker", "psd.store", "psd.run", "psd.models"},
-    "psd.store": {"psd.ui", "psd.worker", "psd.run", "psd.models"},
-    "psd.worker": {"psd.ui", "psd.run", "psd.models"},
-    "psd.ui": {"psd.run", "psd.models", "psd.methods", "psd.prior", "psd.rewards", "psd.scene", "psd.tiny.train"},
-    "psd.cameras": {"psd"},
-    "psd.score": {"psd.methods", "psd.run", "psd.prior", "psd.scene", "psd.models"},
-    "psd.run": {"psd.ui", "psd.worker", "psd.store", "psd.models", "psd.prior", "psd.rewards", "psd.scene"},
-    "psd.methods": {"psd.run", "psd.models", "psd.prior", "psd.rewards", "psd.scene"},
-    "psd.negative": {"psd.run", "psd.models", "psd.prior", "psd.rewards", "psd.scene"},
-    "psd.prior": {"psd.run", "psd.methods", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
-    "psd.rewards": {"psd.run", "psd.methods", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
-    "psd.scene": {"psd.run", "psd.methods", "psd.prior", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
-    "psd.paired": {"psd"},
-    "psd.charts": {"psd"},
-    "psd.suite": {
-        "psd.tables",
-        "psd.bars",
-        "psd.evidence",
-        "psd.compare",
-        "psd.compare_command",
-        "psd.run",
-        "psd.models",
-        "psd.tiny",
-    },
-    "psd.compare": {"psd.tables", "psd.bars", "psd.evidence", "psd.compare_command", "psd.tiny.evaluate"},
-    "psd.record_runs": {"psd.tables", "psd.bars", "psd.evidence", "psd.compare_command", "psd.tiny.evaluate"},
-    "psd.tiny.scenes": {"psd.tables", "psd.bars", "psd.evidence", "psd.compare_command", "psd.tiny.evaluate"},
-    "psd.tables": {"psd.bars", "psd.evidence", "psd.compare", "psd.run", "psd.models", "psd.tiny", "psd.ui"},
-    "psd.bars": {"psd.evidence", "psd.compare", "psd.run", "psd.models", "psd.tiny", "psd.ui"},
-    "psd.mesh": {"psd.run", "psd.methods", "psd.prior", "psd.tiny", "psd.ui", "psd.worker", "psd.store"},
-}
-LEAVES = {"psd.plain_yaml", "psd.complaints"}  # reach nothing of this package but each other: anything may reach them
-TORCH_FREE = ["psd.ui", "psd.worker", "psd.store", "psd.events", "psd.preset"]
+TORCH_FREE = ["psd.config", "psd.ui", "psd.distillation.events", "psd.runs.store", "psd.runs.jobs"]
+MOST_FILES = 20  # in a folder
 
 
 def imports(path: Path, when: Literal["ever", "running", "loading"] = "ever") -> set[str]:
@@ -104,6 +76,16 @@ def imports(path: Path, when: Literal["ever", "running", "loading"] = "ever") ->
     return names
 
 
+def imported_modules(module: str, when: Literal["ever", "running", "loading"] = "ever") -> set[str]:
+    """Own modules that ``module`` imports itself; a package's face counts only where nothing inside it is named."""
+    names = imports(MODULES[module], when)
+    return {
+        name
+        for name in names
+        if name in MODULES and name != module and not (name != "psd" and any(f"{name}." in other for other in names))
+    }
+
+
 def reachable(module: str, when: Literal["running", "loading"] = "running") -> dict[str, str]:
     """Own modules that ``module`` imports, directly or not, each with the module that asked for it."""
     found: dict[str, str] = {}
@@ -117,16 +99,58 @@ def reachable(module: str, when: Literal["running", "loading"] = "running") -> d
     return found
 
 
-def parts(module: str) -> list[str]:
-    """The module, or all of a package; a rule about something that is gone fails, so that its line goes too."""
-    found = [name for name in MODULES if allowed(name, {module})]
-    assert found, f"{module} is not in the package: remove or rename its line in this test"
+def room_of(module: str) -> str:
+    """The room that a module lives in; empty for the edge: app, psd itself, __main__, doctor."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
+
+
+def is_inside(module: str, places: set[str]) -> bool:
+    """Whether the module is one of ``places``, or inside one that is a package."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def wrong_arrows() -> Iterator[str]:
+    for module in MODULES:
+        room = room_of(module)
+        for other in imported_modules(module) if room else ():
+            target = room_of(other)
+            if target in ("", room):
+                continue
+            if target not in ROOMS[room]:
+                yield f"{module} -> {other}: {room} may not use {target}"
+            elif (narrow := NARROW.get((room, target))) and other not in narrow:
+                yield f"{module} -> {other}: of {target}, {room} may use {sorted(narrow)} only"
+
+
+def circles() -> list[set[str]]:
+    """Groups of files that import each other, by whatever import runs, also inside functions (Tarjan)."""
+    arrows = {module: imported_modules(module, "running") for module in MODULES}
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    open_stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        open_stack.append(module)
+        for other in arrows[module]:
+            if other not in order:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in open_stack:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            group = set()
+            while module not in group:
+                group.add(open_stack.pop())
+            if len(group) > 1:
+                found.append(group)
+
+    for module in MODULES:
+        if module not in order:
+            visit(module)
     return found
-
-
-def allowed(module: str, owners: set[str]) -> bool:
-    """Is the module one of ``owners``, or inside one that is a package?"""
-    return any(module == owner or module.startswith(f"{owner}.") for owner in owners)
 
 
 def test_the_walk_sees_imports_of_every_shape(tmp_path: Path) -> None:
@@ -143,62 +167,57 @@ def test_the_walk_sees_imports_of_every_shape(tmp_path: Path) -> None:
     assert imports(source) == loading | {"e", "e.g", "shapes"}
 
 
+def test_every_module_has_a_room() -> None:
+    edge = {"psd", "psd.__main__", "psd.doctor", "app"}
+    assert {module for module in MODULES if not room_of(module)} == edge
+    assert set(ROOMS) == EVERYTHING
+
+
+def test_arrows_between_rooms_point_one_way() -> None:
+    assert not list(wrong_arrows())
+
+
+def test_no_files_import_each_other() -> None:
+    assert not circles()
+
+
+def test_no_folder_is_crowded() -> None:
+    files = Counter(path.parent for path in MODULES.values())
+    assert not {str(folder): count for folder, count in files.items() if count > MOST_FILES}
+
+
 @pytest.mark.parametrize("library", HEAVY)
-def test_heavy_libraries_stay_behind_their_adapters(library: str) -> None:
+def test_heavy_libraries_stay_in_their_rooms(library: str) -> None:
     strangers = [
         module
         for module, path in MODULES.items()
-        if any(name.split(".")[0] == library for name in imports(path)) and not allowed(module, HEAVY[library])
+        if any(name.split(".")[0] == library for name in imports(path)) and not is_inside(module, HEAVY[library])
     ]
     assert not strangers, f"{library} belongs in {sorted(HEAVY[library])}, not in {strangers}"
 
 
-@pytest.mark.parametrize("module", NEVER)
-def test_arrows_point_one_way(module: str) -> None:
-    wrong = {
-        name: via
-        for part in parts(module)
-        for name, via in reachable(part).items()
-        if name not in {"psd"} | LEAVES and not allowed(name, {module}) and allowed(name, NEVER[module])
-    }
-    assert not wrong, f"{module} must not reach {wrong} (reached: imported by)"
-
-
-@pytest.mark.parametrize("module", TORCH_FREE)
-def test_presentation_knows_no_torch(module: str) -> None:
+@pytest.mark.parametrize("place", TORCH_FREE)
+def test_presentation_knows_no_torch(place: str) -> None:
     """Not in its own code, and not by being loaded; the store may fetch the mesh writer when there is a mesh."""
-    loaded = {name: via for part in parts(module) for name, via in reachable(part, "loading").items() if name != "psd"}
+    inside = [module for module in MODULES if is_inside(module, {place})]
+    assert inside, f"{place} is not in the package: remove or rename its line in this test"
+    loaded = {name: via for part in inside for name, via in reachable(part, "loading").items() if name != "psd"}
     guilty = {
         name: loaded.get(name, "itself")
-        for name in [*parts(module), *loaded]
+        for name in [*inside, *loaded]
         if any(imported.split(".")[0] == "torch" for imported in imports(MODULES[name], "running"))
     }
-    assert not guilty, f"{module} pulls in torch through {guilty} (module: imported by)"
+    assert not guilty, f"{place} pulls in torch through {guilty} (module: imported by)"
 
 
-def test_only_app_and_the_command_line_join_models_to_the_run() -> None:
-    """An adapter (models) and the method (run) meet at the edge only, so either can be replaced alone."""
-    joined = [module for module, path in MODULES.items() if {"psd.run", "psd.models"} <= imports(path)]
-    edges = {"app", "psd.__main__", "psd.bench", "psd.record_runs", "psd.doctor"}
-    assert not [module for module in joined if not allowed(module, edges)]
-
-
-def test_nothing_that_runs_depends_on_training() -> None:
-    """`psd.tiny` makes and measures the embedded models; a run reads their folders like any others."""
-    edges = {
-        "app",
-        "psd.__main__",
-        "psd.ui",
-        "psd.compare",
-        "psd.record_runs",
-        "psd.evidence",
-    }  # the last three measure
-    guilty = [
+def test_one_place_joins_models_to_the_run() -> None:
+    """Whoever loads models and runs the algorithm does it through the engine: download, load, run stand there once."""
+    joined = [
         module
         for module, path in MODULES.items()
-        if any(name.startswith("psd.tiny") for name in imports(path)) and not allowed(module, edges | {"psd.tiny"})
+        if {"psd.distillation.run", "psd.models.load"} <= imports(path)
     ]
-    assert not guilty
+    assert joined == ["psd.runs.engine"]
 
 
 def test_importing_the_package_is_light() -> None:
@@ -206,6 +225,14 @@ def test_importing_the_package_is_light() -> None:
     heavy = ["torch", *HEAVY]
     result = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_face_keeps_its_word(room: str) -> None:
+    """Every name that a room's face lists can be fetched from it, and the face has a sentence about the room."""
+    code = f"import psd.{room} as room; print([getattr(room, name) and name for name in getattr(room, '__all__', [])])"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ast.get_docstring(ast.parse(MODULES[f"psd.{room}"].read_text(encoding="utf-8")))
 
 
 def test_modules_stay_readable() -> None:
@@ -218,13 +245,25 @@ def test_no_drawer_for_odds_and_ends() -> None:
     assert not [module for module in MODULES if drawers & set(module.split("."))]
 
 
+def test_few_functions_have_a_name_of_one_word() -> None:
+    """A function is a verb with its object.  Counted: every def but dunders; bare underscores in front don't count."""
+    names = [
+        node.name.strip("_")
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("__")
+    ]
+    short = sum("_" not in name for name in names)
+    assert short <= 0.35 * len(names), f"{short} of {len(names)}"
+
+
 def test_the_top_level_stays_small() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in listed.splitlines()}
     assert top <= {
         "app.py", "psd", "presets", "assets", "tests", "docs", "requirements.txt", "README.md",
-        "requirements-test.txt", "requirements-cuda.txt", "packages.txt", "pyproject.toml", "Makefile", "LICENSE",
-        ".ci", ".gitignore",
+        "requirements-test.txt", "requirements-cuda.txt", "requirements-evidence.txt", "packages.txt",
+        "pyproject.toml", "Makefile", "LICENSE", ".ci", ".gitignore",
     }  # fmt: skip
 
 

@@ -16,21 +16,24 @@ import pytest
 import torch
 
 import psd
-from psd import bench, doctor
+from psd import doctor
 from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
-from psd.archive import latest_checkpoint, list_runs, read_preset, read_status, replay
-from psd.clock import Clock
-from psd.drive import Controls, MakeEvents
-from psd.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
-from psd.halves import Half
-from psd.parameters import parameter_table
-from psd.preset import MissingError, Preset, PresetError, available
-from psd.progress import PLAIN_EVERY, Progress, duration
-from psd.recorder import Call
-from psd.scene import make_scene
-from psd.store import RunFolder
-from tests.fake_run import fake_run
-from tests.toy import make_models, make_preset
+from psd.config.errors import MissingError, PresetError
+from psd.config.preset import Preset, list_presets
+from psd.config.reference import parameter_table
+from psd.distillation.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
+from psd.evaluation.speed import bench
+from psd.evaluation.speed.phases import Half
+from psd.evaluation.speed.recorder import Call
+from psd.runs.jobs.controls import Controls
+from psd.runs.jobs.drive import MakeEvents
+from psd.runs.store.archive import latest_checkpoint, list_runs, read_preset, read_status, replay_events
+from psd.runs.store.folder import RunFolder
+from psd.runs.terminal import PLAIN_EVERY, Progress, format_duration
+from psd.runtime.timing import Clock
+from psd.scenes.choose import make_scene
+from tests.support.fake_run import fake_run
+from tests.support.toy import make_models, make_preset
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +165,7 @@ def test_first_interrupt_keeps_everything(root: Path, capsys: pytest.CaptureFixt
     assert main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(1)) == INTERRUPTED
     folder = the_run(root)
     assert read_status(folder).state == "stopped"
-    events = list(replay(folder))
+    events = list(replay_events(folder))
     assert isinstance(events[-1], Finished) and isinstance(events[-2], Meshed) and events[-1].step == 3
     assert "Ctrl-C again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -180,7 +183,7 @@ def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixtu
     main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2))
     folder = the_run(root)
     assert main(["resume", folder.name], prepare=fake) == OK
-    told = [event for event in replay(folder) if isinstance(event, Stepped)]
+    told = [event for event in replay_events(folder) if isinstance(event, Stepped)]
     assert told == [event for event in fake_run(read_preset(folder), Controls(Preset())) if isinstance(event, Stepped)]
     assert main(["resume", str(folder)], prepare=fake) == BAD_INPUT
     assert "add some with --more N" in capsys.readouterr().err
@@ -207,7 +210,7 @@ def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
     folder = the_run(root)
     again = ["resume", str(folder), "--set", "guidance_scale=2", "preference_weight=0.5"]
     assert main(again, prepare=fake) == OK
-    told = list(replay(folder))
+    told = list(replay_events(folder))
     changed = [event for event in told if isinstance(event, LiveChanged)]
     assert [(event.step, event.values) for event in changed] == [
         (0, {"guidance_scale": 9.0}), (2, {"guidance_scale": 2.0, "preference_weight": 0.5}),
@@ -284,7 +287,7 @@ def test_export_into_a_run_is_told_by_it(root: Path) -> None:
     assert main(["export", str(folder), "--format", "glb", "--threshold", "3"]) == OK
     names = {path.name for path in exports.iterdir()}
     assert names == {"mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "statistics.json"}
-    *_, last = replay(folder)
+    *_, last = replay_events(folder)
     assert isinstance(last, Meshed) and last.statistics["threshold"] == 3.0
     assert json.loads((exports / "statistics.json").read_text()) == last.statistics
 
@@ -323,7 +326,7 @@ def test_export_without_a_checkpoint(root: Path, capsys: pytest.CaptureFixture[s
 def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == OK
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == available() and all(len(line.split()) > 3 for line in lines)
+    assert [line.split()[0] for line in lines] == list_presets() and all(len(line.split()) > 3 for line in lines)
     assert main(["presets", "show", "tiny"]) == OK
     assert "prompt: a red mushroom" in capsys.readouterr().out
     assert main(["presets", "table"]) == OK
@@ -423,7 +426,7 @@ def test_log_gets_a_line_now_and_then() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03")])
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 # doctor ------------------------------------------------------------------------------------------------------------
@@ -433,7 +436,7 @@ def test_doctor_ends_as_its_findings_say(capsys: pytest.CaptureFixture[str]) -> 
     code = main(["doctor"])
     out = capsys.readouterr().out
     assert code == (MISSING if doctor.BAD in out else OK)
-    for what in ("python", "torch", "cpu", "memory", "runs", *(f"preset {name}" for name in available())):
+    for what in ("python", "torch", "cpu", "memory", "runs", *(f"preset {name}" for name in list_presets())):
         assert f"\n{what} " in f"\n{out}"
 
 
@@ -449,19 +452,19 @@ def test_doctor_checks_the_sums(tmp_path: Path, card: str, state: str) -> None:
     (tmp_path / "pictures").mkdir()
     digest = hashlib.sha256(b"weights").hexdigest()
     (tmp_path / "prior/README.md").write_text(card.format(sum=digest, wrong=digest[::-1]))
-    assert [(finding.what, finding.state) for finding in doctor.weights(tmp_path)] == [("assets/prior", state)]
+    assert [(finding.what, finding.state) for finding in doctor.check_weights(tmp_path)] == [("assets/prior", state)]
 
 
 def test_doctor_names_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "requirements.txt").write_text("# comment\nno-such-thing==1.0\nnumpy==0.1\nno-luxury==2.0\n")
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     monkeypatch.setitem(doctor.OPTIONAL, "no-luxury", "a luxury")
-    found = {finding.what: finding.state for finding in doctor.packages()}
+    found = {finding.what: finding.state for finding in doctor.check_packages()}
     assert found == {"no-such-thing": doctor.BAD, "numpy": doctor.NOTE}
 
 
 def test_doctor_finds_an_optional_package_by_its_module() -> None:
-    assert doctor.optional("imageio-ffmpeg", "films").state == doctor.OK
+    assert doctor.check_optional("imageio-ffmpeg", "films").state == doctor.OK
 
 
 def test_doctor_of_torchvision_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +476,7 @@ def test_doctor_of_torchvision_without_torch(tmp_path: Path, monkeypatch: pytest
         raise doctor.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor.metadata, "version", version)
-    assert [(finding.what, finding.state) for finding in doctor.packages()] == [("torch", doctor.BAD)]
+    assert [(finding.what, finding.state) for finding in doctor.check_packages()] == [("torch", doctor.BAD)]
 
 
 def test_doctor_works_without_the_hubs_client(
@@ -490,8 +493,8 @@ def test_doctor_tells_each_finding_at_once(monkeypatch: pytest.MonkeyPatch, caps
         yield doctor.Finding("first", doctor.BAD, "gone", "bring it")
         assert capsys.readouterr().out.split() == ["first", "MISSING", "gone", "->", "bring", "it"]
 
-    monkeypatch.setattr(doctor, "examine", findings)
-    assert doctor.report() == MISSING
+    monkeypatch.setattr(doctor, "examine_machine", findings)
+    assert doctor.print_report() == MISSING
 
 
 @pytest.mark.parametrize("package", ["pydantic", "yaml", "numpy"])
@@ -507,7 +510,7 @@ def test_a_package_that_is_missing_later_is_said_too(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = blob(root)
-    monkeypatch.delitem(sys.modules, "psd.remesh", raising=False)
+    monkeypatch.delitem(sys.modules, "psd.runs.remesh", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["export", str(folder)]) == MISSING
     assert "the package torch is not installed" in capsys.readouterr().err
@@ -515,7 +518,7 @@ def test_a_package_that_is_missing_later_is_said_too(
 
 def test_doctor_sees_runs_that_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    (found,) = [finding for finding in doctor.room() if finding.what == "runs"]
+    (found,) = [finding for finding in doctor.check_memory_and_disk() if finding.what == "runs"]
     assert found.state == doctor.BAD and "PSD_RUNS" in found.cure
 
 
@@ -531,7 +534,7 @@ def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> No
     kinds = {key.split()[0]: call["calls_per_step"] for key, call in found.bare.items()}
     assert kinds["render"] == pytest.approx(1) and {"render", "unet", "encode", "reward"} <= set(kinds)
     assert any(key.startswith("render") and key.endswith("and backward") for key in found.bare)
-    assert "overhead" in found.table() and json.dumps(found.full) == "null"
+    assert "overhead" in found.format_table() and json.dumps(found.full) == "null"
     assert found.run_s == pytest.approx(make_preset().total_steps * found.step_s)
 
 
@@ -547,7 +550,7 @@ def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
 
 def test_bench_leaves_the_run_as_it_was() -> None:
     """Timing calls between the steps moves neither the draws nor the scene."""
-    from psd.run import run
+    from psd.distillation.run import run
 
     def metrics(events: Iterator[Event]) -> list[dict[str, float]]:
         stepped = list(
@@ -623,6 +626,6 @@ def test_clock_counts_nested_parts_once() -> None:
     clock = Clock()
     clock.now = lambda: float(next(ticks))  # type: ignore[method-assign]
     clock.restart()
-    with clock.part("unet"), clock.part("reward"):
+    with clock.time_part("unet"), clock.time_part("reward"):
         pass
-    assert clock.lap() == {"time/unet": 1.0, "time/other": 2.0, "time/step": 3.0}
+    assert clock.lap_metrics() == {"time/unet": 1.0, "time/other": 2.0, "time/step": 3.0}

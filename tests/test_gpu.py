@@ -13,15 +13,18 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from psd import bench, draws, memory, methods, pace
-from psd import run as algorithm
-from psd.cameras import placed, rays, turntable
-from psd.events import Finished, Meshed, Stepped
-from psd.halves import Half, halves
-from psd.preset import Preset
-from psd.randomised import random_models
-from psd.run import run
-from psd.scene import RadianceScene, pack, places
+from psd.config.preset import Preset
+from psd.distillation import run as algorithm
+from psd.distillation.events import Finished, Meshed, Stepped
+from psd.distillation.methods import choose
+from psd.distillation.run import run
+from psd.evaluation.speed import bench, throughput
+from psd.evaluation.speed.phases import Half, split_into_halves
+from psd.geometry.cameras import camera_rays, turntable_cameras
+from psd.models.random_weights import random_models
+from psd.runtime import devices, memory
+from psd.runtime.devices import to_device
+from psd.scenes.radiance import RadianceScene, masked_indices, pack_samples
 
 pytestmark = pytest.mark.gpu
 CAPS = {"mvdream": 22, "mvdream-shaded": 22, "mvdream-12gb": 11, "mvdream-8gb": 7, "sd21": 22, "sd15": 22}  # GB
@@ -40,20 +43,20 @@ def phase(name: str, which: str, **changes: Any) -> Preset:
     preset = Preset.load(name, {**PHASES[which], **changes})
     if which == "late":
         late = {"groups": preset.late_groups, "render_size": preset.late_render_size, "late_start": 1e-6}
-        preset = preset.changed(late)
+        preset = preset.with_values(late)
     return preset
 
 
 def halves_of(name: str, **changes: Any) -> dict[str, Half]:
-    return {half.name: half for half in halves(Preset.load(name, changes), 1000)}
+    return {half.name: half for half in split_into_halves(Preset.load(name, changes), 1000)}
 
 
 def paced(name: str, which: str, **changes: Any) -> float:
     """Mean seconds of a step of one half, undisturbed."""
     preset = phase(name, which, **changes)
-    memory.release()  # the models before
+    memory.release_memory()  # the models before
     models = random_models(preset, cuda(), torch.float16)
-    return pace.measure_throughput(
+    return throughput.measure_throughput(
         preset, models, 6, [halves_of(name, **changes)[which]], torch.cuda.synchronize
     ).step_s
 
@@ -67,18 +70,18 @@ def test_a_gpu_gets_and_finds_what_a_cpu_has() -> None:
     values = [torch.rand(3, 1, generator=seeded()).expand(3, 4), torch.rand(5, 4, generator=seeded()).T]
     for _ in range(50):  # buffers are used again while earlier transfers may be under way
         for value in values:
-            assert torch.equal(placed(value, cuda()).cpu(), value)
+            assert torch.equal(to_device(value, cuda()).cpu(), value)
     mask = torch.rand(100_000, generator=seeded()) < 0.3
-    assert torch.equal(places(mask.cuda(), int(mask.sum())).cpu(), places(mask, int(mask.sum())))
-    assert len(places(mask[:0].cuda(), 0)) == 0
-    jitter = [draws.uniform((1000, 2), seeded(seed), cuda()) for seed in (0, 0, 1)]
+    assert torch.equal(masked_indices(mask.cuda(), int(mask.sum())).cpu(), masked_indices(mask, int(mask.sum())))
+    assert len(masked_indices(mask[:0].cuda(), 0)) == 0
+    jitter = [devices.draw_uniform((1000, 2), seeded(seed), cuda()) for seed in (0, 0, 1)]
     assert torch.equal(jitter[0], jitter[1]) and not torch.equal(jitter[0], jitter[2])
     assert jitter[0].device.type == "cuda" and 0 <= jitter[0].min() and jitter[0].max() < 1
     edges = torch.rand(40, 10, generator=seeded(1), dtype=torch.float64).sort(-1).values
     kept = torch.rand(40, 9, generator=seeded(2)) < 0.2
     origins, directions = torch.randn(2, 40, 3, generator=seeded(3), dtype=torch.float64)
     given = kept, torch.arange(40), origins, directions, edges[:, :-1], edges[:, 1:]
-    here, there = pack(*given), pack(*map(torch.Tensor.cuda, given))
+    here, there = pack_samples(*given), pack_samples(*map(torch.Tensor.cuda, given))
     torch.testing.assert_close({k: v.cpu() for k, v in vars(there).items()}, vars(here), rtol=1e-14, atol=1e-14)
 
 
@@ -90,7 +93,7 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
     whole step those that psd/scene.py gives reasons for and one for the step's numbers.
     """
     most = 3 + 1 + 1  # a render; a refreshed occupancy, in a run of five steps at each; the numbers
-    plain, whole, calls, waits = methods.METHODS["psd"], algorithm.optimise, [], []
+    plain, whole, calls, waits = choose.METHODS["psd"], algorithm.optimise_step, [], []
 
     def strict(step):
         calls.append(1)
@@ -112,8 +115,8 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
                 found = [w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]
                 waits.append([f"{Path(w.filename).name}:{w.lineno}" for w in found])
 
-    monkeypatch.setitem(methods.METHODS, "psd", strict)
-    monkeypatch.setattr(algorithm, "optimise", counted)
+    monkeypatch.setitem(choose.METHODS, "psd", strict)
+    monkeypatch.setattr(algorithm, "optimise_step", counted)
     preset = phase(
         "mvdream", "early", steps=5, judges=[], preview_size=32, mesh_resolution=16, negative=False,
         reward_views=reward_views,
@@ -128,7 +131,7 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
 
 
 def test_a_whole_run_of_the_embedded_models(record_property) -> None:
-    from psd.models import load_models
+    from psd.models.load import load_models
 
     preset = Preset.load("tiny", {"device": "cuda", "steps": 12})
     events = list(run(preset, load_models(preset)))
@@ -154,14 +157,14 @@ def test_nerfaccs_packed_rendering_agrees(compiled_nerfacc, record_property) -> 
     nerfacc = compiled_nerfacc
     preset = Preset.load("mvdream", {"blob_density": 40.0, "ray_samples": 512, "background": "plain"})
     scene = RadianceScene(preset, cuda())
-    scene.advance(0.0)
+    scene.set_progress(0.0)
     field: Any = scene.field
-    cameras, white = turntable(2).to(cuda()), torch.ones(1, 3)
-    origins, directions = (x.flatten(0, -2) for x in rays(cameras, 64))
+    cameras, white = turntable_cameras(2).to(cuda()), torch.ones(1, 3)
+    origins, directions = (x.flatten(0, -2) for x in camera_rays(cameras, 64))
     ours = scene.render(cameras, 64, background=white).rgb
 
     estimator = nerfacc.OccGridEstimator([-1, -1, -1, 1, 1, 1], resolution=field.CELLS, levels=1).cuda()
-    estimator.binaries = field.occupied(1e-3 / scene.step)[None]
+    estimator.binaries = field.occupied_cells(1e-3 / scene.step)[None]
     ray, t_starts, t_ends = estimator.sampling(origins, directions, render_step_size=scene.step, early_stop_eps=0)
 
     def look(t_starts, t_ends, ray):
@@ -185,10 +188,10 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
     """it/s of a whole run are the mean over its halves.  Memory is capped at what the preset is meant for, from the
     moment when the models stand (random weights are drawn in float32): a run that does not fit fails this."""
     preset, peak, mean, waiting, over = Preset.load(name), memory.Peak(0), 0.0, 0.0, 0.0
-    memory.release()  # the models before, which would count against the cap
+    memory.release_memory()  # the models before, which would count against the cap
     models = random_models(preset, cuda(), torch.float16)
     try:
-        pace.cap_memory(CAPS[name] * 1e9 / 2**30)
+        throughput.cap_memory(CAPS[name] * 1e9 / 2**30)
         for which, half in halves_of(name).items():
             found = bench.measure_steps(phase(name, which), models, 8, weigh=[half])
             mean, peak = mean + half.share * found.step_s, peak | found.peak
@@ -200,7 +203,7 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
             record_property(f"{which} ms", " ".join(f"{part}={ms}" for part, ms in spent.items()))
             if found.repeated:
                 record_property(f"{which} steps that overflowed", found.repeated)
-        more = pace.time_side_work(preset, models, torch.cuda.synchronize) if name in WHOLE else None
+        more = throughput.time_side_work(preset, models, torch.cuda.synchronize) if name in WHOLE else None
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     record_property("run it/s", round(1 / mean, 2))
@@ -215,7 +218,7 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
     record_property("GB of the GPU", round(peak.reserved / 1e9, 2))
     record_property("GB in tensors", round(peak.allocated / 1e9, 2))
     card = torch.cuda.get_device_name()
-    for bar in pace.check_targets(
+    for bar in throughput.check_targets(
         preset, exact=True, card=card, step_s=mean, reserved=peak.reserved, overhead_share=over / waiting
     ):
         record_property(f"bar, {bar.asked}", f"{bar.found}, {'met' if bar.met else 'MISSED'}")
@@ -244,7 +247,7 @@ def test_what_speeds_a_step_up(record_property) -> None:
 
 def test_the_bench_command_measures_mvdream(capsys: pytest.CaptureFixture[str], record_property) -> None:
     """`python -m psd bench --preset mvdream --random-weights --memory-gb 20.49`, with the preset's own prompts."""
-    memory.release()
+    memory.release_memory()
     gib = CAPS["mvdream"] * 1e9 / 2**30
     try:
         told = bench.main(Preset.load("mvdream"), 6, full=False, as_json=True, random_weights="exact", memory_gb=gib)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from gradio_client import Client
 
-from psd.archive import latest_checkpoint, read_status
+from psd.runs.store.archive import latest_checkpoint, read_status
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every Python process with this on its path writes down and refuses what would leave the machine.  It is written

@@ -8,12 +8,13 @@ from typing import get_args
 import pytest
 import yaml
 
-from psd.__main__ import parser
-from psd.archive import list_runs, replay
-from psd.events import Previewed, Stepped
-from psd.parameters import assignments, parameter_table
-from psd.preset import Method, Preset, available
-from psd.tiny.grammar import COLOURS, MODIFIERS, PRIMITIVES, RELATIONS, THINGS
+from psd.__main__ import make_parser
+from psd.config.assignments import parse_assignments
+from psd.config.preset import Method, Preset, list_presets
+from psd.config.reference import parameter_table
+from psd.distillation.events import Previewed, Stepped
+from psd.embedded.captions.grammar import COLOURS, MODIFIERS, PRIMITIVES, RELATIONS, THINGS
+from psd.runs.store.archive import list_runs, replay_events
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -118,14 +119,14 @@ def test_every_command_parses(page: str, capsys: pytest.CaptureFixture[str]) -> 
     for command in commands(PAGES[page]):
         arguments = shlex.split(command)[3:]
         try:
-            parser().parse_args(arguments)
+            make_parser().parse_args(arguments)
         except SystemExit as end:
             assert end.code == 0, f"{command}: {capsys.readouterr().err}"
 
 
 def test_the_pages_name_every_command() -> None:
     known = {command.split()[3] for text in PAGES.values() for command in commands(text) if len(command.split()) > 3}
-    (choices,) = [action.choices for action in parser()._actions if action.dest == "command"]
+    (choices,) = [action.choices for action in make_parser()._actions if action.dest == "command"]
     assert choices and set(choices) <= known
 
 
@@ -158,8 +159,8 @@ def test_the_parameters_are_those_of_the_preset() -> None:
 
 
 def test_every_preset_and_method_is_explained() -> None:
-    assert all(f"`{name}`" in BODY for name in (*available(), *get_args(Method)))
-    assert all(f"`{name}`" in PAGES["docs/presets.md"] for name in available())
+    assert all(f"`{name}`" in BODY for name in (*list_presets(), *get_args(Method)))
+    assert all(f"`{name}`" in PAGES["docs/presets.md"] for name in list_presets())
     assert all(f"| `{name}` |" in PAGES["docs/method.md"] for name in get_args(Method))
 
 
@@ -180,7 +181,7 @@ def test_values_set_in_examples_are_accepted() -> None:
     ]
     assert settings
     for setting in settings:
-        Preset.make(assignments([setting]))
+        Preset.make(parse_assignments([setting]))
 
 
 def test_presets_in_examples_load(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_the_example_of_a_reward_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PSD_RUNS", str(tmp_path))
     exec(example.replace('"steps": 120', '"steps": 2'), {})  # noqa: S102  (the project's own text)
     (found,) = list_runs(tmp_path)
-    events = list(replay(found.folder, images=False))
+    events = list(replay_events(found.folder, images=False))
     steps = [event.metrics["pair/gap"] for event in events if isinstance(event, Stepped)]
     scores = [event.rewards["reward/darkness"] for event in events if isinstance(event, Previewed)]
     assert found.status.state == "finished" and len(steps) == 2 and all(steps)

@@ -23,17 +23,17 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import ValidationError, validate_call
 
-from psd import shelf
-from psd.archive import Run, read_status, replay
-from psd.drive import light
-from psd.events import to_json
-from psd.export import FRAMES
-from psd.files import StoreError
-from psd.preset import Preset, PresetError, parse, shown
-from psd.ui.markup import EXPORTS, whole
-from psd.ui.prompt import Vocabulary, worded
-from psd.ui.watch import serve
-from psd.worker import Worker
+from psd.config.errors import PresetError, format_value
+from psd.config.preset import Preset, parse_mapping
+from psd.distillation.events import to_json, without_arrays
+from psd.geometry.export import FRAMES
+from psd.runs.jobs.worker import Worker
+from psd.runs.store import ownership
+from psd.runs.store.archive import Run, read_status, replay_events
+from psd.runs.store.files import StoreError
+from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
+from psd.ui.markup.html import EXPORTS, download_file
+from psd.ui.state.watch import serve_folder
 
 STREAM_S = 0.5  # at most so often a stream says something
 STREAMS = 20  # at once
@@ -46,7 +46,7 @@ Score = Callable[
 Remake = Callable[[Path, str | None, float | None], object]  # a run's folder, scene, threshold
 
 
-def register(
+def register_endpoints(
     blocks: gr.Blocks,
     worker: Worker,
     *,
@@ -54,12 +54,12 @@ def register(
     remake: Remake,
     vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> None:
-    """Add the endpoints to a page; ``score`` and ``remake`` (`psd.remesh.remake`) bring in what needs torch."""
+    """Add the endpoints to a page; ``score`` and ``remake`` (`psd.runs.remesh.rewrite_mesh`) bring in what needs torch."""
     api = Api(worker, score, remake, vocabularies or {})
     with blocks:
         for endpoint in (api.start_run, api.get_status, api.stop_run, api.list_runs, api.export_mesh, api.score_images):
-            gr.api(explained(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
-        gr.api(explained_stream(api.watch_run), api_name="watch_run", concurrency_limit=STREAMS)
+            gr.api(explain_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
+        gr.api(explain_stream_errors(api.watch_run), api_name="watch_run", concurrency_limit=STREAMS)
 
 
 class Api:
@@ -83,11 +83,11 @@ class Api:
         Returns:
             the status of the run (see get_status) and "owner", which stop_run and export_mesh ask for
         """
-        values = {**(parse(overrides) if overrides.strip() else {}), "prompt": prompt, "seed": seed}
+        values = {**(parse_mapping(overrides) if overrides.strip() else {}), "prompt": prompt, "seed": seed}
         if preset.endswith((".yaml", ".yml")):
-            raise PresetError(f"{shown(preset)} is a file: name a shipped preset, and pass changes as overrides")
-        owner = owner or shelf.new_owner()
-        run_id = self._worker.submit(worded(Preset.load(preset, values), self._vocabularies), owner=owner)
+            raise PresetError(f"{format_value(preset)} is a file: name a shipped preset, and pass changes as overrides")
+        owner = owner or ownership.new_owner()
+        run_id = self._worker.submit(reword_preset(Preset.load(preset, values), self._vocabularies), owner=owner)
         return {**self.get_status(run_id), "owner": owner}
 
     def get_status(self, run_id: str) -> dict[str, Any]:
@@ -102,12 +102,12 @@ class Api:
             addresses of its pictures and meshes, relative to the server's
         """
         folder = self._worker.folder(run_id)
-        job = next((job for job in self._worker.jobs() if job.id == run_id), None)
-        told = summary(Run(folder, read_status(folder)))
+        job = next((job for job in self._worker.list_jobs() if job.id == run_id), None)
+        told = summarise_run(Run(folder, read_status(folder)))
         if job is not None:
             told |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
         exports = sorted((folder / EXPORTS).glob("*"))
-        return told | {"files": {path.name: address(path) for path in exports if not path.name.startswith(".")}}
+        return told | {"files": {path.name: public_address(path) for path in exports if not path.name.startswith(".")}}
 
     def stop_run(self, run_id: str, owner: str) -> dict[str, Any]:
         """End a run after its current step; what it reached is kept and exported.
@@ -133,8 +133,8 @@ class Api:
             for each run its id, state, prompt, seed, method, steps, best judge score and thumbnail
         """
         if not 1 <= limit <= LISTED:
-            raise PresetError(f"limit={shown(limit)} must lie in [1, {LISTED}]")
-        return [summary(run) for run in self._worker.runs(owner)[:limit]]
+            raise PresetError(f"limit={format_value(limit)} must lie in [1, {LISTED}]")
+        return [summarise_run(run) for run in self._worker.runs(owner)[:limit]]
 
     def export_mesh(
         self, run_id: str, format: str = "glb", scene: str = "", threshold: float = 0.0, owner: str = ""
@@ -152,17 +152,17 @@ class Api:
             "file", the address of the mesh relative to the server's; a textured OBJ is a zip with its .mtl and .png
         """
         if format not in FRAMES:
-            raise PresetError(f"no format {shown(format)}; there are: {', '.join(FRAMES)}")
+            raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FRAMES)}")
         folder = self._worker.folder(run_id)
         if scene or threshold:
             if scene not in ("", "best", "last"):
-                raise PresetError(f"no scene {shown(scene)}; there are: best, last")
-            shelf.require_owner(folder, owner)
+                raise PresetError(f"no scene {format_value(scene)}; there are: best, last")
+            ownership.require_owner(folder, owner)
             self._remake(folder, scene or None, threshold or None)
-        path = whole(folder / EXPORTS / f"mesh.{format}")
+        path = download_file(folder / EXPORTS / f"mesh.{format}")
         if not path.is_file():
             raise StoreError(f"the run {run_id} has no mesh yet", "wait for its end, or stop it")
-        return {"run_id": run_id, "file": address(path)}
+        return {"run_id": run_id, "file": public_address(path)}
 
     def score_images(self, images: list[str], prompt: str, judge: str = "") -> dict[str, Any]:
         """What a judge says of pictures; higher is better, and only scores of one prompt and judge can be compared.
@@ -177,7 +177,7 @@ class Api:
         """
         if not 1 <= len(images) <= MOST_IMAGES:
             raise PresetError(f"{len(images)} images: send 1 to {MOST_IMAGES}")
-        return self._score([decoded(image) for image in images], Preset.make({"prompt": prompt}).prompt, judge)
+        return self._score([decode_image(image) for image in images], Preset.make({"prompt": prompt}).prompt, judge)
 
     def watch_run(self, run_id: str, since: int = 0) -> Iterator[list[dict[str, Any]]]:
         """The events of a run as they come, until its end.
@@ -190,7 +190,7 @@ class Api:
             lists of events: Started, Stepped with its metrics, Previewed, Finished and so on, with their step and time
         """
         if since < 0:
-            raise PresetError(f"since={shown(since)} is below 0: say how many events are known")
+            raise PresetError(f"since={format_value(since)} is below 0: say how many events are known")
         folder = self._worker.folder(run_id)
         try:
             over = False
@@ -201,47 +201,47 @@ class Api:
                 yield [json.loads(to_json(event)) for event in events]
                 time.sleep(STREAM_S if events else 0.0)
         except StoreError:  # not a job of this worker, or no longer: its folder tells all
-            yield [json.loads(to_json(light(event))) for event in replay(folder)][since:]
+            yield [json.loads(to_json(without_arrays(event))) for event in replay_events(folder)][since:]
 
 
 # ---- checks and words
 
 
-def explained(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+def explain_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """With arguments of the declared types, and complaints as messages instead of tracebacks."""
     checked = validate_call(endpoint)
 
     @wraps(endpoint)
-    def call(*args: Any, **keywords: Any) -> Any:
+    def call_endpoint(*args: Any, **keywords: Any) -> Any:
         try:
             return checked(*args, **keywords)
         except (PresetError, StoreError, ValidationError) as error:
-            raise gr.Error(complaint(error), print_exception=False) from None
+            raise gr.Error(error_message(error), print_exception=False) from None
 
-    return call
+    return call_endpoint
 
 
-def explained_stream(endpoint: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def explain_stream_errors(endpoint: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """The same for a generator."""
     checked = validate_call(endpoint)
 
     @wraps(endpoint)
-    def call(*args: Any, **keywords: Any) -> Iterator[Any]:
+    def stream_endpoint(*args: Any, **keywords: Any) -> Iterator[Any]:
         try:
             yield from checked(*args, **keywords)
         except (PresetError, StoreError, ValidationError) as error:
-            raise gr.Error(complaint(error), print_exception=False) from None
+            raise gr.Error(error_message(error), print_exception=False) from None
 
-    return call
+    return stream_endpoint
 
 
-def complaint(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
 
 
-def decoded(image: str) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(image: str) -> UInt8[np.ndarray, "h w 3"]:
     """A picture in base64, with or without the head of a data URL; PresetError for anything else."""
     from PIL import Image
 
@@ -268,17 +268,17 @@ def decoded(image: str) -> UInt8[np.ndarray, "h w 3"]:
         raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summarise_run(run: Run) -> dict[str, Any]:
     status = run.status
     return {
         "run_id": run.id, "state": status.state, "message": status.message, "prompt": status.prompt,
         "seed": status.seed, "method": status.method, "step": status.step, "total": status.total,
-        "time_s": status.time_s, "best_score": status.best_score, "best_step": status.best_step, "pinned": run.pinned,
-        "thumbnail": address(run.thumbnail) if run.thumbnail else None,
+        "time_s": status.time_s, "best_score": status.best_score, "best_step": status.best_step, "pinned": run.is_pinned,
+        "thumbnail": public_address(run.thumbnail) if run.thumbnail else None,
     }  # fmt: skip
 
 
-def address(path: Path) -> str:
+def public_address(path: Path) -> str:
     """Where a public file of a run is served, relative to the server's address."""
-    serve(path.parent.parent)
+    serve_folder(path.parent.parent)
     return f"gradio_api/file={quote(path.as_posix())}"

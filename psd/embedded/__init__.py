@@ -1,0 +1,1 @@
+"""The world that ships: its captions, objects, pictures, and the training of its models."""

@@ -1,0 +1,34 @@
+"""Command line of the embedded world: ``python -m psd.embedded data|train|... --help``.
+
+Each command is the module of its name, with ``add_arguments(parser)`` and ``main(args)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from psd.config.errors import MissingError
+from psd.embedded.captions import lists
+from psd.embedded.training import data, loop
+from psd.evaluation.shipped import model_cards, models
+
+COMMANDS = {"captions": lists, "data": data, "train": loop, "evaluate": models, "ship": model_cards}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m psd.embedded", description="Make the embedded world.")
+    commands = parser.add_subparsers(required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
+    args = parser.parse_args()
+    try:
+        sys.exit(args.main(args))
+    except MissingError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

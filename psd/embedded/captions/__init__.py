@@ -1,0 +1,1 @@
+"""The captions that the embedded models know."""

@@ -1,0 +1,1 @@
+"""The objects of the embedded world, as signed distances."""

@@ -1,0 +1,1 @@
+"""Tables, intervals and charts of recorded results."""

@@ -1,0 +1,1 @@
+"""Figures and cards of the models that ship."""

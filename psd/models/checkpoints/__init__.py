@@ -1,0 +1,1 @@
+"""Read released checkpoint files as data and build the networks that they hold."""

@@ -1,0 +1,1 @@
+"""Diffusion priors: the U-Net with its schedule, text encoder and autoencoder."""

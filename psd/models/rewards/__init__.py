@@ -1,0 +1,1 @@
+"""Rewards and judges: what scores a picture, with or without its prompt."""

@@ -1,0 +1,17 @@
+"""A run as a job with a folder: engine, store, queue."""
+
+from typing import TYPE_CHECKING
+
+from psd import lazy_names
+
+if TYPE_CHECKING:
+    from psd.runs.engine import make_events
+    from psd.runs.jobs.worker import Worker
+    from psd.runs.store.archive import list_runs, replay_events
+    from psd.runs.store.folder import RunFolder
+
+__all__ = ["RunFolder", "Worker", "list_runs", "make_events", "replay_events"]
+__getattr__ = lazy_names(
+    __name__,
+    {"RunFolder": "psd.runs.store.folder", "Worker": "psd.runs.jobs.worker", "list_runs": "psd.runs.store.archive", "make_events": "psd.runs.engine", "replay_events": "psd.runs.store.archive"},
+)

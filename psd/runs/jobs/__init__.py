@@ -1,0 +1,1 @@
+"""Jobs: a queue, a thread that drives runs, their controls and estimates."""

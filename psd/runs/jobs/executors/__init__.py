@@ -1,0 +1,1 @@
+"""Other ways to run a job than in the worker's thread."""

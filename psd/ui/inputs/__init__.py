@@ -1,0 +1,1 @@
+"""Components made from the preset, and help for the prompt."""

@@ -1,0 +1,1 @@
+"""HTML and SVG that the tabs share; pure functions."""

@@ -1,0 +1,1 @@
+"""Parts of the page beside the tabs: prompt, sharing, status."""
