@@ -38,12 +38,13 @@ ROOMS = {
     "runs": {"config", "runtime", "geometry", "models", "scenes", "distillation"},
     "embedded": {"config", "runtime", "geometry", "models"},
     "evaluation": {"config", "runtime", "geometry", "models", "scenes", "distillation", "runs", "embedded"},
-    "ui": {"config", "runtime", "distillation", "runs"},
+    "ui": {"config", "runtime", "geometry", "distillation", "runs"},
 }
 # Where a room may use only part of another: (room, other room) -> the modules that it may import.
 NARROW = {
     ("distillation", "models"): {"psd.models.interfaces", "psd.models.prior.view_prompts"},
     ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose", "psd.scenes.turntable"},
+    ("ui", "geometry"): {"psd.geometry.export"},  # its table of formats
     ("ui", "distillation"): {"psd.distillation.events", "psd.distillation.detectors"},
     ("ui", "runtime"): {"psd.runtime.memory"},
 }
