@@ -632,7 +632,7 @@ def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
 
 def test_bench_leaves_the_run_as_it_was() -> None:
     """Timing calls between the steps moves neither the draws nor the scene."""
-    from psd.distillation.run import run
+    from tests.support.toy import run
 
     def metrics(events: Iterator[Event]) -> list[dict[str, float]]:
         stepped = list(

@@ -1,41 +1,17 @@
-"""What the algorithm asks of the world: a diffusion prior, rewards, a scene, and the hand on the controls.
+"""The live controls of a run, as the algorithm sees them.
 
-The algorithm (`psd.distillation.run`, `psd.distillation.methods.preference`, `psd.distillation.negative`) sees nothing
-else, so embedded and large models, CPU and GPU, thread and command line all enter through these few types. Axes: b
-group (one orbit), v view, c channel, h w image, l token, d feature, n points.
+With the prior and rewards of `psd.models.interfaces` and the scene of `psd.scenes.interfaces` they are all that the
+algorithm needs: embedded and large models, CPU and GPU, thread and command line enter through these few types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
-
-@dataclass(frozen=True)
-class MeshSettings:
-    """How a scene is meshed."""
-
-    resolution: int  # cells along an edge of [-1, 1]^3, where the scene is cut into cells
-    faces: int  # at most
-    texture: bool = False  # baked, instead of vertex colours alone
-    threshold: float | None = None  # of a `Thresholded` scene; None: the scene picks it
-
-
-@runtime_checkable
-class Thresholded(Protocol):
-    """A scene whose surface lies where a density exceeds a threshold, which the user may move."""
-
-    def face_counter(self, resolution: int) -> Callable[[float], int]:
-        """Counts the faces of the surface at a threshold, without floaters and before decimation; cheap to ask again.
-
-        The counter raises `psd.geometry.cleanup.MeshError` where there is no surface.
-        """
-        ...
+from collections.abc import Mapping
+from typing import Protocol
 
 
 class Control(Protocol):
-    """The hand on the controls of a running job; polled once a step."""
+    """Live values and the wish to stop, asked once a step."""
 
     def live(self) -> Mapping[str, float | dict[str, float]]:
         """Overrides of the preset's live fields, by field name."""
@@ -45,7 +21,7 @@ class Control(Protocol):
 
 
 class NoControl:
-    """Nobody at the controls."""
+    """Controls that change nothing and never stop a run."""
 
     def live(self) -> Mapping[str, float | dict[str, float]]:
         return {}

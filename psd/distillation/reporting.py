@@ -13,14 +13,13 @@ from typing import TypeVar
 from psd.config.preset import Preset
 from psd.distillation import detectors
 from psd.distillation.events import Alarmed, BestKept, Event, Meshed, Previewed, Warned
-from psd.distillation.interfaces import MeshSettings
 from psd.distillation.preview import Preview, render_preview
 from psd.distillation.state import State, restore_scene
 from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.deferred import NonFiniteError
 from psd.runtime.offload import COMPUTING
-from psd.scenes.interfaces import Scene
+from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
 
 Made = TypeVar("Made")
 
@@ -105,7 +104,7 @@ def judge_events(preset: Preset, models: Models, state: State, seen: Preview) ->
         yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
 
 
-def mesh_events(preset: Preset, models: Models, state: State) -> Iterator[Event]:
+def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeScene) -> Iterator[Event]:
     """The mesh of the last or of the best scene with a turntable, and what the user should know of it.
 
     Out of memory it is made once more, at half of ``mesh_resolution``; a turntable that has no room is left out.
@@ -120,7 +119,11 @@ def mesh_events(preset: Preset, models: Models, state: State) -> Iterator[Event]
         yield Warned(step=step, message="No preview was judged before the end: the mesh is that of the last scene.")
 
     def make_mesh(resolution: int) -> tuple[Scene, Mesh]:
-        scene = state.scene if best is None else restore_scene(preset, models.scene, best.scene, best.step)
+        scene = (
+            state.scene
+            if best is None
+            else restore_scene(preset, best.scene, best.step, make_scene=make_scene, device=device)
+        )
         return scene, scene.extract_mesh(MeshSettings(resolution, preset.mesh_faces, texture=preset.texture))
 
     found, resolution = None, full

@@ -37,7 +37,7 @@ from psd.distillation.events import (
     with_time,
 )
 from psd.distillation.interfaces import Control, NoControl
-from psd.distillation.methods import choose, preference
+from psd.distillation.methods import choose
 from psd.distillation.reporting import PreviewAttempt, judge_events, make_preview, mesh_events, preview_events
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
@@ -49,6 +49,8 @@ from psd.runtime.deferred import DeferredChecks, Number, scalar
 from psd.runtime.devices import to_like
 from psd.runtime.offload import COMPUTING
 from psd.runtime.timing import Clock
+from psd.scenes.choose import make_scene
+from psd.scenes.interfaces import MakeScene
 
 SCALER = "gradient_scaler"  # its state among a checkpoint's values, where float16 is used
 
@@ -60,6 +62,7 @@ def run(
     control: Control | None = None,
     resume: Checkpointed | None = None,
     clock: Clock | None = None,
+    make_scene: MakeScene = make_scene,
 ) -> Iterator[Event]:
     """Distils ``preset.prompt`` into a scene and meshes it, telling the world as it goes.
 
@@ -74,7 +77,7 @@ def run(
     """
     choose.check_models(preset, models)
     memory.reset_peak()
-    state = State.create(preset, models)
+    state = State.create(preset, models, make_scene)
     if resume is not None:
         state.restore_checkpoint(resume)
     conditions = ViewPrompts(preset, models.prior)
@@ -98,7 +101,7 @@ def run(
         made = state.make_checkpoint(generator_state)
         return stamp(replace(made, values={**made.values, SCALER: scaler.state()}) if scaler.in_use else made)
 
-    yield stamp(started_event(preset, models, state.step))
+    yield stamp(started_event(preset, models, state))
     state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
     look = make_preview(state, preset, models) if state.step == 0 else PreviewAttempt()
     for event in preview_events(look, state.step, said):
@@ -204,7 +207,7 @@ def run(
             yield stamp(event)
     if look.wrong is not None:
         yield stamp(Warned(step=state.step, message=f"There is no preview of the end: {look.wrong}."))
-    for event in mesh_events(preset, models, state):
+    for event in mesh_events(preset, models, state, make_scene):
         yield stamp(event)
     reason = "completed" if state.step == preset.total_steps else "stopped early" if early else "stopped"
     yield stamp(Finished(step=state.step, reason=reason, scores=look.seen.mean_scores if look.seen is not None else {}))
@@ -267,7 +270,7 @@ def optimise_step(
         pull_back=pull_back, generator=noises,
     )  # fmt: skip
     with torch.no_grad():
-        found = preference.choose_method(preset).function(step)
+        found = choose.choose_method(preset).function(step)
         root, gradient = root_and_gradient(found.gradient)
     readings.check_finite("score", gradient)
 
@@ -361,7 +364,7 @@ def apply_live_values(preset: Preset, models: Models, wish: dict) -> Preset:
     return live
 
 
-def started_event(preset: Preset, models: Models, step: int) -> Started:
+def started_event(preset: Preset, models: Models, state: State) -> Started:
     environment = {
         "psd": __version__,
         "python": platform.python_version(),
@@ -370,6 +373,6 @@ def started_event(preset: Preset, models: Models, step: int) -> Started:
         "threads": str(torch.get_num_threads()),
     }
     return Started(
-        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps, views=models.prior.views,
-        environment=environment, notes=models.notes,
+        step=state.step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps,
+        views=models.prior.views, environment=environment, notes=(*models.notes, *state.scene.notes),
     )  # fmt: skip

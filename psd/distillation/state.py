@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from psd.distillation.gap_scale import GapScale
 from psd.distillation.negative import Negative
 from psd.models.interfaces import Models
 from psd.runtime.diagnosis import first_line
-from psd.scenes.interfaces import Scene
+from psd.scenes.choose import make_scene
+from psd.scenes.interfaces import MakeScene, Scene
 
 VERSION = 3
 SAME = "resume with the preset that the run had"
@@ -52,9 +53,9 @@ class State:
     smaller: bool = False  # memory was short once (`psd.distillation.recovery.reduced_preset`)
 
     @classmethod
-    def create(cls, preset: Preset, models: Models) -> State:
+    def create(cls, preset: Preset, models: Models, make_scene: MakeScene = make_scene) -> State:
         """The state before the first step.  Adam as MVDream has it: betas (.9, .99), eps 1e-15, decoupled decay."""
-        scene = models.scene(preset)
+        scene = make_scene(preset, models.prior.device)
         optimiser = torch.optim.Adam(
             scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15, weight_decay=preset.weight_decay,
             decoupled_weight_decay=True,
@@ -112,10 +113,11 @@ class State:
 
 
 def restore_scene(
-    preset: Preset, make_scene: Callable[[Preset], Scene], arrays: Mapping[str, np.ndarray], step: int
-) -> Scene:
-    """A scene as it was after ``step``."""
-    scene = make_scene(preset)
+    preset: Preset, arrays: Mapping[str, np.ndarray], step: int, *, make_scene: MakeScene = make_scene,
+    device: torch.device | None = None,
+) -> Scene:  # fmt: skip
+    """A scene as it was after ``step``; on the CPU without a ``device``."""
+    scene = make_scene(preset, device or torch.device("cpu"))
     scene.load_state({name: torch.tensor(array) for name, array in arrays.items()})
     scene.advance(max(step - 1, 0) / preset.steps)
     return scene

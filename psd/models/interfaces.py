@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd.geometry.cameras import Cameras
-from psd.scenes.interfaces import Scene
 
 if TYPE_CHECKING:
-    from psd.config.preset import Preset
+    pass
 
 
 class Prior(Protocol):
@@ -75,6 +74,5 @@ class Models:
     prior: Prior
     rewards: Mapping[str, Reward]  # trained on, by the names in preset.rewards
     judges: Mapping[str, Reward]  # only watched: selector judge and the like
-    scene: Callable[[Preset], Scene]
     notes: tuple[str, ...] = ()  # what was chosen and why, for the Started event
     fewer: Callable[[], object] = lambda: None  # networks take one orbit at a time from now on: memory is short

@@ -9,7 +9,6 @@ from pathlib import Path
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
-from psd.distillation.interfaces import MeshSettings, Thresholded
 from psd.distillation.state import restore_scene, strip_prefix
 from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
@@ -17,8 +16,7 @@ from psd.geometry.mesh import Mesh, mesh_statistics
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
-from psd.scenes.choose import make_scene
-from psd.scenes.interfaces import Scene
+from psd.scenes.interfaces import MeshSettings, Scene, Thresholded
 
 
 def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
@@ -28,7 +26,7 @@ def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
         raise PresetError(f"{folder.name} has no whole checkpoint: nothing to make a mesh of")
     best = checkpoint.values.get("best") if preset.export == "best" else None
     step, prefix = (best["step"], "best/") if best else (checkpoint.step, "scene/")
-    return restore_scene(preset, make_scene, strip_prefix(prefix, checkpoint.tensors), step), step
+    return restore_scene(preset, strip_prefix(prefix, checkpoint.tensors), step), step
 
 
 def remesh_run(

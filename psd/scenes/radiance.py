@@ -24,7 +24,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd.distillation.interfaces import MeshSettings
 from psd.geometry.cameras import Cameras, camera_rays
 from psd.runtime import devices
 from psd.runtime.devices import to_device, to_like
@@ -33,7 +32,7 @@ from psd.scenes.background import Backdrop
 from psd.scenes.fields.grid import GridField
 from psd.scenes.fields.hash import HashField
 from psd.scenes.fields.interpolation import Samples
-from psd.scenes.interfaces import Light, Render
+from psd.scenes.interfaces import Light, MeshSettings, Render
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
@@ -119,6 +118,7 @@ class RadianceScene:
         else:
             self.field = HashField(preset.blob_density, seed=preset.seed, device=device)
         self.field.to(device)
+        self.notes = self.field.notes
         seeded = torch.Generator().manual_seed(preset.seed)
         self.backdrop = Backdrop(seeded).to(device) if preset.background == "network" else None
         self.device = torch.device(device)

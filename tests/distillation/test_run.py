@@ -32,13 +32,12 @@ from psd.distillation.events import (
     Warned,
     to_json,
 )
-from psd.distillation.interfaces import MeshSettings
 from psd.distillation.methods.baselines import sds
 from psd.distillation.methods.choose import METHODS
 from psd.distillation.preview import BINS, image_statistics, nearness_image
 from psd.distillation.recovery import describe_sizes, reduced_preset
 from psd.distillation.reporting import mesh_events
-from psd.distillation.run import image_score, run
+from psd.distillation.run import image_score
 from psd.distillation.sampling import draw_background
 from psd.distillation.state import State, restore_scene
 from psd.evaluation.experiments.suite import SUITES, Suite
@@ -47,6 +46,7 @@ from psd.models.interfaces import Models
 from psd.models.load import load_models, load_prior
 from psd.runtime.offload import COMPUTING
 from psd.runtime.timing import Clock
+from psd.scenes.interfaces import MakeScene, MeshSettings
 from psd.scenes.radiance import RadianceScene
 from tests.support.toy import (
     SIZE,
@@ -57,6 +57,7 @@ from tests.support.toy import (
     ToyScene,
     make_models,
     make_preset,
+    run,
 )
 
 
@@ -768,7 +769,8 @@ def test_the_scene_hears_of_extra_steps_too() -> None:
     assert heard == [0, 0, 0.25, 0.5, 0.75, 1, 1.25]
     list(run(make_preset(steps=4, extra_steps=4), models, resume=last_checkpoint(first)))
     assert heard[7:] == [1.25, 1.5, 1.75]
-    restore_scene(make_preset(steps=4), Hears, {"grid": Hears(make_preset()).grid.detach().numpy()}, 7)
+    grid = Hears(make_preset()).grid.detach().numpy()
+    restore_scene(make_preset(steps=4), {"grid": grid}, 7, make_scene=Hears)
     assert heard[10:] == [1.5]
 
 
@@ -930,10 +932,10 @@ def test_a_preview_that_has_no_room_at_all_is_left_out(released: list[int]) -> N
     assert [event.step for event in events if isinstance(event, Checkpointed)] == [3, 6]
 
 
-def with_scene(scene: type[ToyScene], **values: object) -> tuple[Models, State]:
-    """Models and the state of a run before its first step."""
-    models = replace(make_models(), scene=scene)
-    return models, State.create(make_preset(**values), models)
+def with_scene(scene: type[ToyScene], **values: object) -> tuple[Models, State, MakeScene]:
+    """Models, the state of a run before its first step, and what makes its scene."""
+    models = make_models()
+    return models, State.create(make_preset(**values), models, scene), scene
 
 
 def test_out_of_memory_the_mesh_is_made_at_half_of_its_resolution(released: list[int]) -> None:
@@ -946,10 +948,10 @@ def test_out_of_memory_the_mesh_is_made_at_half_of_its_resolution(released: list
             return super().density(points)
 
     def meshed(scene: type[ToyScene], resolution: int) -> tuple[list[Event], list[int]]:
-        models, state = with_scene(scene)
+        models, state, make = with_scene(scene)
         fewer = []
         models = replace(models, fewer=lambda: fewer.append(1))
-        return list(mesh_events(make_preset(mesh_resolution=resolution), models, state)), fewer
+        return list(mesh_events(make_preset(mesh_resolution=resolution), models, state, make)), fewer
 
     (warned, short), fewer = meshed(Wide, 36)
     assert isinstance(warned, Warned) and "mesh_resolution 18 in place of 36" in warned.message

@@ -16,7 +16,6 @@ from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Stepped, Warned
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.methods import preference
-from psd.distillation.run import run
 from psd.distillation.step import StepContext
 from psd.geometry.cameras import turntable_cameras
 from psd.models.interfaces import Models
@@ -36,7 +35,7 @@ from psd.runtime.precision import (
     run_in_precision,
     use_scaler,
 )
-from tests.support.toy import ToyPrior, make_models, make_preset
+from tests.support.toy import ToyPrior, make_models, make_preset, run
 
 
 @pytest.fixture

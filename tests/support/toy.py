@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.distillation.events import Event
 from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
-from psd.distillation.interfaces import MeshSettings
+from psd.distillation.run import run as distil
 from psd.distillation.step import StepContext
 from psd.geometry.cameras import Cameras, camera_rays, sample_orbits
 from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import PromptEmbedding
 from psd.scenes.extract import extract_mesh
-from psd.scenes.interfaces import Light, Render
+from psd.scenes.interfaces import Light, MakeScene, MeshSettings, Render
 
 WORDS = ("red", "blue", "cube", "sphere", "low", "quality", "blurry", "shiny")
 POSITIONS, WIDTH = 4, 6  # l, d
@@ -134,7 +137,9 @@ class ConstantReward:
 class ToyScene:
     """A voxel grid of density and colour, marched with eight samples a ray."""
 
-    def __init__(self, preset: Preset) -> None:
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, preset: Preset, device: torch.device | None = None) -> None:
         axis = torch.linspace(-1, 1, 8)
         radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
         self.grid = nn.Parameter(torch.cat([preset.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)]))
@@ -213,12 +218,23 @@ def make_preset(**values: object) -> Preset:
     return Preset.make({**BASE, **values})
 
 
-def make_models(rewards: Mapping[str, object] | None = None, prior: ToyPrior | None = None) -> Models:
-    return Models(
+@dataclass(frozen=True)
+class ToyModels(Models):
+    """Models, with the scene that `run` of this module makes."""
+
+    scene: MakeScene = ToyScene
+
+
+def run(preset: Preset, models: Models, **keywords: Any) -> Iterator[Event]:
+    """The algorithm with the toy scene, or with the one that ``models`` names."""
+    return distil(preset, models, make_scene=getattr(models, "scene", ToyScene), **keywords)
+
+
+def make_models(rewards: Mapping[str, object] | None = None, prior: ToyPrior | None = None) -> ToyModels:
+    return ToyModels(
         prior=prior or ToyPrior(),
         rewards=rewards or {"quadratic": QuadraticReward()},  # type: ignore[arg-type]
         judges={"judge": QuadraticReward("judge", colour=(0.8, 0.1, 0.1))},
-        scene=ToyScene,
     )
 
 

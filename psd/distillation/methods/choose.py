@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.methods.baselines import best_of_n, csd, dreamdpo, rewardsds, sds, sds_with_reward_gradient
-from psd.distillation.methods.preference import choose_method, random_pair, steered_pair
+from psd.distillation.methods.preference import random_pair, steered_pair
 from psd.distillation.results import Score
 from psd.distillation.step import StepContext
 from psd.models.interfaces import Models
@@ -37,6 +37,14 @@ METHODS: dict[str, Method] = {
     "rewardsds": Method(rewardsds),
     "reward_gradient": Method(sds_with_reward_gradient, candidates=1, needs_gradient=True),
 }
+
+
+def choose_method(preset: Preset) -> Method:
+    """The row that the preset names; a pair that is steered by scores needs no gradient."""
+    method = METHODS[preset.pair if preset.method == "psd" else preset.method]
+    if method.function is steered_pair and preset.steer_by == "scores":
+        return replace(method, needs_gradient=False)
+    return method
 
 
 def count_candidates(preset: Preset) -> int:

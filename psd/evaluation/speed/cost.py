@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -109,6 +109,8 @@ def on_paper(mode: LiveMemoryMode) -> Iterator[None]:
 class BlankScene:
     """`psd.scenes.interfaces.Scene` as far as a step asks for it: pictures that have no values and cost nothing."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, device: torch.device) -> None:
         self.parameter = torch.zeros((), device=device, requires_grad=True)
 
@@ -128,7 +130,7 @@ class BlankScene:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one step, by the parts that a run's clock times (`psd.evaluation.speed.bench` shows their seconds)."""
+    """The cost of one step, by the parts that a run's clock times."""
 
     parts: dict[str, float]  # TFLOP
     peaks: dict[str, float]  # GB alive at most, networks apart
@@ -169,12 +171,12 @@ def count_step(preset: Preset, models: Models, updates: float) -> Cost:
     """
     set_max_batch(models, preset.network_batch)
     device, t = models.prior.device, int(NOISE_LEVEL * models.prior.levels)
-    models = replace(models, scene=lambda _: BlankScene(device))
     preset = preset.with_values({"negative_every": 1, "negative_t_max": 1.0})
     mode = LiveMemoryMode()
     clock = CountingClock(mode)
+    blank: Any = BlankScene(device)
     with on_paper(mode):
-        state, conditions = State.create(preset, models), ViewPrompts(preset, models.prior)
+        state, conditions = State.create(preset, models, lambda *_: blank), ViewPrompts(preset, models.prior)
         with torch.no_grad():
             for reward in models.rewards.values():  # they read the prompt once a run: now
                 reward(torch.empty(1, 1, 3, VIEWED, VIEWED, device=device), preset.prompt)

@@ -49,6 +49,7 @@ class GridField(nn.Module):
     matrix1: Tensor
     matrix2: Tensor
     progress: Tensor
+    notes: tuple[str, ...] = ()  # there was nothing to choose
     FLOOR = -8.0  # of the initial raw density: far cells stay within reach of the optimiser
     FADE = (0.1, 0.3)  # progress at which the second and the third level have faded in
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from psd.runtime.devices import to_device
 from psd.scenes.fields.grid import named_parameters
-from psd.scenes.fields.hash_backends import make_hash_encoding
+from psd.scenes.fields.hash_backends import hash_backend, make_hash_encoding
 from psd.scenes.fields.interpolation import BLOB_RADIUS, CHUNK, Samples, grid_variation, is_inside_ball
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class HashField(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.blob_density = blob_density
         self.encoding = make_hash_encoding(generator, torch.device(device))
+        self.notes = (f"hash grid: {hash_backend(torch.device(device))[1]}",)
         self.density_network = make_small_network(1, generator)
         self.colour_network = make_small_network(3, generator)
         self.register_buffer("seen", torch.full((self.CELLS,) * 3, math.inf))  # nothing is skipped before a first look
