@@ -644,7 +644,8 @@ def test_bench_leaves_the_run_as_it_was() -> None:
     bare = bench.ModelCallTimes(lambda: None)
 
     def timed() -> Iterator[Event]:
-        for event in run(preset, bench.record_models(make_models(), bare)):
+        models, _ = bench.record_models(make_models(), bare)
+        for event in run(preset, models):
             if isinstance(event, Stepped):
                 bare.finish_step(measure=True)
             yield event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,21 +12,22 @@ from torch import Tensor
 
 from psd.geometry.cameras import Cameras
 
-if TYPE_CHECKING:
-    pass
-
 
 class Prior(Protocol):
     """A frozen text-conditioned diffusion model over the views of one object."""
 
     views: int  # views that the network sees together; 1 for a single-view prior
     image_size: int  # px, of the images that `encode` takes
-    levels: int  # T, noise levels of the schedule: t runs from 0 to T - 1
     device: torch.device
     latent_clamp: float | None  # predictions of z0 are clamped to [-latent_clamp, latent_clamp]; None: no clamp
 
     def alpha_sigma(self, t: int) -> tuple[float, float]:
         """Amplitudes of signal and noise at level ``t``: z_t = alpha z0 + sigma noise, whatever the schedule."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """T, the noise levels of the schedule: t runs from 0 to T - 1."""
         ...
 
     def encode(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v c h2 w2"]:

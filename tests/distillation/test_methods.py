@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from psd.config.errors import PresetError
 from psd.config.preset import WITHOUT_REWARD, Method, PairKind
 from psd.distillation import denoising, formulas, gradient_estimate
 from psd.distillation.gradient_estimate import estimate_gradient
-from psd.distillation.methods import base_term, choose, preference
+from psd.distillation.methods import base_term, choose
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, pick_candidate
 from tests.support import reference
@@ -24,7 +24,7 @@ EVERYTHING = [("psd", name) if name in PAIRS else (name, "random") for name in c
 
 def apply(step: StepContext, method: str = "psd"):
     with torch.no_grad():
-        return preference.choose_method(step.preset.model_copy(update={"method": method})).function(step)
+        return choose.choose_method(step.preset.model_copy(update={"method": method})).function(step)
 
 
 def averaged_base(step: StepContext) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_base_matches_the_reference() -> None:
         found = denoising.predict_candidates(step)
     expected = reference.recon_gradient(
         step.z0.numpy(), list(found.noise.numpy()), list(found.noise_pred_c.numpy()), list(found.noise_pred_n.numpy()),
-        alpha_bar=float(step.prior.alpha_bar[step.t]), scale=4.0, strength=0.3,
+        alpha_bar=step.prior.alpha_sigma(step.t)[0] ** 2, scale=4.0, strength=0.3,
     )  # fmt: skip
     np.testing.assert_allclose(apply(step).gradient, expected, rtol=0, atol=1e-12)
 
@@ -501,7 +501,7 @@ def test_siblings_follow_their_definitions() -> None:
 
 @pytest.mark.parametrize(("scale", "pushed"), [(1e-4, True), (1e4, False)])
 def test_dreamdpo_pushes_off_the_loser_only_where_the_gap_is_wide(scale: float, pushed: bool) -> None:
-    settings = {"rescale": 0.0, "guidance_scale": 6.0}
+    settings: dict[str, Any] = {"rescale": 0.0, "guidance_scale": 6.0}
     step = make_step(candidates=2, rewards={"q": QuadraticReward(scale=scale)}, **settings)
     with torch.no_grad():
         found = denoising.predict_candidates(step)

@@ -70,7 +70,7 @@ def test_what_few_pictures_at_a_time_make_again_counts_again() -> None:
 def test_memory_grows_with_what_is_kept(models: Models) -> None:
     """By what each part adds to the encoder's, whose inner values stay until its way back, before the negative's."""
 
-    def peaks(**changes: object) -> dict[str, float]:
+    def peaks(**changes: Any) -> dict[str, float]:
         found = count(models, **changes).peaks
         kept, after = found.pop("encode"), found.pop("negative", 0.0)
         return {"encode": kept, "negative": after, **{name: value - kept for name, value in found.items()}}

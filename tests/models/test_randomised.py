@@ -10,7 +10,7 @@ from psd.config.errors import PresetError
 from psd.config.preset import Method, Preset, list_presets
 from psd.distillation import sampling
 from psd.distillation.gap_scale import GapScale
-from psd.distillation.methods import choose, preference
+from psd.distillation.methods import choose
 from psd.distillation.negative import Negative
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
@@ -45,16 +45,16 @@ def test_a_large_presets_own_prompts_are_understood(name: str) -> None:
     state = State.create(preset, models)
     assert state.negative.value.shape == ViewPrompts(preset, prior).plain.shape == (77, 64)
     for text in collect_texts(preset):
-        assert prior.tokenizer.tokenise_captions(text) == [f"{word}</w>" for word in words(text)]
+        assert prior.tokenizer.tokenize(text) == [f"{word}</w>" for word in words(text)]
     scorers: list[Any] = [*models.rewards.values(), *models.judges.values()]
     for scorer in scorers:
-        assert scorer.tokenizer.tokenise_captions(preset.prompt) == prior.tokenizer.tokenise_captions(preset.prompt)
+        assert scorer.tokenizer.tokenize(preset.prompt) == prior.tokenizer.tokenize(preset.prompt)
         assert torch.isfinite(scorer(torch.rand(1, 1, 3, 64, 64), preset.prompt)).all()
 
 
 def test_other_words_are_spelled_and_too_many_are_refused_as_by_the_released_models() -> None:
     spell = make_tokenizer(("a red cube",))
-    assert spell.tokenise_captions("A red dog, 3") == ["a</w>", "red</w>", "d", "o", "g</w>", ",</w>", "3</w>"]
+    assert spell.tokenize("A red dog, 3") == ["a</w>", "red</w>", "d", "o", "g</w>", ",</w>", "3</w>"]
     assert len(spell("a red cube").input_ids) == 5 and spell.model_max_length == 77
     preset = Preset.load("mvdream", {"negative_prompt": "bad " * 76, "judges": []})
     with pytest.raises(PresetError, match="has 78 tokens.*takes 77: shorten it"):
@@ -117,7 +117,7 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
             pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
         )  # fmt: skip
         with torch.no_grad():
-            found = preference.choose_method(chosen).function(step)
+            found = choose.choose_method(chosen).function(step)
         shown = [value for value in found.metrics.values() if isinstance(value, torch.Tensor)]
         assert {value.device for value in (found.gradient, *shown)} == {meta}, way
         assert step.readings.open, way  # checks that wait until the step is over

@@ -5,6 +5,10 @@ are expanded for few captions (Hesterberg 2015), as plain ones are too narrow: a
 9 %, not in 5 %.
 """
 
+# pandas ships no types, and what pyright infers of groups and columns is wider than what they hold.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 import math
