@@ -37,7 +37,7 @@ from psd.scenes.choose import make_scene
 from tests.support.fake_run import fake_run
 from tests.support.toy import make_models, make_preset
 
-ROOT = Path(psd.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)

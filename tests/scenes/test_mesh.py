@@ -386,7 +386,8 @@ def test_a_turntable_starts_at_the_front_and_becomes_a_film(tmp_path: Path) -> N
     def colour(points: Tensor) -> Tensor:
         return torch.where(points[..., :1] > 0, torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9]))
 
-    frames = render_turntable(analytic(matter(ball(0.6)), colour), frames=6, size=33)
+    scene: Any = analytic(matter(ball(0.6)), colour)
+    frames = render_turntable(scene, frames=6, size=33)
     assert frames.shape == (6, 33, 33, 3) and frames.dtype == np.uint8
     assert frames[0, 16, 16, 0] > 200 and frames[3, 16, 16, 2] > 200  # red in front, blue behind
     assert (frames[:, 0, 0] == 255).all()
