@@ -8,17 +8,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from psd.runtime.diagnosis import refuse_old_python
+
+refuse_old_python()
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
-from psd.distillation.events import Checkpointed, Event, Finished, Warned
 from psd.embedded.captions import grammar
-from psd.runs.jobs import admission as jobs_admission
-from psd.runs.jobs.controls import Controls
+from psd.runs import engine
+from psd.runs.jobs import admission
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.archive import default_root
@@ -26,53 +29,23 @@ from psd.ui import api, build
 from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.tabs.mesh import Remesh
 
-if TYPE_CHECKING:
-    from psd.models.interfaces import Models
-
 # Before torch is imported: idle OpenMP threads that spin would take the cores from the page that shows the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-LOADING = threading.Lock()  # a run that starts early waits for the models instead of loading them twice
 LARGEST_UPLOAD = "1mb"  # a preset is a few kB
-
-
-def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
-    """The engine; imported by the worker's thread, so that the page is there before torch is.
-
-    Downloads come first, as `Warned` events: size and licence before anything is fetched.
-    """
-    from psd.distillation.run import run
-    from psd.models.hub import LeftError
-    from psd.models.load import download_models
-
-    step, time_s = (resume.step, resume.time_s) if resume else (0, 0.0)
-    try:
-        for text in download_models(preset, leave=control.stopping):
-            yield Warned(step=step, time_s=time_s, message=text)
-    except LeftError:
-        yield Finished(step=step, time_s=time_s, reason="stopped")
-        return
-    yield from run(preset, load_models_once(preset), control=control, resume=resume)
-
-
-def load_models_once(preset: Preset) -> Models:
-    from psd.models.load import load_models
-
-    with LOADING:
-        return load_models(preset)
 
 
 def choose_engine() -> MakeEvents:
     """The engine as this machine needs it: on a Space with ZeroGPU in chunks, in a process that has the GPU."""
     if not os.environ.get("SPACES_ZERO_GPU"):
-        return make_events
+        return engine.make_events
     import spaces  # pyright: ignore[reportMissingImports] - on the Space only
 
     from psd.runs.jobs.executors.chunked import split_into_chunks
 
-    return split_into_chunks(make_events, spaces.GPU)
+    return split_into_chunks(engine.make_events, spaces.GPU)
 
 
 @cache
@@ -89,26 +62,13 @@ def remake_mesh(folder: Path, scene: str | None, threshold: float | None) -> Non
     rewrite_mesh(folder, scene, threshold)
 
 
-def load_ahead(preset: Preset) -> None:
-    """Load the models while somebody thinks of a prompt; what is missing is said now and again by the run."""
-    from psd.models.load import download_models
-
-    try:
-        if download := next(download_models(preset), None):
-            print(f"The first run of this preset begins by {download}", file=sys.stderr)
-        else:
-            load_models_once(preset)
-    except (PresetError, OSError) as error:
-        print(f"Cannot load the models of this preset yet: {error}", file=sys.stderr)
-
-
 def make_admission(words: str, *, any_model: bool) -> Callable[[Preset], None]:
     """What a preset must pass before it runs."""
     checks: list[Callable[[Preset], None]] = []
     if words != "off":
-        checks.append(jobs_admission.PromptFilter(Path(words) if words else jobs_admission.WORDS))
+        checks.append(admission.PromptFilter(Path(words) if words else admission.WORDS))
     if not any_model:
-        checks.append(jobs_admission.require_known_models)
+        checks.append(admission.require_known_models)
 
     def admit_preset(preset: Preset) -> None:
         for check in checks:
@@ -188,13 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.runs,
         limits=Limits(given.keep_runs, given.keep_gb * 2**30, given.pause_minutes * 60),
         admit=make_admission(given.prompt_filter, any_model=given.any_model),
-        screen=jobs_admission.load_image_filter(given.image_filter) if given.image_filter else None,
+        screen=admission.load_image_filter(given.image_filter) if given.image_filter else None,
     )
-    threading.Thread(target=load_ahead, args=[first], name="load-ahead", daemon=True).start()
+    threading.Thread(target=engine.load_ahead, args=[first], name="load-ahead", daemon=True).start()
 
     def score_pictures(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
-        with LOADING:
-            from psd.models.scoring import score_images
+        from psd.models.scoring import score_images
+
         return score_images(first, images, prompt, judge)
 
     vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}

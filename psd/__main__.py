@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from psd.runtime.diagnosis import missing_package
+from psd.runtime.diagnosis import missing_package, refuse_old_python
 
+refuse_old_python()
 try:
     from psd import doctor
     from psd.config.assignments import parse_assignments
@@ -26,6 +27,7 @@ try:
     from psd.evaluation import command as evaluation_command
     from psd.evaluation.speed import bench
     from psd.geometry.export import FRAMES, LARGEST_MM, PRINT_SIZE_MM, SMALLEST_MM, encode_mesh
+    from psd.runs.engine import prepare_events
     from psd.runs.jobs.controls import Controls
     from psd.runs.jobs.drive import MakeEvents, drive_run
     from psd.runs.store.archive import (
@@ -57,18 +59,7 @@ Ctrl-C ends a run after its step and keeps everything, mesh included; a second o
 Prepare = Callable[[Preset], MakeEvents]
 
 
-def prepare_run(preset: Preset) -> MakeEvents:
-    """Load the models, so that unknown words and missing weights are refused before a folder is made."""
-    from psd.distillation.methods import choose
-    from psd.distillation.run import run
-    from psd.models.load import load_models
-
-    models = load_models(preset)
-    choose.check_models(preset, models)
-    return lambda preset, control, resume: run(preset, models, control=control, resume=resume)
-
-
-def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_run) -> int:
+def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_events) -> int:
     """Run one command and return its exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are slow on a busy machine
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -87,6 +78,10 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_run) -> in
                 return print_presets(arguments)
             case "compare":
                 return evaluation_command.main(arguments)
+            case "embedded":
+                from psd.evaluation.shipped import command as shipped_command
+
+                return shipped_command.main(arguments.rest)
             case "doctor":
                 return doctor.print_report()
             case _:
@@ -167,6 +162,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluation_command.add_arguments(
         add_command("compare", "run a suite of methods against ground truth, and write its report")
     )
+
+    embedded = add_command("embedded", "make, train and measure the models that ship (embedded --help)")
+    embedded.add_argument("rest", nargs=argparse.REMAINDER, help="captions, data, train, evaluate or ship, and theirs")
 
     add_command("doctor", "say what this machine can run, what is missing and the cure")
 

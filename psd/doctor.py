@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from psd import version_complaint
 from psd.config.errors import MissingError, PresetError
 from psd.config.preset import PRESETS, Preset, list_presets
 from psd.models import hub, releases
@@ -81,7 +80,7 @@ def examine_machine() -> Iterator[Finding]:
 
 def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if not version_complaint(sys.version_info[:2]):
+    if not diagnosis.python_problem(sys.version_info[:2]):
         return Finding("python", OK, version)
     return Finding("python", NOTE, f"{version} was never tried", "Python 3.11 or 3.12")
 

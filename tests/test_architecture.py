@@ -15,7 +15,18 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [*sorted((ROOT / "psd").rglob("*.py")), *ROOT.glob("app.py")]
 }
-EVERYTHING = {"config", "runtime", "geometry", "models", "scenes", "distillation", "runs", "embedded", "evaluation", "ui"}
+EVERYTHING = {
+    "config",
+    "runtime",
+    "geometry",
+    "models",
+    "scenes",
+    "distillation",
+    "runs",
+    "embedded",
+    "evaluation",
+    "ui",
+}
 # Room -> the other rooms whose modules it may import.  The edge (app, __main__, doctor) may import all of them.
 ROOMS = {
     "config": set(),
@@ -26,13 +37,14 @@ ROOMS = {
     "distillation": {"config", "runtime", "geometry", "models", "scenes"},
     "runs": {"config", "runtime", "geometry", "models", "scenes", "distillation"},
     "embedded": {"config", "runtime", "geometry", "models"},
-    "evaluation": EVERYTHING - {"ui"},
-    "ui": {"config", "runtime", "distillation", "runs"},
+    "evaluation": {"config", "runtime", "geometry", "models", "scenes", "distillation", "runs", "embedded"},
+    "ui": {"config", "runtime", "geometry", "distillation", "runs"},
 }
 # Where a room may use only part of another: (room, other room) -> the modules that it may import.
 NARROW = {
     ("distillation", "models"): {"psd.models.interfaces", "psd.models.prior.view_prompts"},
     ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose", "psd.scenes.turntable"},
+    ("ui", "geometry"): {"psd.geometry.export"},  # its table of formats
     ("ui", "distillation"): {"psd.distillation.events", "psd.distillation.detectors"},
     ("ui", "runtime"): {"psd.runtime.memory"},
 }
@@ -170,7 +182,6 @@ def test_the_walk_sees_imports_of_every_shape(tmp_path: Path) -> None:
 def test_every_module_has_a_room() -> None:
     edge = {"psd", "psd.__main__", "psd.doctor", "app"}
     assert {module for module in MODULES if not room_of(module)} == edge
-    assert set(ROOMS) == EVERYTHING
 
 
 def test_arrows_between_rooms_point_one_way() -> None:
@@ -213,9 +224,7 @@ def test_presentation_knows_no_torch(place: str) -> None:
 def test_one_place_joins_models_to_the_run() -> None:
     """Whoever loads models and runs the algorithm does it through the engine: download, load, run stand there once."""
     joined = [
-        module
-        for module, path in MODULES.items()
-        if {"psd.distillation.run", "psd.models.load"} <= imports(path)
+        module for module, path in MODULES.items() if {"psd.distillation.run", "psd.models.load"} <= imports(path)
     ]
     assert joined == ["psd.runs.engine"]
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-import psd
 from psd import doctor
 from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
 from psd.config.errors import MissingError, PresetError
@@ -30,6 +29,7 @@ from psd.runs.jobs.drive import MakeEvents
 from psd.runs.store.archive import latest_checkpoint, list_runs, read_preset, read_status, replay_events
 from psd.runs.store.folder import RunFolder
 from psd.runs.terminal import PLAIN_EVERY, Progress, format_duration
+from psd.runtime import diagnosis
 from psd.runtime.timing import Clock
 from psd.scenes.choose import make_scene
 from tests.support.fake_run import fake_run
@@ -64,7 +64,7 @@ def test_a_caption_is_run_in_the_wording_that_the_prior_learned(root: Path, type
 
 @pytest.mark.parametrize(("version", "told"), [((3, 10), True), ((3, 11), False), ((3, 12), False), ((3, 14), True)])
 def test_another_python_is_told_which_ones_will_do(version: tuple[int, int], told: bool) -> None:
-    words = psd.tried_with(version)
+    words = diagnosis.python_problem(version)
     assert bool(words) == told and (not told or ("3.11 and 3.12" in words and f"{version[0]}.{version[1]}" in words))
 
 

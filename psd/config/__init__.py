@@ -11,5 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["MissingError", "Preset", "PresetError", "list_presets"]
 __getattr__ = lazy_names(
     __name__,
-    {"MissingError": "psd.config.errors", "Preset": "psd.config.preset", "PresetError": "psd.config.errors", "list_presets": "psd.config.preset"},
+    {
+        "MissingError": "psd.config.errors",
+        "Preset": "psd.config.preset",
+        "PresetError": "psd.config.errors",
+        "list_presets": "psd.config.preset",
+    },
 )

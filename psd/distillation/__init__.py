@@ -11,5 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["Control", "METHODS", "NoControl"]
 __getattr__ = lazy_names(
     __name__,
-    {"Control": "psd.distillation.interfaces", "METHODS": "psd.distillation.methods.choose", "NoControl": "psd.distillation.interfaces"},
+    {
+        "Control": "psd.distillation.interfaces",
+        "METHODS": "psd.distillation.methods.choose",
+        "NoControl": "psd.distillation.interfaces",
+    },
 )

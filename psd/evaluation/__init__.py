@@ -10,5 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["Suite"]
 __getattr__ = lazy_names(
     __name__,
-    {"Suite": "psd.evaluation.experiments.suite"},
+    {
+        "Suite": "psd.evaluation.experiments.suite",
+    },
 )

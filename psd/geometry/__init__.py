@@ -11,5 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["Cameras", "Mesh", "orbit", "rays"]
 __getattr__ = lazy_names(
     __name__,
-    {"Cameras": "psd.geometry.cameras", "Mesh": "psd.geometry.mesh", "orbit": "psd.geometry.cameras", "rays": "psd.geometry.cameras"},
+    {
+        "Cameras": "psd.geometry.cameras",
+        "Mesh": "psd.geometry.mesh",
+        "orbit": "psd.geometry.cameras",
+        "rays": "psd.geometry.cameras",
+    },
 )

@@ -13,5 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "Worker", "list_runs", "make_events", "replay_events"]
 __getattr__ = lazy_names(
     __name__,
-    {"RunFolder": "psd.runs.store.folder", "Worker": "psd.runs.jobs.worker", "list_runs": "psd.runs.store.archive", "make_events": "psd.runs.engine", "replay_events": "psd.runs.store.archive"},
+    {
+        "RunFolder": "psd.runs.store.folder",
+        "Worker": "psd.runs.jobs.worker",
+        "list_runs": "psd.runs.store.archive",
+        "make_events": "psd.runs.engine",
+        "replay_events": "psd.runs.store.archive",
+    },
 )

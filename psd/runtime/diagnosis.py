@@ -1,15 +1,32 @@
-"""What a machine lacks, in words: for `doctor`, and for whoever wanted it.  Needs no package until it is asked."""
+"""Readable reasons why this machine cannot run something, each with a fix.  Needs no package until it is asked."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import shutil
+import sys
 
 
 def first_line(error: BaseException) -> str:
     """Of what an error says; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def python_problem(version: tuple[int, int]) -> str:
+    """Why this Python may not do; "" for one that the project was tried with."""
+    if (3, 11) <= version <= (3, 12):
+        return ""
+    return f"PSD Studio runs on Python 3.11 and 3.12; this is {version[0]}.{version[1]}: use one of those"
+
+
+def refuse_old_python() -> None:
+    """End the process on a Python that lacks what the program needs; warn on one that it was never tried with."""
+    version = sys.version_info[:2]
+    if problem := python_problem(version):
+        if version < (3, 11):
+            sys.exit(problem)
+        print(problem, file=sys.stderr)
 
 
 def missing_package(error: ModuleNotFoundError) -> str:

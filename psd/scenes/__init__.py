@@ -11,5 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["Render", "Scene", "make_scene"]
 __getattr__ = lazy_names(
     __name__,
-    {"Render": "psd.scenes.interfaces", "Scene": "psd.scenes.interfaces", "make_scene": "psd.scenes.choose"},
+    {
+        "Render": "psd.scenes.interfaces",
+        "Scene": "psd.scenes.interfaces",
+        "make_scene": "psd.scenes.choose",
+    },
 )

@@ -11,5 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["build_blocks", "launch_options", "register_endpoints"]
 __getattr__ = lazy_names(
     __name__,
-    {"build_blocks": "psd.ui.build", "launch_options": "psd.ui.build", "register_endpoints": "psd.ui.api"},
+    {
+        "build_blocks": "psd.ui.build",
+        "launch_options": "psd.ui.build",
+        "register_endpoints": "psd.ui.api",
+    },
 )

@@ -229,8 +229,11 @@ def test_any_text_gives_values_or_a_preset_error(text: str) -> None:
 
 
 def test_assignments_read_texts_as_they_stand_and_the_rest_as_yaml() -> None:
-    assert parse_assignments(["prompt=no", "negative_prompt=a: b", "method=sds", "steps=7", "negative=off", "rewards={x: 2}",
-                        "elevation_deg=[0, 10]", "prior=a=b", "negative_lr=2e-2"]) == {
+    given = [
+        "prompt=no", "negative_prompt=a: b", "method=sds", "steps=7", "negative=off", "rewards={x: 2}",
+        "elevation_deg=[0, 10]", "prior=a=b", "negative_lr=2e-2",
+    ]  # fmt: skip
+    assert parse_assignments(given) == {
         "prompt": "no", "negative_prompt": "a: b", "method": "sds", "steps": 7, "negative": False, "rewards": {"x": 2},
         "elevation_deg": [0, 10], "prior": "a=b", "negative_lr": "2e-2",
     }  # fmt: skip

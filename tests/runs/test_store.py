@@ -135,7 +135,8 @@ def test_second_writer_is_refused_until_the_first_lets_go(folder: RunFolder) -> 
 def test_lock_dies_with_its_process(folder: RunFolder) -> None:
     folder.close()
     code = (
-        "import sys, psd.runs.store.folder; folder = psd.runs.store.folder.RunFolder.open(sys.argv[1]); folder.set_state('running');"
+        "import sys; from psd.runs.store.folder import RunFolder;"
+        "folder = RunFolder.open(sys.argv[1]); folder.set_state('running');"
         "print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(folder.path)]

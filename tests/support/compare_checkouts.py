@@ -77,7 +77,11 @@ def differences(old: Path, new: Path) -> list[str]:
     pictures = [sorted(path.relative_to(run) for path in run.glob("previews/**/*.*")) for run in (old, new)]
     if pictures[0] != pictures[1]:
         found.append(f"{len(pictures[0])} preview files against {len(pictures[1])}")
-    unlike = [str(name) for name in pictures[0] if name in pictures[1] and (old / name).read_bytes() != (new / name).read_bytes()]
+    unlike = [
+        str(name)
+        for name in pictures[0]
+        if name in pictures[1] and (old / name).read_bytes() != (new / name).read_bytes()
+    ]
     if unlike:
         found.append(f"{len(unlike)} of {len(pictures[0])} preview files, first {unlike[0]}")
     meshes = read_mesh(old), read_mesh(new)

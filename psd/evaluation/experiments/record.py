@@ -17,14 +17,14 @@ import numpy as np
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Failed, Finished, Meshed, Previewed, Stepped, Warned
 from psd.distillation.preview import VIEWS
-from psd.distillation.run import run
 from psd.evaluation.experiments.suite import COSTS
 from psd.evaluation.metrics.ground_truth import SIDES
 from psd.evaluation.speed.recorder import Call, record_calls
 from psd.geometry.cameras import turntable_cameras
 from psd.geometry.mesh import Mesh
 from psd.geometry.rasterise import rasterise_mesh
-from psd.models.load import load_models
+from psd.runs import engine
+from psd.runs.jobs.controls import Controls
 from psd.runtime import memory
 
 PICTURE_SIZE = 96  # px
@@ -72,13 +72,13 @@ def record_run(preset: Preset) -> RecordedRun:
     def count_images(call: Call) -> None:
         calls[call.kind][call.grad] += call.args[0].shape[0] * call.args[0].shape[1]
 
-    models = record_calls(load_models(preset), count_images)
+    make_events = engine.prepare_events(preset, lambda preset: record_calls(engine.load_models(preset), count_images))
     arrays: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     previews: dict[int, np.ndarray] = {}
     pairs: dict[str, list[float]] = {name: [] for name in PAIR_METRICS}
     start = time.monotonic()
-    for event in run(preset, models):
+    for event in make_events(preset, Controls(preset), None):
         match event:
             case Previewed():
                 previews[event.step] = event.images["rgb"]

@@ -25,8 +25,8 @@ ABOUT = {
     "prior-early": "An early checkpoint of the same prior, coarse on purpose: evidence on what preference is worth "
     "where the prior is unsure.",
     "reward": "The reward that runs are trained on: a convolutional image tower and a GRU "
-    "(`psd.models.rewards.critic_networks.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on graded degradations; it "
-    "never saw diffusion noise.",
+    "(`psd.models.rewards.critic_networks.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on "
+    "graded degradations; it never saw diffusion noise.",
     "reward-early": "An early checkpoint of the same reward, weaker on purpose: evidence on what preference is worth "
     "where the reward errs.",
     "selector": "The selector judge, which the app may use for early stop and best checkpoint: a `CLIPModel` (8 px "
@@ -37,8 +37,8 @@ ABOUT = {
     "(`psd.models.rewards.critic_networks.WordCritic`).  It measures; no run ever sees it.",
 }
 DATA = (
-    "Objects of the project's own caption grammar (`psd/tiny/grammar.py`), rendered by its own sphere tracer; no "
-    'outside data.  {captions}.  About 5 % of the objects are degraded and captioned "low quality blurry".'
+    "Objects of the project's own caption grammar (`psd/embedded/captions/grammar.py`), rendered by its own sphere "
+    'tracer; no outside data.  {captions}.  About 5 % of the objects are degraded and captioned "low quality blurry".'
 )
 
 

@@ -25,6 +25,7 @@ from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Finished, Meshed, Previewed, Started, Stepped
 from psd.evaluation.speed import throughput
 from psd.evaluation.speed.throughput import WARM_UP
+from psd.runs import engine
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents, drive_run
 from psd.runs.store.folder import RunFolder
@@ -330,20 +331,18 @@ def main(
 
         print(cost.cost_table(preset))
         return 0
-    from psd.distillation.run import run
-    from psd.models.load import load_models
     from psd.runtime.devices import choose_device, choose_precision
 
     def load_networks(preset: Preset) -> Models:
         if random_weights is None:
-            return load_models(preset)
+            return engine.load_models(preset)
         from psd.models.random_weights import random_models
 
         device, _ = choose_device(preset.device)
         return random_models(preset, device, choose_precision(preset.precision, device), tiny=random_weights == "tiny")
 
     def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
-        yield from run(preset, load_networks(preset), control=control, resume=resume)
+        yield from engine.prepare_events(preset, load_networks)(preset, control, resume)
 
     times = time_whole_run(preset, make_events) if full else None  # first: it also times the loading
     models = throughput.require_memory(lambda: load_networks(preset))

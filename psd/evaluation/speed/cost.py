@@ -207,7 +207,7 @@ def resident_memory(preset: Preset, models: Models) -> float:
 
 
 def preview_memory(preset: Preset, models: Models) -> float:
-    """GB that the scores of a preview hold at most beside `resident_memory`: a judge that waits elsewhere comes whole."""
+    """GB that a preview's scores hold at most beside `resident_memory`: a judge that waits elsewhere comes whole."""
     set_max_batches(models, preset.network_batch)
     living, most, visiting = LiveMemoryMode(), 0, visiting_judges(preset, models)
     images = torch.empty(1, VIEWS, 3, preset.preview_size, preset.preview_size, device="meta")

@@ -1,0 +1,71 @@
+"""The engine: download what a preset names, load it, run it.  The one place that joins models to the algorithm.
+
+The app, the command line, the bench and the experiments all come through here.  torch is imported when a run begins.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from psd.config.errors import PresetError
+from psd.config.preset import Preset
+from psd.distillation.events import Checkpointed, Event, Finished, Warned
+from psd.runs.jobs.controls import Controls
+from psd.runs.jobs.drive import MakeEvents
+
+if TYPE_CHECKING:
+    from psd.models.interfaces import Models
+
+
+def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+    """Download, load and run: the worker's `MakeEvents`.
+
+    Downloads come first, as `Warned` events: size and licence before anything is fetched.  A stop ends a download.
+    """
+    from psd.models.hub import LeftError
+    from psd.models.load import download_models
+
+    step, time_s = (resume.step, resume.time_s) if resume else (0, 0.0)
+    try:
+        for text in download_models(preset, leave=control.stopping):
+            yield Warned(step=step, time_s=time_s, message=text)
+    except LeftError:
+        yield Finished(step=step, time_s=time_s, reason="stopped")
+        return
+    yield from prepare_events(preset)(preset, control, resume)
+
+
+def prepare_events(preset: Preset, load: Callable[[Preset], Models] | None = None) -> MakeEvents:
+    """Load the models now, so that unknown words and missing weights are refused before a run's folder is made.
+
+    ``load`` makes other models than `load_models`, or records their calls.  Raises `PresetError` for what cannot run,
+    `MissingError` for what is not here.
+    """
+    from psd.distillation.methods.choose import check_models
+    from psd.distillation.run import run
+
+    models = (load or load_models)(preset)
+    check_models(preset, models)
+    return lambda preset, control, resume: run(preset, models, control=control, resume=resume)
+
+
+def load_models(preset: Preset) -> Models:
+    """The models that a preset names (`psd.models.load.load_models`), which are here or are downloaded."""
+    from psd.models import load
+
+    return load.load_models(preset)
+
+
+def load_ahead(preset: Preset) -> None:
+    """Load the models while somebody thinks of a prompt; a failure is printed here and again by the run itself."""
+    from psd.models.load import download_models
+
+    try:
+        if download := next(download_models(preset), None):
+            print(f"The first run of this preset begins by {download}", file=sys.stderr)
+        else:
+            load_models(preset)
+    except (PresetError, OSError) as error:
+        print(f"Cannot load the models of this preset yet: {error}", file=sys.stderr)
