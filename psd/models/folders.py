@@ -49,13 +49,16 @@ def load_network(kind: type, at: Located, source: str, dtype: torch.dtype, part:
     """
     files = [name for name in at.files if name.rpartition("/")[0] == part and name.endswith(".safetensors")]
     where = f"{source}: {files[0] if len(files) == 1 else f'{part}/*.safetensors'.lstrip('/')}"
-    precision = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
+    if kind.__module__.startswith("transformers"):
+        how: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}  # reported, and refused below
+    else:
+        how = {"torch_dtype": dtype}
     with explain_load_errors(source), quiet_libraries():
         for file in files:
             require_float_tensors(_tensor_types(at.path / file), f"{source}: {file}")
         network, report = kind.from_pretrained(
             str(at.path), **({"subfolder": part} if part else {}), variant=at.weight_variant(part),
-            output_loading_info=True, local_files_only=True, use_safetensors=True, **{precision: dtype},
+            output_loading_info=True, local_files_only=True, use_safetensors=True, **how,
         )  # fmt: skip
         if missing := sorted(report["missing_keys"]):
             first, *others = missing
@@ -64,8 +67,10 @@ def load_network(kind: type, at: Located, source: str, dtype: torch.dtype, part:
                 f"{where} has no tensor {first}{more}, which {kind.__name__} needs: {FETCH_AGAIN}"
                 f"{describe_prefix(report['unexpected_keys'], missing)}"
             )
-        if mismatched := list(report["mismatched_keys"]):
-            raise MissingError(f"{where} holds {mismatched[0]} in another shape than its config.json: {FETCH_AGAIN}")
+        if mismatched := sorted(report["mismatched_keys"]):
+            raise MissingError(
+                f"{where} holds {mismatched[0][0]} in another shape than its config.json asks for: {FETCH_AGAIN}"
+            )
         require_finite_weights(network, where)
     return network
 

@@ -1,4 +1,4 @@
-"""A download in a thread of its own, so that it tells how far it is and can be left."""
+"""Models found on this machine or downloaded from the hub, in a thread of its own that can be left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from psd.config.errors import MissingError, PresetError, format_value
 from psd.config.preset import PRESETS, Preset
-from psd.models.releases import GB, RELEASES, mirrors_of
 from psd.models.checkpoints.refusals import read_json_object
+from psd.models.releases import GB, RELEASES, mirrors_of
 from psd.runtime.diagnosis import first_line
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def required_files(kind: str, half: bool) -> Needs:
     }[kind]  # fmt: skip
 
 
-BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
+BESIDE = ("merges.txt", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
 
 
 def select_files(names: Sequence[str], wanted: Needs) -> list[str]:
@@ -289,12 +289,12 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def plain_source(source: str) -> str:
-    """``source`` as `RELEASES` names it: the whole address of a page of the hub becomes owner/name or owner/name/file."""
+    """``source`` as `RELEASES` names it: the address of a page of the hub becomes owner/name or owner/name/file."""
     return "/".join(filter(None, split_source(source))) if HUB_ADDRESS.match(source) else source
 
 
 def fetch_model(source: str, kind: str, *, half: bool = False, say: Say | None = None) -> Located:
-    """The model, downloaded if need be: ``say`` (else stderr) hears what `download_model` tells.  Raises as that does."""
+    """The model, downloaded if need be: ``say`` (else stderr) hears of it.  Raises as `download_model` does."""
     for text in download_model(source, kind, half=half):
         (say or _print_message)(text)
     found = find_model(source, kind, half=half)

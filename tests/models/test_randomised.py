@@ -45,16 +45,16 @@ def test_a_large_presets_own_prompts_are_understood(name: str) -> None:
     state = State.create(preset, models)
     assert state.negative.value.shape == ViewPrompts(preset, prior).plain.shape == (77, 64)
     for text in collect_texts(preset):
-        assert prior.tokenizer.tokenise_captions(text) == [f"{word}</w>" for word in words(text)]
+        assert prior.tokenizer.tokenize(text) == [f"{word}</w>" for word in words(text)]
     scorers: list[Any] = [*models.rewards.values(), *models.judges.values()]
     for scorer in scorers:
-        assert scorer.tokenizer.tokenise_captions(preset.prompt) == prior.tokenizer.tokenise_captions(preset.prompt)
+        assert scorer.tokenizer.tokenize(preset.prompt) == prior.tokenizer.tokenize(preset.prompt)
         assert torch.isfinite(scorer(torch.rand(1, 1, 3, 64, 64), preset.prompt)).all()
 
 
 def test_other_words_are_spelled_and_too_many_are_refused_as_by_the_released_models() -> None:
     spell = make_tokenizer(("a red cube",))
-    assert spell.tokenise_captions("A red dog, 3") == ["a</w>", "red</w>", "d", "o", "g</w>", ",</w>", "3</w>"]
+    assert spell.tokenize("A red dog, 3") == ["a</w>", "red</w>", "d", "o", "g</w>", ",</w>", "3</w>"]
     assert len(spell("a red cube").input_ids) == 5 and spell.model_max_length == 77
     preset = Preset.load("mvdream", {"negative_prompt": "bad " * 76, "judges": []})
     with pytest.raises(PresetError, match="has 78 tokens.*takes 77: shorten it"):

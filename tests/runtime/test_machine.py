@@ -1,5 +1,6 @@
 """What a machine lacks is said by the run and by the doctor alike, with the cure."""
 
+import errno
 import socket
 import weakref
 from pathlib import Path
@@ -154,6 +155,13 @@ def test_networks_that_had_to_take_fewer_images_take_all_in_the_next_run() -> No
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("could not create a primitive"), True),  # oneDNN, of a kernel for which there is no room
+        (RuntimeError("could not create a primitive descriptor for a convolution"), False),  # no such kernel
+        (RuntimeError("unable to mmap 240000080 bytes from file <a>: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOENT, "No such file"), False),
+        (type("PanicException", (BaseException,), {})("called unwrap() on an Err value: MemoryError"), True),
+        (type("PanicException", (BaseException,), {})("index out of bounds"), False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("can't allocate memory"), False),
     ],

@@ -19,9 +19,9 @@ FETCH_AGAIN = "copy or download it again, or name another source"
 def explain_load_errors(source: str) -> Iterator[None]:
     """Errors of the block come out as `PresetError` or `MissingError` that names ``source``.
 
-    The libraries raise almost anything for a damaged file: KeyError for a configuration without a key, NotImplementedError
-    for a tensor that never came, and safetensors a panic, which is no `Exception`.  Missing packages and a shortage of
-    memory pass through as they are, for their cures are others.
+    The libraries raise almost anything for a damaged file: KeyError for a configuration without a key,
+    NotImplementedError for a tensor that never came, and safetensors a panic, which is no `Exception`.  Missing
+    packages and a shortage of memory pass through as they are, for their cures are others.
     """
     try:
         yield
@@ -43,14 +43,20 @@ def explain_load_errors(source: str) -> Iterator[None]:
 
 
 def read_json_object(path: Path, source: str) -> dict[str, Any]:
-    """The object in a JSON file, with or without a byte order mark.
+    """The object in a JSON file.
 
-    Raises `MissingError`, naming ``source`` and the file, for one that is absent, empty, cut, or holds anything else.
+    Raises `MissingError`, naming ``source`` and the file, for one that is absent, empty, cut, begins with a byte order
+    mark, which the libraries stumble over, or holds anything else.
     """
     name = "/".join(path.parts[-2:])
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise MissingError(f"{source}: {name} begins with a byte order mark: save it as UTF-8 without one")
+        found = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, MissingError):
+            raise
         raise MissingError(f"{source}: {name} is no JSON file ({first_line(error)}): {FETCH_AGAIN}") from None
     if not isinstance(found, dict):
         raise MissingError(f"{source}: {name} holds a {type(found).__name__} instead of keys and values: {FETCH_AGAIN}")

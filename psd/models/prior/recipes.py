@@ -30,7 +30,7 @@ OTHER_INPUTS = {  # key of a U-Net's configuration that is null in the family ->
 def refuse_other_recipes(
     unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any], source: str
 ) -> None:
-    """Raises `PresetError` that says what ``source`` is, and what is read, for networks that do not fit together here."""
+    """Raises `PresetError`, saying what ``source`` is and what is read, for networks that do not fit together here."""
     name = unet.get("_class_name")
     if name not in (UNET, MVDREAM_UNET):
         raise PresetError(f"{source}: its U-Net is a {format_value(name)}; a {UNET} is read, as Stable Diffusion's is")
@@ -122,8 +122,8 @@ def check_schedule(config: Mapping[str, Any], source: str) -> str:
         low, high = config.get("beta_start"), config.get("beta_end")
         if not (is_between(low, 0, 1) and is_between(high, 0, 1) and 0 < low < high < 1):
             raise PresetError(
-                f"{source}: beta_start {format_value(low)} and beta_end {format_value(high)} of its scheduler must lie in"
-                " (0, 1), the first below the second"
+                f"{source}: beta_start {format_value(low)} and beta_end {format_value(high)} of its scheduler must lie"
+                " in (0, 1), the first below the second"
             )
     if config.get("rescale_betas_zero_snr") and kind == "epsilon":
         raise PresetError(f"{source} ends in pure noise (rescale_betas_zero_snr), where predicting it says nothing")
