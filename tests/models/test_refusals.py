@@ -157,6 +157,12 @@ def test_a_shipped_prior_that_lacks_one_tensor_is_refused_and_named(tmp_path: Pa
         load_components(str(folder), torch.float32)
 
 
+def test_a_prior_whose_networks_do_not_run_is_refused_before_a_run_begins(prior_copy: Path) -> None:
+    set_keys("vae/config.json", scaling_factor=[1, 2])(prior_copy)
+    with pytest.raises(PresetError, match=f"{prior_copy} cannot be read as a model"):
+        load_prior(str(prior_copy), CPU)
+
+
 @pytest.mark.parametrize("length", [..., 1e30, 128])
 def test_a_tokenizer_is_held_to_the_places_of_its_text_encoder(length: float, prior_copy: Path) -> None:
     wanted = load_prior(str(prior_copy), CPU).embed_prompt("a red cube")

@@ -98,7 +98,7 @@ def test_models_that_do_not_fit_are_explained_and_let_go(monkeypatch: pytest.Mon
     def full(*args, **keywords):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.2 GiB\nand more")
 
-    monkeypatch.setattr(load.components, "load", full)
+    monkeypatch.setattr(load.components, "load_components", full)
     load.load_prior.cache_clear()
     with pytest.raises(MissingError, match=r"do not fit.*1\.2 GiB; .*network_batch=1.*mvdream-8gb") as caught:
         load.load_models(Preset.load("tiny", {"device": "cpu", "prior": "assets/prior"}))
