@@ -393,8 +393,9 @@ def _look_up(repository: str, wanted: Needs) -> list[DryRunFileInfo]:
     from huggingface_hub.errors import DryRunError
 
     patterns = [pattern for patterns in wanted for pattern in patterns] + [f"*{ending}" for ending in BESIDE]
+    bar: Any = SilentBar  # the hub's hint names a subclass of tqdm that it does not need
     try:
-        return snapshot_download(repository, allow_patterns=patterns, dry_run=True, tqdm_class=SilentBar)
+        return snapshot_download(repository, allow_patterns=patterns, dry_run=True, tqdm_class=bar)
     except DryRunError as error:
         raise (error.__cause__ or error) from None
 

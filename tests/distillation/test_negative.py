@@ -16,7 +16,7 @@ from tests.support.toy import POSITIONS, WORDS, BlackBox, QuadraticReward, ToyPr
 
 def found_by(step: StepContext) -> Score:
     with torch.no_grad():
-        return choose.METHODS[step.preset.method](step)
+        return choose.choose_method(step.preset).function(step)
 
 
 def learned(step: StepContext, optimiser_lr: float = 1e-2) -> Negative:

@@ -366,6 +366,6 @@ def large_suite(mvdream_folder: Path, small_decoder: Path, tmp_path: Path, monke
 def test_the_large_suite_makes_and_judges_meshes_with_released_checkpoints(large_suite: Suite) -> None:
     """MVDream distilled under HPSv2.1 and measured by ImageReward, from the suite's own lines to the mesh."""
     job = next(job for job in expand_jobs(large_suite, []) if job.method == large_suite.reference)
-    line = run.work(job)
+    line = run.run_job(job)
     assert {"reward", "ImageReward.pt/score", "watertight", "faces", "seconds"} <= set(line) and "iou" not in line
     assert line["steps"] == 3 and line["pair_ratio"] > 0 and line["calls"]["reward"][1] > 0

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.lora import merge_lora
+from psd.models.checkpoints.lora import merge_lora, read_lora
 from psd.models.load import load_models, load_prior
 from tests.support import released
 
@@ -184,20 +184,6 @@ def write_adapter(folder: Path, lora: dict[Key, tuple[Tensor, Tensor]], adapter:
     return str(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("adapter", ["", "default.", "default_0."])
-@pytest.mark.parametrize("network", ["unet", "text_encoder"])
-def test_an_adapter_as_peft_saves_it_counts_by_its_own_configuration(
-    network: str, adapter: str, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    before = weights("1.5")
-    lora = pairs([key for key in layers("peft") if key[0] == network], before)
-    source = write_adapter(tmp_path / "style", lora, adapter, lora_alpha=6, use_rslora=adapter == "default.")
-    found = loaded(folders["1.5"], (source, WEIGHT))
-    wanted = merged(before, lora, WEIGHT * 6 / (RANK**0.5 if adapter == "default." else RANK))
-    for key, value in wanted.items():
-        torch.testing.assert_close(found[key].double(), value, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -206,7 +192,7 @@ def test_an_adapter_as_peft_saves_it_counts_by_its_own_configuration(
         ({"lora_alpha": "much"}, "lora_alpha = 'much' is no finite number"),
         ({"lora_alpha": 6, "peft_type": "LOHA"}, "asks for another adapter than LoRA"),
         ({"lora_alpha": 6, "use_dora": True}, "asks for DoRA"),
-        ({"lora_alpha": 6, "alpha_pattern": {"to_q": 2}}, "asks for layers of different strengths"),
+        ({"lora_alpha": 6, "alpha_pattern": {"to_q": 2}}, "its alpha_pattern gives layers different strengths"),
     ],
 )
 def test_an_adapter_of_unknown_strength_is_refused(
@@ -229,6 +215,30 @@ def test_a_lora_of_no_finite_numbers_is_refused(value: float, folders: dict[str,
     save_file(state, path)
     with pytest.raises(PresetError, match=f"LoRA {path}: '{name}' holds no finite floating-point numbers"):
         loaded(folders["1.5"], (str(path), WEIGHT))
+
+
+@pytest.mark.parametrize("adapter", ["", "default.", "default_0."])
+@pytest.mark.parametrize("network", ["unet", "text_encoder"])
+def test_what_peft_itself_saves_is_read(network: str, adapter: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """One network a file, named from its root; alpha stands in the configuration beside it."""
+    before = weights("1.5")
+    lora = pairs([key for key in layers("peft") if key[0] == network], before)
+    inside = "" if network == "unet" else "text_model."
+    state = {}
+    for (_, layer), (down, up) in lora.items():
+        stem = f"base_model.model.{inside}{layer}"
+        state |= {f"{stem}.lora_A.{adapter}weight": down, f"{stem}.lora_B.{adapter}weight": up}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    stabilised = adapter == "default."
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "use_rslora": stabilised, "alpha_pattern": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = loaded(folders["1.5"], (str(tmp_path), WEIGHT))
+    for key, value in merged(before, lora, WEIGHT * 6 / (RANK**0.5 if stabilised else RANK)).items():
+        torch.testing.assert_close(found[key].double(), value, atol=1e-5, rtol=1e-5)
+    config["alpha_pattern"] = {"to_q": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(PresetError, match="its alpha_pattern gives layers different"):
+        read_lora(tmp_path / "adapter_model.safetensors", "owner/style")
 
 
 @torch.no_grad()

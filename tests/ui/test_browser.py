@@ -37,6 +37,7 @@ from psd.distillation.events import (
 from psd.distillation.interfaces import Control
 from psd.embedded.captions import grammar
 from psd.geometry.mesh import Mesh
+from psd.runs import engine
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
@@ -132,7 +133,7 @@ def troubled_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def real_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from serve(app.make_events, tmp_path_factory.mktemp("real"))
+    yield from serve(engine.make_events, tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture

@@ -26,20 +26,20 @@ DOWN = (
     "_lora.down.weight", "lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight", "lora_down.weight"
 )  # fmt: skip
 UP = ("_lora.up.weight", "lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight", "lora_up.weight")
+SAVED_BY_PEFT = "base_model.model."  # before every name in a file that PEFT itself saved
+ADAPTER_NAME = re.compile(r"(\.lora_[AB])\.[^.]+\.weight\Z")  # lora_A.default.weight
 PREFIXES = {"unet.": "unet", "lora_unet_": "unet", "text_encoder.": "text", "lora_te_": "text"}
-PEFT_PREFIX = "base_model.model."  # of every name in a file that PEFT itself saved
 PEFT_CONFIG = "adapter_config.json"
 PEFT_UNREAD = {  # key of that file -> the values of it that change no layer, and what another one means
     "peft_type": (("LORA", None), "another adapter than LoRA"),
     "use_dora": ((False, None), "DoRA, whose magnitudes are not read"),
     "fan_in_fan_out": ((False, None), "layers that are stored transposed, which is not read"),
     "bias": (("none", None), "trained biases, which are not read"),
-    "alpha_pattern": (({}, None), "layers of different strengths, which is not read"),
 }
 
 
 def read_lora(path: Path, source: str) -> dict[str, Tensor]:
-    """The tensors of a file, with the alphas that diffusers keeps in its metadata, one for each network.
+    """The tensors of a file, with the alphas that diffusers keeps in its metadata and PEFT in its configuration.
 
     Raises `PresetError` for metadata that ask for more than one alpha a network, for tensors of whole numbers and for
     inf or nan, and for a file of PEFT without its configuration, whose strength nobody could know.
@@ -48,7 +48,7 @@ def read_lora(path: Path, source: str) -> dict[str, Tensor]:
     for name, value in state.items():
         if not (value.is_floating_point() and torch.isfinite(value).all()) and not is_whole_alpha(name, value):
             raise PresetError(f"LoRA {source}: {name!r} holds no finite floating-point numbers: a damaged file")
-    if any(name.startswith(PEFT_PREFIX) for name in state):
+    if any(name.startswith(SAVED_BY_PEFT) for name in state):
         return add_alphas(state, read_adapter_config(path.parent / PEFT_CONFIG, source), "", source)
     if path.suffix != ".safetensors":
         return state
@@ -56,6 +56,8 @@ def read_lora(path: Path, source: str) -> dict[str, Tensor]:
         metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     if not isinstance(metadata, dict):
         raise PresetError(f"LoRA {source}: lora_adapter_metadata in its head holds no keys and values: a damaged file")
+    if not metadata and (path.parent / PEFT_CONFIG).is_file():
+        return add_alphas(state, read_adapter_config(path.parent / PEFT_CONFIG, source), "", source)
     if patterns := [name for name, value in metadata.items() if name.endswith("alpha_pattern") and value]:
         raise PresetError(f"LoRA {source}: its {patterns[0]} gives layers different strengths, which is not read")
     return add_alphas(state, metadata, "{network}.", source)
@@ -74,6 +76,8 @@ def read_adapter_config(path: Path, source: str) -> dict[str, Any]:
             " beside it"
         )
     config = read_json_object(path, source)
+    if config.get("alpha_pattern"):
+        raise PresetError(f"LoRA {source}: its alpha_pattern gives layers different strengths, which is not read")
     for key, (harmless, what) in PEFT_UNREAD.items():
         if config.get(key) not in harmless:
             raise PresetError(f"LoRA {source}: {key} = {format_value(config[key])} in {PEFT_CONFIG} asks for {what}")
@@ -138,7 +142,7 @@ def merge_lora(
 
 def split_name(name: str, source: str) -> tuple[str, str]:
     """Layer and part (down, up, alpha) of a tensor's name, without PEFT's prefix and the name of its adapter."""
-    name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight\Z", r".\1.weight", name.removeprefix(PEFT_PREFIX))
+    name = ADAPTER_NAME.sub(r"\1.weight", name.removeprefix(SAVED_BY_PEFT))
     if name.endswith(".alpha"):
         return name.removesuffix(".alpha"), "alpha"
     for part, endings in (("down", DOWN), ("up", UP)):
