@@ -35,7 +35,7 @@ NARROW = {
     ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose", "psd.scenes.turntable"},
     ("ui", "geometry"): {"psd.geometry.export"},  # its table of formats
     ("ui", "distillation"): {"psd.distillation.events", "psd.distillation.detectors"},
-    ("ui", "runtime"): {"psd.runtime.memory"},
+    ("ui", "runtime"): {"psd.runtime.memory", "psd.runtime.pictures"},
 }
 # Heavy library -> the rooms or modules that may import it.
 HEAVY = {

@@ -12,14 +12,45 @@ from psd.runtime.deferred import NonFiniteError
 LAST_GOOD = "the checkpoint holds the last good state"
 
 
+LOWER_RATES = "start anew with a lower density_lr or colour_lr"
+CAUSES = {  # how the name of the first tensor that is not finite begins -> what made it so, and the cure
+    "render": ("the scene itself has left the range of numbers", LOWER_RATES),
+    "latents": ("the render is finite, so the prior's encoder overflowed", "start anew with precision=float32"),
+    "noise prediction": (
+        "its inputs are finite, so the prior's network overflowed, or the learned negative embedding went astray",
+        "resume with a lower negative_lr, or start anew with precision=float32",
+    ),
+    "decoded prediction": (
+        "the predicted latents lie too far out for the decoder",
+        "resume with a lower guidance_scale, or start anew with precision=float32",
+    ),
+    "reward gradient": (
+        "the reward's score is finite and its slope is not",
+        "start anew with precision=float32, or without the reward that is at fault",
+    ),
+    "reward ": (
+        "the picture is finite, so the reward's network overflowed",
+        "start anew with precision=float32, or without that reward",
+    ),
+    "score": (
+        "the predictions are finite, so a weight or a length of the method is too large or too small",
+        "resume with a lower guidance_scale or preference_weight (`python -m psd resume <run> --set guidance_scale=2`),"
+        " or start anew with a steer_radius or kappa nearer their defaults",
+    ),
+    "regulariser": ("the scene itself has left the range of numbers", LOWER_RATES),
+    "gradient of the scene": ("the score is finite, so the way back through the render overflowed", LOWER_RATES),
+    "gradient of the negative embedding": ("the reward's slope there is too steep", "resume with a lower negative_lr"),
+}
+ANY_CAUSE = (
+    "its cause is not known",
+    "resume with a lower guidance_scale, preference_weight or negative_lr, or start anew with lower learning rates",
+)
+
+
 def step_not_finite(error: NonFiniteError, step: int, t: int) -> Failed:
-    """In the step after ``step``, before anything moved."""
-    return Failed(
-        step=step,
-        message=f"step {step + 1}, t = {t}: {error}",
-        cure="resume with a lower guidance_scale, preference_weight or negative_lr (`python -m psd resume <run> --set "
-        f"guidance_scale=2`), or start anew with lower learning rates; {LAST_GOOD}",
-    )
+    """In the step after ``step``, before anything moved: the first tensor that was not finite, its cause and cure."""
+    cause, cure = next((found for start, found in CAUSES.items() if error.tensor.startswith(start)), ANY_CAUSE)
+    return Failed(step=step, message=f"step {step + 1}, t = {t}: {error}: {cause}", cure=f"{cure}; {LAST_GOOD}")
 
 
 def preview_not_finite(error: NonFiniteError, step: int, which: str) -> Failed:

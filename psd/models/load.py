@@ -13,6 +13,7 @@ from torch import Tensor
 from psd.config.errors import MissingError
 from psd.config.preset import Preset
 from psd.models import hub
+from psd.models.checkpoints.refusals import explain_load_errors
 from psd.models.interfaces import Models, Reward
 from psd.models.prior import components
 from psd.models.prior.diffusers_prior import DiffusersPrior
@@ -170,7 +171,10 @@ def load_prior(
 ) -> DiffusersPrior:
     found = components.load_components(source, dtype, loras=dict(loras), say=say)
     small = components.load_small_decoder(decoder, dtype, say) if decoder else None
-    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
+    with explain_load_errors(source):
+        prior = DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
+        prior.try_networks()
+    return prior
 
 
 @lru_cache(maxsize=8)

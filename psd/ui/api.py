@@ -6,14 +6,10 @@ outside of what is served, or a secret of another.
 
 from __future__ import annotations
 
-import base64
 import json
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +27,7 @@ from psd.runs.jobs.worker import Worker
 from psd.runs.store import ownership
 from psd.runs.store.archive import Run, read_status, replay_events
 from psd.runs.store.files import StoreError
+from psd.runtime.pictures import decode_image
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.markup.html import EXPORTS, download_file
 from psd.ui.state.watch import serve_folder
@@ -38,7 +35,7 @@ from psd.ui.state.watch import serve_folder
 STREAM_S = 0.5  # at most so often a stream says something
 STREAMS = 20  # at once
 LISTED = 100
-MOST_IMAGES, LARGEST_IMAGE, MOST_PIXELS = 16, 4_000_000, 2048**2  # bytes of base64; pixels of one image
+MOST_IMAGES = 16  # of one call
 
 Score = Callable[
     [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
@@ -239,33 +236,6 @@ def error_message(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
-
-
-def decode_image(image: str) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture in base64, with or without the head of a data URL; PresetError for anything else."""
-    from PIL import Image
-
-    if len(image) > LARGEST_IMAGE:
-        raise PresetError(f"an image of {len(image)} characters: {LARGEST_IMAGE} at most")
-    try:
-        with Image.open(
-            BytesIO(base64.b64decode(image.rpartition(",")[2], validate=True)), formats=["PNG", "JPEG"]
-        ) as it:
-            if it.width * it.height > MOST_PIXELS:
-                raise PresetError(f"an image of {it.width} x {it.height} pixels: {MOST_PIXELS} at most")
-            return np.asarray(it.convert("RGB"))
-    except PresetError:
-        raise
-    except (
-        ValueError,
-        OSError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
 
 
 def summarise_run(run: Run) -> dict[str, Any]:

@@ -264,6 +264,12 @@ def test_preparation_passes_gradients() -> None:
     assert (gradient.abs().sum((1, 2, 3)) > 0).all()
 
 
+@pytest.fixture(autouse=True)
+def small_hps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HPSv2 is told by its width, which no test could afford."""
+    monkeypatch.setattr(read, "HPS_WIDTH", 64)
+
+
 def reward_files(root: Path) -> dict[str, Path]:
     """The released files, tiny, each with the parts that they lack beside them."""
     small = {"width": 64, "layers": 2, "inner": 96, "patch": 8, "side": 4, "text": TEXT}
