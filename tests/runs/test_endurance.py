@@ -35,7 +35,7 @@ import sys, threading, time
 from pathlib import Path
 from psd.config.preset import Preset
 from psd.runs.jobs.worker import Worker
-from tests.fake_run import fake_run
+from tests.support.fake_run import fake_run
 
 def slow(preset, control, resume):
     for event in fake_run(preset, control, resume):
