@@ -2,8 +2,8 @@
 
 Knows neither models nor the algorithm (`psd.runs.jobs.drive.MakeEvents`).  What consumers get are the stored events:
 arrays are dropped once they are in files, and the rest is read from there (`psd.runs.jobs.event_log`), so a long run
-costs little memory. ``owner`` is the secret of the browser or script that asks (`psd.runs.store.retention`): it may
-steer its own runs, anybody may watch.
+costs little memory. ``owner`` is the secret of the browser or script that asks (`psd.runs.store.ownership`): it may
+steer its own runs, anybody may watch.  The runs that are over are the library's (`Worker.library`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from psd.config.errors import PresetError
@@ -24,37 +23,16 @@ from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents, Screen, drive_run
 from psd.runs.jobs.estimate import Pacer, RunEstimate, measure_warm_up, workload_key
 from psd.runs.jobs.event_log import EventLog
-from psd.runs.store import ownership, retention
-from psd.runs.store.archive import (
-    Run,
-    Status,
-    default_root,
-    find_run,
-    history_offsets,
-    latest_checkpoint,
-    list_runs,
-    read_preset,
-)
+from psd.runs.store import ownership
+from psd.runs.store.archive import Status, history_offsets, latest_checkpoint, read_preset
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
+from psd.runs.store.library import Library
+from psd.runs.store.retention import Limits
 
 LOG = logging.getLogger(__name__)
 MOST_QUEUED = 50
-MOST_ZIPS = 8  # that lie ready on the disk
 MOST_OVER = 20  # runs that are over and still have their jobs in memory
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one user may take from the others.
-
-    Above ``runs`` or ``total_bytes`` the oldest runs go; never one that is pinned or goes on.  A run that has been
-    paused for ``pause_s`` while others wait for its device is stopped, keeping what it reached.
-    """
-
-    runs: int = 500
-    total_bytes: float = 20 * 2**30
-    pause_s: float = 15 * 60
 
 
 @dataclass(frozen=True)
@@ -101,17 +79,16 @@ class Worker:
         admit: Callable[[Preset], None] | None = None,
         screen: Screen | None = None,
     ) -> None:
-        self._make_events, self._root = make_events, (root or default_root()).absolute()
-        self._limits, self._admit, self._screen = limits or Limits(), admit, screen
+        self._make_events, self._admit, self._screen = make_events, admit, screen
+        self._limits = limits or Limits()
+        self.library = Library(root, self._limits, self._forget_run)
         self._entries: dict[str, _Entry] = {}
         self._queue: deque[str] = deque()
         self._changed = threading.Condition()
         self._device = threading.Lock()  # held by whoever computes: a run, or a warm-up
         self._paces: dict[Hashable, RunEstimate] = {}
-        self._zips = TemporaryDirectory(prefix="psd-zip-")
-        self._zipping = threading.Lock()  # nobody clears away what another is still writing
         self._closing = False
-        self._delete_oldest()
+        self.library.make_room()
         self._thread = threading.Thread(target=self._work_queue, name="psd-worker", daemon=True)
         self._thread.start()
 
@@ -127,8 +104,8 @@ class Worker:
         self._require_place()
         if self._admit is not None:
             self._admit(preset)
-        retention.require_room(self._root)
-        folder = RunFolder.create(preset, self._root) if resume is None else RunFolder.open(resume, preset)
+        self.library.require_room()
+        folder = RunFolder.create(preset, self.library.root) if resume is None else RunFolder.open(resume, preset)
         try:
             checkpoint, log = None, EventLog(folder.path)
             if resume is None:
@@ -159,8 +136,7 @@ class Worker:
         The schedules of noise levels and learning rates stay at their last values there (``Preset.extra_steps``), so
         on a CPU the result is that of a run which was planned as long.
         """
-        folder = self.folder(run_id)
-        ownership.require_owner(folder, owner)
+        folder = self.library.require_owner(run_id, owner)
         if (entry := self._entries.get(run_id)) and not entry.over.is_set():
             raise PresetError("the run is still going: extend it when it is over")
         preset = read_preset(folder, to_resume=True)
@@ -239,51 +215,7 @@ class Worker:
         with self._changed:
             return [self.snapshot_job(run_id) for run_id in self._entries]
 
-    # ---- the shelf
-
-    def folder(self, run_id: str) -> Path:
-        """The folder of any run under the root; raises StoreError for an id that is none."""
-        return find_run(run_id, self._root)
-
-    def runs(self, owner: str = "") -> list[Run]:
-        """All runs under the root, newest first; with an ``owner`` only theirs."""
-        runs = list_runs(self._root)
-        return [run for run in runs if ownership.is_owner(run.folder, owner)] if owner else runs
-
-    def is_steerable_by(self, run_id: str, owner: str) -> bool:
-        """Whether ``owner`` may steer the run."""
-        try:
-            ownership.require_owner(self.folder(run_id), owner)
-        except StoreError:
-            return False
-        return True
-
-    def pin_run(self, run_id: str, pinned: bool, owner: str = "") -> None:
-        """Keep a run whatever the limits say, or no longer."""
-        folder = self.folder(run_id)
-        ownership.require_owner(folder, owner)
-        retention.pin_run(folder, pinned)
-
-    def delete(self, run_id: str, owner: str = "") -> None:
-        """Remove a run for good; raises StoreError while it goes on."""
-        folder = self.folder(run_id)
-        ownership.require_owner(folder, owner)
-        retention.delete_run(folder)
-        with self._zipping:
-            self._zip_path(folder).unlink(missing_ok=True)
-        with self._changed:
-            self._entries.pop(run_id, None)
-
-    def zip_run(self, run_id: str) -> Path:
-        """A run as one file (`psd.runs.store.retention.zip_run`), made anew; it goes with the run, or after `MOST_ZIPS`
-        newer ones.
-        """
-        folder = self.folder(run_id)
-        with self._zipping:
-            made = retention.zip_run(folder, self._zip_path(folder))
-            for old in sorted(made.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime)[:-MOST_ZIPS]:
-                old.unlink()
-        return made
+    # ---- the end
 
     def shutdown(self, timeout_s: float = 30.0) -> bool:
         """Stop everything, keeping results; False when the current step did not end in time."""
@@ -295,13 +227,10 @@ class Worker:
                 entry.control.stop()
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        self._zips.cleanup()
+        self.library.close()
         return not self._thread.is_alive()
 
     # ---- inside
-
-    def _zip_path(self, folder: Path) -> Path:
-        return Path(self._zips.name) / f"{folder.name}.zip"
 
     def _require_place(self) -> None:
         if self._closing:
@@ -363,7 +292,7 @@ class Worker:
             entry.resume = None  # its tensors are not needed any more
             with self._changed:
                 self._end(entry)
-            self._delete_oldest([entry.folder.id])
+            self.library.make_room([entry.folder.id])
 
     def _give_way(self, paused_s: float) -> str:
         if paused_s < self._limits.pause_s or not self._queue:
@@ -378,11 +307,10 @@ class Worker:
         with self._changed:
             return self._closing or not all(entry.over.is_set() for entry in self._entries.values())
 
-    def _delete_oldest(self, spare: Sequence[str] = ()) -> None:
-        try:
-            retention.delete_oldest(self._root, self._limits.runs, self._limits.total_bytes, spare)
-        except (OSError, StoreError) as error:  # the runs that wait do not depend on it
-            LOG.warning("no room could be made in %s: %s", self._root, error)
+    def _forget_run(self, run_id: str) -> None:
+        """Its folder was deleted."""
+        with self._changed:
+            self._entries.pop(run_id, None)
 
     def _record_event(self, entry: _Entry, event: Event) -> None:
         entry.pacer.add(event)

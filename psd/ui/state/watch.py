@@ -58,7 +58,7 @@ class Watcher:
             job = self._worker.snapshot_job(run_id)
         except StoreError:
             job = None
-        folder = job.folder if job else self._worker.folder(run_id)
+        folder = job.folder if job else self._worker.library.find_folder(run_id)
         with self._lock:
             if run_id not in self._memories:
                 serve_folder(folder / "public")
@@ -85,7 +85,7 @@ class Watcher:
         with self._lock:
             when, listed = self._listed.get(owner, (0.0, ()))
             if now - when >= LIST_S:
-                listed = tuple(self._worker.runs(owner))
+                listed = tuple(self._worker.library.list_runs(owner))
                 kept = self._listed if len(self._listed) < KEPT else {}
                 self._listed = {**kept, owner: (now, listed)}
                 for run in listed[:LISTED]:
