@@ -1,5 +1,6 @@
 """Runs on the shelf: whose they are, which go, what a zip holds, and what the worker does with all of it."""
 
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from psd.runs.store import ownership, retention
 from psd.runs.store.archive import list_runs, read_preset, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
+from psd.runs.store.schema import RUN_FILES
 from tests.runs.test_worker import (
     PATIENCE_S,
     Gate,
@@ -237,7 +239,10 @@ def test_a_zip_holds_what_a_watcher_may_see(hire: Hire) -> None:  # noqa: F811
 
 def test_what_cannot_be_read_can_be_deleted_and_pushes_nothing_out(tmp_path: Path) -> None:
     broken, good = finished(tmp_path), finished(tmp_path, seed=1)
-    (broken / "status.json").write_text("{")
+    for name in RUN_FILES:
+        (broken / name).write_text("{")
+    shutil.rmtree(broken / "checkpoints")
+    assert [run.status.state for run in list_runs(tmp_path)] == ["finished", "unreadable"]
     assert retention.delete_oldest(tmp_path, Limits(runs=1)) == [] and good.is_dir()
     retention.delete_run(broken, "a test")
     assert [run.folder for run in list_runs(tmp_path)] == [good]

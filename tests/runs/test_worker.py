@@ -370,7 +370,7 @@ def test_a_run_that_cannot_go_on_is_free_for_another_try(
     def damaged(*_: Any) -> None:
         raise StoreError("schema 99", "update")
 
-    monkeypatch.setattr("psd.runs.jobs.worker.latest_checkpoint", damaged)
+    monkeypatch.setattr("psd.runs.jobs.drive.find_checkpoint", damaged)
     with pytest.raises(StoreError, match="schema 99"):
         worker.submit(PRESET, resume=worker.library.find_folder(run_id))
     monkeypatch.undo()

@@ -31,24 +31,28 @@ class StoreError(RuntimeError):
 
     def __init__(self, message: str, cure: str) -> None:
         super().__init__(f"{message}: {cure}")
-        self.cure = cure
+        self.message, self.cure = message, cure
 
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about ``path`` into a StoreError with a cure."""
+    """Turn what the operating system says about ``path`` into a StoreError with a cure.
+
+    Paths are named by their last two parts: a visitor of a server need not know where it keeps its files.
+    """
     try:
         yield
     except OSError as error:
+        short = Path(*path.parts[-2:])
         if error.errno in FULL:
             cure = "free space, or point PSD_RUNS at another disk; everything written before is kept"
-            raise StoreError(f"the disk is full: cannot write {path}", cure) from error
+            raise StoreError(f"the disk is full: cannot write {short}", cure) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"no permission for {path}", "change its owner or point PSD_RUNS elsewhere") from error
+            raise StoreError(f"no permission for {short}", "change its owner or point PSD_RUNS elsewhere") from error
+        cure = "check the disk, or point PSD_RUNS elsewhere"
         if error.errno in MISPLACED:
-            place = error.filename or path
-            raise StoreError(f"{place} is {MISPLACED[error.errno]}", "move it away, or restore the run") from error
-        raise StoreError(f"cannot use {path} ({error})", "check the disk, or point PSD_RUNS elsewhere") from error
+            raise StoreError(f"{short} is {MISPLACED[error.errno]}", f"move it away; {cure}") from error
+        raise StoreError(f"cannot use {short} ({error.strerror or error})", cure) from error
 
 
 def expand_path(text: str | Path) -> Path:
@@ -77,7 +81,7 @@ def read_plain_file(path: Path) -> bytes:
     with explain_os_errors(path):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            raise StoreError(f"{path} is no plain file", "move it away, or restore the run")
+            raise StoreError(f"{path.name} is no plain file", "move it away, or restore the run")
         with open(path, "rb", opener=open_plain) as file:
             return file.read()
 
@@ -148,7 +152,7 @@ def take_lock(path: Path) -> BaseFileLock:
             lock.acquire(timeout=WRITER_WAITS_S, poll_interval=WRITER_WAITS_S / 5)
         except Timeout:
             cure = "wait for that run, or stop it first"
-            raise StoreError(f"{path.parent} is being written by another process", cure) from None
+            raise StoreError(f"{path.parent.name} is being written by another process", cure) from None
     return lock
 
 

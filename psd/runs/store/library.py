@@ -78,8 +78,8 @@ class Library:
         """Delete what is above the limits (`retention.delete_oldest`); what the disk refuses is logged."""
         try:
             gone = retention.delete_oldest(self.root, self._limits, spare)
-        except (OSError, StoreError) as error:  # the runs that wait do not depend on it
-            LOG.warning("no room could be made in %s: %s", self.root, error)
+        except Exception:  # the runs that wait do not depend on it
+            LOG.exception("no room could be made in %s", self.root)
             return []
         for run_id in gone:
             self._drop_run(run_id)

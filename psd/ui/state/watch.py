@@ -143,5 +143,8 @@ class Watcher:
     def _count_shots(folder: Path, memory: _Memory) -> int:
         preview = memory.view.previews.last
         if memory.shots is None and preview and preview.file and (folder / preview.file).is_file():
-            memory.shots = len(decode_views(folder / preview.file))
+            try:
+                memory.shots = len(decode_views(folder / preview.file))
+            except StoreError:  # a damaged picture: the next one tells
+                return 4
         return memory.shots or 4
