@@ -25,6 +25,7 @@ from psd.runs.jobs import admission
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.archive import default_root
+from psd.runtime.console import forgiving_output
 from psd.ui import api, build
 from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.tabs.mesh import Remesh
@@ -138,6 +139,11 @@ def raise_interrupt(*_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    with forgiving_output():  # a server does not end with whoever read its log
+        serve(arguments)
+
+
+def serve(arguments: Sequence[str] | None) -> None:
     given = build_parser().parse_args(arguments)
     if given.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it

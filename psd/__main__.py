@@ -40,7 +40,8 @@ try:
     from psd.runs.store.files import StoreError, expand_path, explain_os_errors, replace_file
     from psd.runs.store.folder import RunFolder
     from psd.runs.store.schema import is_run_folder
-    from psd.runs.terminal import Progress, steady_output
+    from psd.runs.terminal import Progress
+    from psd.runtime.console import forgiving_output
 except ModuleNotFoundError as error:
     print(f"psd: {missing_package(error)}", file=sys.stderr)
     sys.exit(4)  # MISSING
@@ -62,8 +63,8 @@ Prepare = Callable[[Preset], MakeEvents]
 
 
 def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_events) -> int:
-    """Run one command and return its exit code."""
-    with steady_output():
+    """Run one command and return its exit code, whether or not anybody reads what it prints."""
+    with forgiving_output():
         return run_command(argv, prepare)
 
 

@@ -7,8 +7,31 @@ group (one orbit), v view, c channel, h w image, l token, d feature, n points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """How a scene is meshed."""
+
+    resolution: int  # cells along an edge of [-1, 1]^3, where the scene is cut into cells
+    faces: int  # at most
+    texture: bool = False  # baked, instead of vertex colours alone
+    threshold: float | None = None  # of a `Thresholded` scene; None: the scene picks it
+
+
+@runtime_checkable
+class Thresholded(Protocol):
+    """A scene whose surface lies where a density exceeds a threshold, which the user may move."""
+
+    def face_counter(self, resolution: int) -> Callable[[float], int]:
+        """Counts the faces of the surface at a threshold, without floaters and before decimation; cheap to ask again.
+
+        The counter raises `psd.geometry.cleanup.MeshError` where there is no surface.
+        """
+        ...
 
 
 class Control(Protocol):

@@ -1,86 +1,15 @@
-"""A run on one line of a terminal: step, steps a second, time left, reward; and output that never ends a run."""
+"""A run on one line of a terminal: step, steps a second, time left, reward."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TextIO, cast
+from typing import TextIO
 
 from psd.distillation.events import Event, Failed, Finished, LiveChanged, Meshed, Started, Stepped, Warned
 
 WINDOW = 20  # steps that the speed is taken over
 PLAIN_EVERY = 10  # steps between lines where no line can be redrawn
 BAR = 24
-
-
-class SteadyOutput:
-    """A stream to which writing never fails: from the first error on, what is written is dropped.
-
-    The reader may go (``| head``), the terminal close, the disk of a log be full, the encoding lack a letter.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._is_gone = False
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def writelines(self, lines: list[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _try(self, act: Any) -> None:
-        if self._is_gone:
-            return
-        try:
-            act()
-        except RuntimeError:  # a signal's handler writes in the middle of a write
-            return
-        except (OSError, ValueError):  # gone, full, or closed
-            self._is_gone = True
-            self._drain()
-
-    def _drain(self) -> None:
-        """Let the descriptor lead nowhere: neither other writers nor the end of the process shall fail on it."""
-        try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-        except (OSError, ValueError):  # it has no descriptor, or a closed one: then nobody else writes to it
-            return
-
-
-@contextmanager
-def steady_output() -> Iterator[None]:
-    """Let nothing that is printed end the program or change its exit code, whatever becomes of stdout and stderr."""
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stderr's number would go to a file of the run
-        pass
-    os.close(spare)
-    before = sys.stdout, sys.stderr
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed before the start
-            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, cast(TextIO, SteadyOutput(stream)))
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        sys.stdout, sys.stderr = before
 
 
 class Progress:
