@@ -334,7 +334,7 @@ def print_presets(arguments: argparse.Namespace) -> int:
         print(parameter_table(), end="")
     elif arguments.what == "show":
         Preset.load(arguments.name)
-        path = Path(arguments.name)
+        path = expand_path(arguments.name)
         path = path if path.suffix in (".yaml", ".yml") else PRESETS / f"{arguments.name}.yaml"
         print(path.read_text(encoding="utf-8"), end="")
     else:

@@ -51,6 +51,8 @@ class Watcher:
         self._memories: OrderedDict[str, _Memory] = OrderedDict()
         self._listed: dict[str, tuple[float, tuple[Run, ...]]] = {}
         self._lock = threading.Lock()
+        for run in worker.library.list_runs():  # a link to a mesh must work after a restart of the server
+            serve_folder(run.folder / "public")
 
     def view_run(self, run_id: str) -> WatchedRun:
         """The run as it stands now; raises StoreError for an id that is no run."""
