@@ -16,7 +16,8 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Started, Warned
 from psd.runs.jobs.controls import Controls
-from psd.runs.store.archive import ACTIVE, changes_since, find_checkpoint, read_status
+from psd.runs.store.archive import ACTIVE, changes_since, find_checkpoint
+from psd.runs.store.event_lines import read_event_lines
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.runtime.memory import is_out_of_memory
@@ -134,6 +135,7 @@ def require_checkpoint(folder: Path, *, from_start: bool = False) -> tuple[Check
             "restore one, duplicate the run, or allow it with `resume --from-start`",
         )
     notes = [search.reasons] if search.reasons else []
-    if search.checkpoint is None and read_status(folder).step:
+    steps = read_event_lines(folder / "events.jsonl", (b'"Stepped"',))
+    if search.checkpoint is None and next(steps, None) is not None:
         notes.append("there is no checkpoint: the run begins anew")
     return search.checkpoint, notes

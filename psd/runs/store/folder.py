@@ -367,7 +367,8 @@ class RunFolder:
 
 def _require_plain_layout(path: Path) -> None:
     """Raises StoreError where a link, or a folder for a file, stands in a place that is written."""
-    for name in (*FOLDERS, *WRITTEN, "lock", "exports.new"):
+    checkpoints = [f"checkpoints/{part.name}" for part in (path / "checkpoints").glob("[!.]*")]
+    for name in (*FOLDERS, *WRITTEN, *checkpoints, "lock", "exports.new"):
         part, is_folder = path / name, name in (*FOLDERS, "exports.new")
         if part.is_symlink():
             what = "a link, which is not followed"
