@@ -25,6 +25,8 @@ from psd.runs.jobs import admission
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.archive import default_root
+from psd.runs.store.files import expand_path
+from psd.runs.store.retention import UNLIMITED, parse_limit
 from psd.runtime.console import forgiving_output
 from psd.ui import api, build
 from psd.ui.inputs.vocabulary import Vocabulary
@@ -67,7 +69,7 @@ def make_admission(words: str, *, any_model: bool) -> Callable[[Preset], None]:
     """What a preset must pass before it runs."""
     checks: list[Callable[[Preset], None]] = []
     if words != "off":
-        checks.append(admission.PromptFilter(Path(words) if words else admission.WORDS))
+        checks.append(admission.PromptFilter(expand_path(words) if words else admission.WORDS))
     if not any_model:
         checks.append(admission.require_known_models)
 
@@ -84,6 +86,14 @@ def parse_logins(text: str) -> list[tuple[str, str]] | None:
     if wrong := [name for name, _, password in pairs if not (name and password)]:
         raise PresetError(f"--auth: {wrong[0]!r} has no password: write name:password")
     return [(name, password) for name, _, password in pairs] or None
+
+
+def read_limit(text: str) -> float:
+    """`parse_limit` for argparse, which shows the message of its own error only."""
+    try:
+        return parse_limit(text)
+    except PresetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,18 +114,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset", default=read_setting("PSD_PRESET", "tiny"), choices=list_presets(), help="the preset to start from"
     )
-    parser.add_argument("--runs", type=Path, default=default_root(), help="where runs are kept (or PSD_RUNS)")
+    parser.add_argument("--runs", type=expand_path, default=default_root(), help="where runs are kept (or PSD_RUNS)")
     parser.add_argument(
         "--keep-runs",
-        type=int,
+        type=read_limit,
         default=read_setting("PSD_KEEP_RUNS", "500"),
-        help="then the oldest go, but no pinned one",
+        help=f"of one owner; then its oldest go, but no pinned one ({UNLIMITED}: none go)",
     )
     parser.add_argument(
-        "--keep-gb", type=float, default=read_setting("PSD_KEEP_GB", "20"), help="the same for their size on the disk"
-    )
+        "--keep-gb", type=read_limit, default=read_setting("PSD_KEEP_GB", "20"),
+        help="of all; then the oldest of whoever takes most go",
+    )  # fmt: skip
     parser.add_argument(
-        "--pause-minutes", type=float, default=read_setting("PSD_PAUSE_MINUTES", "15"),
+        "--pause-minutes", type=read_limit, default=read_setting("PSD_PAUSE_MINUTES", "15"),
         help="after that a paused run stops, keeping what it has, when others wait",
     )  # fmt: skip
     parser.add_argument(

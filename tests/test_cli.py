@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import psd
 from psd import doctor
 from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
 from psd.config.errors import MissingError, PresetError

@@ -7,6 +7,7 @@ value, the bound and the cure.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -344,7 +345,7 @@ def read_values(name: str, *, inside: tuple[str, ...] = ()) -> dict[str, Any]:
     is_path = name.endswith((".yaml", ".yml"))
     if not is_path and name not in list_presets():
         raise PresetError(f"no preset {format_value(name)}; there are: {', '.join(list_presets())}")
-    path = Path(name) if is_path else PRESETS / f"{name}.yaml"
+    path = Path(os.path.expanduser(name)) if is_path else PRESETS / f"{name}.yaml"
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST_FILE + 1)

@@ -98,7 +98,7 @@ class Api:
             of the selector judge, what goes before it ("ahead", "wait_s") and how long it takes ("left_s"), and the
             addresses of its pictures and meshes, relative to the server's
         """
-        folder = self._worker.folder(run_id)
+        folder = self._worker.library.find_folder(run_id)
         job = next((job for job in self._worker.list_jobs() if job.id == run_id), None)
         told = summarise_run(Run(folder, read_status(folder)))
         if job is not None:
@@ -131,7 +131,7 @@ class Api:
         """
         if not 1 <= limit <= LISTED:
             raise PresetError(f"limit={format_value(limit)} must lie in [1, {LISTED}]")
-        return [summarise_run(run) for run in self._worker.runs(owner)[:limit]]
+        return [summarise_run(run) for run in self._worker.library.list_runs(owner)[:limit]]
 
     def export_mesh(
         self, run_id: str, format: str = "glb", scene: str = "", threshold: float = 0.0, owner: str = ""
@@ -150,7 +150,7 @@ class Api:
         """
         if format not in FRAMES:
             raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FRAMES)}")
-        folder = self._worker.folder(run_id)
+        folder = self._worker.library.find_folder(run_id)
         if scene or threshold:
             if scene not in ("", "best", "last"):
                 raise PresetError(f"no scene {format_value(scene)}; there are: best, last")
@@ -188,7 +188,7 @@ class Api:
         """
         if since < 0:
             raise PresetError(f"since={format_value(since)} is below 0: say how many events are known")
-        folder = self._worker.folder(run_id)
+        folder = self._worker.library.find_folder(run_id)
         try:
             over = False
             while not over:

@@ -252,7 +252,7 @@ def _wire_hand(desk: PageContext, bar: StatusBar, asked: PromptBox) -> None:
     def duplicate(run: str) -> list[Any]:
         """Leave the run, which goes on, with its values in the controls."""
         try:
-            return ["", "", "", *desk.show(read_preset(desk.worker.folder(run)))]
+            return ["", "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
         except (PresetError, StoreError) as error:
             return [gr.skip(), gr.skip(), html.note_html(str(error)), *desk.skipped()]
 

@@ -227,10 +227,10 @@ def test_images_are_scored(server: Server) -> None:
     ],
 )
 def test_start_run_refuses_in_words(server: Server, values: dict[str, Any], words: str) -> None:
-    before = len(server.worker.runs())
+    before = len(server.worker.library.list_runs())
     said = server.refused("start_run", **{"prompt": "a red mushroom", **values})
     assert words in said and "Traceback" not in said and len(said) < 1500
-    assert len(server.worker.runs()) == before, "nothing is left behind"
+    assert len(server.worker.library.list_runs()) == before, "nothing is left behind"
 
 
 def test_start_run_words_a_caption_as_the_prior_learned_it(server: Server) -> None:
@@ -303,7 +303,7 @@ def test_lists_are_bounded(server: Server, limit: int) -> None:
 
 def test_only_the_public_files_of_runs_are_served(server: Server) -> None:
     told = server.finished()
-    folder = server.worker.folder(told["run_id"])
+    folder = server.worker.library.find_folder(told["run_id"])
     server.call("get_status", run_id=told["run_id"])
     secret = server.root / "secret.txt"
     secret.write_text("secret")
@@ -356,7 +356,7 @@ def test_no_listener_of_the_page_lets_a_stranger_steer(server: Server) -> None:
     assert attached["data"][4:6] == ["a red mushroom", 7], "the page shows the run"
     server.ask(session, asked)
 
-    folder = server.worker.folder(run_id)
+    folder = server.worker.library.find_folder(run_id)
     assert read_status(folder).state == "running" and not (folder / "pinned").exists()
     server.gate.open(2)
     until(server.worker, run_id, 4)
@@ -448,7 +448,7 @@ def test_an_image_filter_keeps_the_picture_out_and_ends_the_run(
     run_id = worker.submit(Preset(steps=6))
     finish(worker, run_id)
     assert worker.shutdown(PATIENCE_S)
-    folder = worker.folder(run_id)
+    folder = worker.library.find_folder(run_id)
     assert sorted(path.name for path in (folder / "public/previews").glob("*.jpg")) == ["000002.jpg"]
     told = json.loads((folder / "status.json").read_text())
     assert "too green" in told["message"] and "preview was refused: too green" in caplog.text

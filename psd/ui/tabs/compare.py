@@ -213,7 +213,7 @@ class CompareTab:
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
         def list_choices(chosen: list[str]) -> Any:
-            known = {run.id: run_label(run) for run in desk.worker.runs()}
+            known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
             return gr.Dropdown(
                 [(told, run_id) for run_id, told in known.items()], value=[run for run in chosen if run in known]
             )

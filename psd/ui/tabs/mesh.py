@@ -14,7 +14,6 @@ from psd.config.preset import Preset
 from psd.geometry.export import FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
-from psd.runs.store.ownership import require_owner
 from psd.ui.markup.html import EXPORTS, download_file, file_url, format_number, note_html
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import View
@@ -94,7 +93,7 @@ class MeshTab:
             if self._remesher is None or not run:
                 return ""
             try:
-                faces = self._remesher().count(desk.worker.folder(run), threshold, kept)
+                faces = self._remesher().count(desk.worker.library.find_folder(run), threshold, kept)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
             return note_html(f"{faces:,} faces before simplifying", "hint")
@@ -102,9 +101,13 @@ class MeshTab:
         def make(run: str, owner: str, threshold: float, faces: float, texture: bool, kept: str) -> str:
             assert self._remesher is not None
             try:
-                require_owner(desk.worker.folder(run), owner)
+                folder = desk.worker.library.require_owner(run, owner)
                 self._remesher().export(
-                    desk.worker.folder(run), threshold=threshold, faces=int(faces), texture=texture, kept=kept
+                    folder,
+                    threshold=threshold,
+                    faces=int(faces),
+                    texture=texture,
+                    kept=kept,
                 )
             except (PresetError, StoreError) as error:
                 return note_html(str(error))

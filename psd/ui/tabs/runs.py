@@ -45,14 +45,14 @@ class RunsTab:
             try:
                 match what:
                     case "zip":
-                        return ["", gr.File(str(desk.worker.zip_run(run)), visible=True), *quiet]
+                        return ["", gr.File(str(desk.worker.library.zip_run(run)), visible=True), *quiet]
                     case "duplicate":
                         said = note_html("Its values are in the sidebar: change some and press Run.", "hint")
-                        return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.folder(run)))]
+                        return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
                     case "delete":
-                        desk.worker.delete(run, owner)
+                        desk.worker.library.delete_run(run, owner)
                     case "keep" | "release":
-                        desk.worker.pin_run(run, what == "keep", owner)
+                        desk.worker.library.pin_run(run, what == "keep", owner)
                     case "go on":
                         desk.worker.extend(run, owner=owner)
             except (PresetError, StoreError) as error:
