@@ -1,44 +1,57 @@
 """What scripts and assistants may call: named endpoints, for `gradio_client` and, with gradio[mcp], as MCP tools.
 
-Everything that comes in is checked here or by the Preset and answered in words; nothing that goes out holds a path
-outside of what is served, or a secret of another.
+Everything that comes in is checked here or by the Preset and answered in words; nothing that goes out holds a folder of
+the server, or a secret of another.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import inspect
 import json
+import math
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import gradio as gr
 import numpy as np
+from gradio.data_classes import FileData
+from gradio.utils import get_function_description
 from jaxtyping import UInt8
-from pydantic import ValidationError, validate_call
+from pydantic import ConfigDict, ValidationError, validate_call
+from starlette.concurrency import run_in_threadpool
 
 from psd.config.errors import PresetError, format_value
 from psd.config.preset import Preset, parse_mapping
-from psd.distillation.events import to_json, without_arrays
+from psd.distillation.events import Event, to_json, without_arrays
 from psd.geometry.export import FRAMES
 from psd.runs.jobs.worker import Worker
 from psd.runs.store import ownership
-from psd.runs.store.archive import Run, read_status, replay_events
+from psd.runs.store.archive import ACTIVE, Run, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.markup.html import EXPORTS, download_file
-from psd.ui.state.watch import serve_folder
+from psd.ui.protection import hide_paths, run_file_address, server_address
 
-STREAM_S = 0.5  # at most so often a stream says something
-STREAMS = 20  # at once
+if TYPE_CHECKING:
+    from gradio.block_function import BlockFunction
+    from PIL import Image
+
+STREAM_S = 0.5  # between two looks of a stream at its run
+SILENT_S = 10.0  # a stream that has nothing to tell sends an empty list so often, so that a client that left is noticed
+EVENTS_AT_ONCE = 512
+STREAMS, STREAMS_OF_CLIENT = 64, 8
+UNREAD = 40  # messages that wait for a client, of at most 2 a second, before its stream ends
+LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
 LISTED = 100
-MOST_IMAGES, LARGEST_IMAGE, MOST_PIXELS = 16, 4_000_000, 2048**2  # bytes of base64; pixels of one image
+MOST_IMAGES, LARGEST_IMAGE, LONGEST_EDGE = 16, 4_000_000, 2048  # bytes of base64; pixels: judges pad images to squares
 
 Score = Callable[
     [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
@@ -54,12 +67,19 @@ def register_endpoints(
     remake: Remake,
     vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> None:
-    """Add the endpoints to a page; ``score`` and ``remake`` (`psd.runs.remesh.rewrite_mesh`) bring in what needs torch."""
+    """Add the endpoints to a page.
+
+    ``score`` and ``remake`` (`psd.runs.remesh.rewrite_mesh`) bring in what needs torch.
+    """
     api = Api(worker, score, remake, vocabularies or {})
     with blocks:
         for endpoint in (api.start_run, api.get_status, api.stop_run, api.list_runs, api.export_mesh, api.score_images):
-            gr.api(explain_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
-        gr.api(explain_stream_errors(api.watch_run), api_name="watch_run", concurrency_limit=STREAMS)
+            gr.api(api.explain_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
+        gr.api(api.explain_stream_errors(api.watch_run), api_name="watch_run", concurrency_limit=None)
+    for function in blocks.fns.values():
+        if hasattr(Api, str(function.api_name)):
+            _document_parameters(function)
+    blocks.validate_inputs = _require_every_value
 
 
 class Api:
@@ -67,23 +87,31 @@ class Api:
 
     def __init__(self, worker: Worker, score: Score, remake: Remake, vocabularies: Mapping[str, Vocabulary]) -> None:
         self._worker, self._score, self._remake, self._vocabularies = worker, score, remake, vocabularies
+        self._streams: dict[object, tuple[str, float]] = {}  # a token each -> client, when it was last heard of
 
     def start_run(
-        self, prompt: str, preset: str = "tiny", seed: int = 0, overrides: str = "", owner: str = ""
+        self, prompt: str, preset: str = "tiny", seed: int | None = None, overrides: str = "", owner: str = ""
     ) -> dict[str, Any]:
         """Queue a run that makes a 3D object of a prompt, and return at once.
 
         Args:
             prompt: what to make; the embedded preset knows captions such as "a red mushroom"
             preset: name of a shipped preset
-            seed: the same seed gives the same run
+            seed: the same seed gives the same run; left out: that of overrides, or of the preset
             overrides: further parameters as YAML or JSON, for instance "steps: 60"
             owner: the secret that an earlier call returned, so that its runs have one owner; empty: a new one
 
         Returns:
             the status of the run (see get_status) and "owner", which stop_run and export_mesh ask for
         """
-        values = {**(parse_mapping(overrides) if overrides.strip() else {}), "prompt": prompt, "seed": seed}
+        given = {"prompt": prompt} if seed is None else {"prompt": prompt, "seed": seed}
+        values = parse_mapping(overrides) if overrides.strip() else {}
+        for name, value in given.items():
+            if name in values and values[name] != value:
+                raise PresetError(
+                    f"{name}={format_value(value)}, but overrides say {format_value(values[name])}: give it once"
+                )
+        values |= given
         if preset.endswith((".yaml", ".yml")):
             raise PresetError(f"{format_value(preset)} is a file: name a shipped preset, and pass changes as overrides")
         owner = owner or ownership.new_owner()
@@ -103,11 +131,11 @@ class Api:
         """
         folder = self._worker.folder(run_id)
         job = next((job for job in self._worker.list_jobs() if job.id == run_id), None)
-        told = summarise_run(Run(folder, read_status(folder)))
+        summary = summarise_run(Run(folder, read_status(folder)))
         if job is not None:
-            told |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
-        exports = sorted((folder / EXPORTS).glob("*"))
-        return told | {"files": {path.name: public_address(path) for path in exports if not path.name.startswith(".")}}
+            summary |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
+        exports = [path for path in sorted((folder / EXPORTS).glob("*")) if not path.name.startswith(".")]
+        return summary | {"files": {path.name: public_address(folder, path) for path in exports}}
 
     def stop_run(self, run_id: str, owner: str) -> dict[str, Any]:
         """End a run after its current step; what it reached is kept and exported.
@@ -137,8 +165,14 @@ class Api:
         return [summarise_run(run) for run in self._worker.runs(owner)[:limit]]
 
     def export_mesh(
-        self, run_id: str, format: str = "glb", scene: str = "", threshold: float = 0.0, owner: str = ""
-    ) -> dict[str, Any]:
+        self,
+        run_id: str,
+        format: str = "glb",
+        scene: str = "",
+        threshold: float = 0.0,
+        owner: str = "",
+        request: gr.Request | None = None,
+    ) -> FileData:
         """The mesh of a run, as it is or made again.
 
         Args:
@@ -149,11 +183,13 @@ class Api:
             owner: the secret that start_run returned; needed to make the mesh again
 
         Returns:
-            "file", the address of the mesh relative to the server's; a textured OBJ is a zip with its .mtl and .png
+            the mesh as a file, which `gradio_client` downloads; a textured OBJ is a zip with its .mtl and .png
         """
         if format not in FRAMES:
             raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FRAMES)}")
         folder = self._worker.folder(run_id)
+        if not 0 <= threshold < math.inf:
+            raise PresetError(f"threshold={threshold} must be a number from 0 on; 0: what the run's mesh was made with")
         if scene or threshold:
             if scene not in ("", "best", "last"):
                 raise PresetError(f"no scene {format_value(scene)}; there are: best, last")
@@ -162,7 +198,9 @@ class Api:
         path = download_file(folder / EXPORTS / f"mesh.{format}")
         if not path.is_file():
             raise StoreError(f"the run {run_id} has no mesh yet", "wait for its end, or stop it")
-        return {"run_id": run_id, "file": public_address(path)}
+        address = f"{server_address(request)}/{public_address(folder, path)}"
+        # `is_stream`: clients fetch the address as it stands; Gradio would copy the file and tell where to.
+        return FileData(path=path.name, url=address, orig_name=path.name, size=path.stat().st_size, is_stream=True)
 
     def score_images(self, images: list[str], prompt: str, judge: str = "") -> dict[str, Any]:
         """What a judge says of pictures; higher is better, and only scores of one prompt and judge can be compared.
@@ -179,106 +217,227 @@ class Api:
             raise PresetError(f"{len(images)} images: send 1 to {MOST_IMAGES}")
         return self._score([decode_image(image) for image in images], Preset.make({"prompt": prompt}).prompt, judge)
 
-    def watch_run(self, run_id: str, since: int = 0) -> Iterator[list[dict[str, Any]]]:
+    async def watch_run(
+        self, run_id: str, since: int = 0, request: gr.Request | None = None
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """The events of a run as they come, until its end.
+
+        A stream that nobody reads ends, and one client has at most 8 at once.
 
         Args:
             run_id: the run
             since: how many events are known already
 
         Returns:
-            lists of events: Started, Stepped with its metrics, Previewed, Finished and so on, with their step and time
+            lists of events: Started, Stepped with its metrics, Previewed, Finished and so on, with their step and time;
+            an empty list where nothing has happened for 10 seconds
         """
-        if since < 0:
-            raise PresetError(f"since={format_value(since)} is below 0: say how many events are known")
-        folder = self._worker.folder(run_id)
+        if not 0 <= since <= 2**53:
+            raise PresetError(f"since={format_value(since)} is below 0 or no number of events: say how many are known")
+        folder = await run_in_threadpool(self._worker.folder, run_id)
+        token = self._claim_stream(_client_host(request))
         try:
-            over = False
+            told_s, over = time.monotonic(), False
             while not over:
-                over = read_status(folder).state not in ("queued", "running", "paused")
-                events = self._worker.wait(run_id, since, timeout_s=10.0)
-                since += len(events)
-                yield [json.loads(to_json(event)) for event in events]
-                time.sleep(STREAM_S if events else 0.0)
+                over = (await run_in_threadpool(read_status, folder)).state not in ACTIVE
+                while events := await run_in_threadpool(self._worker.events_since, run_id, since, EVENTS_AT_ONCE):
+                    since, told_s = since + len(events), time.monotonic()
+                    yield self.public_events(events)
+                if not over and time.monotonic() - told_s >= SILENT_S:
+                    told_s = time.monotonic()
+                    yield []
+                if not self._renew_stream(token) or _count_unread(request) > UNREAD:
+                    return
+                await asyncio.sleep(0.0 if over else STREAM_S)
         except StoreError:  # not a job of this worker, or no longer: its folder tells all
-            yield [json.loads(to_json(without_arrays(event))) for event in replay_events(folder)][since:]
+            stored = await run_in_threadpool(lambda: [without_arrays(event) for event in replay_events(folder)])
+            for first in range(since, len(stored), EVENTS_AT_ONCE):
+                yield self.public_events(stored[first : first + EVENTS_AT_ONCE])
+        finally:
+            self._streams.pop(token, None)
+
+    # ---- streams
+
+    def _claim_stream(self, client: str) -> object:
+        """A place for one more stream; raises PresetError where there is none."""
+        now, token = time.monotonic(), object()
+        self._streams = {key: stream for key, stream in self._streams.items() if now - stream[1] < LEASE_S}
+        if sum(other == client for other, _ in self._streams.values()) >= STREAMS_OF_CLIENT:
+            raise PresetError(f"{STREAMS_OF_CLIENT} streams of events go to this address already: end one of them")
+        if len(self._streams) >= STREAMS:
+            raise PresetError(f"{STREAMS} streams of events are read here already: try again later")
+        self._streams[token] = (client, now)
+        return token
+
+    def _renew_stream(self, token: object) -> bool:
+        """Whether the stream still has its place."""
+        if token not in self._streams:
+            return False
+        self._streams[token] = (self._streams[token][0], time.monotonic())
+        return True
+
+    # ---- checks and words
+
+    def public_events(self, events: Sequence[Event]) -> list[dict[str, Any]]:
+        return [json.loads(hide_paths(to_json(event), self._worker.root)) for event in events]
+
+    def error_message(self, error: Exception) -> str:
+        """What a caller may read: no folder of this server, and parameters by their names."""
+        if isinstance(error, ValidationError):
+            lines = [
+                f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors(include_url=False)[:8]
+            ]
+            return "; ".join(lines)
+        return hide_paths(str(error), self._worker.root)
+
+    def explain_errors(self, endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """With arguments of the declared types, and complaints as messages instead of tracebacks."""
+        checked = _check_arguments(endpoint)
+
+        @wraps(endpoint)
+        def call_endpoint(*args: Any, **keywords: Any) -> Any:
+            try:
+                return checked(*args, **keywords)
+            except (PresetError, StoreError, ValidationError) as error:
+                raise gr.Error(self.error_message(error), print_exception=False) from None
+
+        return _with_types(call_endpoint, endpoint)
+
+    def explain_stream_errors(self, endpoint: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+        """The same for a generator."""
+        checked = _check_arguments(endpoint)
+
+        @wraps(endpoint)
+        async def stream_endpoint(*args: Any, **keywords: Any) -> AsyncIterator[Any]:
+            try:
+                async for value in checked(*args, **keywords):
+                    yield value
+            except (PresetError, StoreError, ValidationError) as error:
+                raise gr.Error(self.error_message(error), print_exception=False) from None
+
+        return _with_types(stream_endpoint, endpoint)
 
 
-# ---- checks and words
+def _check_arguments(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint, which takes each argument by name, of its declared type, and no truth value as a number."""
+    checked = validate_call(endpoint, config=ConfigDict(arbitrary_types_allowed=True))
+    signature, hints = inspect.signature(endpoint), get_type_hints(endpoint)
 
-
-def explain_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """With arguments of the declared types, and complaints as messages instead of tracebacks."""
-    checked = validate_call(endpoint)
-
-    @wraps(endpoint)
-    def call_endpoint(*args: Any, **keywords: Any) -> Any:
+    def call_checked(*args: Any, **keywords: Any) -> Any:
         try:
-            return checked(*args, **keywords)
-        except (PresetError, StoreError, ValidationError) as error:
-            raise gr.Error(error_message(error), print_exception=False) from None
+            given = signature.bind(*args, **keywords).arguments
+        except TypeError as error:
+            raise PresetError(f"{endpoint.__name__}: {error}") from None
+        for name, value in given.items():
+            if isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
+                raise PresetError(f"{name}={value} is yes or no: give a number or a text")
+        return checked(**given)
 
-    return call_endpoint
-
-
-def explain_stream_errors(endpoint: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The same for a generator."""
-    checked = validate_call(endpoint)
-
-    @wraps(endpoint)
-    def stream_endpoint(*args: Any, **keywords: Any) -> Iterator[Any]:
-        try:
-            yield from checked(*args, **keywords)
-        except (PresetError, StoreError, ValidationError) as error:
-            raise gr.Error(error_message(error), print_exception=False) from None
-
-    return stream_endpoint
+    return call_checked
 
 
-def error_message(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
+def _with_types(wrapper: Callable[..., Any], endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Gradio reads types from signatures, and takes annotations that are strings for types that it does not know."""
+    hints = get_type_hints(endpoint)
+    result = hints["return"]
+    if inspect.isasyncgenfunction(endpoint):
+        (result,) = get_args(result)  # what is told at once
+    signature = inspect.signature(endpoint)
+    parameters = [value.replace(annotation=hints[name]) for name, value in signature.parameters.items()]
+    wrapper.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
+        parameters=parameters, return_annotation=result
+    )
+    wrapper.__annotations__ = {**hints, "return": result}
+    return wrapper
+
+
+def _document_parameters(function: BlockFunction) -> None:
+    """Put what the docstring says of each parameter where `view_api()` and the page of the API read it."""
+    _, parameters, returns = get_function_description(function.fn)
+    names = [name for name in parameters if name != "request"]
+    for component, name in zip(function.inputs, names, strict=True):
+        component.label = name
+        component._api_info = {**component._api_info, "additional_description": parameters[name]}
+    for component in function.outputs:
+        component.label = "result"
+        component._api_info = {**component._api_info, "description": " ".join(returns)}
+
+
+def _require_every_value(function: BlockFunction, values: list[Any]) -> None:
+    """Takes the place of `Blocks.validate_inputs`, which drops values that are too many and prints tracebacks."""
+    if len(values) != len(function.inputs):
+        raise gr.Error(
+            f"{function.api_name} takes {len(function.inputs)} values, not {len(values)}", print_exception=False
+        )
+    if hasattr(Api, str(function.api_name)) and any(map(_holds_mapping, values)):  # Gradio would fetch a file's address
+        raise gr.Error(f"{function.api_name} takes texts, numbers and lists only", print_exception=False)
+
+
+def _holds_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_mapping, value)))
+
+
+def _client_host(request: gr.Request | None) -> str:
+    return request.client.host if request is not None and request.client is not None else ""
+
+
+def _count_unread(request: gr.Request | None) -> int:
+    """Messages that Gradio keeps for the session of a request until its client fetches them."""
+    if request is None or request.request is None:
+        return 0
+    waiting = request.request.app.get_blocks()._queue.pending_messages_per_session
+    return waiting[request.session_hash].qsize() if request.session_hash in waiting else 0
 
 
 def decode_image(image: str) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture in base64, with or without the head of a data URL; PresetError for anything else."""
+    """A picture in base64, with or without the head of a data URL, as a viewer shows it on white.
+
+    Line ends and spaces in the base64 do not count.  Transparency is laid over white, 16 bits become 8, and a camera's
+    orientation is applied.  Raises PresetError for anything else.
+    """
     from PIL import Image
 
     if len(image) > LARGEST_IMAGE:
         raise PresetError(f"an image of {len(image)} characters: {LARGEST_IMAGE} at most")
     try:
-        with Image.open(
-            BytesIO(base64.b64decode(image.rpartition(",")[2], validate=True)), formats=["PNG", "JPEG"]
-        ) as it:
-            if it.width * it.height > MOST_PIXELS:
-                raise PresetError(f"an image of {it.width} x {it.height} pixels: {MOST_PIXELS} at most")
-            return np.asarray(it.convert("RGB"))
+        data = base64.b64decode("".join(image.rpartition(",")[2].split()), validate=True)
+        with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as opened:
+            if max(opened.size) > LONGEST_EDGE:
+                raise PresetError(
+                    f"an image of {opened.width} x {opened.height} pixels: {LONGEST_EDGE} at most along an edge"
+                )
+            return flatten_image(opened)
     except PresetError:
         raise
     except (
-        ValueError,
-        OSError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise PresetError(f"not a PNG or JPEG in base64: {error}") from None
+        ValueError, OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError
+    ):  # the library's words would name an object of this process  # fmt: skip
+        raise PresetError("not a PNG or JPEG in base64: send the bytes of such a file, encoded") from None
+
+
+def flatten_image(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Upright, 8 bits a channel, transparency over white."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # grey in 16 bits, which Pillow would clip to 255
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def summarise_run(run: Run) -> dict[str, Any]:
     status = run.status
     return {
-        "run_id": run.id, "state": status.state, "message": status.message, "prompt": status.prompt,
-        "seed": status.seed, "method": status.method, "step": status.step, "total": status.total,
-        "time_s": status.time_s, "best_score": status.best_score, "best_step": status.best_step, "pinned": run.is_pinned,
-        "thumbnail": public_address(run.thumbnail) if run.thumbnail else None,
+        "run_id": run.id, "state": status.state, "message": hide_paths(status.message, run.folder.parent),
+        "prompt": status.prompt, "seed": status.seed, "method": status.method, "step": status.step,
+        "total": status.total, "time_s": status.time_s, "best_score": status.best_score, "best_step": status.best_step,
+        "pinned": run.is_pinned, "thumbnail": public_address(run.folder, run.thumbnail) if run.thumbnail else None,
     }  # fmt: skip
 
 
-def public_address(path: Path) -> str:
+def public_address(folder: Path, path: Path) -> str:
     """Where a public file of a run is served, relative to the server's address."""
-    serve_folder(path.parent.parent)
-    return f"gradio_api/file={quote(path.as_posix())}"
+    return run_file_address(folder.name, path.relative_to(folder / "public").as_posix())

@@ -29,19 +29,21 @@ ImageFilter = Callable[[UInt8[np.ndarray, "v h w 3"]], str]
 
 
 class PromptFilter:
-    """Refuses prompts that hold a word of a list.  Accents, case, width, digits for letters and hidden characters are
-    seen through; words inside longer words are not looked for unless the list says so.
+    """Refuses prompts that hold a word of a list, whatever accents, case, width or digits for letters disguise it.
+
+    Words inside longer words are not looked for unless the list says so.  Raises PresetError for a list that cannot be
+    read.
     """
 
     def __init__(self, path: Path = WORDS) -> None:
-        self.path = path
+        self._word_pattern = self._read_words(path)
 
-    @cached_property
-    def _word_pattern(self) -> re.Pattern[str]:
+    @staticmethod
+    def _read_words(path: Path) -> re.Pattern[str]:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise PresetError(f"cannot read the word list {self.path}: {error}") from None
+            raise PresetError(f"cannot read the word list {path}: {error}") from None
         entries = [normalise_text(line.partition("#")[0]).strip() for line in lines]
         words = [re.escape(word.rstrip("*")) + (r"\w*" if word.endswith("*") else r"\b") for word in entries if word]
         return re.compile(r"\b(?:" + "|".join(words) + ")") if words else re.compile(r"(?!)")
@@ -84,12 +86,15 @@ def model_names(preset: Preset) -> list[str]:
 
 
 def load_image_filter(name: str) -> Callable[[Previewed], str]:
-    """The screen (`psd.runs.jobs.drive.Screen`) that a ``module:function`` names; raises PresetError when there is
-    none.
+    """The screen (`psd.runs.jobs.drive.Screen`) that a ``module:function`` names.
+
+    Raises PresetError where there is none.
     """
     module, _, function = name.partition(":")
     try:
         check: ImageFilter = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise PresetError(f"no image filter {format_value(name)} ({error}): name it as module:function") from None
+    if not callable(check):
+        raise PresetError(f"the image filter {format_value(name)} is no function: name it as module:function")
     return lambda event: check(event.images["rgb"])

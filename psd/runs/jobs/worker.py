@@ -52,7 +52,7 @@ class Limits:
     paused for ``pause_s`` while others wait for its device is stopped, keeping what it reached.
     """
 
-    runs: int = 500
+    runs: float = 500
     total_bytes: float = 20 * 2**30
     pause_s: float = 15 * 60
 
@@ -240,6 +240,11 @@ class Worker:
             return [self.snapshot_job(run_id) for run_id in self._entries]
 
     # ---- the shelf
+
+    @property
+    def root(self) -> Path:
+        """The folder below which the runs are."""
+        return self._root
 
     def folder(self, run_id: str) -> Path:
         """The folder of any run under the root; raises StoreError for an id that is none."""
