@@ -311,8 +311,8 @@ class Preset(BaseModel):
 
 
 def _is_printable(text: str) -> bool:
-    """No control characters beside newline and tab."""
-    return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
+    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
 
 
 def read_values(name: str) -> dict[str, Any]:

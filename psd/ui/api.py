@@ -11,6 +11,7 @@ import base64
 import inspect
 import json
 import math
+import re
 import struct
 import time
 import zlib
@@ -51,6 +52,7 @@ STREAMS, STREAMS_OF_CLIENT = 64, 8
 UNREAD = 40  # messages that wait for a client, of at most 2 a second, before its stream ends
 LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
 LISTED = 100
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON may hold and UTF-8 may not
 MOST_IMAGES, LARGEST_IMAGE, LONGEST_EDGE = 16, 4_000_000, 2048  # bytes of base64; pixels: judges pad images to squares
 
 Score = Callable[
@@ -331,9 +333,15 @@ def _check_arguments(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in given.items():
             if isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
                 raise PresetError(f"{name}={value} is yes or no: give a number or a text")
+            if any(isinstance(text, str) and LONE_SURROGATE.search(text) for text in (value, *_list_items(value))):
+                raise PresetError(f"{name} holds half of a character (a lone surrogate): send whole ones")
         return checked(**given)
 
     return call_checked
+
+
+def _list_items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _with_types(wrapper: Callable[..., Any], endpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -272,6 +272,7 @@ def test_images_are_scored(server: Server) -> None:
         ({"overrides": "reward_decoder: evil/decoder"}, "no model 'evil/decoder'"),
         ({"overrides": "reward_decoder: /etc/passwd"}, "no model '/etc/passwd'"),
         ({"overrides": "{negative_prompt: a n4k3d mug, guidance_scale: 0}"}, "say it differently"),
+        ({"overrides": '{"negative_prompt": "\\ud800"}'}, "control characters"),
         ({"prompt": "a n4k3d mug"}, "say it differently"),
     ],
 )
@@ -390,13 +391,13 @@ def test_too_many_and_too_few_values_are_refused(server: Server, name: str, valu
 
 
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-HOSTILE = [None, 7, -1, 2.5, 10**40, True, [], [1, [2]], {}, FILE,
+HOSTILE = [None, 8, -1, 2.5, 10**40, True, [], [1, [2]], {}, FILE,
            "\ud800", "a\udfffb", "x" * 100_000, "\0", "../../etc/passwd", "{", "💥" * 300, float("nan")]  # fmt: skip
 
 
 def test_no_value_brings_a_traceback(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     """Each endpoint with each hostile value in each place of an otherwise plain call."""
-    ask_everything(server, capfd, [None, 7, [], "\ud800"])
+    ask_everything(server, capfd, [None, 8, [], "\ud800"])
 
 
 @pytest.mark.slow
