@@ -24,6 +24,7 @@ from psd.runs.jobs import admission
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.files import StoreError
+from psd.runtime.console import forgiving_output
 from psd.ui.options import Options, read_options, require_free_port
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def raise_interrupt(*_: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code: 2 for what cannot work, 4 for what is missing here."""
     try:
-        serve_page(read_options(arguments))
+        with forgiving_output():  # a server does not end with the reader of its log
+            serve_page(read_options(arguments))
     except (PresetError, StoreError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 4 if isinstance(error, MissingError | StoreError) else 2

@@ -21,8 +21,6 @@ from psd.models.rewards.load import load_reward
 from psd.models.rewards.text_image import ImageTextReward, refuse_unknown_words
 from psd.runtime import diagnosis, memory
 from psd.runtime.devices import OWN_THREADS, choose_device, choose_precision
-from psd.scenes.choose import make_scene
-from psd.scenes.fields.hash_backends import hash_backend
 
 
 def orbit_batch(preset: Preset, views: int) -> int:
@@ -94,14 +92,12 @@ def _load_networks(
             network.take(batch)
 
     set_max_batches(preset.network_batch)  # an earlier run may have had to do with fewer
-    grid = (f"hash grid: {hash_backend(device)[1]}",) if preset.field == "hash" else ()
     threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,
         rewards=rewards,
         judges=judges,
-        scene=lambda chosen: make_scene(chosen, device),
-        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licence_lines(preset)),
+        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *hub.licence_lines(preset)),
         fewer=lambda: set_max_batches(orbit_batch(preset, prior.views)),
     )
 

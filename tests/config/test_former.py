@@ -14,14 +14,13 @@ from psd.config.errors import PresetError
 from psd.config.former import CHANGED, DELETED, translate_preset
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Finished, Started
-from psd.distillation.run import run
 from psd.runs.remesh import remesh_run
 from psd.runs.store.archive import SCHEMA, latest_checkpoint, read_preset, read_provenance, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.scenes.choose import make_scene
 from psd.ui.panels.share import read_text
-from tests.support.toy import make_models
+from tests.support.toy import make_models, run
 
 # Six steps of the toy models, with checkpoints after the fifth and the sixth; without its mesh.
 (FORMER,) = (Path(__file__).parent / "data" / "former").iterdir()

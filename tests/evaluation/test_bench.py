@@ -13,14 +13,13 @@ import torch
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
-from psd.distillation.run import run
 from psd.evaluation.speed import bench, throughput
 from psd.evaluation.speed.phases import Half
 from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.precision import run_in_precision
 from psd.runtime.timing import Clock
-from tests.support.toy import ToyPrior, ToyScene, make_models, make_preset
+from tests.support.toy import ToyPrior, make_models, make_preset, run
 
 GPU, LAUNCH = 20.0, 0.01  # seconds that a made-up GPU computes a step, and its host launches it
 H200 = "NVIDIA H200"
@@ -36,9 +35,9 @@ class PriorOfRuns(ToyPrior):
         super().__init__()
         self.runs, self.wrong, self.left = runs, wrong, 8
 
-    def scene(self, preset: Preset) -> ToyScene:
-        self.runs -= 1
-        return ToyScene(preset)
+    def embed_prompt(self, prompt: str) -> torch.Tensor:
+        self.runs -= prompt == make_preset().negative_prompt  # once a run
+        return super().embed_prompt(prompt)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         if self.wrong == "memory":
@@ -56,8 +55,7 @@ class PriorOfRuns(ToyPrior):
 
 
 def going_wrong(runs: int, wrong: str) -> Models:
-    prior = PriorOfRuns(runs, wrong)
-    return replace(make_models(prior=prior), scene=prior.scene)
+    return make_models(prior=PriorOfRuns(runs, wrong))
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3], ids=["watched", "without updates", "with updates"])

@@ -11,15 +11,15 @@ from psd.config.preset import Preset
 from psd.distillation import denoising, sampling
 from psd.distillation.events import Stepped
 from psd.distillation.formulas import perpendicular_part
-from psd.distillation.methods import choose
-from psd.distillation.run import regulariser_weight, run
+from psd.distillation.methods import choose, preference
+from psd.distillation.run import regulariser_weight
 from psd.geometry.cameras import sample_orbits, turntable_cameras
 from psd.models.prior import view_prompts
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.scenes.background import spherical_harmonics
 from psd.scenes.interfaces import Light
 from psd.scenes.radiance import RadianceScene
-from tests.support.toy import QuadraticReward, ToyPrior, make_models, make_preset, make_step
+from tests.support.toy import QuadraticReward, ToyPrior, ToyScene, make_models, make_preset, make_step, run
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -261,7 +261,7 @@ def test_rewards_see_as_many_views_as_asked(settings: dict) -> None:
     noises = choose.count_candidates(make_preset(**settings))
     step = make_step(candidates=noises, rewards={"quadratic": watcher}, reward_views=2, **settings)
     with torch.no_grad():
-        found = choose.METHODS[step.preset.method](step)
+        found = preference.choose_method(step.preset).function(step)
     assert set(watcher.seen) == {2}
     assert found.gradient.shape == step.z0.shape and found.gradient.abs().amax((0, 2, 3, 4)).min() > 0
 
@@ -286,7 +286,7 @@ def test_weight_decay_is_decoupled() -> None:
     from psd.distillation.state import State
 
     preset = make_preset(weight_decay=0.1, colour_lr=0.5)
-    state = State.create(preset, make_models())
+    state = State.create(preset, make_models(), ToyScene)
     (parameter,) = state.optimiser.param_groups[0]["params"]
     before = parameter.detach().clone()
     parameter.grad = torch.zeros_like(parameter)

@@ -12,10 +12,9 @@ import torch
 from psd import doctor
 from psd.config.errors import MissingError
 from psd.config.preset import Preset
-from psd.distillation.run import run
 from psd.models import hub, load
 from psd.runtime import devices, diagnosis, memory
-from tests.support.toy import make_models, make_preset
+from tests.support.toy import make_models, make_preset, run
 
 
 def with_driver(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:

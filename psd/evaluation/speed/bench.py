@@ -105,14 +105,16 @@ def scene_parameters(call: Call) -> list[Any]:
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def record_models(models: Models, alone: ModelCallTimes) -> Models:
-    """The same models, with every call of a network or of the renderer recorded."""
+def record_models(models: Models, alone: ModelCallTimes) -> tuple[Models, MakeScene]:
+    """The same models, and what makes the scene, with every call of a network or of the renderer recorded."""
     from psd.evaluation.speed.recorder import Recorder, record_calls
+    from psd.scenes.choose import make_scene
 
-    make: Any = models.scene
-    return replace(
-        record_calls(models, alone.note), scene=lambda preset: Recorder(make(preset), "render", "render", alone.note)
-    )
+    def make_recorded(preset: Preset, device: torch.device) -> Scene:
+        scene: Any = Recorder(make_scene(preset, device), "render", "render", alone.note)
+        return scene
+
+    return record_calls(models, alone.note), make_recorded
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,13 @@ def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[H
             bare.discard_step()
             super().restart()
 
-    found, each = weigh or split_into_halves(preset, len(models.prior.alpha_bar)), WARM_UP + steps
+    found, each = weigh or split_into_halves(preset, models.prior.levels), WARM_UP + steps
     watched = throughput.short_schedule(
         preset, len(found), each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0}
     )
-    for event in throughput.require_steady(run(watched, record_models(models, bare), clock=Watch(synchronise))):
+    recorded, make_scene = record_models(models, bare)
+    events = run(watched, recorded, clock=Watch(synchronise), make_scene=make_scene)
+    for event in throughput.require_steady(events):
         if isinstance(event, Stepped):
             warm = (event.step - 1) % each >= WARM_UP
             bare.finish_step(measure=warm)
