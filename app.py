@@ -75,6 +75,8 @@ def make_admission(options: Options) -> Callable[[Preset], None]:
         checks.append(admission.PromptFilter(Path(options.prompt_filter or admission.WORDS)))
     if not options.any_model:
         checks.append(admission.require_known_models)
+    if options.is_public:
+        checks.append(admission.RunLimits(options.max_memory_bytes, options.max_run_s))
 
     def admit_preset(preset: Preset) -> None:
         for check in checks:
@@ -113,8 +115,12 @@ def serve_page(options: Options) -> None:
     first = Preset.load(options.preset)
     screen = admission.load_image_filter(options.image_filter) if options.image_filter else None
     admit = make_admission(options)
+    make_events = choose_engine()
+    if not options.is_public:
+        limits = admission.RunLimits(options.max_memory_bytes, options.max_run_s)
+        make_events = admission.warn_of_cost(make_events, limits)
     worker = Worker(
-        choose_engine(), options.runs, limits=Limits(options.keep_runs, options.keep_bytes, options.pause_s),
+        make_events, options.runs, limits=Limits(options.keep_runs, options.keep_bytes, options.pause_s),
         admit=admit, screen=screen,
     )  # fmt: skip
     threading.Thread(target=engine.load_ahead, args=[first], name="load-ahead", daemon=True).start()

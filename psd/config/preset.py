@@ -316,9 +316,14 @@ def _is_printable(text: str) -> bool:
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
 
 
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is named by the path of its file, whose suffix may be written in any case."""
+    return name.lower().endswith((".yaml", ".yml"))
+
+
 def read_values(name: str) -> dict[str, Any]:
     """The values that a preset's file gives, by name (``presets/<name>.yaml``) or by path, before any check."""
-    is_path = name.endswith((".yaml", ".yml"))
+    is_path = is_preset_file(name)
     if not is_path and name not in list_presets():
         raise PresetError(f"no preset {format_value(name)}; there are: {', '.join(list_presets())}")
     path = Path(name) if is_path else PRESETS / f"{name}.yaml"

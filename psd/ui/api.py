@@ -30,7 +30,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from starlette.concurrency import run_in_threadpool
 
 from psd.config.errors import PresetError, format_value
-from psd.config.preset import Preset, parse_mapping
+from psd.config.preset import Preset, is_preset_file, parse_mapping
 from psd.distillation.events import Event, to_json, without_arrays
 from psd.geometry.export import FRAMES
 from psd.runs.jobs.worker import Worker
@@ -114,7 +114,7 @@ class Api:
                     f"{name}={format_value(value)}, but overrides say {format_value(values[name])}: give it once"
                 )
         values |= given
-        if preset.endswith((".yaml", ".yml")):
+        if is_preset_file(preset):
             raise PresetError(f"{format_value(preset)} is a file: name a shipped preset, and pass changes as overrides")
         owner = owner or ownership.new_owner()
         run_id = self._worker.submit(reword_preset(Preset.load(preset, values), self._vocabularies), owner=owner)

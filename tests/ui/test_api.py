@@ -255,6 +255,7 @@ def test_images_are_scored(server: Server) -> None:
         ({"seed": 10**40}, "seed"),
         ({"preset": "../../etc/passwd"}, "no preset"),
         ({"preset": "/etc/hosts.yaml"}, "is a file"),
+        ({"preset": "/etc/HOSTS.YAML"}, "is a file"),
         ({"overrides": "steps: 1e99"}, "steps"),
         ({"overrides": "mesh_resolution: 100000"}, "mesh_resolution=100000"),
         ({"overrides": "guidance_scale: .nan"}, "guidance_scale"),
