@@ -7,26 +7,17 @@ the server, or a secret of another.
 from __future__ import annotations
 
 import asyncio
-import base64
-import inspect
 import json
 import math
-import re
-import struct
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import wraps
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any
 
 import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
-from gradio.utils import get_function_description
 from jaxtyping import UInt8
-from pydantic import ConfigDict, ValidationError, validate_call
 from starlette.concurrency import run_in_threadpool
 
 from psd.config.errors import PresetError, format_value
@@ -37,13 +28,11 @@ from psd.runs.jobs.worker import Worker
 from psd.runs.store import ownership
 from psd.runs.store.archive import ACTIVE, Run, read_status, replay_events
 from psd.runs.store.files import StoreError
+from psd.ui.endpoints import document_parameters, explain_errors, explain_stream_errors, require_every_value
+from psd.ui.inputs.pictures import decode_image
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.markup.html import EXPORTS, download_file
 from psd.ui.protection import hide_paths, run_file_address, server_address
-
-if TYPE_CHECKING:
-    from gradio.block_function import BlockFunction
-    from PIL import Image
 
 STREAM_S = 0.5  # between two looks of a stream at its run
 SILENT_S = 10.0  # a stream that has nothing to tell sends an empty list so often, so that a client that left is noticed
@@ -52,8 +41,7 @@ STREAMS, STREAMS_OF_CLIENT = 64, 8
 UNREAD = 40  # messages that wait for a client, of at most 2 a second, before its stream ends
 LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
 LISTED = 100
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON may hold and UTF-8 may not
-MOST_IMAGES, LARGEST_IMAGE, LONGEST_EDGE = 16, 4_000_000, 2048  # bytes of base64; pixels: judges pad images to squares
+MOST_IMAGES = 16
 
 Score = Callable[
     [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
@@ -76,12 +64,12 @@ def register_endpoints(
     api = Api(worker, score, remake, vocabularies or {})
     with blocks:
         for endpoint in (api.start_run, api.get_status, api.stop_run, api.list_runs, api.export_mesh, api.score_images):
-            gr.api(api.explain_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
-        gr.api(api.explain_stream_errors(api.watch_run), api_name="watch_run", concurrency_limit=None)
+            gr.api(explain_errors(endpoint, worker.root), api_name=endpoint.__name__, concurrency_limit=4)
+        gr.api(explain_stream_errors(api.watch_run, worker.root), api_name="watch_run", concurrency_limit=None)
     for function in blocks.fns.values():
         if hasattr(Api, str(function.api_name)):
-            _document_parameters(function)
-    blocks.validate_inputs = _require_every_value
+            document_parameters(function)
+    blocks.validate_inputs = require_every_value
 
 
 class Api:
@@ -278,111 +266,10 @@ class Api:
         self._streams[token] = (self._streams[token][0], time.monotonic())
         return True
 
-    # ---- checks and words
+    # ---- words
 
     def public_events(self, events: Sequence[Event]) -> list[dict[str, Any]]:
         return [json.loads(hide_paths(to_json(event), self._worker.root)) for event in events]
-
-    def error_message(self, error: Exception) -> str:
-        """What a caller may read: no folder of this server, and parameters by their names."""
-        if isinstance(error, ValidationError):
-            lines = [
-                f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors(include_url=False)[:8]
-            ]
-            return "; ".join(lines)
-        return hide_paths(str(error), self._worker.root)
-
-    def explain_errors(self, endpoint: Callable[..., Any]) -> Callable[..., Any]:
-        """With arguments of the declared types, and complaints as messages instead of tracebacks."""
-        checked = _check_arguments(endpoint)
-
-        @wraps(endpoint)
-        def call_endpoint(*args: Any, **keywords: Any) -> Any:
-            try:
-                return checked(*args, **keywords)
-            except (PresetError, StoreError, ValidationError) as error:
-                raise gr.Error(self.error_message(error), print_exception=False) from None
-
-        return _with_types(call_endpoint, endpoint)
-
-    def explain_stream_errors(self, endpoint: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        """The same for a generator."""
-        checked = _check_arguments(endpoint)
-
-        @wraps(endpoint)
-        async def stream_endpoint(*args: Any, **keywords: Any) -> AsyncIterator[Any]:
-            try:
-                async for value in checked(*args, **keywords):
-                    yield value
-            except (PresetError, StoreError, ValidationError) as error:
-                raise gr.Error(self.error_message(error), print_exception=False) from None
-
-        return _with_types(stream_endpoint, endpoint)
-
-
-def _check_arguments(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """The endpoint, which takes each argument by name, of its declared type, and no truth value as a number."""
-    checked = validate_call(endpoint, config=ConfigDict(arbitrary_types_allowed=True))
-    signature, hints = inspect.signature(endpoint), get_type_hints(endpoint)
-
-    def call_checked(*args: Any, **keywords: Any) -> Any:
-        try:
-            given = signature.bind(*args, **keywords).arguments
-        except TypeError as error:
-            raise PresetError(f"{endpoint.__name__}: {error}") from None
-        for name, value in given.items():
-            if isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
-                raise PresetError(f"{name}={value} is yes or no: give a number or a text")
-            if any(isinstance(text, str) and LONE_SURROGATE.search(text) for text in (value, *_list_items(value))):
-                raise PresetError(f"{name} holds half of a character (a lone surrogate): send whole ones")
-        return checked(**given)
-
-    return call_checked
-
-
-def _list_items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _with_types(wrapper: Callable[..., Any], endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Gradio reads types from signatures, and takes annotations that are strings for types that it does not know."""
-    hints = get_type_hints(endpoint)
-    result = hints["return"]
-    if inspect.isasyncgenfunction(endpoint):
-        (result,) = get_args(result)  # what is told at once
-    signature = inspect.signature(endpoint)
-    parameters = [value.replace(annotation=hints[name]) for name, value in signature.parameters.items()]
-    wrapper.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
-        parameters=parameters, return_annotation=result
-    )
-    wrapper.__annotations__ = {**hints, "return": result}
-    return wrapper
-
-
-def _document_parameters(function: BlockFunction) -> None:
-    """Put what the docstring says of each parameter where `view_api()` and the page of the API read it."""
-    _, parameters, returns = get_function_description(function.fn)
-    names = [name for name in parameters if name != "request"]
-    for component, name in zip(function.inputs, names, strict=True):
-        component.label = name
-        component._api_info = {**component._api_info, "additional_description": parameters[name]}
-    for component in function.outputs:
-        component.label = "result"
-        component._api_info = {**component._api_info, "description": " ".join(returns)}
-
-
-def _require_every_value(function: BlockFunction, values: list[Any]) -> None:
-    """Takes the place of `Blocks.validate_inputs`, which drops values that are too many and prints tracebacks."""
-    if len(values) != len(function.inputs):
-        raise gr.Error(
-            f"{function.api_name} takes {len(function.inputs)} values, not {len(values)}", print_exception=False
-        )
-    if hasattr(Api, str(function.api_name)) and any(map(_holds_mapping, values)):  # Gradio would fetch a file's address
-        raise gr.Error(f"{function.api_name} takes texts, numbers and lists only", print_exception=False)
-
-
-def _holds_mapping(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_mapping, value)))
 
 
 def _client_host(request: gr.Request | None) -> str:
@@ -395,45 +282,6 @@ def _count_unread(request: gr.Request | None) -> int:
         return 0
     waiting = request.request.app.get_blocks()._queue.pending_messages_per_session
     return waiting[request.session_hash].qsize() if request.session_hash in waiting else 0
-
-
-def decode_image(image: str) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture in base64, with or without the head of a data URL, as a viewer shows it on white.
-
-    Line ends and spaces in the base64 do not count.  Transparency is laid over white, 16 bits become 8, and a camera's
-    orientation is applied.  Raises PresetError for anything else.
-    """
-    from PIL import Image
-
-    if len(image) > LARGEST_IMAGE:
-        raise PresetError(f"an image of {len(image)} characters: {LARGEST_IMAGE} at most")
-    try:
-        data = base64.b64decode("".join(image.rpartition(",")[2].split()), validate=True)
-        with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as opened:
-            if max(opened.size) > LONGEST_EDGE:
-                raise PresetError(
-                    f"an image of {opened.width} x {opened.height} pixels: {LONGEST_EDGE} at most along an edge"
-                )
-            return flatten_image(opened)
-    except PresetError:
-        raise
-    except (
-        ValueError, OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError
-    ):  # the library's words would name an object of this process  # fmt: skip
-        raise PresetError("not a PNG or JPEG in base64: send the bytes of such a file, encoded") from None
-
-
-def flatten_image(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Upright, 8 bits a channel, transparency over white."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # grey in 16 bits, which Pillow would clip to 255
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
 
 
 def summarise_run(run: Run) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from psd.runs.jobs import admission
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import read_status
 from psd.ui import api, build, protection
+from psd.ui.inputs import pictures
 from psd.ui.state.watch import Watcher
 from tests.runs.test_worker import PATIENCE_S, Gate, finish, until
 from tests.support.fake_run import fake_run
@@ -273,7 +274,8 @@ def test_images_are_scored(server: Server) -> None:
         ({"overrides": "reward_decoder: evil/decoder"}, "no model 'evil/decoder'"),
         ({"overrides": "reward_decoder: /etc/passwd"}, "no model '/etc/passwd'"),
         ({"overrides": "{negative_prompt: a n4k3d mug, guidance_scale: 0}"}, "say it differently"),
-        ({"overrides": '{"negative_prompt": "\\ud800"}'}, "control characters"),
+        ({"overrides": '{"negative_prompt": "\\ud800"}'}, "unicode"),
+        ({"overrides": '{"prior": "\\ud800"}'}, "printable characters"),
         ({"prompt": "a n4k3d mug"}, "say it differently"),
     ],
 )
@@ -332,23 +334,25 @@ def test_a_picture_is_scored_as_a_viewer_shows_it() -> None:
     colour, alpha = generator.integers(0, 256, (6, 8, 3), np.uint8), generator.integers(0, 256, (6, 8, 1), np.uint8)
     shown = np.round(colour * (alpha / 255) + 255 * (1 - alpha / 255))
     translucent = Image.fromarray(np.concatenate([colour, alpha], axis=2))
-    assert np.abs(api.decode_image(encode(translucent)) - shown).max() <= 1
+    assert np.abs(pictures.decode_image(encode(translucent)) - shown).max() <= 1
     hidden = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert (api.decode_image(encode(hidden)) == 255).all(), "what is transparent is white, whatever colour it hides"
+    assert (pictures.decode_image(encode(hidden)) == 255).all(), (
+        "white, whatever colour is hidden"
+    )
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 9, 9, 9])
-    assert (api.decode_image(encode(palette, transparency=1)) == 255).all()
+    assert (pictures.decode_image(encode(palette, transparency=1)) == 255).all()
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     fine = Image.fromarray(grey.astype(np.uint16) * 257)
-    assert (api.decode_image(encode(fine))[..., 0] == grey).all()
+    assert (pictures.decode_image(encode(fine))[..., 0] == grey).all()
     upright = Image.fromarray(np.kron(colour, np.ones((8, 8, 1), np.uint8)))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned = encode(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
-    assert np.abs(api.decode_image(turned).astype(int) - np.asarray(upright)).mean() < 12
+    assert np.abs(pictures.decode_image(turned).astype(int) - np.asarray(upright)).mean() < 12
     lines = base64.encodebytes(base64.b64decode(png())).decode()
-    assert (api.decode_image(lines) == api.decode_image(png())).all()
-    assert (api.decode_image(f" data:image/png;base64,{lines}\n") == api.decode_image(png())).all()
+    assert (pictures.decode_image(lines) == pictures.decode_image(png())).all()
+    assert (pictures.decode_image(f" data:image/png;base64,{lines}\n") == pictures.decode_image(png())).all()
 
 
 @pytest.mark.parametrize("threshold", [-1.0, float("inf"), float("nan")])

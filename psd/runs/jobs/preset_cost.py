@@ -25,12 +25,13 @@ PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillat
 BACKWARD = 2.0  # a way back costs about two ways forward
 EMBEDDED = "assets/"  # before the names of the models that ship
 # Seconds of one core, and bytes, of each thing that is counted: least squares over the measured variants.
-PREDICTED_S, RATED_S = 1.03e-2, 5.4e-3  # a picture through the U-Net; decoded and rated
-SAMPLE_S, HASH_SAMPLE_S, CELL_S = 1.33e-7, 1e-6, 9.6e-7  # a sample of a ray with its way back; a cell of the grid
-PREVIEW_S = 0.02
-VOXEL_S, TEXEL_S = 6.5e-7, 1e-5
-FILM_SAMPLE_S, FILM_CELL_S = 8.8e-8, 1.4e-7
-PROCESS_BYTES = 750e6  # interpreter, libraries, embedded networks and a run of little
+STEP_S = 0.12  # whatever the preset
+PREDICTED_S, RATED_S = 9.1e-3, 8.4e-3  # a picture through the U-Net; decoded and rated
+SAMPLE_S, HASH_SAMPLE_S, CELL_S = 7.1e-8, 1e-6, 5.5e-7  # a sample of a ray with its way back; a cell of the grid
+PREVIEW_S, PREVIEW_SAMPLE_S = 0.02, 1.2e-7
+END_S, VOXEL_S, TEXEL_S = 0.49, 6.2e-7, 1.3e-5
+FILM_SAMPLE_S, FILM_CELL_S = 6.5e-8, 2.9e-7
+PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
 TRY_S = 0.0178  # of `machine_speed` on the core that was measured on
@@ -106,7 +107,6 @@ def count_step_work(preset: Preset) -> StepWork:
 def count_end_work(preset: Preset) -> dict[str, float]:
     """What the mesh and its film are made of, in counts."""
     return {
-        "ends": 1.0,
         "voxels": float(preset.mesh_resolution**3),
         "film_samples": float(FILM_FRAMES * preset.preview_size**2 * preset.ray_samples),
         "film_cells": FILM_FRAMES / VIEWS * preset.grid_size**3 if preset.field == "grid" else 0.0,
@@ -121,11 +121,11 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     if preset.prior.startswith(EMBEDDED):
         sample_s = HASH_SAMPLE_S if preset.field == "hash" else SAMPLE_S
         step_s = (
-            work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
-            + (work.ray_samples + work.preview_samples) * sample_s + work.previews * PREVIEW_S
+            STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
+            + work.ray_samples * sample_s + work.preview_samples * PREVIEW_SAMPLE_S + work.previews * PREVIEW_S
         ) / speed  # fmt: skip
         end_s = (
-            end["voxels"] * VOXEL_S + end["film_samples"] * FILM_SAMPLE_S + end["film_cells"] * FILM_CELL_S
+            END_S + end["voxels"] * VOXEL_S + end["film_samples"] * FILM_SAMPLE_S + end["film_cells"] * FILM_CELL_S
             + end["texels"] * TEXEL_S
         ) / speed  # fmt: skip
     return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
