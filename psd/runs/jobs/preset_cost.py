@@ -25,12 +25,12 @@ PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillat
 BACKWARD = 2.0  # a way back costs about two ways forward
 EMBEDDED = "assets/"  # before the names of the models that ship
 # Seconds of one core, and bytes, of each thing that is counted: least squares over the measured variants.
-STEP_S = 0.12  # whatever the preset
-PREDICTED_S, RATED_S = 9.1e-3, 8.4e-3  # a picture through the U-Net; decoded and rated
-SAMPLE_S, HASH_SAMPLE_S, CELL_S = 7.1e-8, 1e-6, 5.5e-7  # a sample of a ray with its way back; a cell of the grid
+STEP_S = 0.094  # whatever the preset
+PREDICTED_S, RATED_S = 8.8e-3, 8.8e-3  # a picture through the U-Net; decoded and rated
+SAMPLE_S, HASH_SAMPLE_S, CELL_S = 8.7e-8, 1e-6, 4.9e-7  # a sample of a ray with its way back; a cell of the grid
 PREVIEW_S, PREVIEW_SAMPLE_S = 0.02, 1.2e-7
-END_S, VOXEL_S, TEXEL_S = 0.49, 6.2e-7, 1.3e-5
-FILM_SAMPLE_S, FILM_CELL_S = 6.5e-8, 2.9e-7
+END_S, VOXEL_S, TEXEL_S = 0.65, 4.9e-7, 1.3e-5
+FILM_SAMPLE_S, FILM_CELL_S = 6.5e-8, 3.2e-7
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
