@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-import psd
 from psd import doctor
 from psd.__main__ import BAD_INPUT, FAILED, INTERRUPTED, MISSING, OK, main
 from psd.config.errors import MissingError, PresetError

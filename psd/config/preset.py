@@ -317,8 +317,13 @@ class Preset(Settings):
 
 
 def _is_printable(text: str) -> bool:
-    """No control characters beside newline and tab."""
-    return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
+    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
+
+
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is named by the path of its file, whose suffix may be written in any case."""
+    return name.lower().endswith((".yaml", ".yml"))
 
 
 def list_settings() -> dict[str, FieldInfo]:
@@ -342,7 +347,7 @@ def flatten(preset: Preset) -> dict[str, Any]:
 
 def read_values(name: str, *, inside: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values that a preset's file gives, by name (``presets/<name>.yaml``) or by path, before any check."""
-    is_path = name.endswith((".yaml", ".yml"))
+    is_path = is_preset_file(name)
     if not is_path and name not in list_presets():
         raise PresetError(f"no preset {format_value(name)}; there are: {', '.join(list_presets())}")
     path = Path(os.path.expanduser(name)) if is_path else PRESETS / f"{name}.yaml"

@@ -20,6 +20,7 @@ from psd.config.former import translate_preset
 from psd.config.preset import Preset, flatten, list_presets, parse_preset
 from psd.runs.store.folder import slugify_prompt
 from psd.ui.markup.html import note_html, table_html
+from psd.ui.protection import server_address
 from psd.ui.state.page import QUIET
 
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ class SharePanel:
                 preset = desk.read_controls(*given)
             except PresetError as error:
                 return [gr.skip()] * 5 + [note_html(str(error))]
-            address = request.headers.get("origin") or f"http://{request.headers['host']}"
             return [preset.to_yaml(), diff_table(preset, base), preset_link(preset), command_line(preset, base),
-                    client_snippet(preset, base, address), ""]  # fmt: skip
+                    client_snippet(preset, base, server_address(request)), ""]  # fmt: skip
 
         def refresh_derived(name: str, request: gr.Request, *given: Any) -> list[Any]:
             """What tells of the values, but for the text that somebody may be editing."""
