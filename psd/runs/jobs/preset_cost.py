@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 
 from psd.config.preset import Preset
+from psd.config.settings import GridScene
 from psd.models.releases import RELEASES
 
 GIB = 2**30
@@ -70,12 +71,23 @@ class PresetCost:
         return preset.total_steps * self.step_s + self.end_s
 
 
+def list_stage_presets(preset: Preset) -> list[tuple[float, Preset]]:
+    """Share of the run, and the preset as it holds in that stage; one stage where the preset names none."""
+    if not preset.stages:
+        return [(1.0, preset)]
+    return [(stage.share, preset.in_stage(index)) for index, stage in enumerate(preset.stages)]
+
+
+def count_cells(preset: Preset) -> int:
+    """Cells of a dense grid; a hash grid has none to interpolate as a whole."""
+    return preset.scene.grid_size**3 if isinstance(preset.scene, GridScene) else 0
+
+
 def count_step_work(preset: Preset) -> StepWork:
     """Means over the run where a stage of it is cheaper than another."""
-    late = 1.0 - preset.late_start if preset.late_start < 1 else 0.0
-    stages = [(1.0 - late, preset.groups, preset.render_size), (late, preset.late_groups, preset.late_render_size)]
-    groups = sum(share * count for share, count, _ in stages)
-    rendered = sum(share * count * VIEWS * size**2 for share, count, size in stages)
+    stages = list_stage_presets(preset)
+    groups = sum(share * stage.groups for share, stage in stages)
+    rendered = sum(share * stage.groups * VIEWS * stage.render_size**2 for share, stage in stages)
     ranked = preset.method in ("best_of_n", "rewardsds") or (preset.method == "psd" and preset.pair == "random")
     candidates = preset.candidates if ranked else 2 if preset.method == "dreamdpo" else 1
     conditions = 4 if preset.janus == "perp_neg" else 2
@@ -97,9 +109,9 @@ def count_step_work(preset: Preset) -> StepWork:
     return StepWork(
         network_images=predicted,
         rated_images=rated * max(len(preset.rewards), 1) + every * VIEWS * judges,
-        ray_samples=rendered * preset.ray_samples,
-        cells=float(preset.grid_size**3) if preset.field == "grid" else 0.0,
-        preview_samples=every * VIEWS * preset.preview_size**2 * preset.ray_samples,
+        ray_samples=rendered * preset.scene.ray_samples,
+        cells=float(count_cells(preset)),
+        preview_samples=every * VIEWS * preset.preview_size**2 * preset.scene.ray_samples,
         previews=every,
     )
 
@@ -108,8 +120,8 @@ def count_end_work(preset: Preset) -> dict[str, float]:
     """What the mesh and its film are made of, in counts."""
     return {
         "voxels": float(preset.mesh_resolution**3),
-        "film_samples": float(FILM_FRAMES * preset.preview_size**2 * preset.ray_samples),
-        "film_cells": FILM_FRAMES / VIEWS * preset.grid_size**3 if preset.field == "grid" else 0.0,
+        "film_samples": float(FILM_FRAMES * preset.preview_size**2 * preset.scene.ray_samples),
+        "film_cells": FILM_FRAMES / VIEWS * count_cells(preset),
         "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
     }
 
@@ -119,7 +131,7 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     work, end = count_step_work(preset), count_end_work(preset)
     step_s = end_s = None
     if preset.prior.startswith(EMBEDDED):
-        sample_s = HASH_SAMPLE_S if preset.field == "hash" else SAMPLE_S
+        sample_s = SAMPLE_S if isinstance(preset.scene, GridScene) else HASH_SAMPLE_S
         step_s = (
             STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
             + work.ray_samples * sample_s + work.preview_samples * PREVIEW_SAMPLE_S + work.previews * PREVIEW_S
@@ -133,15 +145,13 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
 
 def estimate_memory(preset: Preset) -> float:
     """The most bytes that a process with this run holds: networks, the scene, and the largest of its three phases."""
-    sizes = [(preset.groups, preset.render_size)]
-    if preset.late_start < 1:
-        sizes.append((preset.late_groups, preset.late_render_size))
+    sizes = [(stage.groups, stage.render_size) for _, stage in list_stage_presets(preset)]
     images = max(groups for groups, _ in sizes) * VIEWS
     ranked = preset.candidates if preset.method in ("best_of_n", "rewardsds") or preset.pair == "random" else 1
-    rendered = max(groups * VIEWS * size**2 for groups, size in sizes) * preset.ray_samples
-    cells = preset.grid_size**3 if preset.field == "grid" else 0
+    rendered = max(groups * VIEWS * size**2 for groups, size in sizes) * preset.scene.ray_samples
+    cells = count_cells(preset)
     step = rendered * SAMPLE_BYTES + images * ranked * IMAGE_BYTES
-    preview = VIEWS * preset.preview_size**2 * preset.ray_samples * PREVIEW_SAMPLE_BYTES
+    preview = VIEWS * preset.preview_size**2 * preset.scene.ray_samples * PREVIEW_SAMPLE_BYTES
     mesh = preset.mesh_resolution**3 * VOXEL_BYTES + (4 * preset.mesh_resolution) ** 2 * TEXEL_BYTES * preset.texture
     networks = {preset.prior, preset.reward_decoder, *preset.rewards, *preset.judges}
     released = sum(RELEASES[name].gigabytes * 1e9 for name in networks if name in RELEASES)
