@@ -23,8 +23,11 @@ MEASURED = json.loads((Path(__file__).parent / "data/run-costs.json").read_text(
 GENEROUS = RunLimits(math.inf, math.inf)
 
 
+SCENE = {"grid_size", "ray_samples", "kind"}
+
+
 def tiny(**values: Any) -> Preset:
-    return Preset.load("tiny", values)
+    return Preset.load("tiny", {f"scene.{key}" if key in SCENE else key: value for key, value in values.items()})
 
 
 @pytest.mark.parametrize("variant", MEASURED["variants"], ids=lambda variant: variant["name"])
@@ -102,7 +105,7 @@ def test_shipped_presets_pass_sensible_limits(name: str, monkeypatch: pytest.Mon
 
 def test_released_models_are_bounded_by_their_shipped_presets() -> None:
     """Their seconds are not known before a run, so pictures of the network stand for them."""
-    preset = Preset.load("mvdream", {"groups": 16, "late_groups": 16})
+    preset = Preset.load("mvdream", {"groups": 16, "stages": []})
     assert estimate_cost(preset).step_s is None
     with pytest.raises(PresetError, match="million pictures through the prior's network.*groups"):
         RunLimits(math.inf, 3600)(preset)
@@ -110,8 +113,8 @@ def test_released_models_are_bounded_by_their_shipped_presets() -> None:
 
 
 def test_keys_that_save_little_are_not_named() -> None:
-    assert costly_keys(tiny(grid_size=512, ray_samples=49), estimate_memory) == ["grid_size"]
-    assert costly_keys(Preset(), estimate_memory) == []
+    assert costly_keys(tiny(grid_size=512, ray_samples=49), estimate_memory) == {"scene.grid_size": 512}
+    assert costly_keys(Preset(), estimate_memory) == {}
 
 
 def test_a_public_server_refuses_before_anything_is_made(tmp_path: Path) -> None:
@@ -141,4 +144,4 @@ def test_the_warning_names_the_keys() -> None:
         yield Started(step=0, preset={}, total_steps=3, views=4, environment={})
 
     *_, warned = warn_of_cost(plain, RunLimits(2**30, 3600))(preset, Controls(preset), None)
-    assert isinstance(warned, Warned) and "change grid_size (400)" in warned.message
+    assert isinstance(warned, Warned) and "change scene.grid_size (400)" in warned.message

@@ -26,8 +26,8 @@ from psd.embedded.captions import grammar
 from psd.runs.jobs import admission
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import read_status
+from psd.runtime import pictures
 from psd.ui import api, build, protection
-from psd.ui.inputs import pictures
 from psd.ui.state.watch import Watcher
 from tests.runs.test_worker import PATIENCE_S, Gate, finish, until
 from tests.support.fake_run import fake_run

@@ -11,9 +11,10 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -111,7 +112,7 @@ class RunLimits:
             keys = preset_cost.costly_keys(preset, preset_cost.estimate_memory)
             return (
                 f"this run would take about {memory / 2**30:.1f} GiB of memory, and a run here may take "
-                f"{self.max_memory_bytes / 2**30:.1f}{_name_keys(preset, keys)}"
+                f"{self.max_memory_bytes / 2**30:.1f}{_name_keys(keys)}"
             )
 
         def run_s(candidate: Preset) -> float | None:
@@ -122,7 +123,7 @@ class RunLimits:
             keys = preset_cost.costly_keys(preset, lambda candidate: run_s(candidate) or 0.0)
             return (
                 f"this run would take about {seconds / 60:,.0f} minutes, and a run here may take "
-                f"{self.max_run_s / 60:,.3g}{_name_keys(preset, keys)}"
+                f"{self.max_run_s / 60:,.3g}{_name_keys(keys)}"
             )
         if seconds is None and self.max_run_s < math.inf:
             return self._describe_many_images(preset)
@@ -140,12 +141,12 @@ class RunLimits:
         keys = preset_cost.costly_keys(preset, count_images)
         return (
             f"this run would send {count_images(preset) / 1e6:.3g} million pictures through the prior's network, and a "
-            f"run here may send {most / 1e6:.3g} million{_name_keys(preset, keys)}"
+            f"run here may send {most / 1e6:.3g} million{_name_keys(keys)}"
         )
 
 
-def _name_keys(preset: Preset, keys: list[str]) -> str:
-    named = ", ".join(f"{key} ({format_value(getattr(preset, key))})" for key in keys)
+def _name_keys(keys: Mapping[str, Any]) -> str:
+    named = ", ".join(f"{key} ({format_value(value)})" for key, value in keys.items())
     return f": change {named}" if named else ""
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from psd.config.preset import Preset
+from psd.config.errors import PresetError
+from psd.config.preset import Preset, list_settings
 from psd.config.settings import GridScene
 from psd.models.releases import RELEASES
 
-GIB = 2**30
 VIEWS = 4  # of the embedded prior, and of a preview
 FILM_FRAMES = 48  # of a turntable (`psd.scenes.turntable`), as large as a preview
 PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillation.gradient_estimate`)
@@ -28,18 +29,18 @@ EMBEDDED = "assets/"  # before the names of the models that ship
 # Seconds of one core, and bytes, of each thing that is counted: least squares over the measured variants.
 STEP_S = 0.094  # whatever the preset
 PREDICTED_S, RATED_S = 8.8e-3, 8.8e-3  # a picture through the U-Net; decoded and rated
-SAMPLE_S, HASH_SAMPLE_S, CELL_S = 8.7e-8, 1e-6, 4.9e-7  # a sample of a ray with its way back; a cell of the grid
-PREVIEW_S, PREVIEW_SAMPLE_S = 0.02, 1.2e-7
-END_S, VOXEL_S, TEXEL_S = 0.65, 4.9e-7, 1.3e-5
-FILM_SAMPLE_S, FILM_CELL_S = 6.5e-8, 3.2e-7
+CELL_S, PREVIEW_S, END_S, VOXEL_S, TEXEL_S, FILM_CELL_S = 4.9e-7, 0.02, 0.65, 4.9e-7, 1.3e-5, 3.2e-7
+# A sample of a ray: in a step, with its way back; in a preview, with normals; in a film.
+SAMPLE_S = {"grid": (8.7e-8, 1.2e-7, 6.5e-8), "hash": (4.1e-6, 6.4e-6, 1.9e-6)}
+FIELD_BYTES = {"grid": 0.0, "hash": 850e6}
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
 TRY_S = 0.0178  # of `machine_speed` on the core that was measured on
 COSTLY = (
-    "steps", "extra_steps", "groups", "late_groups", "render_size", "late_render_size", "ray_samples", "grid_size",
+    "steps", "extra_steps", "groups", "render_size", "stages", "scene.ray_samples", "scene.grid_size", "scene.kind",
     "candidates", "method", "pair", "steer_by", "janus", "negative_every", "preview_size", "preview_every",
-    "mesh_resolution", "texture", "field", "rewards", "judges",
+    "mesh_resolution", "texture", "rewards", "judges",
 )  # fmt: skip
 
 
@@ -71,28 +72,25 @@ class PresetCost:
         return preset.total_steps * self.step_s + self.end_s
 
 
-def list_stage_presets(preset: Preset) -> list[tuple[float, Preset]]:
-    """Share of the run, and the preset as it holds in that stage; one stage where the preset names none."""
+def count_step_work(preset: Preset) -> StepWork:
+    """Means over the run, each stage by its share."""
+    stages = [(share, _count_stage_work(staged)) for share, staged in _list_stages(preset)]
+    return StepWork(
+        **{field.name: sum(share * getattr(work, field.name) for share, work in stages) for field in fields(StepWork)}
+    )
+
+
+def _list_stages(preset: Preset) -> list[tuple[float, Preset]]:
+    """Share of the run, and the preset as it holds there."""
     if not preset.stages:
         return [(1.0, preset)]
     return [(stage.share, preset.in_stage(index)) for index, stage in enumerate(preset.stages)]
 
 
-def count_cells(preset: Preset) -> int:
-    """Cells of a dense grid; a hash grid has none to interpolate as a whole."""
-    return preset.scene.grid_size**3 if isinstance(preset.scene, GridScene) else 0
-
-
-def count_step_work(preset: Preset) -> StepWork:
-    """Means over the run where a stage of it is cheaper than another."""
-    stages = list_stage_presets(preset)
-    groups = sum(share * stage.groups for share, stage in stages)
-    rendered = sum(share * stage.groups * VIEWS * stage.render_size**2 for share, stage in stages)
-    ranked = preset.method in ("best_of_n", "rewardsds") or (preset.method == "psd" and preset.pair == "random")
-    candidates = preset.candidates if ranked else 2 if preset.method == "dreamdpo" else 1
+def _count_stage_work(preset: Preset) -> StepWork:
+    images, candidates = preset.groups * VIEWS, _count_candidates(preset)
     conditions = 4 if preset.janus == "perp_neg" else 2
-    images = groups * VIEWS
-    predicted, rated = images * candidates * conditions, 0.0
+    predicted, rated = float(images * candidates * conditions), 0.0
     if preset.method == "psd" and preset.pair == "steered":
         predicted += images
         rated += images * (2 + (1 + BACKWARD if preset.steer_by == "gradient" else 2 * PERTURBATIONS))
@@ -109,11 +107,23 @@ def count_step_work(preset: Preset) -> StepWork:
     return StepWork(
         network_images=predicted,
         rated_images=rated * max(len(preset.rewards), 1) + every * VIEWS * judges,
-        ray_samples=rendered * preset.scene.ray_samples,
-        cells=float(count_cells(preset)),
+        ray_samples=float(images * preset.render_size**2 * preset.scene.ray_samples),
+        cells=_count_cells(preset),
         preview_samples=every * VIEWS * preset.preview_size**2 * preset.scene.ray_samples,
         previews=every,
     )
+
+
+def _count_candidates(preset: Preset) -> int:
+    """How many noises the method draws a step."""
+    if preset.method == "dreamdpo":
+        return 2
+    ranked = preset.method in ("best_of_n", "rewardsds") or (preset.method == "psd" and preset.pair == "random")
+    return preset.candidates if ranked else 1
+
+
+def _count_cells(preset: Preset) -> float:
+    return float(preset.scene.grid_size**3) if isinstance(preset.scene, GridScene) else 0.0
 
 
 def count_end_work(preset: Preset) -> dict[str, float]:
@@ -121,7 +131,7 @@ def count_end_work(preset: Preset) -> dict[str, float]:
     return {
         "voxels": float(preset.mesh_resolution**3),
         "film_samples": float(FILM_FRAMES * preset.preview_size**2 * preset.scene.ray_samples),
-        "film_cells": FILM_FRAMES / VIEWS * count_cells(preset),
+        "film_cells": FILM_FRAMES / VIEWS * _count_cells(preset),
         "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
     }
 
@@ -131,13 +141,13 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     work, end = count_step_work(preset), count_end_work(preset)
     step_s = end_s = None
     if preset.prior.startswith(EMBEDDED):
-        sample_s = SAMPLE_S if isinstance(preset.scene, GridScene) else HASH_SAMPLE_S
+        sample_s, preview_sample_s, film_sample_s = SAMPLE_S[preset.scene.kind]
         step_s = (
             STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
-            + work.ray_samples * sample_s + work.preview_samples * PREVIEW_SAMPLE_S + work.previews * PREVIEW_S
+            + work.ray_samples * sample_s + work.preview_samples * preview_sample_s + work.previews * PREVIEW_S
         ) / speed  # fmt: skip
         end_s = (
-            END_S + end["voxels"] * VOXEL_S + end["film_samples"] * FILM_SAMPLE_S + end["film_cells"] * FILM_CELL_S
+            END_S + end["voxels"] * VOXEL_S + end["film_samples"] * film_sample_s + end["film_cells"] * FILM_CELL_S
             + end["texels"] * TEXEL_S
         ) / speed  # fmt: skip
     return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
@@ -145,27 +155,41 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
 
 def estimate_memory(preset: Preset) -> float:
     """The most bytes that a process with this run holds: networks, the scene, and the largest of its three phases."""
-    sizes = [(stage.groups, stage.render_size) for _, stage in list_stage_presets(preset)]
-    images = max(groups for groups, _ in sizes) * VIEWS
-    ranked = preset.candidates if preset.method in ("best_of_n", "rewardsds") or preset.pair == "random" else 1
-    rendered = max(groups * VIEWS * size**2 for groups, size in sizes) * preset.scene.ray_samples
-    cells = count_cells(preset)
-    step = rendered * SAMPLE_BYTES + images * ranked * IMAGE_BYTES
+    step = max(
+        staged.groups * VIEWS
+        * (staged.render_size**2 * staged.scene.ray_samples * SAMPLE_BYTES + _count_candidates(staged) * IMAGE_BYTES)
+        for _, staged in _list_stages(preset)
+    )  # fmt: skip
     preview = VIEWS * preset.preview_size**2 * preset.scene.ray_samples * PREVIEW_SAMPLE_BYTES
     mesh = preset.mesh_resolution**3 * VOXEL_BYTES + (4 * preset.mesh_resolution) ** 2 * TEXEL_BYTES * preset.texture
     networks = {preset.prior, preset.reward_decoder, *preset.rewards, *preset.judges}
     released = sum(RELEASES[name].gigabytes * 1e9 for name in networks if name in RELEASES)
-    return PROCESS_BYTES + released + cells * CELL_BYTES + max(step, preview, mesh)
+    field = FIELD_BYTES[preset.scene.kind] + _count_cells(preset) * CELL_BYTES
+    return PROCESS_BYTES + released + field + max(step, preview, mesh)
 
 
-def costly_keys(preset: Preset, measure: Callable[[Preset], float]) -> list[str]:
-    """The keys whose default values would save most of what ``measure`` counts, dearest first.
+def costly_keys(preset: Preset, measure: Callable[[Preset], float]) -> dict[str, Any]:
+    """The keys whose default values would save most of what ``measure`` counts, dearest first, with their values.
 
     At most three, each at least a tenth of the whole.
     """
-    usual, whole = Preset(), measure(preset)
-    savings = {key: whole - measure(preset.model_copy(update={key: getattr(usual, key)})) for key in COSTLY}
-    return [key for key in sorted(savings, key=lambda key: -savings[key]) if savings[key] >= 0.1 * whole][:3]
+    known, whole = list_settings(), measure(preset)
+    savings = {}
+    for key in COSTLY:
+        try:
+            usual = preset.with_values({key: known[key].get_default(call_default_factory=True)})
+        except PresetError:  # the preset's other values do not allow it
+            continue
+        savings[key] = whole - measure(usual)
+    dear = [key for key in sorted(savings, key=lambda key: -savings[key]) if savings[key] >= 0.1 * whole][:3]
+    return {key: _read_setting(preset, key) for key in dear}
+
+
+def _read_setting(preset: Preset, key: str) -> Any:
+    value: Any = preset
+    for name in key.split("."):
+        value = getattr(value, name)
+    return [stage.model_dump() for stage in value] if key == "stages" else value
 
 
 @cache
