@@ -58,7 +58,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 def read_mesh(folder: Path) -> dict[str, np.ndarray]:
     """Vertices, faces and colours, in an order that does not depend on the writer."""
-    mesh: Any = trimesh.load_mesh(folder / "mesh.glb", process=False)
+    mesh: Any = trimesh.load_mesh(folder / "public" / "exports" / "mesh.glb", process=False)
     colours = np.asarray(mesh.visual.vertex_colors)[:, :3] if mesh.visual.kind == "vertex" else np.zeros((0, 3))
     return {"vertices": np.asarray(mesh.vertices, np.float32), "faces": np.asarray(mesh.faces), "colours": colours}
 
