@@ -81,7 +81,8 @@ def _draw_grid(ticks: Sequence[float], steps: int, place: Place) -> str:
     for value in ticks:
         _, y = place(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"></line>'
-                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{format_number(value)}</text>')  # fmt: skip
+                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                     f"{format_number(value)}</text>")  # fmt: skip
     for step in round_ticks(0, max(steps, 1)):
         if step <= max(steps, 1) and step == int(step):
             x, y = place(step, ticks[0])
@@ -124,10 +125,10 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
         ends = (f'<text x="{LEFT + 42}" y="{low}">step {steps[0]}</text>'
                 f'<text x="{WIDTH - RIGHT}" y="{low}" text-anchor="end">step {steps[-1]}</text>')  # fmt: skip
     ramp = "".join(f'<i style="background:{cividis_colour(i / 8)}"></i>' for i in range(9))
-    newest = "; ".join(f"{name} {format_number(values[-1])}" for name, values in rows)
+    newest = html.escape("drift now: " + "; ".join(f"{name} {format_number(values[-1])}" for name, values in rows))
     return (
         f'<figure class="chart"><figcaption>Drift of each token <small>{html.escape(unit)}</small></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{html.escape(f"drift of each token now: {newest}")}">'
+        f'<svg viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{newest}">'
         f"{''.join(parts)}{ends}</svg>"
         f'<div class="ramp"><span>0</span>{ramp}<span>{format_number(most)}</span></div></figure>'
     )
