@@ -48,7 +48,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     kept = []
     for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
         event = {key: value for key, value in json.loads(line).items() if key not in UNTIMED}
-        if event.get("kind", event.get("type")) in ("started", "Started", "checkpointed", "Checkpointed"):
+        if event["event"] in ("Started", "Checkpointed"):
             continue  # versions and paths; checkpoints come by the clock
         if isinstance(metrics := event.get("metrics"), dict):
             event["metrics"] = {name: value for name, value in metrics.items() if not name.startswith(CLOCK)}
