@@ -19,7 +19,7 @@ from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Finished, Warned
 from psd.models import download, releases
 from psd.models import hub as models_hub
-from psd.models.hub import LeftError
+from psd.models.download import LeftError
 from psd.models.load import download_models
 from psd.runs import engine
 from psd.runs.jobs.controls import Controls
