@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -28,8 +28,9 @@ from psd.runs.store.schema import is_finite
 
 MOST_STEPS = 10**9
 STEP = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+STEP_OR_NONE = Annotated[int, Field(ge=0, le=MOST_STEPS)] | None
 FILE = Annotated[str, Field(pattern=r"^(public/(previews|exports)|checkpoints)/[A-Za-z0-9_.-]+$")] | None
-BOUNDED = {"step": STEP, "total_steps": STEP, "since": STEP, "scene_step": Optional[STEP], "file": FILE}
+BOUNDED = {"step": STEP, "total_steps": STEP, "since": STEP, "scene_step": STEP_OR_NONE, "file": FILE}
 
 
 @dataclass
