@@ -63,7 +63,7 @@ def explain_stream_errors(endpoint: Callable[..., AsyncIterator[Any]], root: Pat
 
 def _check_arguments(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """The endpoint, which takes each argument by name, of its declared type, and no truth value as a number."""
-    checked = validate_call(endpoint, config=ConfigDict(arbitrary_types_allowed=True))
+    checked: Any = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(endpoint)
     signature, hints = inspect.signature(endpoint), get_type_hints(endpoint)
 
     def call_checked(*args: Any, **keywords: Any) -> Any:
@@ -102,8 +102,10 @@ def _with_types(wrapper: Callable[..., Any], endpoint: Callable[..., Any]) -> Ca
 
 def document_parameters(function: BlockFunction) -> None:
     """Put what the docstring says of each parameter where `view_api()` and the page of the API read it."""
-    _, parameters, returns = get_function_description(function.fn)
+    endpoint: Any = function.fn
+    _, parameters, returns = get_function_description(endpoint)
     names = [name for name in parameters if name != "request"]
+    component: Any  # Gradio keeps what its page of the API says in attributes that it does not declare
     for component, name in zip(function.inputs, names, strict=True):
         component.label = name
         component._api_info = {**component._api_info, "additional_description": parameters[name]}

@@ -149,7 +149,7 @@ async def answer(layer: Any, scope: dict[str, Any]) -> dict[str, Any]:
 def login_layer(right: Callable[[dict[str, Any]], bool], now: list[float]) -> tuple[Any, list[str]]:
     checked: list[str] = []
 
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         checked.append(scope["client"][0])
         await send({"type": "http.response.start", "status": 200 if right(scope) else 400, "headers": []})
 
@@ -198,14 +198,15 @@ def test_a_login_needs_its_own_password(name: str, password: str, enters: bool) 
 def test_the_client_behind_a_proxy_is_the_one_that_it_names() -> None:
     seen: list[Any] = []
 
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append((scope["client"][0], scope["scheme"], [name for name, _ in scope["headers"]]))
 
     layer = protection.ForwardedHeaders(app, frozenset({"10.0.0.9"}))
     headers = [(b"X-Forwarded-For", b"1.2.3.4, 5.6.7.8"), (b"x-forwarded-proto", b"https"), (b"accept", b"*/*")]
     for client in ("10.0.0.9", "10.0.0.8"):
         scope = {"type": "http", "client": (client, 1), "scheme": "http", "headers": headers}
-        asyncio.run(layer(scope, None, None))
+        nothing: Any = None
+        asyncio.run(layer(scope, nothing, nothing))
     assert seen[0][:2] == ("5.6.7.8", "https"), "of what a stranger wrote before it, nothing"
     assert seen[1] == ("10.0.0.8", "http", [b"accept"])
 

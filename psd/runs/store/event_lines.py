@@ -29,7 +29,8 @@ from psd.runs.store.schema import is_finite
 MOST_STEPS = 10**9
 STEP = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 FILE = Annotated[str, Field(pattern=r"^(public/(previews|exports)|checkpoints)/[A-Za-z0-9_.-]+$")] | None
-BOUNDED = {"step": STEP, "total_steps": STEP, "since": STEP, "scene_step": STEP | None, "file": FILE}
+STEP_OR_NONE = Annotated[int | None, Field(ge=0, le=MOST_STEPS)]
+BOUNDED = {"step": STEP, "total_steps": STEP, "since": STEP, "scene_step": STEP_OR_NONE, "file": FILE}
 
 
 @dataclass
@@ -59,7 +60,8 @@ def parse_event_line(line: bytes) -> Event:
         place = ".".join(map(str, issue["loc"]))[:60]
         raise ValueError(f"not an event ({place and place + ': '}{issue['msg']})") from None
     kind = KINDS[record.pop("event")]
-    event = kind(**record, **{part: None if kind is Meshed else {} for part in kind.arrays})
+    absent: dict[str, Any] = {part: None if kind is Meshed else {} for part in kind.arrays}
+    event = kind(**record, **absent)
     if reason := _find_contradiction(event):
         raise ValueError(f"not an event ({reason})")
     return event

@@ -92,8 +92,7 @@ class RunFolder:
         self._status_due = 0.0
         self._before = status  # as the folder was opened
         self._preset_is_due = False  # preset.resolved.yaml is written with the first event
-        log = path / "events.jsonl"
-        self._has_history = log.is_file() and log.stat().st_size > 0
+        self._has_history = (log := path / "events.jsonl").is_file() and log.stat().st_size > 0
         self.notes: list[str] = []  # what had to be rebuilt when the folder was opened
         self.is_status_stored = True
 

@@ -46,8 +46,8 @@ class Limits:
 
 def require_limit(name: str, value: object, least: int = 0) -> None:
     """Raises PresetError for what is no limit: text, nan, zero or less, below ``least``."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and value > 0 and value >= least):
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (number > 0 and number >= least):
         bound = f"at least {least}" if least else "above 0"
         raise PresetError(f"{name}={format_value(value)} is no limit: it must be {bound}; {UNLIMITED} stands for none")
 

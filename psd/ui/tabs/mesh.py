@@ -84,7 +84,7 @@ class MeshTab:
             Pane([self.viewer], _mesh_key, self._update_viewer, "Mesh"),
             Pane([files], lambda p: download_links(p.run), lambda p: [download_links(p.run)], "Mesh"),
             Pane([film, facts], _mesh_key, lambda p: [turntable_html(p.run), statistics_table(p.run.view)], "Mesh"),
-            Pane([self.threshold, self.count], lambda p: (p.run.run_id, mesh_threshold(p.run.view)), _update_range, "Mesh"),
+            Pane([self.threshold, self.count], _range_key, _update_range, "Mesh"),
             Pane([self.make, self.message], self._find_obstacle, self._update_button, "Mesh"),
         ]  # fmt: skip
 
@@ -147,6 +147,10 @@ def mesh_threshold(view: View) -> float | None:
     """Of the run's own mesh: where the slider starts."""
     value = view.mesh.statistics.get("threshold") if view.mesh else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def _range_key(page: Page) -> tuple[str, float | None]:
+    return page.run.run_id, mesh_threshold(page.run.view)
 
 
 def _update_range(page: Page) -> list[Any]:

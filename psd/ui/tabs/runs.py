@@ -91,7 +91,8 @@ def run_row(run: Run) -> list[str]:
     said = f"<small>{html.escape(status.message)}</small>" if status.state == "unreadable" else ""
     return [thumbnail_html(run), f"{link}<small>{html.escape(status.created[:16].replace('T', ' '))}</small>{said}",
             html.escape(status.method), str(status.seed), best, f"{status.step} / {status.total}",
-            state_badge(status.state) + (" 📌" if run.is_pinned else ""), f'<span class="acts">{buttons}</span>']  # fmt: skip
+            state_badge(status.state) + (" 📌" if run.is_pinned else ""),
+            f'<span class="acts">{buttons}</span>']  # fmt: skip
 
 
 def act_button(act: str, run: Run) -> str:
