@@ -28,7 +28,6 @@ from psd.runs.store.schema import is_finite
 
 MOST_STEPS = 10**9
 STEP = Annotated[int, Field(ge=0, le=MOST_STEPS)]
-STEP_OR_NONE = Annotated[int, Field(ge=0, le=MOST_STEPS)] | None
 FILE = Annotated[str, Field(pattern=r"^(public/(previews|exports)|checkpoints)/[A-Za-z0-9_.-]+$")] | None
 STEP_OR_NONE = Annotated[int | None, Field(ge=0, le=MOST_STEPS)]
 BOUNDED = {"step": STEP, "total_steps": STEP, "since": STEP, "scene_step": STEP_OR_NONE, "file": FILE}
