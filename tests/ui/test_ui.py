@@ -402,10 +402,8 @@ def test_ranking_weighs_judge_and_consistency_alike() -> None:
 def test_compared_runs_differ_in_what_is_compared_only() -> None:
     wanted = Preset(prompt="a red mug", seed=2**31 - 1)
     psd, sds, preset = compare.preset_variants(wanted, ["psd", "sds"], ["tiny"])
-    assert list(share.preset_differences(psd, sds)) == ["method"] and (preset.prompt, preset.seed) == (
-        psd.prompt,
-        psd.seed,
-    )
+    assert list(share.preset_differences(psd, sds)) == ["method", "negative"] and not sds.negative
+    assert (preset.prompt, preset.seed) == (psd.prompt, psd.seed)
     assert [made.seed for made in compare.seed_variants(wanted, 3)] == [2**31 - 1, 0, 1]
 
 
