@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         blocks.launch(
             server_name=given.host, server_port=given.port, share=given.share, auth=parse_logins(given.auth),
-            max_file_size=LARGEST_UPLOAD, **build.launch_options(),
+            max_file_size=LARGEST_UPLOAD, **build.launch_options(worker),
         )  # fmt: skip
     finally:
         worker.shutdown()

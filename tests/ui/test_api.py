@@ -102,8 +102,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     blocks = build.build_blocks(worker)
     api.register_endpoints(blocks, worker, score=score, remake=remake)
     _, url, _ = blocks.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=2**20, **build.launch_options()
-    )
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=2**20,
+        **build.launch_options(worker),
+    )  # fmt: skip
     yield Server(url, root, worker, gate, Client(url, verbose=False))
     gate.open(10_000)
     blocks.close()
@@ -384,8 +385,9 @@ def test_a_password_shuts_everything(tmp_path: Path) -> None:
     blocks = build.build_blocks(worker)
     api.register_endpoints(blocks, worker, score=score, remake=remake)
     _, url, _ = blocks.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", auth=[("ada", "lace")], **build.launch_options()
-    )
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", auth=[("ada", "lace")],
+        **build.launch_options(worker),
+    )  # fmt: skip
     try:
         for path in ("config", "gradio_api/info", "gradio_api/file=/etc/passwd"):
             assert httpx.get(url + path, timeout=PATIENCE_S).status_code == 401

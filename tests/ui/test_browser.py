@@ -113,7 +113,7 @@ def serve(make_events: MakeEvents, root: Path) -> Iterator[str]:
     worker = Worker(make_events, root)
     blocks = build.build_blocks(worker, vocabularies={"assets/prior": grammar}, remesher=app.make_remesher)
     _, address, _ = blocks.launch(
-        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True, **build.launch_options()
+        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True, **build.launch_options(worker)
     )
     yield address
     blocks.close(verbose=False)

@@ -196,9 +196,11 @@ def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> 
         updates = part.write(other)
         assert len(updates) == len(part.components)
         for component, update in zip(part.components, updates, strict=True):
+            value = update.value if isinstance(update, gr.components.Component) else update
             if isinstance(component, gr.Slider):
-                assert update.minimum <= update.value <= update.maximum, part.name
-            given.append(update.value if isinstance(update, gr.components.Component) else update)
+                ends = update if isinstance(update, gr.Slider) else component
+                assert ends.minimum <= value <= ends.maximum, part.name
+            given.append(value)
     base = Preset(rewards={"a/one": 1.0, "b/two": 1.0})
     assert base.with_values(controls.read_all(parts, given, base)) == other
 

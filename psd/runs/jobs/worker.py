@@ -285,6 +285,10 @@ class Worker:
                 old.unlink()
         return made
 
+    def zip_path(self, run_id: str) -> Path:
+        """Where `zip_run` leaves the run's zip; it is there from that call until newer ones take its place."""
+        return self._zip_path(self.folder(run_id))
+
     def shutdown(self, timeout_s: float = 30.0) -> bool:
         """Stop everything, keeping results; False when the current step did not end in time."""
         with self._changed:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,16 @@ from gradio.components import Component
 from pydantic.fields import FieldInfo
 
 from psd.config.preset import Preset
+from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
 
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
+LARGEST_WEIGHT = 100  # of a reward
 ELSEWHERE = ("prompt", "prior", "judges", "loras")  # the prompt has its own box; models are chosen by the preset
-SLIDER_SPAN = 10  # a slider reaches this multiple of the preset's value where the bound lies further
+# A slider spans all that its field allows.  Where that is more than this multiple of the default, a hand could not set
+# a useful value with it: such a field is a number to type.
+WIDEST = 60
+USUAL = 10  # up to this multiple of the default a slider's step is fine enough to choose among
+PREFIX = "control-"  # of the components' ids
 
 
 @dataclass(frozen=True)
@@ -43,27 +50,36 @@ def make_control(name: str, preset: Preset) -> Control:
         return _make_weights(name, preset)
     if isinstance(value, tuple):
         with gr.Row(elem_classes="range"):
-            ends = [gr.Number(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120)
-                    for i, end in enumerate(("from", "to"))]  # fmt: skip
+            ends = [FreeNumber(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120,
+                               elem_id=f"{PREFIX}{name}-{end}") for i, end in enumerate(("from", "to"))]  # fmt: skip
         return Control(name, ends, lambda given, _: tuple(given), lambda p: list(getattr(p, name)), live)
     component = _make_component(name, info, value)
-    if isinstance(component, gr.Slider):
-        return Control(
-            name, [component], _take_first, lambda p: [gr.Slider(**_slider_range(info, getattr(p, name)))], live
-        )
     return Control(name, [component], _take_first, lambda p: [getattr(p, name)], live)
 
 
 def help_text(info: FieldInfo) -> str:
     """The field's description with what a user must know beside it: bounds where typed, and that it may change live."""
     low, high = read_bounds(info)
-    typed = _read_extra(info, "log") and low is not None
+    is_typed = low is not None and high is not None and not has_slider(info)
     texts = [
         info.description or "",
-        f"{low:g} to {high:g}." if typed else "",
+        f"{low:,.12g} to {high:,.12g}." if is_typed else "",
         "Live." if _read_extra(info, "live") else "",
     ]
     return " ".join(filter(None, texts))
+
+
+def has_slider(info: FieldInfo) -> bool:
+    """Whether a number is set by a slider: its bounds are near enough to each other, and it is no logarithmic one.
+
+    An integer that begins at 0 stands for a choice of the machine's ("0: all"), so it is typed.
+    """
+    low, high = read_bounds(info)
+    if low is None or high is None or _read_extra(info, "log"):
+        return False
+    if info.annotation is int:
+        return bool(info.default) and high <= WIDEST * info.default
+    return high <= max(1.0, WIDEST * info.default)
 
 
 def read_bounds(info: FieldInfo) -> tuple[float | None, float | None]:
@@ -76,53 +92,46 @@ def read_bounds(info: FieldInfo) -> tuple[float | None, float | None]:
 
 
 def _make_component(name: str, info: FieldInfo, value: Any) -> Component:
-    shared: dict[str, Any] = {"label": _field_label(name, info), "info": help_text(info), "elem_id": f"control-{name}"}
+    shared: dict[str, Any] = {"label": _field_label(name, info), "info": help_text(info), "elem_id": PREFIX + name}
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
-        return gr.Dropdown(list(choices), value=value, **shared)
+        return FreeDropdown(list(choices), value=value, **shared)
     if isinstance(value, bool):
         return gr.Checkbox(value, **shared)
     if isinstance(value, str):
         return gr.Textbox(value, max_length=_max_length(info), **shared)
-    low, high = read_bounds(info)
-    if name == "seed" or _read_extra(info, "log") or low is None or high is None:
-        return gr.Number(value, minimum=low, maximum=high, precision=0 if isinstance(value, int) else None, **shared)
-    return gr.Slider(**_slider_range(info, value), **shared)
-
-
-def _slider_range(info: FieldInfo, value: float) -> dict[str, Any]:
-    """A slider's range: the declared bounds, but no further than is useful around ``value``."""
+    if not has_slider(info):
+        return FreeNumber(value, **shared)
     low, high = read_bounds(info)
     assert low is not None and high is not None
-    if high > SLIDER_SPAN * max(value, 0.1):
-        high = min(high, _round_up(SLIDER_SPAN * (value or 0.1)))
-    whole = info.annotation is int
-    step = _read_extra(info, "step") or (1 if whole else 10 ** math.floor(math.log10((high - low) / 50)))
-    return {"minimum": low, "maximum": high, "value": value, "step": step}
+    return FreeSlider(low, high, value, step=slider_step(info), buttons=["reset"], **shared)
 
 
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(value))
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= value * (1 - 1e-9))
+def slider_step(info: FieldInfo) -> float:
+    """The declared step, 1 for integers, else a power of ten of which some fifty lie in the field's usual range."""
+    low, high = read_bounds(info)
+    assert low is not None and high is not None
+    usual = min(high, USUAL * info.default) if info.default else high
+    return _read_extra(info, "step") or (1 if info.annotation is int else 10 ** math.floor(math.log10(usual / 50)))
 
 
 def _make_weights(name: str, preset: Preset) -> Control:
-    """One slider a reward; unused ones are hidden."""
+    """One slider a reward; unused ones are hidden.  What lies beyond a slider can be typed."""
 
     def slider_settings(rewards: Mapping[str, float]) -> list[dict[str, Any]]:
         named = [*rewards.items()][:REWARD_SLOTS]
         shown = [
             {"label": f"reward weight · {reward.rsplit('/', 1)[-1]}", "value": weight, "visible": True,
-             "maximum": max(5.0, _round_up(2 * weight) if weight else 5.0)}
+             "maximum": 10 if weight <= 10 else LARGEST_WEIGHT}
             for reward, weight in named
         ]  # fmt: skip
-        unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 5.0}
+        unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 10}
         return shown + [unused] * (REWARD_SLOTS - len(named))
 
     info = Preset.model_fields[name]
+    help_ = f"{help_text(info)} 0 to {LARGEST_WEIGHT} when typed."
     sliders = [
-        gr.Slider(minimum=0.0, step=0.05, info=help_text(info), elem_id=f"control-{name}-{i}", **chosen)
+        FreeSlider(0, step=0.05, info=help_, buttons=["reset"], elem_id=f"{PREFIX}{name}-{i}", **chosen)
         for i, chosen in enumerate(slider_settings(getattr(preset, name)))
     ]
 
@@ -130,7 +139,7 @@ def _make_weights(name: str, preset: Preset) -> Control:
         return {**base.rewards, **dict(zip(base.rewards, given, strict=False))}
 
     def write_weights(changed: Preset) -> list[Any]:
-        return [gr.Slider(**chosen) for chosen in slider_settings(getattr(changed, name))]
+        return [FreeSlider(**chosen) for chosen in slider_settings(getattr(changed, name))]
 
     return Control(name, sliders, read_weights, write_weights, live=True)
 
@@ -151,6 +160,13 @@ def _max_length(info: FieldInfo) -> int | None:
 
 def _take_first(given: Sequence[Any], _: Preset) -> Any:
     return given[0]
+
+
+def reset_values(preset: Preset) -> str:
+    """What the reset button of each slider goes back to, as JSON: the component's id without `PREFIX` -> value."""
+    fields = {name: getattr(preset, name) for name, info in Preset.model_fields.items()
+              if info.annotation in (int, float)}  # fmt: skip
+    return json.dumps(fields | {f"rewards-{i}": weight for i, weight in enumerate(preset.rewards.values())})
 
 
 def group_fields(names: Sequence[str]) -> dict[str, list[str]]:
