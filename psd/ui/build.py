@@ -50,7 +50,7 @@ from psd.ui.markup import html
 from psd.ui.panels.prompt_box import PromptBox, build_prompt_box
 from psd.ui.panels.share import SharePanel
 from psd.ui.panels.status import StatusBar, status_bar
-from psd.ui.state.page import QUIET, Page, Pane
+from psd.ui.state.page import FLOATING, QUIET, Page, Pane
 from psd.ui.state.watch import Watcher
 from psd.ui.tabs.compare import CompareTab
 from psd.ui.tabs.curves import curves_tab
@@ -317,11 +317,11 @@ def _wire_live(desk: PageContext, part: Control) -> None:
         try:
             desk.worker.change(run, {part.name: part.read(given, preset)}, owner)
         except (PresetError, StoreError) as error:  # floating above the page: the slider may be anywhere on it
-            raise gr.Error(escape(str(error)), title="Not changed", print_exception=False) from None
+            gr.Warning(escape(str(error)), title="Not changed")
 
     for component in part.components:
         component.input(  # pyright: ignore[reportAttributeAccessIssue] - sliders and numbers have it
-            change, [desk.run_id, desk.owner, *part.components], None, trigger_mode="always_last", **QUIET
+            change, [desk.run_id, desk.owner, *part.components], None, trigger_mode="always_last", **FLOATING
         )
 
 

@@ -86,6 +86,9 @@ class CheckedBlocks(gr.Blocks):
         self, block_fn: BlockFunction, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
         require_kinds(block_fn.inputs, inputs)
+        # Which mesh a viewer shows is the server's to say; Gradio would look for the address among its own files.
+        inputs = [{**value, "value": None} if isinstance(component, RunViewer) else value
+                  for component, value in zip(block_fn.inputs, inputs, strict=True)]  # fmt: skip
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:  # of Gradio, about a value that it cannot read: what it says goes back, in words

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 import gradio as gr
@@ -50,7 +51,10 @@ class RunViewer(gr.Model3D):
         return None
 
     def postprocess(self, value: str | None) -> Any:
-        return value and {"path": value.partition("?")[0], "url": value, "orig_name": None}
+        if not value:
+            return None
+        path = value.partition("?")[0]
+        return {"path": path, "url": value, "orig_name": PurePosixPath(path).name}
 
     def api_info(self) -> dict[str, Any]:
         return {"type": "object"}

@@ -18,6 +18,7 @@ class FreeSlider(gr.Slider):
         return payload
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -31,6 +32,7 @@ class FreeNumber(gr.Number):
         return payload
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -44,6 +46,7 @@ class FreeDropdown(gr.Dropdown):
         return payload
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -61,12 +64,16 @@ class RunViewer(gr.Model3D):
         return None
 
     def postprocess(self, value: str | None) -> Any:
-        return value and {"path": value.partition("?")[0], "url": value, "orig_name": None}
+        if not value:
+            return None
+        path = value.partition("?")[0]
+        return {"path": path, "url": value, "orig_name": PurePosixPath(path).name}
 
     def api_info(self) -> dict[str, Any]:
         return {"type": "object"}
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component

@@ -35,7 +35,8 @@ DOWNLOADS = {
     "statistics.json": "Statistics",
 }
 NO_REMESHER = "This server makes no meshes again."
-FEWEST_FACES, MOST_FACES = read_bounds(Preset.model_fields["mesh_faces"])
+FEWEST_FACES, MOST_FACES = (int(bound or 0) for bound in read_bounds(Preset.model_fields["mesh_faces"]))
+FACES_STEP = 100
 UNTOUCHED = note_html("Move the threshold to see how many faces the surface has there.", "hint")
 REACH = 4.0  # the slider goes from a fraction of the automatic threshold to this multiple of it
 
@@ -78,7 +79,7 @@ class MeshTab:
                     )  # fmt: skip
                     self.count = gr.HTML(UNTOUCHED, elem_id="face-count")
                     self.faces = FreeSlider(
-                        FEWEST_FACES, MOST_FACES, value=preset.mesh_faces, step=100, label="most faces",
+                        FEWEST_FACES, MOST_FACES, value=preset.mesh_faces, step=FACES_STEP, label="most faces",
                         elem_id="most-faces", buttons=[], info="The surface is simplified to this many.",
                     )  # fmt: skip
                     self.texture = gr.Checkbox(preset.texture, label="bake a texture", info="Slower; for Blender.")
@@ -169,17 +170,16 @@ def _update_choices(page: Page) -> list[Any]:
     """The mesh that is shown, as the choices that would make it again: a move then changes that and nothing else."""
     view = page.run.view
     facts = view.mesh.statistics if view.mesh else {}
-    threshold, own = facts.get("threshold"), view.own_threshold
-    if not isinstance(threshold, int | float) or own is None:
-        return [gr.skip(), gr.skip(), gr.skip(), gr.skip(), UNTOUCHED]
-    assert view.mesh is not None
+    threshold, own, faces = facts.get("threshold"), view.own_threshold, facts.get("faces")
+    slider = gr.skip()
+    if isinstance(threshold, int | float) and own is not None:
+        slider = FreeSlider(minimum=round(own / REACH, 3), maximum=round(own * REACH, 3), value=round(threshold, 3))
+    if view.mesh is None or not isinstance(faces, int):
+        return [slider, gr.skip(), gr.skip(), gr.skip(), UNTOUCHED]
+    most = min(MOST_FACES, max(FEWEST_FACES, math.ceil(faces / FACES_STEP) * FACES_STEP))
     scene_step = view.mesh.scene_step
     is_best = view.best is not None and scene_step is not None and view.best.step == scene_step < view.step
-    faces = min(MOST_FACES, max(FEWEST_FACES, math.ceil(facts.get("faces", 0) / 100) * 100))
-    return [
-        FreeSlider(minimum=round(own / REACH, 3), maximum=round(own * REACH, 3), value=round(threshold, 3)),
-        faces, bool(facts.get("textured")), "best" if is_best else "last", UNTOUCHED,
-    ]  # fmt: skip
+    return [slider, most, bool(facts.get("textured")), "best" if is_best else "last", UNTOUCHED]
 
 
 def download_links(watched: WatchedRun) -> str:

@@ -12,7 +12,7 @@ from psd.config.errors import PresetError
 from psd.runs.store.archive import ACTIVE, Run, read_preset
 from psd.runs.store.files import StoreError
 from psd.ui.markup.html import file_url, file_version, format_number, note_html, state_badge, table_html
-from psd.ui.state.page import LISTED, QUIET, Pane
+from psd.ui.state.page import FLOATING, LISTED, QUIET, Pane
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
@@ -73,10 +73,7 @@ class RunsTab:
             return ["", "", "", *desk.skipped()] if gone else unchanged
 
         shown = [self.zip, desk.run_id, desk.last, *desk.shown]
-        # In the queue, as Gradio's floating messages need it; several at a time, since a zip takes its while.
-        clicked = self.list.click(
-            act, [desk.owner, desk.run_id], shown, **{**QUIET, "queue": True}, concurrency_limit=4
-        )  # fmt: skip
+        clicked = self.list.click(act, [desk.owner, desk.run_id], shown, **FLOATING)
         clicked.success(None, self.zip, None, js=FETCH, **QUIET)
         clicked.then(**desk.news)
         self.mine.input(**desk.news)
