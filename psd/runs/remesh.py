@@ -5,23 +5,27 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
 from psd.distillation.state import restore_scene, strip_prefix
+from psd.geometry.cameras import turntable_cameras
 from psd.geometry.cleanup import MeshError, drop_floaters
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
+from psd.geometry.rasterise import rasterise_mesh
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.scenes.choose import make_scene
 from psd.scenes.extract import density_grid, extract_mesh, iso_surface
 from psd.scenes.interfaces import Scene
+from psd.scenes.turntable import ELEVATION_DEG, FRAMES
 
 
 def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
@@ -81,8 +85,15 @@ def rewrite_mesh(
     with RunFolder.open(folder, size_mm=size_mm) as run:
         for note in mesh.notes:
             run.write(Warned(message=note, **told))
-        run.write(Meshed(mesh=mesh, scene_step=step, statistics=mesh_statistics(mesh), **told))
+        film = render_mesh_turntable(mesh, size=run.preset.preview_size)
+        run.write(Meshed(mesh=mesh, turntable=film, scene_step=step, statistics=mesh_statistics(mesh), **told))
     return mesh
+
+
+def render_mesh_turntable(mesh: Mesh, *, size: int) -> UInt8[np.ndarray, "v h w 3"]:
+    """The mesh on one turn, as `psd.scenes.turntable.render_turntable` shows a scene: so many frames, so high above."""
+    cameras = turntable_cameras(FRAMES, elevation_deg=ELEVATION_DEG)
+    return (rasterise_mesh(mesh, cameras, size).rgb[0] * 255).round().astype(np.uint8)
 
 
 class Remesher:
