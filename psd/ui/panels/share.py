@@ -99,7 +99,7 @@ class SharePanel:
             self.diff = gr.HTML("", elem_id="share-diff", elem_classes="table")
             with gr.Row():
                 self.name = gr.Textbox(
-                    label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
+                    "", label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
                     min_width=120,
                 )  # fmt: skip
                 self.save = gr.Button("Save as", elem_id="share-save", min_width=96)
