@@ -43,7 +43,6 @@ from psd.ui.context import (
 )
 from psd.ui.files import RunFiles
 from psd.ui.inputs import controls
-from psd.ui.inputs.components import RunViewer
 from psd.ui.inputs.controls import Control
 from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.markup import html
@@ -177,7 +176,7 @@ def build_blocks(
             Pane([timer], _tick_s, lambda p: [gr.Timer(_tick_s(p) or TICK_S, active=_tick_s(p) is not None)]),
         ]  # fmt: skip
 
-        def refresh(run: str, owner: str, old: list, viewer: RunViewer, *seen: Any) -> list[Any]:
+        def refresh(run: str, owner: str, old: list, viewer: gr.Model3D, *seen: Any) -> list[Any]:
             """What has changed since this page last asked; everything else is skipped."""
             return collect_updates(panes, read_page(worker, watcher, run, owner, read_look(viewer, *seen)), old)
 

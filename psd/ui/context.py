@@ -16,7 +16,6 @@ from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE
 from psd.runs.store.files import StoreError
 from psd.ui.inputs import controls
-from psd.ui.inputs.components import RunViewer
 from psd.ui.inputs.controls import Control
 from psd.ui.inputs.origin import name_preset
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
@@ -101,7 +100,7 @@ def require_whole(name: str, value: float | None, low: int, high: int) -> int:
 class LookInputs:
     """The components that say what the page looks at, in the order that `read_look` takes their values."""
 
-    viewer: RunViewer
+    viewer: gr.Model3D
     tab: gr.State
     kinds: gr.CheckboxGroup
     follow: gr.Checkbox

@@ -219,7 +219,7 @@ def test_compared_runs_have_one_name_one_place_and_one_colour(open_page: Callabl
         const look = (items) => [...items].map((item) => [item.innerText.match(/psd|sds/)[0], line(item)])
         const all = (selector) => document.querySelectorAll(selector)
         return [look(all('#compare-views .who')), look(all('#compare-scores tbody th')),
-                ...[...all('#compare-charts .legend')].map((list) => look(list.querySelectorAll('li:has(.swatch)'))).filter((list) => list.length)]
+                ...[...all('#compare-charts .legend:has(.swatch)')].map((list) => look(list.querySelectorAll('li')))]
     }""")
     assert len(looks) >= 3 and all(look == looks[0] for look in looks)
     assert [name for name, _ in looks[0]] == ["psd", "sds"] and looks[0][0][1] != looks[0][1][1]

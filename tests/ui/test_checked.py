@@ -14,7 +14,6 @@ from psd.embedded.captions import grammar
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
 from psd.ui.checked import CheckedBlocks, find_kind, is_unicode
-from psd.ui.inputs.components import RunViewer
 from tests.support.fake_run import fake_run
 
 LONE = "\ud800"  # half of a pair: JSON can say it, UTF-8 cannot
@@ -33,7 +32,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBlocks]:
 
 def usual_value(component: Any) -> Any:
     """What a browser sends for a component that nobody has touched."""
-    if isinstance(component, RunViewer):
+    if isinstance(component, gr.Model3D):
         return {"value": None}
     if isinstance(component, gr.Dataset):
         return 0
@@ -59,7 +58,7 @@ async def call_with_strange_values(blocks: CheckedBlocks, listeners: list[Any]) 
         usual = [usual_value(component) for component in listener.inputs]
         kinds: dict[str, int] = {}  # the first component of each kind stands for the others
         for place, component in enumerate(listener.inputs):
-            kinds.setdefault(type(component).__name__, place)
+            kinds.setdefault(str(type(component)), place)
         for strange in STRANGE:
             event = gr.EventData(None, strange)
             refused += bool(await call(blocks, state, listener, [strange] * len(usual), event))
