@@ -89,7 +89,7 @@ def press(button: Locator) -> None:
 
 
 def run_steps(page: Page, steps: int) -> None:
-    field = page.locator("#control-steps input")
+    field = page.locator("#control-steps input[type=number]")
     field.fill(str(steps))
     field.press("Tab")
     press(page.locator("#run"))

@@ -112,7 +112,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     expect(guidance).to_be_visible(timeout=PATIENCE_MS)
     page.wait_for_timeout(500)  # its value is set once more as it comes onto the page
     assert guidance.get_attribute("max") == "200"
-    seed = page.locator("#control-seed input")
+    seed = page.locator("#control-seed input[type=number]")
     for field, value, key in ((guidance, "500", "guidance_scale"), (seed, "3.7", "seed")):
         before = field.input_value()
         type_number(field, value)
@@ -121,9 +121,9 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
         expect(field).to_have_value(value)
         type_number(field, before)
     press(page.get_by_role("button", name="Machine"))
-    type_number(page.locator("#control-threads input"), "50")
+    type_number(page.locator("#control-threads input[type=number]"), "50")
     expect_preset(page, "own (from tiny, 1 value differs)")
-    expect(page.locator("#control-threads input")).to_have_value("50")
+    expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
 
     # A text changes what it names and nothing else.
     press(page.get_by_role("button", name="Preset as text, commands"))
@@ -132,7 +132,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     press(page.locator("#share-apply"))
     expect(page.locator("#share-message")).to_have_text("Changed: kappa, grid_size.", timeout=PATIENCE_MS)
     expect_preset(page, "own (from tiny, 3 values differ)")
-    expect(page.locator("#control-threads input")).to_have_value("50")
+    expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
     expect(guidance).to_have_value("4")
 
     # The run goes by these values; a reset is a move like any other, on it too.
@@ -153,7 +153,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     expect_state(page, "Stopped")
     page.reload()
     expect_preset(page, "own (from tiny, 4 values differ)")
-    expect(page.locator("#control-steps input")).to_have_value("2000")
+    expect(page.locator("#control-steps input[type=number]")).to_have_value("2000")
 
     # Downloads carry the prompt's name; a zip comes with its click, and a refusal floats above the page.
     open_tab(page, "Mesh")
@@ -207,7 +207,7 @@ def test_a_mesh_made_again_is_the_mesh_that_is_seen(open_page: Callable[..., Pag
 
 def test_compared_runs_have_one_name_one_place_and_one_colour(open_page: Callable[..., Page], address: str) -> None:
     page = open_page(address)
-    field = page.locator("#control-steps input")
+    field = page.locator("#control-steps input[type=number]")
     type_number(field, "3")
     open_tab(page, "Compare")
     press(page.locator("#compare-button"))
