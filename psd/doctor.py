@@ -6,10 +6,8 @@ them (``<64 hex digits>  <file>``).
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import socket
 import sys
@@ -22,6 +20,7 @@ from urllib.parse import urlsplit
 from psd.config.errors import MissingError, PresetError
 from psd.config.preset import PRESETS, Preset, list_presets
 from psd.models import hub, releases
+from psd.models.checkpoints import digests
 from psd.runs.store.archive import default_root
 from psd.runtime import diagnosis
 
@@ -29,12 +28,10 @@ ROOT = PRESETS.parent
 OK, NOTE, BAD = "ok", "note", "MISSING"
 OPTIONAL = {
     "tinycudann": "a faster hash grid; needs an NVIDIA GPU and nvcc",
-    "nerfacc": "the reference that tests compare the renderer with; no run uses it",
     "xatlas": "baked textures; vertex colours otherwise",
     "imageio-ffmpeg": "films of turntables; without it a run keeps its mesh and says so",
 }
 WIDTH = 22  # of the first column
-SUM = re.compile(r"\b([0-9a-f]{64})\b[\s|`*]+([\w./-]+)")
 LEAST_MEMORY = 3 * 2**30  # bytes; the default preset stays below 2.5 GB
 LARGE_MEMORY = 20 * 2**30  # bytes on a GPU; planned for 24 GB cards, not yet measured
 LEAST_DISK = 2**30
@@ -194,17 +191,10 @@ def check_weights(assets: Path) -> Iterator[Finding]:
     """Every shipped model, file by file, against the sums in its card."""
     for folder in sorted(path for path in assets.iterdir() if any(path.rglob("*.safetensors"))):
         name = f"assets/{folder.name}"
-        card = folder / "README.md"
-        sums = {
-            file: digest for digest, file in SUM.findall(card.read_text(encoding="utf-8") if card.is_file() else "")
-        }
+        sums = digests.read_card_digests(folder)
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.safetensors")}
         size = sum(path.stat().st_size for path in files.values()) / 1e6
-        wrong = [
-            file
-            for file, digest in sums.items()
-            if not (folder / file).is_file() or hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest
-        ]
+        wrong = digests.find_wrong_files(folder)
         unknown = sorted(set(files) - set(sums))
         if wrong:
             cure = f"git checkout -- {name} (git lfs pull, if the files are pointers)"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Literal
 
@@ -14,18 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [*sorted((ROOT / "psd").rglob("*.py")), *ROOT.glob("app.py")]
-}
-EVERYTHING = {
-    "config",
-    "runtime",
-    "geometry",
-    "models",
-    "scenes",
-    "distillation",
-    "runs",
-    "embedded",
-    "evaluation",
-    "ui",
 }
 # Room -> the other rooms whose modules it may import.  The edge (app, __main__, doctor) may import all of them.
 ROOMS = {
@@ -46,7 +35,7 @@ NARROW = {
     ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose", "psd.scenes.turntable"},
     ("ui", "geometry"): {"psd.geometry.export"},  # its table of formats
     ("ui", "distillation"): {"psd.distillation.events", "psd.distillation.detectors"},
-    ("ui", "runtime"): {"psd.runtime.memory"},
+    ("ui", "runtime"): {"psd.runtime.memory", "psd.runtime.pictures"},
 }
 # Heavy library -> the rooms or modules that may import it.
 HEAVY = {
@@ -61,6 +50,14 @@ HEAVY = {
     "pandas": {"psd.evaluation"},
 }
 TORCH_FREE = ["psd.config", "psd.ui", "psd.distillation.events", "psd.runs.store", "psd.runs.jobs"]
+# Imported where it is there, by the one module that says so; `doctor` tells what it is good for.
+OPTIONAL = {"spaces", "tinycudann", "triton"}
+# Pinned and imported by no file of ours -> what brings it into a run.
+THROUGH_ANOTHER = {
+    "accelerate": "diffusers loads large checkpoints with it in half the memory",
+    "imageio-ffmpeg": "imageio writes films with it",
+    "pandas": "gradio's tables",
+}
 MOST_FILES = 20  # in a folder
 
 
@@ -227,6 +224,17 @@ def test_one_place_joins_models_to_the_run() -> None:
         module for module, path in MODULES.items() if {"psd.distillation.run", "psd.models.load"} <= imports(path)
     ]
     assert joined == ["psd.runs.engine"]
+
+
+def test_requirements_are_what_a_run_imports() -> None:
+    """Nothing that is pinned is unused, and nothing that is used is left to another package's requirements."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if line and not line.startswith("#")}
+    used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)} - set(sys.stdlib_module_names)
+    packages = packages_distributions()
+    needed = {packages.get(name, [name])[0].lower().replace("_", "-") for name in used - OPTIONAL - {"psd", "app"}}
+    assert needed - pinned == set(), "pin what is imported"
+    assert pinned - needed - THROUGH_ANOTHER.keys() == set(), "nothing imports this: take it out, or say who does"
 
 
 def test_importing_the_package_is_light() -> None:

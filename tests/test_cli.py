@@ -1,5 +1,6 @@
 """The command line: arguments, exit codes, Ctrl-C, progress, doctor and bench, without trained models."""
 
+import errno
 import hashlib
 import io
 import json
@@ -22,18 +23,21 @@ from psd.config.preset import Preset, list_presets
 from psd.config.reference import parameter_table
 from psd.distillation.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
 from psd.evaluation.speed import bench
-from psd.evaluation.speed.phases import Half
 from psd.evaluation.speed.recorder import Call
+from psd.evaluation.speed.throughput import StageShare
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.store.archive import latest_checkpoint, list_runs, read_preset, read_status, replay_events
 from psd.runs.store.folder import RunFolder
 from psd.runs.terminal import PLAIN_EVERY, Progress, format_duration
 from psd.runtime import diagnosis
+from psd.runtime.console import ForgivingStream
 from psd.runtime.timing import Clock
 from psd.scenes.choose import make_scene
 from tests.support.fake_run import fake_run
 from tests.support.toy import make_models, make_preset
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +222,9 @@ def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
     assert isinstance(told[-1], Finished)
 
 
-@pytest.mark.parametrize(("value", "words"), [("grid_size=8", "grid_size cannot change"), ("kappa", "not key=value")])
+@pytest.mark.parametrize(
+    ("value", "words"), [("scene.grid_size=8", "scene.grid_size cannot change"), ("kappa", "not key=value")]
+)
 def test_resume_refuses_what_cannot_move(
     root: Path, capsys: pytest.CaptureFixture[str], value: str, words: str
 ) -> None:
@@ -255,7 +261,7 @@ def test_resume_of_a_run_that_is_being_written(root: Path, capsys: pytest.Captur
 
 def blob(root: Path) -> Path:
     """The folder of a run whose scene is its initial blob."""
-    preset = Preset(grid_size=16, mesh_resolution=24, mesh_faces=300, steps=1)
+    preset = Preset.make({"scene.grid_size": 16, "mesh_resolution": 24, "mesh_faces": 300, "steps": 1})
     state = {f"scene/{name}": tensor.numpy() for name, tensor in make_scene(preset).state().items()}
     with RunFolder.create(preset, root) as folder:
         folder.write(Started(step=0, preset={}, total_steps=1, views=4, environment={"torch": "x"}))
@@ -430,6 +436,84 @@ def test_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
+# output that nobody reads ------------------------------------------------------------------------------------------
+
+
+class Unread(io.StringIO):
+    """A stream whose reader has gone, after ``left`` more writes."""
+
+    def __init__(self, error: Exception, left: int = 0) -> None:
+        super().__init__()
+        self.error, self.left = error, left
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.left < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("left", [0, 3])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(errno.EPIPE, "gone"), OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "no terminal")]
+)
+def test_a_run_goes_on_when_nobody_reads_its_output(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, left: int
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Unread(error, left))
+    assert main(["run", "a red cube", "--steps", "6"], prepare=fake) == OK
+    assert read_status(the_run(root)).state == "finished"
+
+
+@pytest.mark.parametrize("gone", ["closed", "none"])
+def test_a_run_goes_on_without_any_output(root: Path, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    for name in ("stdout", "stderr"):
+        stream = io.StringIO()
+        stream.close()
+        monkeypatch.setattr(sys, name, stream if gone == "closed" else None)
+    assert main(["run", "a red cube", "--steps", "6"], prepare=fake) == OK
+    assert read_status(the_run(root)).state == "finished"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_letters_that_an_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert main(["presets", "table"]) == OK
+    assert b"| `steps` |" in written.getvalue()
+    stream = ForgivingStream(io.TextIOWrapper(written, encoding=encoding))
+    stream.write("\u4e2d\n")
+    stream.flush()
+    assert written.getvalue().endswith(b"\\u4e2d\n")
+
+
+def test_a_pager_that_is_left_changes_no_exit_code() -> None:
+    """What is buffered meets the broken pipe at the end of the process, where Python itself would exit with 120."""
+    command = [sys.executable, "-m", "psd", "presets", "table"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals are hung up here")
+def test_a_run_goes_on_when_its_terminal_is_closed(root: Path) -> None:
+    def hang_up(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        for event in fake_run(preset, control, resume):
+            yield event
+            if event.step == 2:
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    assert main(["run", "a red cube", "--steps", "6"], prepare=lambda preset: hang_up) == OK
+    assert read_status(the_run(root)).state == "finished"
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
 # doctor ------------------------------------------------------------------------------------------------------------
 
 
@@ -541,7 +625,7 @@ def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
     """A late orbit of two: its calls come as often as its half does in the run, not in the bench."""
-    preset = make_preset(steps=100, late_start=0.8, late_groups=2, negative_t_max=0.0)
+    preset = make_preset(steps=100, stages=[{"share": 0.8}, {"share": 0.2, "groups": 2}], negative_t_max=0.0)
     found = bench.measure_steps(preset, make_models(), 3)
     assert found.steps == 6 and found.parts["negative"]["steps"] == 2
     calls = {key: call["calls_per_step"] for key, call in found.bare.items() if key.startswith("encode")}
@@ -551,7 +635,7 @@ def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
 
 def test_bench_leaves_the_run_as_it_was() -> None:
     """Timing calls between the steps moves neither the draws nor the scene."""
-    from psd.distillation.run import run
+    from tests.support.toy import run
 
     def metrics(events: Iterator[Event]) -> list[dict[str, float]]:
         stepped = list(
@@ -563,7 +647,8 @@ def test_bench_leaves_the_run_as_it_was() -> None:
     bare = bench.ModelCallTimes(lambda: None)
 
     def timed() -> Iterator[Event]:
-        for event in run(preset, bench.record_models(make_models(), bare)):
+        models, _ = bench.record_models(make_models(), bare)
+        for event in run(preset, models):
             if isinstance(event, Stepped):
                 bare.finish_step(measure=True)
             yield event
@@ -577,7 +662,7 @@ def test_bench_arithmetic() -> None:
     bare.seconds = {"unet (2,)": [0.2, 0.1, 0.9], "render 64": [0.1]}
     bare.steps = [bench.Counter({"unet (2,)": 2, "render 64": 1}), bench.Counter({"unet (2,)": 1, "render 64": 1})]
     laps = [{"unet": 0.5, "other": 0.1, "step": 0.6}, {"unet": 0.3, "negative": 0.1, "other": 0.1, "step": 0.5}]
-    weights = bench.step_shares(laps, [Half("early", 1.0, updates=0.2)])
+    weights = bench.step_shares(laps, [StageShare("early", 1.0, updates=0.2)])
     assert weights == [0.8, 0.2]
     found = bench.summarise_steps(laps, bare, weights, 1000)
     assert found.step_s == pytest.approx(0.8 * 0.6 + 0.2 * 0.5) and found.run_s == pytest.approx(580)
@@ -627,6 +712,6 @@ def test_clock_counts_nested_parts_once() -> None:
     clock = Clock()
     clock.now = lambda: float(next(ticks))  # type: ignore[method-assign]
     clock.restart()
-    with clock.time_part("unet"), clock.time_part("reward"):
+    with clock.part("unet"), clock.part("reward"):
         pass
     assert clock.lap_metrics() == {"time/unet": 1.0, "time/other": 2.0, "time/step": 3.0}

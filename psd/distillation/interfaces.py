@@ -1,8 +1,7 @@
-"""What the algorithm asks of the world: a diffusion prior, rewards, a scene, and the hand on the controls.
+"""The live controls of a run, as the algorithm sees them.
 
-The algorithm (`psd.distillation.run`, `psd.distillation.methods.preference`, `psd.distillation.negative`) sees nothing
-else, so embedded and large models, CPU and GPU, thread and command line all enter through these few types. Axes: b
-group (one orbit), v view, c channel, h w image, l token, d feature, n points.
+With the prior and rewards of `psd.models.interfaces` and the scene of `psd.scenes.interfaces` they are all that the
+algorithm needs: embedded and large models, CPU and GPU, thread and command line enter through these few types.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Protocol
 
 
 class Control(Protocol):
-    """The hand on the controls of a running job; polled once a step."""
+    """Live values and the wish to stop, asked once a step."""
 
     def live(self) -> Mapping[str, float | dict[str, float]]:
         """Overrides of the preset's live fields, by field name."""
@@ -22,7 +21,7 @@ class Control(Protocol):
 
 
 class NoControl:
-    """Nobody at the controls."""
+    """Controls that change nothing and never stop a run."""
 
     def live(self) -> Mapping[str, float | dict[str, float]]:
         return {}

@@ -19,7 +19,7 @@ from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.deferred import NonFiniteError
 from psd.runtime.offload import COMPUTING
-from psd.scenes.interfaces import Scene
+from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
 
 Made = TypeVar("Made")
 
@@ -104,14 +104,13 @@ def judge_events(preset: Preset, models: Models, state: State, seen: Preview) ->
         yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
 
 
-def mesh_events(preset: Preset, models: Models, state: State) -> Iterator[Event]:
+def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeScene) -> Iterator[Event]:
     """The mesh of the last or of the best scene with a turntable, and what the user should know of it.
 
     Out of memory it is made once more, at half of ``mesh_resolution``; a turntable that has no room is left out.
     """
     from psd.geometry.cleanup import MeshError
     from psd.geometry.mesh import Mesh, mesh_statistics
-    from psd.scenes.extract import extract_mesh
     from psd.scenes.turntable import render_turntable
 
     device, step, full = models.prior.device, state.step, preset.mesh_resolution
@@ -120,11 +119,12 @@ def mesh_events(preset: Preset, models: Models, state: State) -> Iterator[Event]
         yield Warned(step=step, message="No preview was judged before the end: the mesh is that of the last scene.")
 
     def make_mesh(resolution: int) -> tuple[Scene, Mesh]:
-        scene = state.scene if best is None else restore_scene(preset, models.scene, best.scene, best.step)
-        mesh = extract_mesh(
-            scene, resolution=resolution, faces=preset.mesh_faces, texture=preset.texture, device=device
+        scene = (
+            state.scene
+            if best is None
+            else restore_scene(preset, best.scene, best.step, make_scene=make_scene, device=device)
         )
-        return scene, mesh
+        return scene, scene.extract_mesh(MeshSettings(resolution, preset.mesh_faces, texture=preset.texture))
 
     found, resolution = None, full
     for resolution in (full, full // 2):

@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from psd import __version__
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, list_settings
 from psd.distillation import detectors, recovery, sampling
 from psd.distillation.events import (
     Alarmed,
@@ -49,6 +49,8 @@ from psd.runtime.deferred import DeferredChecks, Number, scalar
 from psd.runtime.devices import to_like
 from psd.runtime.offload import COMPUTING
 from psd.runtime.timing import Clock
+from psd.scenes.choose import make_scene
+from psd.scenes.interfaces import MakeScene
 
 SCALER = "gradient_scaler"  # its state among a checkpoint's values, where float16 is used
 
@@ -60,6 +62,7 @@ def run(
     control: Control | None = None,
     resume: Checkpointed | None = None,
     clock: Clock | None = None,
+    make_scene: MakeScene = make_scene,
 ) -> Iterator[Event]:
     """Distils ``preset.prompt`` into a scene and meshes it, telling the world as it goes.
 
@@ -74,7 +77,7 @@ def run(
     """
     choose.check_models(preset, models)
     memory.reset_peak()
-    state = State.create(preset, models)
+    state = State.create(preset, models, make_scene)
     if resume is not None:
         state.restore_checkpoint(resume)
     conditions = ViewPrompts(preset, models.prior)
@@ -98,8 +101,8 @@ def run(
         made = state.make_checkpoint(generator_state)
         return stamp(replace(made, values={**made.values, SCALER: scaler.state()}) if scaler.in_use else made)
 
-    yield stamp(started_event(preset, models, state.step))
-    state.scene.set_progress(max(state.step - 1, 0) / preset.steps)  # as the last step left it
+    yield stamp(started_event(preset, models, state))
+    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
     look = make_preview(state, preset, models) if state.step == 0 else PreviewAttempt()
     for event in preview_events(look, state.step, said):
         yield stamp(event)
@@ -129,7 +132,7 @@ def run(
         clock.restart()
         generator_state = state.generator.get_state()
         shared, noises = sampling.step_generators(state.generator)
-        t = sampling.draw_timestep(live, state.step, len(models.prior.alpha_bar), shared)
+        t = sampling.draw_timestep(live, state.step, models.prior.levels, shared)
         done = overflow = None
         try:
             with COMPUTING, precision.use_scaler(scaler):
@@ -204,7 +207,7 @@ def run(
             yield stamp(event)
     if look.wrong is not None:
         yield stamp(Warned(step=state.step, message=f"There is no preview of the end: {look.wrong}."))
-    for event in mesh_events(preset, models, state):
+    for event in mesh_events(preset, models, state, make_scene):
         yield stamp(event)
     reason = "completed" if state.step == preset.total_steps else "stopped early" if early else "stopped"
     yield stamp(Finished(step=state.step, reason=reason, scores=look.seen.mean_scores if look.seen is not None else {}))
@@ -222,23 +225,24 @@ def optimise_step(
     """
     prior, scene, readings = models.prior, state.scene, DeferredChecks()
     progress = preset.progress(state.step)
+    _, stage_progress = preset.stage_at(progress)
     preset = preset.at(progress)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
-    scene.set_progress(state.step / preset.steps)
+    scene.advance(state.step / preset.steps, preset.scene)
     cameras = sample_orbits(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
         distance_factor=preset.distance_factor, generator=shared,
     ).to(prior.device)  # fmt: skip
     background, learned = sampling.draw_background(preset, shared)
-    light = sampling.draw_light(cameras, shared) if preset.shading and preset.is_late(progress) else None
-    with clock.time_part("render"):
+    light = sampling.draw_light(cameras, shared) if preset.shading else None
+    with clock.part("render"):
         render = scene.render(
             cameras, preset.render_size, background=background, generator=shared,
             learned=learned, light=light,
         )  # fmt: skip
     readings.check_finite("render", render.rgb)
-    with clock.time_part("encode"):
+    with clock.part("encode"):
         images = resize_images(render.rgb, prior.image_size)
         z0 = prior.encode(images if preset.score_space == "latent" else images.detach())
     readings.check_finite("latents", z0)
@@ -252,7 +256,7 @@ def optimise_step(
         """Where the score enters the scene: the latents, or the images with what the score means for them."""
         if preset.score_space == "latent":
             return z0, gradient
-        with clock.time_part("decode"):
+        with clock.part("decode"):
             return images, image_score(prior, images.detach(), z0.detach(), gradient)
 
     def pull_back(gradient: Tensor) -> Tensor:
@@ -267,7 +271,7 @@ def optimise_step(
         pull_back=pull_back, generator=noises,
     )  # fmt: skip
     with torch.no_grad():
-        found = choose.METHODS[preset.method](step)
+        found = choose.choose_method(preset).function(step)
         root, gradient = root_and_gradient(found.gradient)
     readings.check_finite("score", gradient)
 
@@ -278,11 +282,12 @@ def optimise_step(
     roots, gradients = [root], [gradient]
     if found.pixels is not None:
         roots, gradients = [*roots, render.rgb], [*gradients, found.pixels]
-    weighted = [regulariser_weight(preset, name, progress) * value for name, value in terms.items()]
+    weights = preset.scene.regulariser_weights(stage_progress)
+    weighted = [weights[name] * value for name, value in terms.items()]
     if weighted:
         roots, gradients = [*roots, torch.stack(weighted).sum()], [*gradients, None]
     state.optimiser.zero_grad(set_to_none=True)
-    with clock.time_part("backward"):
+    with clock.part("backward"):
         torch.autograd.backward(roots, gradients)
     for index, group in enumerate(state.optimiser.param_groups):
         for parameter in group["params"]:
@@ -296,9 +301,9 @@ def optimise_step(
 
     # ---- 10: the negative embedding
     negative = None
-    if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):
+    if state.negative.due(preset, state.step, t, prior.levels):
         with state.negative.restore_on_error():  # so that nothing has moved, whatever fails
-            with clock.time_part("negative"):
+            with clock.part("negative"):
                 update = state.negative.update(step, found)
                 readings.settle_checks()
             if update:
@@ -306,23 +311,15 @@ def optimise_step(
                 metrics |= update
                 negative = state.negative.update_event(prior, preset, state.step + 1, update)
 
-    with clock.time_part("optimiser"):
+    with clock.part("optimiser"):
         state.decay(preset)
         state.optimiser.step()
+        scene.after_step(state.optimiser)
     state.gap_scale.update(gaps, t)
     return metrics, negative
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
-
-
-def regulariser_weight(preset: Preset, name: str, progress: float) -> float:
-    """Of a regulariser; that of orientation may grow, as normals mean nothing before there is a surface."""
-    full = getattr(preset, f"weight_{name}")
-    if name != "orientation":
-        return full
-    grown = min(1.0, progress / preset.late_start)
-    return full * (preset.orientation_start + (1 - preset.orientation_start) * grown)
 
 
 def image_score(
@@ -349,8 +346,9 @@ def resize_images(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor
 
 def apply_live_values(preset: Preset, models: Models, wish: dict) -> Preset:
     """The preset with the live values; raises `PresetError` for what is no live field, no value or no loaded reward."""
+    known = list_settings()
     for name in wish:
-        about = Preset.model_fields[name].json_schema_extra if name in Preset.model_fields else {"live": True}
+        about = known[name].json_schema_extra if name in known else {"live": True}
         if not (isinstance(about, dict) and about["live"]):
             raise PresetError(f"{name} cannot change during a run: set it before the start")
     live = preset.with_values(wish)
@@ -360,7 +358,7 @@ def apply_live_values(preset: Preset, models: Models, wish: dict) -> Preset:
     return live
 
 
-def started_event(preset: Preset, models: Models, step: int) -> Started:
+def started_event(preset: Preset, models: Models, state: State) -> Started:
     environment = {
         "psd": __version__,
         "python": platform.python_version(),
@@ -369,6 +367,6 @@ def started_event(preset: Preset, models: Models, step: int) -> Started:
         "threads": str(torch.get_num_threads()),
     }
     return Started(
-        step=step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps, views=models.prior.views,
-        environment=environment, notes=models.notes,
+        step=state.step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps,
+        views=models.prior.views, environment=environment, notes=(*models.notes, *state.scene.notes),
     )  # fmt: skip

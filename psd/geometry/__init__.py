@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from psd import lazy_names
 
 if TYPE_CHECKING:
-    from psd.geometry.cameras import Cameras, orbit, rays
+    from psd.geometry.cameras import Cameras, camera_rays, orbit_cameras
     from psd.geometry.mesh import Mesh
 
-__all__ = ["Cameras", "Mesh", "orbit", "rays"]
+__all__ = ["Cameras", "Mesh", "camera_rays", "orbit_cameras"]
 __getattr__ = lazy_names(
     __name__,
     {
         "Cameras": "psd.geometry.cameras",
         "Mesh": "psd.geometry.mesh",
-        "orbit": "psd.geometry.cameras",
-        "rays": "psd.geometry.cameras",
+        "orbit_cameras": "psd.geometry.cameras",
+        "camera_rays": "psd.geometry.cameras",
     },
 )

@@ -1,9 +1,8 @@
-"""A download in a thread of its own, so that it tells how far it is and can be left."""
+"""Models found on this machine or downloaded from the hub, in a thread of its own that can be left."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -16,10 +15,11 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from psd.config.errors import MissingError
+from psd.config.errors import MissingError, PresetError, format_value
 from psd.config.preset import PRESETS, Preset
+from psd.models.checkpoints.refusals import read_json_object
 from psd.models.releases import GB, RELEASES, mirrors_of
 from psd.runtime.diagnosis import first_line
 
@@ -115,7 +115,7 @@ def required_files(kind: str, half: bool) -> Needs:
     }[kind]  # fmt: skip
 
 
-BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
+BESIDE = ("merges.txt", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
 
 
 def select_files(names: Sequence[str], wanted: Needs) -> list[str]:
@@ -138,7 +138,10 @@ def serving_files(folder: Path, kind: str, half: bool) -> tuple[str, ...]:
     for index in {SHARD.sub(".safetensors.index.json", name) for name in files if SHARD.search(name)}:
         if index not in names:
             raise LookupError(index)
-        shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+        shards = read_json_object(folder / index, str(folder)).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise LookupError(f"weight_map in {index}")
+        shards = shards.values()
         if lacking := sorted({(Path(index).parent / shard).as_posix() for shard in shards}.difference(names)):
             raise LookupError(lacking[0])
     return tuple(files)
@@ -171,17 +174,25 @@ def has_client() -> bool:
 
 
 def local_path(source: str) -> Path | None:
-    """A folder or file of this repository or machine; None for a hub id.  A path that is not there raises."""
-    for path in (ROOT / source, Path(source).expanduser()):
-        if path.exists():
-            return path
-    if source.startswith(("assets/", "/", "./", "../", "~")):
+    """A folder or file of this repository or machine; None for a hub id.
+
+    Raises `MissingError` for a path that is not there, `PresetError` for what is neither a path nor a hub id.
+    """
+    try:
+        for path in (ROOT / source, Path(source).expanduser()):
+            if path.exists():
+                return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown user's home
+        raise PresetError(f"{format_value(source)} is no path ({first_line(error)}) and no name of a model") from None
+    if source.startswith(("assets/", "/", "./", "../", "~", ".")) or "\\" in source:
         raise MissingError(f"no model at {source!r}: `python -m psd doctor` lists what is here")
+    split_source(source)
     return None
 
 
 def part_source(source: str, role: str) -> str:
     """Where the ``role`` (tokenizer, clip) of a single-file checkpoint is: a folder beside it, or its release's."""
+    source = plain_source(source)
     beside = Path(source).expanduser().parent / role
     if beside.is_dir():
         return str(beside)
@@ -197,6 +208,7 @@ def find_model(source: str, kind: str, *, half: bool = False) -> Located | None:
 
     Raises `MissingError`, naming the file, for a local folder that is incomplete.
     """
+    source = plain_source(source)
     for mirror in mirrors_of(source):
         if (found := find_model(mirror, kind, half=half)) is not None:
             return found
@@ -246,15 +258,43 @@ def is_partial(source: str) -> bool:
     return local_path(source) is None and _cached_path(split_source(source)[0]) is not None
 
 
+HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/", re.IGNORECASE)
+HUB_PART = re.compile(
+    r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+)  # owner or name, as the hub takes them
+REVISION = re.compile(r"(tree|blob|resolve)/([^/]+)(/(.*))?")  # what follows them in the address of a page
+
+
 def split_source(source: str) -> tuple[str, str]:
-    """Repository and file; the file is empty for a whole repository."""
-    owner, _, rest = source.partition("/")
+    """Repository and file, of ``owner/name``, ``owner/name/file`` or the whole address of a page of the hub.
+
+    The file is empty for a whole repository.  Raises `PresetError` for anything else, and for another revision than
+    main, which is the one that is read.
+    """
+    address = HUB_ADDRESS.match(source)
+    path = source[address.end() :].partition("?")[0].partition("#")[0].strip("/") if address else source
+    owner, _, rest = path.partition("/")
     name, _, file = rest.partition("/")
+    if not (HUB_PART.fullmatch(owner) and HUB_PART.fullmatch(name)) or ".." in file.split("/"):
+        raise PresetError(
+            f"{format_value(source)} is neither a folder or file here nor owner/name of a model at huggingface.co"
+        )
+    if address and (page := REVISION.fullmatch(file)):
+        if page[2] != "main":
+            raise PresetError(
+                f"{format_value(source)} names revision {page[2]!r}; only main is read: download it yourself"
+            )
+        file = (page[4] or "") if page[1] != "tree" else ""
     return f"{owner}/{name}", file
 
 
+def plain_source(source: str) -> str:
+    """``source`` as `RELEASES` names it: the address of a page of the hub becomes owner/name or owner/name/file."""
+    return "/".join(filter(None, split_source(source))) if HUB_ADDRESS.match(source) else source
+
+
 def fetch_model(source: str, kind: str, *, half: bool = False, say: Say | None = None) -> Located:
-    """The model, downloaded if need be: ``say`` (else stderr) hears what `download_model` tells.  Raises as that does."""
+    """The model, downloaded if need be: ``say`` (else stderr) hears of it.  Raises as `download_model` does."""
     for text in download_model(source, kind, half=half):
         (say or _print_message)(text)
     found = find_model(source, kind, half=half)
@@ -271,6 +311,7 @@ def download_model(
     What is there already is not fetched again, and a download that was cut, or that ``leave`` ended, goes on another
     time.  Raises `MissingError` with the cure for whatever stands in the way, `LeftError` when ``leave`` said so.
     """
+    source = plain_source(source)
     if find_model(source, kind, half=half) is not None:
         return
     if is_offline():
@@ -352,8 +393,9 @@ def _look_up(repository: str, wanted: Needs) -> list[DryRunFileInfo]:
     from huggingface_hub.errors import DryRunError
 
     patterns = [pattern for patterns in wanted for pattern in patterns] + [f"*{ending}" for ending in BESIDE]
+    bar: Any = SilentBar  # the hub's hint names a subclass of tqdm that it does not need
     try:
-        return snapshot_download(repository, allow_patterns=patterns, dry_run=True, tqdm_class=SilentBar)
+        return snapshot_download(repository, allow_patterns=patterns, dry_run=True, tqdm_class=bar)
     except DryRunError as error:
         raise (error.__cause__ or error) from None
 
@@ -364,6 +406,7 @@ def required_sources(preset: Preset) -> list[tuple[str, str]]:
     wanted += [(preset.reward_decoder, "autoencoder")] if preset.reward_decoder else []
     wanted += [(name, "lora") for name in preset.loras]
     wanted += [(name, "reward") for name in dict.fromkeys([*preset.rewards, *preset.judges])]
+    wanted = [(plain_source(source), kind) for source, kind in wanted]
     for source, kind in list(wanted):
         if not is_file(source):
             continue

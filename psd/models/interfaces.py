@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psd.geometry.cameras import Cameras
-from psd.scenes.interfaces import Scene
-
-if TYPE_CHECKING:
-    from psd.config.preset import Preset
 
 
 class Prior(Protocol):
@@ -22,9 +18,17 @@ class Prior(Protocol):
 
     views: int  # views that the network sees together; 1 for a single-view prior
     image_size: int  # px, of the images that `encode` takes
-    alpha_bar: Float[Tensor, " T"]  # float64, cumulative product of alphas; alpha = sqrt, sigma = sqrt(1 - alpha_bar)
     device: torch.device
     latent_clamp: float | None  # predictions of z0 are clamped to [-latent_clamp, latent_clamp]; None: no clamp
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        """Amplitudes of signal and noise at level ``t``: z_t = alpha z0 + sigma noise, whatever the schedule."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """T, the noise levels of the schedule: t runs from 0 to T - 1."""
+        ...
 
     def encode(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v c h2 w2"]:
         """Images in [0, 1] to scaled latents, differentiably."""
@@ -71,6 +75,5 @@ class Models:
     prior: Prior
     rewards: Mapping[str, Reward]  # trained on, by the names in preset.rewards
     judges: Mapping[str, Reward]  # only watched: selector judge and the like
-    scene: Callable[[Preset], Scene]
     notes: tuple[str, ...] = ()  # what was chosen and why, for the Started event
     fewer: Callable[[], object] = lambda: None  # networks take one orbit at a time from now on: memory is short

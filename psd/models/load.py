@@ -13,6 +13,7 @@ from torch import Tensor
 from psd.config.errors import MissingError
 from psd.config.preset import Preset
 from psd.models import hub
+from psd.models.checkpoints.refusals import explain_load_errors
 from psd.models.interfaces import Models, Reward
 from psd.models.prior import components
 from psd.models.prior.diffusers_prior import DiffusersPrior
@@ -21,8 +22,6 @@ from psd.models.rewards.load import load_reward
 from psd.models.rewards.text_image import ImageTextReward, refuse_unknown_words
 from psd.runtime import diagnosis, memory
 from psd.runtime.devices import OWN_THREADS, choose_device, choose_precision
-from psd.scenes.choose import make_scene
-from psd.scenes.fields.hash_backends import hash_backend
 
 
 def orbit_batch(preset: Preset, views: int) -> int:
@@ -94,14 +93,12 @@ def _load_networks(
             network.take(batch)
 
     set_max_batches(preset.network_batch)  # an earlier run may have had to do with fewer
-    grid = (f"hash grid: {hash_backend(device)[1]}",) if preset.field == "hash" else ()
     threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,
         rewards=rewards,
         judges=judges,
-        scene=lambda chosen: make_scene(chosen, device),
-        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licence_lines(preset)),
+        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *hub.licence_lines(preset)),
         fewer=lambda: set_max_batches(orbit_batch(preset, prior.views)),
     )
 
@@ -174,7 +171,10 @@ def load_prior(
 ) -> DiffusersPrior:
     found = components.load_components(source, dtype, loras=dict(loras), say=say)
     small = components.load_small_decoder(decoder, dtype, say) if decoder else None
-    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
+    with explain_load_errors(source):
+        prior = DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
+        prior.try_networks()
+    return prior
 
 
 @lru_cache(maxsize=8)

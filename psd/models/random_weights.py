@@ -28,7 +28,6 @@ from psd.models.prior.view_prompts import SIDES
 from psd.models.rewards.clip import ClipReward, HpsReward
 from psd.models.rewards.image_reward import ImageReward, ImageRewardNetwork
 from psd.models.rewards.text_image import ImageTextReward
-from psd.scenes.choose import make_scene
 
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 ENDS = ("<|startoftext|>", "<|endoftext|>")
@@ -67,7 +66,6 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
         prior=prior,
         rewards={name: rewards[name] for name in preset.rewards},
         judges={name: rewards[name] for name in preset.judges},
-        scene=lambda chosen: make_scene(chosen, device),
         notes=("random weights: for measuring only",),
         fewer=reduce_batch,
     )

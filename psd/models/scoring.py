@@ -15,6 +15,7 @@ from psd.config.preset import Preset
 from psd.models.load import borrow_judge
 from psd.runtime.deferred import require_finite
 from psd.runtime.offload import hold_on_device
+from psd.runtime.pictures import refuse_large_picture
 
 
 def score_images(
@@ -23,12 +24,17 @@ def score_images(
     """Raw scores of images of any sizes by one of the preset's judges or rewards; "" is its selector judge.
 
     From any thread: a run that computes finishes its step first, and waits in turn.
-    Raises PresetError for another judge, and for words that it never learned.
+    Raises PresetError for another judge, for words that it never learned, and for an image of an edge above
+    `psd.runtime.pictures.LONGEST_EDGE`, which would be padded to a square of it.
     """
     names = [*preset.judges, *preset.rewards]
     name = judge or names[0]
     if name not in names:
         raise PresetError(f"no judge {format_value(judge)} here; there are: {', '.join(names)}")
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise PresetError(f"an image of shape {image.shape} and type {image.dtype}: bytes of h x w x 3 are scored")
+        refuse_large_picture(image.shape[1], image.shape[0])
     reward = borrow_judge(preset, name)
     # Gradients on, so that no call is recorded as a CUDA graph: pictures come in any size, and the few recordings are
     # the run's.  They cost nothing, for neither networks nor pictures ask for any.

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
 from psd.distillation.state import restore_scene, strip_prefix
 from psd.geometry.cameras import turntable_cameras
-from psd.geometry.cleanup import MeshError, drop_floaters
+from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
 from psd.geometry.rasterise import rasterise_mesh
-from psd.runs.store.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
+from psd.runs.store.archive import ACTIVE, checkpoint_steps, find_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
-from psd.scenes.choose import make_scene
-from psd.scenes.extract import density_grid, extract_mesh, iso_surface
-from psd.scenes.interfaces import Scene
+from psd.runtime.diagnosis import first_line
+from psd.scenes.interfaces import MeshSettings, Scene, Thresholded
 from psd.scenes.turntable import ELEVATION_DEG, FRAMES
+
+LOG = logging.getLogger(__name__)
 
 
 def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
     """The scene that ``preset.export`` names in the run's newest checkpoint, and its step; `PresetError` if none."""
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        raise PresetError(f"{folder.name} has no whole checkpoint: nothing to make a mesh of")
+    search = find_checkpoint(folder)
+    if search.checkpoint is None:
+        why = f" ({search.reasons})" if search.reasons else ""
+        raise PresetError(f"{folder.name} has no whole checkpoint{why}: nothing to make a mesh of")
+    if search.reasons:
+        LOG.warning("run %s: %s", folder.name, search.reasons)
+    checkpoint = search.checkpoint
     best = checkpoint.values.get("best") if preset.export == "best" else None
-    step, prefix = (best["step"], "best/") if best else (checkpoint.step, "scene/")
-    return restore_scene(preset, make_scene, strip_prefix(prefix, checkpoint.tensors), step), step
+    try:
+        step, prefix = (int(best["step"]), "best/") if best else (checkpoint.step, "scene/")
+        return restore_scene(preset, strip_prefix(prefix, checkpoint.tensors), step), step
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of a version whose seals prove nothing
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PresetError(f"the checkpoint of {folder.name} does not fit its preset ({reason}): restore it") from None
 
 
 def remesh_run(
@@ -54,11 +63,10 @@ def remesh_run(
     values = {"export": scene, "mesh_faces": faces, "texture": texture}
     preset = read_preset(folder).with_values({key: value for key, value in values.items() if value is not None})
     shape, step = load_exported_scene(folder, preset)
+    if threshold is not None and not isinstance(shape, Thresholded):
+        raise PresetError(f"threshold={threshold}: the surface of this scene has none: leave it out")
     try:
-        mesh = extract_mesh(
-            shape, resolution=preset.mesh_resolution, faces=preset.mesh_faces, threshold=threshold,
-            texture=preset.texture,
-        )  # fmt: skip
+        mesh = shape.extract_mesh(MeshSettings(preset.mesh_resolution, preset.mesh_faces, preset.texture, threshold))
     except MeshError as error:
         raise PresetError(str(error)) from None
     return mesh, step
@@ -81,12 +89,12 @@ def rewrite_mesh(
     if status.state in ACTIVE:
         raise StoreError(f"{folder.name} is still going", "wait for its end, or stop it first")
     mesh, step = remesh_run(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
-    told = {"step": status.step, "time_s": status.time_s}
+    stamp = {"step": status.step, "time_s": status.time_s}
     with RunFolder.open(folder, size_mm=size_mm) as run:
-        for note in mesh.notes:
-            run.write(Warned(message=note, **told))
+        for note in (*run.notes, *mesh.notes):
+            run.write(Warned(message=note, **stamp))
         film = render_mesh_turntable(mesh, size=run.preset.preview_size)
-        run.write(Meshed(mesh=mesh, turntable=film, scene_step=step, statistics=mesh_statistics(mesh), **told))
+        run.write(Meshed(mesh=mesh, turntable=film, scene_step=step, statistics=mesh_statistics(mesh), **stamp))
     return mesh
 
 
@@ -97,32 +105,31 @@ def render_mesh_turntable(mesh: Mesh, *, size: int) -> UInt8[np.ndarray, "v h w 
 
 
 class Remesher:
-    """What a page does with a run's scene (`psd.ui.tabs.mesh.Remesh`); remembers the densities that were asked for
-    last.
-    """
+    """What a page does with a run's scene (`psd.ui.tabs.mesh.Remesh`); remembers the scene that was asked for last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: tuple[object, Float[Tensor, "x y z"]] | None = None
+        self._last: tuple[object, Callable[[float], int]] | None = None
 
     def count(self, folder: Path, threshold: float, kept: str) -> int:
         """Faces of the surface at ``threshold``, without floaters and before decimation."""
         try:
-            vertices, faces = iso_surface(self._load_density(folder, kept), threshold)
+            return self._counter(folder, kept)(threshold)
         except MeshError as error:
             raise PresetError(str(error)) from None
-        return len(drop_floaters(vertices, faces)[1])
 
     def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
-        """`rewrite_mesh`, with every choice made."""
-        rewrite_mesh(folder, kept, threshold, faces, texture)
+        """`rewrite_mesh`, with every choice made; the threshold of a scene that has one."""
+        scene, _ = load_exported_scene(folder, read_preset(folder).with_values({"export": kept}))
+        rewrite_mesh(folder, kept, threshold if isinstance(scene, Thresholded) else None, faces, texture)
 
-    def _load_density(self, folder: Path, kept: str) -> Float[Tensor, "x y z"]:
+    def _counter(self, folder: Path, kept: str) -> Callable[[float], int]:
         key = (folder, kept, checkpoint_steps(folder))
         with self._lock:
             if self._last is None or self._last[0] != key:
                 preset = read_preset(folder).with_values({"export": kept})
                 scene, _ = load_exported_scene(folder, preset)
-                with torch.no_grad():
-                    self._last = key, density_grid(scene, preset.mesh_resolution)
+                if not isinstance(scene, Thresholded):
+                    raise PresetError("the surface of this scene has no threshold")
+                self._last = key, scene.face_counter(preset.mesh_resolution)
             return self._last[1]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,18 +76,33 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-# Of torch on a CPU; of the driver, of CUDA's libraries, which allocate on their own (cuDNN says that no algorithm is
-# left for its workspace), and of Triton.  All plain RuntimeErrors.
+# Of torch on a CPU and of the system below it; of oneDNN, which says only what it could not make; of the driver, of
+# CUDA's libraries, which allocate on their own (cuDNN says that no algorithm is left for its workspace), and of
+# Triton.  All plain RuntimeErrors.
 SIGNS = (
-    "can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE",
+    "can't allocate memory", "Cannot allocate memory", "not enough memory: you tried to allocate",
+    "could not create a memory object", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE",
     "unable to find an engine to execute", "Unable to find a valid cuDNN algorithm", "[CUDA]: out of memory",
 )  # fmt: skip
 
 
+# oneDNN again: of a kernel that it has no memory for.  It adds "descriptor" where it has no such kernel.
+PRIMITIVE = re.compile(r"could not (create|execute) a primitive(?! descriptor)")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, torch's for a GPU, and what only its text tells."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS))
+    """Python's, the system's, torch's for a GPU, what only its text tells, and a panic of safetensors for that reason.
+
+    The panic is no `Exception`.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error)
+    if type(error).__name__ == "PanicException":
+        return "MemoryError" in text or "llocate memory" in text
+    return isinstance(error, RuntimeError) and (any(sign in text for sign in SIGNS) or bool(PRIMITIVE.search(text)))
 
 
 def release_memory() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,8 @@ from psd.geometry.cameras import Cameras
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
+    from psd.config.settings import SceneSettings
+    from psd.geometry.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,39 @@ class Light:
     white: Float[Tensor, " b"]  # 1: white instead of the object's colour, so that only shape shows
 
 
+@dataclass(frozen=True)
+class MeshSettings:
+    """How a scene is meshed."""
+
+    resolution: int  # cells along an edge of [-1, 1]^3, where the scene is cut into cells
+    faces: int  # at most
+    texture: bool = False  # baked, instead of vertex colours alone
+    threshold: float | None = None  # of a `Thresholded` scene; None: the scene picks it
+
+
+@runtime_checkable
+class Thresholded(Protocol):
+    """A scene whose surface lies where a density exceeds a threshold, which the user may move."""
+
+    def face_counter(self, resolution: int) -> Callable[[float], int]:
+        """Counts the faces of the surface at a threshold, without floaters and before decimation; cheap to ask again.
+
+        The counter raises `psd.geometry.cleanup.MeshError` where there is no surface.
+        """
+        ...
+
+
 class Scene(Protocol):
-    """A differentiable 3D representation inside the unit ball's bounding cube [-1, 1]^3."""
+    """A differentiable 3D representation inside the unit ball's bounding cube [-1, 1]^3.
+
+    What it is made of is its own affair: a density, a surface or points.
+    """
+
+    notes: tuple[str, ...]  # what was chosen and why, for the Started event
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
-        """Groups for the optimiser, each with its initial ``lr``."""
+        """Groups for the optimiser, each with ``name``, initial ``lr`` and ``params``: pairs of a name, by which a
+        checkpoint knows the parameter's optimiser state, and the parameter."""
         ...
 
     def render(
@@ -64,16 +94,29 @@ class Scene(Protocol):
         """Terms of the field itself (total variation, ...), unweighted."""
         ...
 
-    def set_progress(self, progress: float) -> None:
-        """Tell the scene how far the run is: coarse to fine, occupancy updates; in [0, 1), beyond in extra steps."""
+    def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
+        """Tell the scene how far the run is: coarse to fine, occupancy updates; in [0, 1), beyond in extra steps.
+
+        ``settings`` are those of the stage; None: as they are.
+        """
         ...
 
-    def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]: ...
-
-    def colour(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """sRGB in [0, 1]."""
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Called after each step of the optimiser: where parameters grow or are pruned, their optimiser state with
+        them."""
         ...
 
-    def state(self) -> dict[str, Tensor]: ...
+    def extract_mesh(self, settings: MeshSettings) -> Mesh:
+        """The closed surface with its colours; raises `psd.geometry.cleanup.MeshError` where there is none."""
+        ...
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything that `render` depends on."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`; other keys raise RuntimeError."""
+        ...
+
+
+MakeScene = Callable[["Preset", torch.device], Scene]

@@ -7,7 +7,7 @@
     markup/         SVG and HTML that they share, pure
     inputs/         the Preset's fields as components, names of presets, help with prompts
     context.py      what the listeners of all parts share
-    checked.py      what a request must be before a listener sees it      files.py  a run's files by its id
+    checked.py      what a request must be before a listener sees it
 
 A run belongs to the server: the page holds its id, asks for news on a timer and takes only what has changed.
 """
@@ -22,10 +22,9 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from starlette.middleware import Middleware
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, list_settings
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE, read_preset
 from psd.runs.store.files import StoreError
@@ -41,7 +40,6 @@ from psd.ui.context import (
     require_whole,
     reset_html,
 )
-from psd.ui.files import RunFiles
 from psd.ui.inputs import controls
 from psd.ui.inputs.controls import Control
 from psd.ui.inputs.vocabulary import Vocabulary
@@ -105,8 +103,11 @@ ADDRESS = """(run, refused) => {
 }"""
 
 
-def launch_options(worker: Worker) -> dict[str, Any]:
-    """Arguments for ``launch``: theme, style, the files of the worker's runs, and nothing fetched from elsewhere."""
+def launch_options() -> dict[str, Any]:
+    """Arguments for ``launch``: theme, style, and nothing that is fetched from elsewhere.
+
+    The files of runs are served by `psd.ui.protection.protect`.
+    """
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", radius_size="lg",
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
@@ -117,10 +118,7 @@ def launch_options(worker: Worker) -> dict[str, Any]:
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
         color_accent="*primary_600",
     )  # fmt: skip
-    return {
-        "theme": theme, "css_paths": CSS, "head": HABITS, "ssr_mode": False, "footer_links": ["api", "settings"],
-        "app_kwargs": {"middleware": [Middleware(RunFiles, worker=worker)]},
-    }  # fmt: skip
+    return {"theme": theme, "css_paths": CSS, "head": HABITS, "ssr_mode": False, "footer_links": ["api", "settings"]}
 
 
 def build_blocks(
@@ -293,7 +291,7 @@ def _wire_hand(desk: PageContext, bar: StatusBar) -> None:
     def duplicate(run: str) -> list[Any]:
         """Leave the run, which goes on, with its values in the controls."""
         try:
-            return ["", "", "", *desk.show(read_preset(desk.worker.folder(run)))]
+            return ["", "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
         except (PresetError, StoreError) as error:
             return [gr.skip(), gr.skip(), html.note_html(str(error)), *desk.skipped()]
 
@@ -335,9 +333,7 @@ def _build_settings(name: str, preset: Preset) -> tuple[SharePanel, list[Control
     dice.click(lambda: random.randrange(2**31), None, parts[0].components, **QUIET)
     parts += [controls.make_control(field, preset) for field in FIRST]
     elsewhere = {"seed", *FIRST, *controls.ELSEWHERE}
-    for group, fields in controls.group_fields(
-        [field for field in Preset.model_fields if field not in elsewhere]
-    ).items():
+    for group, fields in controls.group_fields([name for name in list_settings() if name not in elsewhere]).items():
         with gr.Accordion(TITLES.get(group, group.capitalize()), open=False):
             parts += [controls.make_control(field, preset) for field in fields]
     return share, parts, _lock_panes([*share.locked, dice], parts, locked)

@@ -17,6 +17,7 @@ from gradio.components import Component
 from gradio.utils import get_type_hints
 
 from psd.ui.inputs.components import FreeNumber, FreeSlider, RunViewer
+from psd.ui.protection import hide_paths
 
 LOG = logging.getLogger(__name__)
 
@@ -85,6 +86,10 @@ class CheckedBlocks(gr.Blocks):
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
+        if not isinstance(inputs, list) or len(inputs) != len(block_fn.inputs):
+            count = len(inputs) if isinstance(inputs, list) else "no list of"
+            words = f"{block_fn.api_name or block_fn.name} takes {len(block_fn.inputs)} values, not {count}"
+            raise gr.Error(words, print_exception=False)
         require_kinds(block_fn.inputs, inputs)
         # Which mesh a viewer shows is the server's to say; Gradio would look for the address among its own files.
         inputs = [{**value, "value": None} if isinstance(component, RunViewer) else value
@@ -93,15 +98,12 @@ class CheckedBlocks(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:  # of Gradio, about a value that it cannot read: what it says goes back, in words
             LOG.debug("a value that no component reads", exc_info=True)
-            text = str(getattr(error, "message", error)).splitlines()[0]
-            raise gr.Error(text, print_exception=False) from None
+            words = hide_paths(str(getattr(error, "message", error)).partition("\n")[0])
+            raise gr.Error(words or type(error).__name__, print_exception=False) from None
 
 
-def require_kinds(components: Sequence[Any], values: Any) -> None:
+def require_kinds(components: Sequence[Any], values: Sequence[Any]) -> None:
     """Raises `gradio.Error` for a value of another kind than its component's, and for any text that is no Unicode."""
-    if not isinstance(values, list) or len(values) != len(components):
-        count = len(values) if isinstance(values, list) else "no list of"
-        raise gr.Error(f"{count} values came, this call takes {len(components)}", print_exception=False)
     for place, (component, value) in enumerate(zip(components, values, strict=True), 1):
         kind = None if getattr(component, "stateful", False) else find_kind(component)
         name = getattr(component, "label", None) or f"value {place}"

@@ -12,6 +12,7 @@ from gradio.components import Component
 
 from psd.config.errors import PresetError, format_value
 from psd.config.preset import Preset
+from psd.config.settings import merge
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE
 from psd.runs.store.files import StoreError
@@ -53,7 +54,7 @@ class PageContext:
     def read_values(self, base: Mapping[str, Any], prompt: str, *given: Any) -> dict[str, Any]:
         """What the controls say as values of the preset's fields, before any check."""
         before = Preset.make(base)
-        return {**base, "prompt": prompt.strip(), **controls.read_all(self.parts, given, before)}
+        return merge(base, {"prompt": prompt.strip(), **controls.read_all(self.parts, given, before)})
 
     def read_controls(self, *given: Any) -> Preset:
         """The preset that the controls say; raises PresetError, also for words that the prior does not know."""
@@ -134,7 +135,7 @@ def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look
         watched = WatchedRun(state="interrupted", message=str(error))
     compared = watcher.view_runs(seen.compared if seen.tab == "Compare" else ())
     runs = watcher.runs(owner if seen.only_mine else "") if seen.tab == "Runs" else ()
-    return Page(watched, seen, bool(run) and worker.is_steerable_by(run, owner), compared, runs)
+    return Page(watched, seen, bool(run) and worker.library.is_steerable_by(run, owner), compared, runs)
 
 
 def collect_updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:

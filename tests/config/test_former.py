@@ -14,14 +14,13 @@ from psd.config.errors import PresetError
 from psd.config.former import CHANGED, DELETED, translate_preset
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Finished, Started
-from psd.distillation.run import run
 from psd.runs.remesh import remesh_run
 from psd.runs.store.archive import SCHEMA, latest_checkpoint, read_preset, read_provenance, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.scenes.choose import make_scene
 from psd.ui.panels.share import read_text
-from tests.support.toy import make_models
+from tests.support.toy import make_models, run
 
 # Six steps of the toy models, with checkpoints after the fifth and the sixth; without its mesh.
 (FORMER,) = (Path(__file__).parent / "data" / "former").iterdir()
@@ -46,6 +45,11 @@ def test_its_preset_reads_in_todays_keys(folder: Path) -> None:
     )["schema"] == 1 < SCHEMA  # fmt: skip
     preset = read_preset(folder, to_resume=True)
     assert (preset.pair, preset.scaling, preset.kappa, preset.seed) == ("random", "none", 2.0, 0)
+    assert preset.scene.kind == "grid" and preset.scene.grid_size == 8 and preset.scene.background == "network"
+    assert [(preset.at(x).render_size, preset.at(x).groups, preset.at(x).shading) for x in (0.0, 0.5)] == [
+        (8, 1, False), (12, 2, True)
+    ]  # fmt: skip
+    assert [preset.at(x).scene.weight_orientation for x in (0.0, 0.5)] == [(0.05, 0.5), (0.5, 0.5)]
     assert read_provenance(folder, 6)["preset"]["pair"] == "random"
     assert read_status(folder).state == "finished"
     assert [type(event) for event in replay_events(folder)][:: len(list(replay_events(folder))) - 1] == [

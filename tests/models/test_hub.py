@@ -13,7 +13,6 @@ from urllib.parse import unquote
 
 import pytest
 
-import app
 from psd import doctor
 from psd.config.errors import MissingError, PresetError
 from psd.config.preset import Preset, list_presets
@@ -22,6 +21,7 @@ from psd.models import hub as models_hub
 from psd.models import releases
 from psd.models.hub import LeftError
 from psd.models.load import download_models
+from psd.runs import engine
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.estimate import measure_warm_up
 
@@ -251,12 +251,12 @@ def test_the_page_hears_of_a_download_before_it_begins_and_an_estimate_begins_no
     preset = Preset.load("tiny", {"prior": "owner/prior"})
     assert next(download_models(preset)).startswith("downloading 10.00 GB from https://huggingface.co/owner/prior")
     with pytest.raises(PresetError, match="a run begins by downloading 10.00 GB"):
-        measure_warm_up(app.make_events, preset)
-    app.load_ahead(preset)
+        measure_warm_up(engine.make_events, preset)
+    engine.load_ahead(preset)
     assert "begins by downloading" in capsys.readouterr().err and not there.sent
 
     control = Controls(preset)
-    events = app.make_events(preset, control, None)
+    events = engine.make_events(preset, control, None)
     first = next(events)
     assert isinstance(first, Warned) and "huggingface.co/owner/prior" in first.message
     control.stop()

@@ -264,6 +264,12 @@ def test_preparation_passes_gradients() -> None:
     assert (gradient.abs().sum((1, 2, 3)) > 0).all()
 
 
+@pytest.fixture(autouse=True)
+def small_hps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HPSv2 is told by its width, which no test could afford."""
+    monkeypatch.setattr(read, "HPS_WIDTH", 64)
+
+
 def reward_files(root: Path) -> dict[str, Path]:
     """The released files, tiny, each with the parts that they lack beside them."""
     small = {"width": 64, "layers": 2, "inner": 96, "patch": 8, "side": 4, "text": TEXT}
@@ -349,7 +355,7 @@ def large_suite(mvdream_folder: Path, small_decoder: Path, tmp_path: Path, monke
     here = {
         "device": "cpu", "prior": str(mvdream_folder), "reward_decoder": str(small_decoder),
         "rewards": {str(files["hps"]): 1.0}, "negative_prompt": "ugly",
-        "steps": 3, "t_max_start": 0.5, "t_min_start": 0.5, "groups": 1, "late_render_size": 64, "ray_samples": 32,
+        "steps": 3, "t_max_start": 0.5, "t_min_start": 0.5, "stages": [], "groups": 1, "scene.ray_samples": 32,
         "preview_every": 3, "preview_size": 32, "mesh_resolution": 32,
     }  # fmt: skip
     whole = Suite.load(SUITES / "large.yaml").model_dump()
@@ -360,6 +366,6 @@ def large_suite(mvdream_folder: Path, small_decoder: Path, tmp_path: Path, monke
 def test_the_large_suite_makes_and_judges_meshes_with_released_checkpoints(large_suite: Suite) -> None:
     """MVDream distilled under HPSv2.1 and measured by ImageReward, from the suite's own lines to the mesh."""
     job = next(job for job in expand_jobs(large_suite, []) if job.method == large_suite.reference)
-    line = run.work(job)
+    line = run.run_job(job)
     assert {"reward", "ImageReward.pt/score", "watertight", "faces", "seconds"} <= set(line) and "iou" not in line
     assert line["steps"] == 3 and line["pair_ratio"] > 0 and line["calls"]["reward"][1] > 0

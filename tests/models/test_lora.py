@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.lora import merge_lora
+from psd.models.checkpoints.lora import merge_lora, read_lora
 from psd.models.load import load_models, load_prior
 from tests.support import released
 
@@ -170,6 +170,75 @@ def test_each_naming_adds_weight_alpha_over_rank_b_a(
         else:
             torch.testing.assert_close(found[key].double(), value, atol=1e-6, rtol=1e-6)
             assert (value - before[key]).std() > 0.03
+
+
+def write_adapter(folder: Path, lora: dict[Key, tuple[Tensor, Tensor]], adapter: str = "", **config: object) -> str:
+    """As PEFT's own ``save_pretrained`` lays it out, the name of the adapter kept where the state dict was saved."""
+    folder.mkdir()
+    state = {}
+    for (network, layer), (down, up) in lora.items():
+        stem = f"base_model.model.{'' if network == 'unet' else 'text_model.'}{layer}"
+        state |= {f"{stem}.lora_A.{adapter}weight": down, f"{stem}.lora_B.{adapter}weight": up}
+    save_file(state, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK} | config))
+    return str(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "keeps its strength \\(lora_alpha\\) in adapter_config.json: put that file beside it"),
+        ({}, "states no lora_alpha"),
+        ({"lora_alpha": "much"}, "lora_alpha = 'much' is no finite number"),
+        ({"lora_alpha": 6, "peft_type": "LOHA"}, "asks for another adapter than LoRA"),
+        ({"lora_alpha": 6, "use_dora": True}, "asks for DoRA"),
+        ({"lora_alpha": 6, "alpha_pattern": {"to_q": 2}}, "its alpha_pattern gives layers different strengths"),
+    ],
+)
+def test_an_adapter_of_unknown_strength_is_refused(
+    config: dict[str, Any] | None, words: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    lora = pairs([("unet", UNET_LAYERS[0])], weights("1.5"))
+    source = write_adapter(tmp_path / "style", lora, **(config or {}))
+    if config is None:
+        (tmp_path / "style" / "adapter_config.json").unlink()
+    with pytest.raises(PresetError, match=f"LoRA {source}.*{words}"):
+        loaded(folders["1.5"], (source, WEIGHT))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 7])
+def test_a_lora_of_no_finite_numbers_is_refused(value: float, folders: dict[str, Path], tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "style.safetensors", "kohya", pairs([("unet", UNET_LAYERS[0])], weights("1.5")), 1.0))
+    state = load_file(path)
+    name = next(name for name in state if "lora_down" in name)
+    state[name] = torch.full_like(state[name], value) if value != 7 else state[name].to(torch.int32)
+    save_file(state, path)
+    with pytest.raises(PresetError, match=f"LoRA {path}: '{name}' holds no finite floating-point numbers"):
+        loaded(folders["1.5"], (str(path), WEIGHT))
+
+
+@pytest.mark.parametrize("adapter", ["", "default.", "default_0."])
+@pytest.mark.parametrize("network", ["unet", "text_encoder"])
+def test_what_peft_itself_saves_is_read(network: str, adapter: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """One network a file, named from its root; alpha stands in the configuration beside it."""
+    before = weights("1.5")
+    lora = pairs([key for key in layers("peft") if key[0] == network], before)
+    inside = "" if network == "unet" else "text_model."
+    state = {}
+    for (_, layer), (down, up) in lora.items():
+        stem = f"base_model.model.{inside}{layer}"
+        state |= {f"{stem}.lora_A.{adapter}weight": down, f"{stem}.lora_B.{adapter}weight": up}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    stabilised = adapter == "default."
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "use_rslora": stabilised, "alpha_pattern": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = loaded(folders["1.5"], (str(tmp_path), WEIGHT))
+    for key, value in merged(before, lora, WEIGHT * 6 / (RANK**0.5 if stabilised else RANK)).items():
+        torch.testing.assert_close(found[key].double(), value, atol=1e-5, rtol=1e-5)
+    config["alpha_pattern"] = {"to_q": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(PresetError, match="its alpha_pattern gives layers different"):
+        read_lora(tmp_path / "adapter_model.safetensors", "owner/style")
 
 
 @torch.no_grad()

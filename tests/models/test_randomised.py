@@ -1,13 +1,13 @@
 """The large presets' whole step, with random weights: small on a CPU, in the exact shapes on a GPU."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 
 from psd.__main__ import main
 from psd.config.errors import PresetError
-from psd.config.preset import Preset, list_presets
+from psd.config.preset import Method, Preset, list_presets
 from psd.distillation import sampling
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.methods import choose
@@ -29,7 +29,7 @@ from psd.runtime.devices import to_like
 
 CPU = torch.device("cpu")
 LARGE = [name for name in list_presets() if name != "tiny"]
-SMALL = "render_size=16 late_render_size=16 ray_samples=16 preview_size=16 mesh_resolution=16 device=cpu"
+SMALL = "stages=[] render_size=16 scene.ray_samples=16 preview_size=16 mesh_resolution=16 device=cpu"
 
 
 def words(text: str) -> list[str]:
@@ -45,16 +45,16 @@ def test_a_large_presets_own_prompts_are_understood(name: str) -> None:
     state = State.create(preset, models)
     assert state.negative.value.shape == ViewPrompts(preset, prior).plain.shape == (77, 64)
     for text in collect_texts(preset):
-        assert prior.tokenizer.tokenise_captions(text) == [f"{word}</w>" for word in words(text)]
+        assert prior.tokenizer.tokenize(text) == [f"{word}</w>" for word in words(text)]
     scorers: list[Any] = [*models.rewards.values(), *models.judges.values()]
     for scorer in scorers:
-        assert scorer.tokenizer.tokenise_captions(preset.prompt) == prior.tokenizer.tokenise_captions(preset.prompt)
+        assert scorer.tokenizer.tokenize(preset.prompt) == prior.tokenizer.tokenize(preset.prompt)
         assert torch.isfinite(scorer(torch.rand(1, 1, 3, 64, 64), preset.prompt)).all()
 
 
 def test_other_words_are_spelled_and_too_many_are_refused_as_by_the_released_models() -> None:
     spell = make_tokenizer(("a red cube",))
-    assert spell.tokenise_captions("A red dog, 3") == ["a</w>", "red</w>", "d", "o", "g</w>", ",</w>", "3</w>"]
+    assert spell.tokenize("A red dog, 3") == ["a</w>", "red</w>", "d", "o", "g</w>", ",</w>", "3</w>"]
     assert len(spell("a red cube").input_ids) == 5 and spell.model_max_length == 77
     preset = Preset.load("mvdream", {"negative_prompt": "bad " * 76, "judges": []})
     with pytest.raises(PresetError, match="has 78 tokens.*takes 77: shorten it"):
@@ -101,7 +101,7 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
     z0, negative = prior.encode(images), Negative.create(preset, prior)
     cameras = turntable_cameras(prior.views)[torch.zeros(preset.groups, dtype=torch.long)].to(meta)
     noises = torch.Generator().manual_seed(0)
-    ways: list[dict[str, Any]] = [{"method": method} for method in choose.METHODS]
+    ways: list[dict[str, Any]] = [{"method": method} for method in get_args(Method)]
     if prior.views > 1:  # the rest is the same for priors of one view
         ways += [
             {"pair": "random"}, {"steer_by": "scores"}, {"preference_beta": 1.0}, {"reward_views": 2},
@@ -110,14 +110,14 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
         chosen = preset.with_values(way)
         noise = sampling.draw_noise(choose.count_candidates(chosen), z0.shape, noises)
         step = StepContext(
-            preset=chosen, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, len(prior.alpha_bar)),
+            preset=chosen, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, prior.levels),
             cameras=cameras, images=images.detach(), z0=z0.detach(),
             noise=to_like(noise, z0), t=300, progress=0.5, condition=ViewPrompts(chosen, prior).at(cameras),
             negative=negative.value, generator=noises,
             pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
         )  # fmt: skip
         with torch.no_grad():
-            found = choose.METHODS[chosen.method](step)
+            found = choose.choose_method(chosen).function(step)
         shown = [value for value in found.metrics.values() if isinstance(value, torch.Tensor)]
         assert {value.device for value in (found.gradient, *shown)} == {meta}, way
         assert step.readings.open, way  # checks that wait until the step is over

@@ -1,5 +1,6 @@
 """Pictures from outside are scored by the networks of a run, which other threads compute with."""
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -86,6 +87,21 @@ def test_the_networks_of_a_run_score_pictures_too(batch: int) -> None:
     assert load_models.load_judge.cache_info().misses == before
     with pytest.raises(PresetError, match="no judge 'assets/evidence'"):
         score_images(preset, [GREY], CUBE, "assets/evidence")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((1, 14_000, 3), np.uint8), "14000 x 1 pixels: 2048 at most along an edge"),
+        (np.zeros((0, 4, 3), np.uint8), "4 x 0 pixels"),
+        (np.zeros((4, 4), np.uint8), "shape (4, 4)"),
+        (np.zeros((4, 4, 4), np.uint8), "shape (4, 4, 4)"),
+        (np.zeros((4, 4, 3), np.float32), "type float32"),
+    ],
+)
+def test_a_picture_that_cannot_be_scored_is_refused_before_a_network_is_asked(image: np.ndarray, words: str) -> None:
+    with pytest.raises(PresetError, match=re.escape(words)):
+        score_images(Preset.load("tiny", {"device": "cpu"}), [image], CUBE)
 
 
 def test_a_judge_stays_on_a_gpu_only_with_the_models_of_its_own_preset(monkeypatch: pytest.MonkeyPatch) -> None:

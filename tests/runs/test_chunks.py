@@ -12,7 +12,6 @@ import pytest
 
 from psd.config.preset import Preset
 from psd.distillation.events import Alarmed, Checkpointed, Event, Finished, LiveChanged, Started, Stepped
-from psd.distillation.run import run
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import drive_run
 from psd.runs.jobs.executors.chunked import split_into_chunks
@@ -24,7 +23,7 @@ from tests.distillation.test_run import (
     without_mesh,  # noqa: F401  (a fixture)
 )
 from tests.support.fake_run import fake_run
-from tests.support.toy import ConstantReward, make_models, make_preset
+from tests.support.toy import ConstantReward, make_models, make_preset, run
 
 PRESET = Preset(steps=12)
 

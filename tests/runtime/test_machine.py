@@ -1,5 +1,6 @@
 """What a machine lacks is said by the run and by the doctor alike, with the cure."""
 
+import errno
 import socket
 import weakref
 from pathlib import Path
@@ -12,10 +13,9 @@ import torch
 from psd import doctor
 from psd.config.errors import MissingError
 from psd.config.preset import Preset
-from psd.distillation.run import run
 from psd.models import hub, load
 from psd.runtime import devices, diagnosis, memory
-from tests.support.toy import make_models, make_preset
+from tests.support.toy import make_models, make_preset, run
 
 
 def with_driver(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
@@ -97,7 +97,7 @@ def test_models_that_do_not_fit_are_explained_and_let_go(monkeypatch: pytest.Mon
     def full(*args, **keywords):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.2 GiB\nand more")
 
-    monkeypatch.setattr(load.components, "load", full)
+    monkeypatch.setattr(load.components, "load_components", full)
     load.load_prior.cache_clear()
     with pytest.raises(MissingError, match=r"do not fit.*1\.2 GiB; .*network_batch=1.*mvdream-8gb") as caught:
         load.load_models(Preset.load("tiny", {"device": "cpu", "prior": "assets/prior"}))
@@ -154,6 +154,13 @@ def test_networks_that_had_to_take_fewer_images_take_all_in_the_next_run() -> No
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("could not create a primitive"), True),  # oneDNN, of a kernel for which there is no room
+        (RuntimeError("could not create a primitive descriptor for a convolution"), False),  # no such kernel
+        (RuntimeError("unable to mmap 240000080 bytes from file <a>: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOENT, "No such file"), False),
+        (type("PanicException", (BaseException,), {})("called unwrap() on an Err value: MemoryError"), True),
+        (type("PanicException", (BaseException,), {})("index out of bounds"), False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("can't allocate memory"), False),
     ],

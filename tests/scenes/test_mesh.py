@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from psd.geometry.rasterise import rasterise_mesh
 from psd.runs.store.media import write_films
 from psd.scenes.choose import make_scene
 from psd.scenes.extract import best_threshold, density_grid, extract_mesh, surface_colour
-from psd.scenes.interfaces import Render, Scene
+from psd.scenes.interfaces import Render
 from psd.scenes.turntable import render_turntable
 
 Field = Callable[[Tensor], Tensor]
@@ -41,10 +41,10 @@ class AnalyticScene:
     """Density and colour as functions of points, rendered by brute force."""
 
     def __init__(self, density: Field, colour: Field) -> None:
-        self._load_density, self._colour = density, colour
+        self._density, self._colour = density, colour
 
     def density(self, points: Tensor) -> Tensor:
-        return self._load_density(points)
+        return self._density(points)
 
     def colour(self, points: Tensor) -> Tensor:
         return self._colour(points)
@@ -65,8 +65,8 @@ class AnalyticScene:
         return Render(rgb, opacity, depth)
 
 
-def analytic(density: Field, colour: Field = lambda points: (points * 0.5 + 0.5).clamp(0, 1)) -> Scene:
-    return cast(Scene, AnalyticScene(density, colour))  # it has what a mesh needs of one
+def analytic(density: Field, colour: Field = lambda points: (points * 0.5 + 0.5).clamp(0, 1)) -> AnalyticScene:
+    return AnalyticScene(density, colour)
 
 
 def ball(radius: float, centre: tuple[float, float, float] = (0, 0, 0)) -> Field:
@@ -207,7 +207,7 @@ def test_a_field_without_a_surface_is_an_error(density: Field, cure: str) -> Non
 
 
 def test_fog_that_fills_a_scene_is_no_ball() -> None:
-    scene = make_scene(Preset(grid_size=16))
+    scene = make_scene(Preset.make({"scene.grid_size": 16}))
     state = scene.state()
     state["density_levels.0"].fill_(9.0)
     scene.load_state(state)
@@ -386,7 +386,8 @@ def test_a_turntable_starts_at_the_front_and_becomes_a_film(tmp_path: Path) -> N
     def colour(points: Tensor) -> Tensor:
         return torch.where(points[..., :1] > 0, torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9]))
 
-    frames = render_turntable(analytic(matter(ball(0.6)), colour), frames=6, size=33)
+    scene: Any = analytic(matter(ball(0.6)), colour)
+    frames = render_turntable(scene, frames=6, size=33)
     assert frames.shape == (6, 33, 33, 3) and frames.dtype == np.uint8
     assert frames[0, 16, 16, 0] > 200 and frames[3, 16, 16, 2] > 200  # red in front, blue behind
     assert (frames[:, 0, 0] == 255).all()

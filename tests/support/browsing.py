@@ -20,6 +20,7 @@ from psd.geometry.mesh import Mesh
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
+from psd.ui.protection import protect
 from psd.ui.tabs.mesh import Remesh
 
 PATIENCE_MS = 120_000  # the machine may be busy
@@ -67,9 +68,11 @@ def serve(
 ) -> Iterator[str]:  # fmt: skip
     worker = Worker(make_events, root)
     blocks = build.build_blocks(worker, vocabularies={"assets/prior": grammar}, remesher=remesher)
+    layers = protect(worker.library.find_folder, worker.library.find_zip)
     _, address, _ = blocks.launch(
-        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True, **build.launch_options(worker)
-    )
+        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
+        app_kwargs={"middleware": layers}, **build.launch_options(),
+    )  # fmt: skip
     yield address
     blocks.close(verbose=False)
     assert worker.shutdown()

@@ -5,20 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.config.settings import SceneSettings
+from psd.distillation.events import Event
 from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
+from psd.distillation.run import run as distil
 from psd.distillation.step import StepContext
 from psd.geometry.cameras import Cameras, camera_rays, sample_orbits
+from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import PromptEmbedding
-from psd.scenes.interfaces import Light, Render
+from psd.scenes.extract import extract_mesh
+from psd.scenes.interfaces import Light, MakeScene, MeshSettings, Render
 
 WORDS = ("red", "blue", "cube", "sphere", "low", "quality", "blurry", "shiny")
 POSITIONS, WIDTH = 4, 6  # l, d
@@ -48,6 +56,7 @@ class ToyPrior:
         self.views, self.dtype = views, dtype
         self.device = torch.device("cpu")
         self.alpha_bar = schedule()
+        self.levels = len(self.alpha_bar)
         self.weights = {
             "own": weight(3, 3), "others": weight(3, 3), "text": weight(3, WIDTH), "gain": weight(3, WIDTH),
             "camera": weight(3, 2), "mix": weight(3, 3, scale=0.2),
@@ -55,6 +64,10 @@ class ToyPrior:
         self.weights["mix"].data += torch.eye(3)
         self.format_table = torch.randn(len(WORDS) + 1, WIDTH, generator=generator).to(dtype)
         self.calls: list[int] = []  # images per network call
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        signal = float(self.alpha_bar[t])
+        return math.sqrt(signal), math.sqrt(1 - signal)
 
     def encode(self, images: Tensor) -> Tensor:
         small = nn.functional.avg_pool2d(images.flatten(0, 1).to(self.dtype), 2).unflatten(0, images.shape[:2])
@@ -125,14 +138,19 @@ class ConstantReward:
 class ToyScene:
     """A voxel grid of density and colour, marched with eight samples a ray."""
 
-    def __init__(self, preset: Preset) -> None:
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, preset: Preset, device: torch.device | None = None) -> None:
         axis = torch.linspace(-1, 1, 8)
         radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
-        self.grid = nn.Parameter(torch.cat([preset.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)]))
+        self.grid = nn.Parameter(
+            torch.cat([preset.scene.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)])
+        )
         self.progress = -1.0
+        self.steps_seen = 0  # by `after_step`
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
-        return [{"name": "grid", "params": [self.grid], "lr": preset.colour_lr}]
+        return [{"name": "grid", "params": [("grid", self.grid)], "lr": preset.scene.colour_lr}]
 
     def look_up(self, points: Tensor) -> Tensor:
         found = nn.functional.grid_sample(
@@ -172,8 +190,17 @@ class ToyScene:
     def regularisers(self) -> dict[str, Tensor]:
         return {"tv": self.grid.diff(dim=1).square().mean()}
 
-    def set_progress(self, progress: float) -> None:
+    def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
         self.progress = progress
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        self.steps_seen += 1
+
+    def extract_mesh(self, settings: MeshSettings) -> Mesh:
+        return extract_mesh(
+            self, resolution=settings.resolution, faces=settings.faces, threshold=settings.threshold,
+            texture=settings.texture,
+        )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
         return {"grid": self.grid}
@@ -186,7 +213,7 @@ class ToyScene:
 BASE = {
     "prompt": "red cube", "negative_prompt": "low quality", "steps": 6, "rewards": {"quadratic": 1.0}, "judges": [],
     "render_size": SIZE, "preview_size": 16, "preview_every": 3, "mesh_resolution": 24, "mesh_faces": 400,
-    "negative_every": 2, "negative_t_max": 1.0, "colour_lr": 0.1,
+    "negative_every": 2, "negative_t_max": 1.0,
 }  # fmt: skip
 
 
@@ -194,12 +221,23 @@ def make_preset(**values: object) -> Preset:
     return Preset.make({**BASE, **values})
 
 
-def make_models(rewards: Mapping[str, object] | None = None, prior: ToyPrior | None = None) -> Models:
-    return Models(
+@dataclass(frozen=True)
+class ToyModels(Models):
+    """Models, with the scene that `run` of this module makes."""
+
+    scene: MakeScene = ToyScene
+
+
+def run(preset: Preset, models: Models, **keywords: Any) -> Iterator[Event]:
+    """The algorithm with the toy scene, or with the one that ``models`` names."""
+    return distil(preset, models, make_scene=getattr(models, "scene", ToyScene), **keywords)
+
+
+def make_models(rewards: Mapping[str, object] | None = None, prior: ToyPrior | None = None) -> ToyModels:
+    return ToyModels(
         prior=prior or ToyPrior(),
         rewards=rewards or {"quadratic": QuadraticReward()},  # type: ignore[arg-type]
         judges={"judge": QuadraticReward("judge", colour=(0.8, 0.1, 0.1))},
-        scene=ToyScene,
     )
 
 
@@ -226,7 +264,7 @@ def make_step(
     cameras = sample_orbits(  # each group from elsewhere
         groups, prior.views, elevation_deg=(0, 30), fovy_deg=(40, 40), distance_factor=(1, 1), generator=generator
     )
-    gap_scale = GapScale(GAP_DECAY, len(prior.alpha_bar))
+    gap_scale = GapScale(GAP_DECAY, prior.levels)
     if warm:
         gap_scale.update(dict.fromkeys(rewards, 0.05), t)
     return StepContext(

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-import app
 from psd.config.preset import Preset
 from psd.distillation.events import Alarmed, BestKept, Event, Failed, Finished, Meshed, NegativeUpdated, Warned
 from psd.distillation.interfaces import Control
 from psd.embedded.captions import grammar
+from psd.runs import engine
 from tests.support.browsing import (
     BALL,
     LOWER,
@@ -66,7 +66,7 @@ def troubled_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def real_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from serve(app.make_events, tmp_path_factory.mktemp("real"))
+    yield from serve(engine.make_events, tmp_path_factory.mktemp("real"))
 
 
 def test_a_run_from_the_builder_to_the_downloaded_mesh(
@@ -81,7 +81,7 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     first = expect_new_picture(page)
     second = expect_new_picture(page, after=first)
     assert page.request.get(address + first).body() != page.request.get(address + second).body()
-    private = second.split("/public/")[0] + "/status.json"
+    private = second.split("/previews/")[0] + "/../status.json"
     assert page.request.get(address + private).status in (403, 404), "more than public/ is served"
     open_tab(page, "Curves")
     chart = "#charts svg.lines polyline"

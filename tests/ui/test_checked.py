@@ -18,7 +18,7 @@ from tests.support.fake_run import fake_run
 
 LONE = "\ud800"  # half of a pair: JSON can say it, UTF-8 cannot
 STRANGE = [None, True, 7, -0.5, "text", LONE, "../../etc/passwd", [], ["x", LONE], [7], {"path": 7}, {"a": {"b": LONE}}]
-REQUEST = SimpleNamespace(headers={"host": "localhost"}, query_params={"run": LONE}, username=None)
+REQUEST = SimpleNamespace(headers={"host": "localhost"}, query_params={"run": LONE}, username=None, request=None)
 
 
 @pytest.fixture(scope="module")

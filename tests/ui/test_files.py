@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,11 +11,15 @@ from psd.config.preset import Preset
 from psd.distillation.events import Finished
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
-from psd.ui.files import find_public_file
 from psd.ui.markup.html import EXPORTS, file_url, name_download
+from psd.ui.protection import RunFiles, protect
 from tests.support.fake_run import fake_run
 
 RUN = "20261128-144018_a-duck_s0_0f3cbb01"
+
+
+def layers(worker: Worker) -> dict[str, Any]:
+    return {"middleware": protect(worker.library.find_folder, worker.library.find_zip)}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def run(worker: Worker) -> str:
     while not any(isinstance(event, Finished) for event in events):
         events += worker.wait(run, len(events), timeout_s=5)
     for name in ("mesh.glb", "mesh.obj.zip", "turntable.mp4", "statistics.json"):
-        (worker.folder(run) / EXPORTS / name).write_bytes(b"0123456789")
+        (worker.library.find_folder(run) / EXPORTS / name).write_bytes(b"0123456789")
     return run
 
 
@@ -49,28 +54,28 @@ def test_a_download_carries_the_prompts_name(file: str, name: str) -> None:
 
 def test_an_address_holds_the_runs_id_and_the_version_only(worker: Worker, run: str) -> None:
     address = file_url(run, f"{EXPORTS}/mesh.glb", 7)
-    assert address == f"gradio_api/file=runs/{run}/public/exports/mesh.glb?v=7"
+    assert address == f"gradio_api/file=runs/{run}/exports/mesh.glb?v=7"
     assert file_url("<x>", "a b", None) == "gradio_api/file=runs/%3Cx%3E/a%20b"
 
 
-def test_only_what_is_public_is_found(worker: Worker, run: str) -> None:
-    folder = worker.folder(run)
-    assert find_public_file(worker, run, f"{EXPORTS}/mesh.glb") == folder / EXPORTS / "mesh.glb"
-    for file in ("status.json", "public/../status.json", f"../{run}/public/../status.json", "public", "", "public/\0",
-                 "/etc/passwd", f"{folder}/status.json", f"{run}.zip"):  # fmt: skip
-        assert find_public_file(worker, run, file) is None, file
-    for name in ("..", "", ".", "nothing", f"{run}/public"):
-        assert find_public_file(worker, name, f"{EXPORTS}/mesh.glb") is None
-    (folder / "public/link").symlink_to(folder / "status.json")
-    assert find_public_file(worker, run, "public/link") is None
-    worker.zip_run(run)
-    assert find_public_file(worker, run, f"{run}.zip") == worker.zip_path(run)
+def test_a_zip_is_found_once_it_was_asked_for(worker: Worker, run: str) -> None:
+    library = worker.library
+    files = RunFiles(lambda *_: None, library.find_folder, library.find_zip)  # pyright: ignore[reportArgumentType]
+    assert files._find_file(run, f"{run}.zip") is None
+    path = library.zip_run(run)
+    assert files._find_file(run, f"{run}.zip") == path == library.find_zip(run)
+    for name in (f"../{run}.zip", "other.zip", f"public/{run}.zip"):
+        assert files._find_file(run, name) is None
 
 
 def test_a_file_is_served_by_its_runs_id_under_the_prompts_name_also_in_parts(worker: Worker, run: str) -> None:
     blocks = build.build_blocks(worker)
     _, address, _ = blocks.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **build.launch_options(worker)
+        prevent_thread_lock=True,
+        quiet=True,
+        server_name="127.0.0.1",
+        app_kwargs=layers(worker),
+        **build.launch_options(),
     )
     try:
         mesh = address + file_url(run, f"{EXPORTS}/mesh.glb", 1)
@@ -84,7 +89,9 @@ def test_a_file_is_served_by_its_runs_id_under_the_prompts_name_also_in_parts(wo
         for file in ("status.json", "public/exports/none.glb"):
             refused = httpx.get(address + file_url(run, file), timeout=60)
             assert refused.status_code in (403, 404)
-            assert str(worker.folder(run).parent) not in refused.text, "the answer names a folder of the server"
+            assert str(worker.library.find_folder(run).parent) not in refused.text, (
+                "the answer names a folder of the server"
+            )
     finally:
         blocks.close(verbose=False)
 
@@ -93,7 +100,7 @@ def test_a_password_shuts_the_files_of_runs_too(worker: Worker, run: str) -> Non
     blocks = build.build_blocks(worker)
     _, address, _ = blocks.launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", auth=[("ada", "lace")],
-        **build.launch_options(worker),
+        app_kwargs=layers(worker), **build.launch_options(),
     )  # fmt: skip
     try:
         assert httpx.get(address + file_url(run, f"{EXPORTS}/mesh.glb"), timeout=60).status_code == 401
@@ -108,4 +115,4 @@ def test_no_pane_of_the_page_names_the_folder_of_the_runs(worker: Worker, run: s
     for tab in ("Live", "Curves", "Negative", "Mesh", "Compare", "Runs", "Log"):
         updates = listener.fn(run, "", [], None, tab, ["rgb", "normal"], True, 0, [run], 0, False)
         shown = "".join(str(getattr(update, "value", update)) for update in updates)
-        assert str(worker.folder(run).parent) not in shown, tab
+        assert str(worker.library.find_folder(run).parent) not in shown, tab

@@ -87,8 +87,8 @@ def test_a_page_asks_for_nothing_twice(worker: Worker) -> None:
 def test_looking_back_shows_the_preview_of_that_step(worker: Worker) -> None:
     _, told = asker(worker)
     run = finished(worker)
-    assert f"runs/{run}/public/previews/000006.jpg?v=" in told(run, "Live")["picture"]
-    assert f"runs/{run}/public/previews/000002.jpg?v=" in told(run, "Live", follow=False, step=3)["picture"]
+    assert f"runs/{run}/previews/000006.jpg?v=" in told(run, "Live")["picture"]
+    assert f"runs/{run}/previews/000002.jpg?v=" in told(run, "Live", follow=False, step=3)["picture"]
 
 
 def test_the_question_what_is_new_holds_no_slider(worker: Worker) -> None:
@@ -120,7 +120,7 @@ def attached(worker: Worker, run: str) -> list[Any]:
 
 def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worker: Worker) -> None:
     run = finished(worker)
-    (worker.folder(run) / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
+    (worker.library.find_folder(run) / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
     owner, shown, message, *values = attached(worker, run)
     assert owner and shown == run and "a_key_of_tomorrow" in message and all(value == gr.skip() for value in values)
     *_, said, base = listener(worker, "duplicate")(run)[:4]
@@ -129,7 +129,8 @@ def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worke
 
 def test_a_page_without_a_secret_starts_no_run_and_with_it_its_own(worker: Worker) -> None:
     given = attached(worker, finished(worker))[3:-2]  # without the preset's name and the values of reset buttons
-    values = [getattr(value, "value", value) for value in given]
+    values = [value.get("value") if isinstance(value, dict) and "__type__" in value else value for value in given]
+    values = [getattr(value, "value", value) for value in values]
     run = next(block for block in build.build_blocks(worker).blocks.values() if getattr(block, "elem_id", "") == "run")
     assert isinstance(run, gr.Button) and run.interactive is False  # until the page has its secret
     jobs = len(worker.list_jobs())
@@ -138,7 +139,11 @@ def test_a_page_without_a_secret_starts_no_run_and_with_it_its_own(worker: Worke
     owner = attached(worker, "")[0]
     started, _, said = listener(worker, "submit_run")(owner, *values)
     assert not said
-    assert owner and worker.is_steerable_by(started, owner) and not worker.is_steerable_by(started, "y" * 32)
+    assert (
+        owner
+        and worker.library.is_steerable_by(started, owner)
+        and not worker.library.is_steerable_by(started, "y" * 32)
+    )
 
 
 def test_what_is_moved_before_the_first_step_holds_from_there(tmp_path: Path) -> None:
@@ -176,7 +181,7 @@ def test_a_page_that_opens_while_a_run_goes_on_shows_the_values_it_has_now(tmp_p
     while not Watcher(worker).view_run(run).view.live:
         threading.Event().wait(0.01)
     *_, base = attached(worker, run)[:4]
-    assert base["guidance_scale"] == 9.5 and read_preset(worker.folder(run)).guidance_scale == 4.0
+    assert base["guidance_scale"] == 9.5 and read_preset(worker.library.find_folder(run)).guidance_scale == 4.0
     gate.set()
     assert worker.shutdown()
 
@@ -185,7 +190,7 @@ def test_a_run_of_another_process_is_not_read_anew_at_every_look(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished(worker)
-    folder, reads = worker.folder(run), []
+    folder, reads = worker.library.find_folder(run), []
 
     def slow(*given: Any, **how: Any) -> Iterator[Event]:
         reads.append(1)

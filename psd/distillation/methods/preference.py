@@ -27,11 +27,6 @@ from psd.runtime.deferred import Number, scalar
 # ------------------------------------------------------------------------------------ Preference Score Distillation
 
 
-def psd(step: StepContext) -> Score:
-    """Preference Score Distillation: the base term plus a preference score, by the preset's kind of pair."""
-    return steered_pair(step) if step.preset.pair == "steered" else random_pair(step)
-
-
 def random_pair(step: StepContext) -> Score:
     """Two (or N) noises on the same render at the same t, ranked by the rewards: the literal reading of the paper.
 

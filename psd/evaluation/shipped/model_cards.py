@@ -1,14 +1,13 @@
 """``python -m psd.embedded ship``: trained weights into ``assets/``, each folder with its model card.
 
-A card says what the model is, how it was trained, what it measures and the sha256 of each weight file (the lines that
-``python -m psd doctor`` checks).  Figures come from ``training.json`` and ``assets/results``; run again after
-``evaluate`` to bring the cards up to date.
+A card says what the model is, how it was trained, what it measures and the sha256 of each file that decides what it
+computes (the lines that loading and ``python -m psd doctor`` check).  Figures come from ``training.json`` and
+``assets/results``; run again after ``evaluate`` to bring the cards up to date.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from psd.embedded.training import data
 from psd.evaluation.experiments.suite import RESULTS, ROOT
 from psd.evaluation.shipped.models import CRITICS, MILDEST
+from psd.models.checkpoints import digests
 
 ABOUT = {
     "prior": "Text-conditioned multi-view latent diffusion prior of the embedded world: four joint views of 64 px, a "
@@ -59,8 +59,7 @@ def card_text(name: str, folder: Path) -> str:
             "",
         ]
     lines += ["## Weights", "", "```"]
-    for path in sorted(folder.rglob("*.safetensors")):
-        lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}")
+    lines += [f"{digests.compute_digest(folder / file)}  {file}" for file in digests.list_decisive_files(folder)]
     return "\n".join([*lines, "```", ""])
 
 

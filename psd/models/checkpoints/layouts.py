@@ -12,17 +12,26 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from psd.config.errors import PresetError
+
 State = Mapping[str, Tensor]
 LAYERS = 2  # residual blocks a level, in every released U-Net of this layout
 
 
-class LayoutError(ValueError):
-    """A checkpoint holds a tensor that its layout does not have."""
+class LayoutError(PresetError):
+    """A checkpoint holds a tensor that its layout does not have, or lacks one that it must have."""
 
 
-def tensors_under(state: State, prefix: str) -> dict[str, Tensor]:
+class NamedTensors(dict[str, Tensor]):
+    """The tensors of a checkpoint; one that is asked for and is not there raises `LayoutError` with its name."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise LayoutError(f"no tensor {name}: another model, or a file that was changed")
+
+
+def tensors_under(state: State, prefix: str) -> NamedTensors:
     """The tensors under ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return NamedTensors({name.removeprefix(prefix): it for name, it in state.items() if name.startswith(prefix)})
 
 
 def rename_by_rules(name: str, rules: Iterable[tuple[str, str]], layout: str) -> str:
@@ -171,7 +180,10 @@ def text_encoder_from_open_clip(state: State) -> dict[str, Tensor]:
     """The text tower up to its last but one layer, for ``CLIPTextModel``: what Stable Diffusion 2 conditions on."""
     towers = clip_from_open_clip({name: value for name, value in state.items() if not name.startswith("visual.")})
     text = tensors_under(towers, "text_model.")
-    last = max(int(found[1]) for name in text if (found := re.match(r"encoder\.layers\.(\d+)\.", name)))
+    numbers = [int(found[1]) for name in text if (found := re.match(r"encoder\.layers\.(\d+)\.", name))]
+    if not numbers:
+        raise LayoutError("a text tower without layers: another model, or a file that was changed")
+    last = max(numbers)
     return {name: value for name, value in text.items() if not name.startswith(f"encoder.layers.{last}.")}
 
 
@@ -193,14 +205,30 @@ BLIP = (
 
 def image_reward_from_blip(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """ImageReward's BLIP for ``BlipForImageTextRetrieval`` (but for its matching head) and the layers of its score."""
-    backbone = {
-        rename_by_rules(name, BLIP, "ImageReward's BLIP"): value
-        for name, value in tensors_under(state, "blip.").items()
-        if not name.endswith("embeddings.position_ids")
-    }
+    backbone = NamedTensors(
+        {
+            rename_by_rules(name, BLIP, "ImageReward's BLIP"): value
+            for name, value in tensors_under(state, "blip.").items()
+            if not name.endswith("embeddings.position_ids")
+        }
+    )
     return backbone, linear_head(tensors_under(state, "mlp."))
 
 
-def linear_head(state: State) -> dict[str, Tensor]:
-    """The score layers of ImageReward and of LAION's aesthetic predictor: ``layers.N``, dropout counted but empty."""
-    return {rename_by_rules(name, ((r"layers\.", ""),), "a score head"): value for name, value in state.items()}
+HEAD_LAYERS = {0, 2, 4, 6, 7}  # linear layers of a score head; the numbers between are dropout
+
+
+def linear_head(state: State) -> NamedTensors:
+    """The score layers of ImageReward and of LAION's aesthetic predictor: ``N.weight`` and ``N.bias``.
+
+    Raises `LayoutError` for a head whose layers have other numbers: between those stand activations or normalisations,
+    which have no tensors, so that the head would load and score wrongly.
+    """
+    head = {rename_by_rules(name, ((r"layers\.", ""),), "a score head"): value for name, value in state.items()}
+    numbers = {name.partition(".")[0] for name in head}
+    if numbers != {str(number) for number in HEAD_LAYERS}:
+        raise LayoutError(
+            f"its score head has layers {', '.join(sorted(numbers))}, where the released linear one has"
+            f" {', '.join(map(str, sorted(HEAD_LAYERS)))}: what stands between them is not known here"
+        )
+    return NamedTensors(head)

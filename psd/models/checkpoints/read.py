@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +25,16 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from psd.config.errors import MissingError, PresetError
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.layouts import State
+from psd.models.checkpoints.layouts import NamedTensors, State
 from psd.runtime.diagnosis import first_line
+from psd.runtime.memory import is_out_of_memory
 
 Network = TypeVar("Network", bound=nn.Module)
 HEAD_CHANNELS = 64  # of every attention head in the released towers and U-Nets but BLIP's text and ViT-H's images
 CAMERA = 16  # values of MVDream's camera condition
+HPS_WIDTH = 1280  # of HPSv2's image tower, ViT-H-14
+FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")  # as safetensors names them
+CONSTANTS = "position_ids"  # whole numbers that files carry and nobody reads
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -38,12 +42,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     cure = f"delete {path.name} and let it be downloaded again"
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return NamedTensors(load_file(path))
         mapped = zipfile.is_zipfile(path)  # pickles of before torch 1.6 cannot be
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except SafetensorError as error:
         raise MissingError(f"{path.name} is damaged or only half there ({error}): {cure}") from None
-    except (pickle.UnpicklingError, struct.error, EOFError, IndexError, RuntimeError) as error:
+    except OSError as error:
+        raise MissingError(f"{path.name} cannot be read ({first_line(error)}): {cure}") from None
+    except (pickle.UnpicklingError, struct.error, EOFError, LookupError, ValueError, RuntimeError, AttributeError,
+            TypeError, AssertionError, zipfile.BadZipFile) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            raise
         raise MissingError(
             f"{path.name} cannot be read as tensors alone ({first_line(error)}): {cure};"
             " a file that holds code is never run"
@@ -51,7 +60,30 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise MissingError(f"{path.name} holds a {type(state).__name__} instead of named tensors: name another file")
     state = state.get("state_dict", state)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not isinstance(state, dict):
+        raise MissingError(f"{path.name} holds no named tensors as its state_dict: name another file")
+    return NamedTensors({str(name): value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def require_float_tensors(types: Mapping[str, str], where: str) -> None:
+    """Raises `PresetError` for the first tensor of whole numbers, which a network would take for its weights."""
+    for name, kind in types.items():
+        if kind not in FLOATS and not name.endswith(CONSTANTS):
+            raise PresetError(
+                f"{where} holds {name} as {kind}, which is no type of floating-point numbers: a damaged or a quantised"
+                " file, which is not read"
+            )
+
+
+def require_finite_weights(network: nn.Module, where: str) -> None:
+    """Raises `PresetError` that names the first weight with inf or nan, also where only its precision is too small."""
+    for name, value in network.named_parameters():
+        if not torch.isfinite(value).all():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise PresetError(
+                f"{where} holds inf or nan in {name} as {kind}: a damaged file"
+                + (", or numbers beyond 65504: try precision=bfloat16" if value.dtype == torch.float16 else "")
+            )
 
 
 def build_strict(make: Callable[[], Network], state: State, dtype: torch.dtype) -> Network:
@@ -63,12 +95,24 @@ def build_strict(make: Callable[[], Network], state: State, dtype: torch.dtype) 
         assert leaf == "position_ids", f"{name} would stay without values"
         positions = torch.arange(buffer.shape[-1])[None]
         network.get_submodule(owner).register_buffer(leaf, positions, persistent=False)
+    fill_strict(network, {name: value.to(dtype) for name, value in require_floats(state).items()}, assign=True)
+    return network.to(dtype)
+
+
+def require_floats(state: State) -> State:
+    """``state`` itself; raises `PresetError` for a tensor of whole numbers."""
+    whole = {name: str(value.dtype) for name, value in state.items() if not value.is_floating_point()}
+    require_float_tensors(whole, "the checkpoint")
+    return state
+
+
+def fill_strict(network: nn.Module, state: State, *, assign: bool = False) -> None:
+    """``network`` with exactly the tensors of ``state``; one too many or too few is a `PresetError`."""
     try:
-        network.load_state_dict({name: value.to(dtype) for name, value in state.items()}, strict=True, assign=True)
+        network.load_state_dict(dict(state), strict=True, assign=assign)
     except RuntimeError as error:
         text = " ".join(str(error).split())
         raise PresetError(f"the checkpoint does not fit {type(network).__name__}: {text[:300]}") from None
-    return network.to(dtype)
 
 
 def count_distinct(state: State, pattern: str) -> int:
@@ -148,10 +192,26 @@ def build_ldm_text_encoder(state: State, dtype: torch.dtype) -> CLIPTextModel:
 # ------------------------------------------------------------------------------------------------------------- rewards
 
 
+def refuse_other_clip(state: State) -> None:
+    """Raises `PresetError` unless an open_clip file has the image tower of HPSv2.
+
+    Such a file does not say which activation its towers were trained with: ViT-H has the exact GELU, while OpenAI's
+    smaller ones, HPS v1's among them, have the quick one, and would load here and score wrongly.
+    """
+    width = state["visual.conv1.weight"].shape[0]
+    if width != HPS_WIDTH:
+        raise PresetError(
+            f"its image tower is {width} wide, where HPSv2's ViT-H-14 is {HPS_WIDTH}: HPS v1 (ViT-L, 1024) and other"
+            " CLIP models in one file are not read; name HPSv2, or the model's folder in the format of transformers"
+        )
+
+
 def build_open_clip(state: State, dtype: torch.dtype) -> CLIPModel:
     """HPSv2's checkpoint: ViT-H-14, whose image tower has heads of 80 channels and the text tower of 64."""
     kernel = state["visual.conv1.weight"]
     width, patch = kernel.shape[0], kernel.shape[-1]
+    if state["visual.positional_embedding"].shape[1:] != (width,):
+        raise layouts.LayoutError("an image tower whose positions have another width than its patches: a changed file")
     side = int((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     text = text_config(state)
     vision = {

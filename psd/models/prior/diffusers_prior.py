@@ -8,6 +8,7 @@ class embedding is camera-conditioned in MVDream's way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cached_property
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd.config.errors import PresetError
-from psd.geometry.cameras import Cameras, mvdream_condition
+from psd.geometry.cameras import Cameras, mvdream_condition, turntable_cameras
 from psd.models import vocabulary
 from psd.models.prior.components import Components
 from psd.models.prior.joint_attention import join_views
@@ -28,6 +29,7 @@ from psd.runtime.cuda_graphs import Graphed
 from psd.runtime.offload import hold_on_device
 from psd.runtime.precision import run_in_chunks, run_in_precision
 
+TRIED_LATENTS = 8  # latent pixels along an edge, the least that the released U-Nets can halve three times
 DISPLAY_WORDS = 1000  # of a large vocabulary, the most frequent whole words are offered for nearest-token displays
 
 
@@ -68,6 +70,14 @@ class DiffusersPrior:
         join_views(self.unet, self.views)
         self.network: Callable[..., Tensor] = Graphed(self._run_unet) if graphs else self._run_unet
 
+    @property
+    def levels(self) -> int:
+        return len(self.alpha_bar)
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        signal = float(self.alpha_bar[t])
+        return math.sqrt(signal), math.sqrt(1 - signal)
+
     def take(self, batch: int) -> None:
         """At most ``batch`` images at once from now on (0: all)."""
         if batch != self.batch and isinstance(self.network, Graphed):
@@ -76,6 +86,25 @@ class DiffusersPrior:
 
     def _run_unet(self, rows: Tensor, times: Tensor, text: Tensor, labels: Tensor | None) -> Tensor:
         return self.unet(rows, times, text, class_labels=labels).sample
+
+    @torch.no_grad()
+    def try_networks(self) -> None:
+        """Each network once on small pictures, so that what does not work is known before a run has begun.
+
+        Raises whatever a network does, and `PresetError` for a decoder that makes pictures of another size than the
+        encoder takes.
+        """
+        images = torch.zeros(1, self.views, 3, *[TRIED_LATENTS * self.vae_factor] * 2, device=self.device)
+        latents, cameras = self.encode(images), turntable_cameras(self.views)
+        text = self.embed_prompt("").expand(self.views, -1, -1)
+        labels = mvdream_condition(cameras)[0].to(self.device, self.dtype) if self.camera_conditioned else None
+        times = torch.full((1,), len(self.alpha_bar) // 2, device=self.device)
+        self._run_unet(latents[0].to(self.dtype), times, text.to(self.dtype), labels)
+        if (shape := self.decode(latents).shape) != images.shape:
+            raise PresetError(
+                f"{self.source}: its decoder makes pictures of {shape[-1]} px of what its encoder made of"
+                f" {images.shape[-1]} px: they are of different models"
+            )
 
     @property
     def vae_factor(self) -> int:
@@ -173,5 +202,5 @@ class DiffusersPrior:
         output = rearrange(torch.cat(found), "(b v) c h w -> b v c h w", v=views)
         if self.prediction_type == "epsilon":
             return output
-        alpha, sigma = self.alpha_bar[t].sqrt().item(), (1 - self.alpha_bar[t]).sqrt().item()
+        alpha, sigma = self.alpha_sigma(t)
         return alpha * output + sigma * z_t  # v = alpha noise - sigma z0 and z_t = alpha z0 + sigma noise

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from psd.config.errors import PresetError, format_value
+from psd.models.checkpoints.read import fill_strict, read_state, require_floats
+from psd.models.checkpoints.refusals import read_json_object
 
 
 class Residual(nn.Module):
@@ -178,7 +182,14 @@ def save_critic(critic: Critic, folder: Path) -> None:
 
 
 def load_critic(folder: Path) -> Critic:
-    config = json.loads((folder / "config.json").read_text())
-    critic = CRITICS[config.pop("critic")](**config)
-    critic.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    """The critic in ``folder``, in float32.
+
+    Raises `PresetError` for an unknown kind and for tensors that are missing, too many, or no floating-point numbers.
+    """
+    config = read_json_object(folder / "config.json", str(folder))
+    if (kind := config.pop("critic", None)) not in CRITICS:
+        raise PresetError(f"no critic {format_value(kind)} in {folder}/config.json; there are: {', '.join(CRITICS)}")
+    critic: Critic = CRITICS[kind](**config)
+    state = read_state(folder / "model.safetensors")
+    fill_strict(critic, {name: value.float() for name, value in require_floats(state).items()})
     return critic.eval().requires_grad_(False)

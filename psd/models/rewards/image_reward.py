@@ -32,6 +32,11 @@ class ImageRewardNetwork(nn.Module):
         self.vision_proj, self.text_proj = blip.vision_proj, blip.text_proj  # of the checkpoint; the score has no use
         self.head = make_score_head(head)
 
+    def count_text_places(self) -> dict[str, int]:
+        """``positions`` and ``rows`` of its text tower, for `psd.models.folders.load_tokenizer`."""
+        words = self.text_encoder.embeddings
+        return {"positions": words.position_embeddings.num_embeddings, "rows": words.word_embeddings.num_embeddings}
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """What the image tower makes of images ``n 3 h w``, normalised as CLIP's: ``n p d``."""
         return self.vision_model(pixel_values=pixels).last_hidden_state

@@ -1,4 +1,4 @@
-"""Gradio's components as the page needs them: values that the preset checks in words, files by addresses of the page."""
+"""Gradio's components as the page needs them: values that the preset checks in words, files by address."""
 
 from __future__ import annotations
 

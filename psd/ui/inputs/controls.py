@@ -15,12 +15,14 @@ import gradio as gr
 from gradio.components import Component
 from pydantic.fields import FieldInfo
 
-from psd.config.preset import Preset
+from psd.config.preset import Preset, flatten, list_settings
+from psd.config.settings import SCENES
 from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
 
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
 LARGEST_WEIGHT = 100  # of a reward
-ELSEWHERE = ("prompt", "prior", "judges", "loras")  # the prompt has its own box; models are chosen by the preset
+# The prompt has its own box; models are chosen by the preset, and stages are written as text.
+ELSEWHERE = ("prompt", "prior", "judges", "loras", "stages")
 # A slider spans all that its field allows.  Where that is more than this multiple of the default, a hand could not set
 # a useful value with it: such a field is a number to type.
 WIDEST = 60
@@ -43,18 +45,28 @@ class Control:
 
 
 def make_control(name: str, preset: Preset) -> Control:
-    """The control of field ``name``, with the value of ``preset``, in the current Blocks context."""
-    info, value = Preset.model_fields[name], getattr(preset, name)
+    """The control of setting ``name``, with the value of ``preset``, in the current Blocks context.
+
+    One that the preset's kind of scene lacks has its default, and does not show.
+    """
+    info, values = list_settings()[name], flatten(preset)
+    value, present = values.get(name, info.default), name in values
     live = bool(_read_extra(info, "live"))
     if isinstance(value, dict):
         return _make_weights(name, preset)
     if isinstance(value, tuple):
         with gr.Row(elem_classes="range"):
             ends = [FreeNumber(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120,
-                               elem_id=f"{PREFIX}{name}-{end}") for i, end in enumerate(("from", "to"))]  # fmt: skip
-        return Control(name, ends, lambda given, _: tuple(given), lambda p: list(getattr(p, name)), live)
-    component = _make_component(name, info, value)
-    return Control(name, [component], _take_first, lambda p: [getattr(p, name)], live)
+                               elem_id=f"{control_id(name)}-{end}")
+                    for i, end in enumerate(("from", "to"))]  # fmt: skip
+        return Control(name, ends, lambda given, _: tuple(given), lambda p: list(flatten(p)[name]), live)
+    component = _make_component(name, info, value, present)
+
+    def write(changed: Preset) -> list[Any]:
+        values = flatten(changed)
+        return [gr.update(value=values[name], visible=True) if name in values else gr.update(visible=False)]
+
+    return Control(name, [component], _take_first, write, live)
 
 
 def help_text(info: FieldInfo) -> str:
@@ -91,8 +103,15 @@ def read_bounds(info: FieldInfo) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _make_component(name: str, info: FieldInfo, value: Any) -> Component:
-    shared: dict[str, Any] = {"label": _field_label(name, info), "info": help_text(info), "elem_id": PREFIX + name}
+def control_id(name: str) -> str:
+    """The id of a setting's component on the page."""
+    return PREFIX + name.replace(".", "-")
+
+
+def _make_component(name: str, info: FieldInfo, value: Any, visible: bool) -> Component:
+    shared: dict[str, Any] = {
+        "label": _field_label(name, info), "info": help_text(info), "elem_id": control_id(name), "visible": visible,
+    }  # fmt: skip
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
         return FreeDropdown(list(choices), value=value, **shared)
@@ -128,7 +147,7 @@ def _make_weights(name: str, preset: Preset) -> Control:
         unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 10}
         return shown + [unused] * (REWARD_SLOTS - len(named))
 
-    info = Preset.model_fields[name]
+    info = list_settings()[name]
     help_ = f"{help_text(info)} 0 to {LARGEST_WEIGHT} when typed."
     sliders = [
         FreeSlider(0, step=0.05, info=help_, buttons=["reset"], elem_id=f"{PREFIX}{name}-{i}", **chosen)
@@ -145,7 +164,8 @@ def _make_weights(name: str, preset: Preset) -> Control:
 
 
 def _field_label(name: str, info: FieldInfo, end: str = "") -> str:
-    plain = name.removesuffix("_deg").removesuffix("_s").replace("_", " ")
+    plain = name.rpartition(".")[2].removesuffix("_deg").removesuffix("_s").replace("_", " ")
+    plain = "scene" if name == "scene.kind" else plain
     symbol, unit = _read_extra(info, "symbol"), _read_extra(info, "unit")
     return " ".join(filter(None, (plain, end, f"({symbol})" if symbol else "", f"[{unit}]" if unit else "")))
 
@@ -164,23 +184,32 @@ def _take_first(given: Sequence[Any], _: Preset) -> Any:
 
 def reset_values(preset: Preset) -> str:
     """What the reset button of each slider goes back to, as JSON: the component's id without `PREFIX` -> value."""
-    fields = {name: getattr(preset, name) for name, info in Preset.model_fields.items()
-              if info.annotation in (int, float)}  # fmt: skip
-    return json.dumps(fields | {f"rewards-{i}": weight for i, weight in enumerate(preset.rewards.values())})
+    numbers = {
+        control_id(name): value
+        for name, value in flatten(preset).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    weights = {f"{control_id('rewards')}-{i}": weight for i, weight in enumerate(preset.rewards.values())}
+    return json.dumps({name.removeprefix(PREFIX): value for name, value in {**numbers, **weights}.items()})
 
 
 def group_fields(names: Sequence[str]) -> dict[str, list[str]]:
     """Field names by their declared group, in the order of declaration."""
     groups: dict[str, list[str]] = {}
+    known = list_settings()
     for name in names:
-        groups.setdefault(_read_extra(Preset.model_fields[name], "group"), []).append(name)
+        groups.setdefault(_read_extra(known[name], "group"), []).append(name)
     return groups
 
 
 def read_all(controls: Sequence[Control], given: Sequence[Any], base: Preset) -> dict[str, Any]:
-    """The values of all components, flat and in order, as values of the preset's fields."""
+    """The values of all components, flat and in order, as values of settings, without those of other kinds of scene."""
     values, rest = {}, list(given)
     for item in controls:
         mine, rest = rest[: len(item.components)], rest[len(item.components) :]
         values[item.name] = item.read(mine, base)
-    return values
+    kind = SCENES.get(values.get("scene.kind", base.scene.kind))  # None: the preset refuses it in words
+    others = {f"scene.{name}" for model in SCENES.values() for name in model.model_fields} - {
+        f"scene.{name}" for name in kind.model_fields
+    } if kind else set()
+    return {name: value for name, value in values.items() if name not in others}

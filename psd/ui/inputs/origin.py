@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from psd.config.preset import Preset, list_presets
+from psd.config.preset import Preset, flatten, list_presets
 
 BESIDE = ("prompt", "seed")  # no part of what a preset is: the page shows both beside its name
 FROM = "own (from "  # begins the name of values that are no shipped preset
@@ -17,9 +17,9 @@ def load_shipped(name: str) -> Preset:
 
 
 def preset_differences(preset: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
-    """Field -> its value in each, where they differ."""
-    pairs = {name: (getattr(preset, name), getattr(other, name)) for name in Preset.model_fields}
-    return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
+    """Setting -> its value in each, where they differ; of another kind of scene, from that kind's defaults."""
+    alike = flatten(other.with_values({"scene.kind": preset.scene.kind})) | {"scene.kind": other.scene.kind}
+    return {name: (ours, alike[name]) for name, ours in flatten(preset).items() if ours != alike[name]}
 
 
 def find_origin(preset: Preset) -> tuple[str, int]:

@@ -18,6 +18,7 @@ def shot_names(count: int) -> list[str]:
 HEADER = "<h1>PSD Studio</h1><p>From a sentence to a mesh, by Preference Score Distillation.</p>"
 EXPORTS = "public/exports"
 RUN_FILES = "runs/"  # before a run's id in the addresses of its files
+PUBLIC = "public/"
 STATES = {  # the store's words -> what a person reads
     "idle": "Ready",
     "queued": "Waiting",
@@ -71,10 +72,12 @@ def format_minutes(seconds: float | None) -> str:
 def file_url(run_id: str, file: str, version: int | None = None) -> str:
     """The address of a public file of a run, relative to the page so that it holds below any root path.
 
-    ``file`` is relative to the run's folder, or ``<run id>.zip``.  ``version`` is a number that changes with the file's
-    content (`file_version`): a browser keeps what it has fetched under an address.
+    ``file`` is relative to the run's folder, where ``public/`` alone is served, or ``<run id>.zip``.  ``version`` is a
+    number that changes with the file's content (`file_version`): a browser keeps what it has fetched from an address.
+    `psd.ui.protection.RunFiles` finds the file.
     """
-    return f"gradio_api/file={RUN_FILES}{quote(run_id)}/{quote(file)}" + ("" if version is None else f"?v={version}")
+    address = f"gradio_api/file={RUN_FILES}{quote(run_id)}/{quote(file.removeprefix(PUBLIC))}"
+    return address if version is None else f"{address}?v={version}"
 
 
 def file_version(path: Path) -> int:

@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import gradio as gr
 from gradio.components import Component
@@ -18,11 +18,13 @@ from gradio.components import Component
 from psd.config.assignments import parse_assignments
 from psd.config.errors import PresetError, format_value
 from psd.config.former import translate_preset
-from psd.config.preset import Preset, list_presets, parse_mapping
+from psd.config.preset import Preset, list_presets, parse_preset
+from psd.config.settings import merge
 from psd.runs.store.folder import slugify_prompt
 from psd.ui.inputs.components import FreeDropdown
 from psd.ui.inputs.origin import find_origin, name_preset, preset_differences
 from psd.ui.markup.html import note_html, table_html
+from psd.ui.protection import server_address
 from psd.ui.state.page import QUIET
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def read_text(text: str) -> Preset:
 
 def read_changes(text: str) -> dict[str, Any]:
     """The values that a text names, of this version or an earlier one; `PresetError` for what is gone."""
-    values, lost = translate_preset(parse_mapping(text))
+    values, lost = translate_preset(parse_preset(text))
     if lost:
         raise PresetError(f"this version no longer has {', '.join(lost)}: take it out")
     return values
@@ -157,7 +159,7 @@ class SharePanel:
                 return [gr.skip()] * 5 + [note_html(str(error))]
             base, _ = find_origin(preset)
             return [preset.to_yaml(), diff_table(preset, base), preset_link(preset), command_line(preset, base),
-                    client_snippet(preset, base, page_address(request.headers)), ""]  # fmt: skip
+                    client_snippet(preset, base, server_address(request)), ""]  # fmt: skip
 
         def refresh_derived(request: gr.Request, *given: Any) -> list[Any]:
             """What is made from the values, but for the text that somebody may be editing."""
@@ -166,11 +168,15 @@ class SharePanel:
         def use_text(text: str, *given: Any) -> list[Any]:
             """Change the values that the text names, and nothing else; say which those are."""
             try:
+                changes = read_changes(text)
                 before = desk.read_values(*given)
-                after = Preset.make({**before, **read_changes(text)})
+                after = Preset.make(merge(before, changes))
+                try:
+                    changed = list(preset_differences(after, Preset.make(before)))
+                except PresetError:  # the text mended what could not be
+                    changed = list(changes)
             except PresetError as error:
                 return [note_html(str(error)), *desk.skipped()]
-            changed = [name for name in Preset.model_fields if getattr(after, name) != before[name]]
             said = f"Changed: {', '.join(changed)}." if changed else "These values stand already: nothing has changed."
             return [note_html(said, "hint"), *desk.show(after)]
 
@@ -184,7 +190,7 @@ class SharePanel:
             except PresetError as error:
                 return [note_html(str(error)), *desk.skipped()]
             rest = len(Preset.model_fields) - len(named)
-            said = f"Loaded {len(named)} values" + (f"; the other {rest} are at their defaults." if rest else ".")
+            said = f"Loaded {len(named)} keys" + (f"; the other {rest} are at their defaults." if rest else ".")
             return [note_html(said, "hint"), *desk.show(preset)]
 
         def save_preset(name: str, saved: dict[str, str], *given: Any) -> list[Any]:
@@ -214,14 +220,6 @@ class SharePanel:
             save_preset, [self.name, self.saved, *desk.given], [self.saved, self.choice, self.file_message], **QUIET
         )
         blocks.load(list_choices, self.saved, self.choice, **QUIET)
-
-
-def page_address(headers: Mapping[str, str]) -> str:
-    """Where the page that asks is, with the root path that a proxy may have put before it."""
-    page = urlsplit(headers.get("referer", ""))
-    if page.scheme and page.netloc:
-        return f"{page.scheme}://{page.netloc}{page.path.rstrip('/')}"
-    return headers.get("origin") or f"http://{headers['host']}"
 
 
 def preset_link(preset: Preset) -> str:

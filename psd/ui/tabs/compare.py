@@ -223,7 +223,7 @@ class CompareTab:
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
         def list_choices(chosen: list[str] | None) -> Any:
-            known = {run.id: run_label(run) for run in desk.worker.runs()}
+            known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
             return gr.Dropdown(
                 [(label, run_id) for run_id, label in known.items()],
                 value=[run for run in chosen or [] if run in known],

@@ -15,7 +15,6 @@ from psd.config.preset import Preset
 from psd.geometry.export import FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
-from psd.runs.store.ownership import require_owner
 from psd.ui.context import require_whole
 from psd.ui.inputs.components import FreeSlider, RunViewer
 from psd.ui.inputs.controls import read_bounds
@@ -51,7 +50,7 @@ class Remesh(Protocol):
         ...
 
     def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
-        """Writes every format into the run's folder, as an event of the run."""
+        """Writes every format into the run's folder, as an event of the run; a scene without a threshold ignores it."""
         ...
 
 
@@ -105,7 +104,7 @@ class MeshTab:
             if threshold is None:
                 return note_html("threshold is empty: type a density")
             try:
-                faces = self._remesher().count(desk.worker.folder(run), threshold, kept)
+                faces = self._remesher().count(desk.worker.library.find_folder(run), threshold, kept)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
             return note_html(f"{faces:,} faces before simplifying", "hint")
@@ -119,10 +118,8 @@ class MeshTab:
                 if threshold is None:
                     raise PresetError("threshold is empty: type a density")
                 count = require_whole("most faces", faces, FEWEST_FACES, MOST_FACES)
-                require_owner(desk.worker.folder(run), owner)
-                self._remesher().export(
-                    desk.worker.folder(run), threshold=threshold, faces=count, texture=texture, kept=kept
-                )
+                folder = desk.worker.library.require_owner(run, owner)
+                self._remesher().export(folder, threshold=threshold, faces=count, texture=texture, kept=kept)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
             return note_html("Made. The files above are the new ones.", "hint")
@@ -171,15 +168,18 @@ def _update_choices(page: Page) -> list[Any]:
     view = page.run.view
     facts = view.mesh.statistics if view.mesh else {}
     threshold, own, faces = facts.get("threshold"), view.own_threshold, facts.get("faces")
-    slider = gr.skip()
+    hint = UNTOUCHED
     if isinstance(threshold, int | float) and own is not None:
-        slider = FreeSlider(minimum=round(own / REACH, 3), maximum=round(own * REACH, 3), value=round(threshold, 3))
+        low, high = round(own / REACH, 3), round(own * REACH, 3)
+        slider = FreeSlider(minimum=low, maximum=high, value=round(threshold, 3), visible=True)
+    else:  # no mesh yet, or of a scene whose surface has none
+        slider, hint = FreeSlider(visible=view.mesh is None), UNTOUCHED if view.mesh is None else ""
     if view.mesh is None or not isinstance(faces, int):
-        return [slider, gr.skip(), gr.skip(), gr.skip(), UNTOUCHED]
+        return [slider, gr.skip(), gr.skip(), gr.skip(), hint]
     most = min(MOST_FACES, max(FEWEST_FACES, math.ceil(faces / FACES_STEP) * FACES_STEP))
     scene_step = view.mesh.scene_step
     is_best = view.best is not None and scene_step is not None and view.best.step == scene_step < view.step
-    return [slider, most, bool(facts.get("textured")), "best" if is_best else "last", UNTOUCHED]
+    return [slider, most, bool(facts.get("textured")), "best" if is_best else "last", hint]
 
 
 def download_links(watched: WatchedRun) -> str:

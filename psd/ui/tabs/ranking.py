@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
@@ -38,18 +39,25 @@ def name_runs(compared: Sequence[WatchedRun]) -> dict[str, str]:
 
 def _describe_values(compared: Sequence[WatchedRun]) -> list[str]:
     """The one or two other values that differ; of more, the preset that each run comes from."""
-    presets = [run.view.preset for run in compared]
+    presets = [_flatten_values(run.view.preset) for run in compared]
     names = dict.fromkeys(name for preset in presets for name in preset if name not in ("prompt", "method", "seed"))
     differing = [name for name in names if any(preset.get(name) != presets[0].get(name) for preset in presets)]
     if len(differing) <= 2:
         return [", ".join(f"{name} {preset.get(name)}" for name in differing) for preset in presets]
     origins = []
-    for preset in presets:
+    for run in compared:
         try:
-            origins.append(name_preset(Preset.make(preset)))
+            origins.append(name_preset(Preset.make(run.view.preset)))
         except PresetError:  # of another version: the time tells it apart
             origins.append("")
     return origins
+
+
+def _flatten_values(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored preset's values by the names of its settings (`psd.config.preset.flatten`), of any version."""
+    scene = preset.get("scene")
+    nested = {f"scene.{key}": value for key, value in scene.items()} if isinstance(scene, Mapping) else {}
+    return {**{name: value for name, value in preset.items() if name != "scene"}, **nested}
 
 
 def _read_time(run_id: str) -> str:

@@ -51,18 +51,16 @@ class RunsTab:
             try:
                 match what:
                     case "zip":
-                        desk.worker.zip_run(run)
-                        name = f"{run}.zip"
-                        address = file_url(run, name, file_version(desk.worker.zip_path(run)))
-                        return [address, *unchanged[1:]]
+                        path = desk.worker.library.zip_run(run)
+                        return [file_url(run, path.name, file_version(path)), *unchanged[1:]]
                     case "duplicate":
-                        preset = read_preset(desk.worker.folder(run))
+                        preset = read_preset(desk.worker.library.find_folder(run))
                         gr.Info("Its values are in the sidebar: change some and press Run.", title="Duplicated")
                         return ["", "", "", *desk.show(preset)]
                     case "delete":
-                        desk.worker.delete(run, owner)
+                        desk.worker.library.delete_run(run, owner)
                     case "keep" | "release":
-                        desk.worker.pin_run(run, what == "keep", owner)
+                        desk.worker.library.pin_run(run, what == "keep", owner)
                     case "go on":
                         desk.worker.extend(run, owner=owner)
             except (PresetError, StoreError) as error:
