@@ -1,5 +1,6 @@
 """The whole page without a browser: every pane of every tab, while a run waits, goes on, is over and is read back."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -120,7 +121,12 @@ def attached(worker: Worker, run: str) -> list[Any]:
 
 def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worker: Worker) -> None:
     run = finished(worker)
-    (worker.library.find_folder(run) / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
+    folder = worker.library.find_folder(run)
+    (folder / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
+    assert attached(worker, run)[3] != gr.skip(), "its log has the values as well"
+    shutil.rmtree(folder / "checkpoints")
+    log = folder / "events.jsonl"
+    log.write_text(log.read_text().replace('"preset": {', '"preset": {"a_key_of_tomorrow": 1, '))
     owner, shown, message, *values = attached(worker, run)
     assert owner and shown == run and "a_key_of_tomorrow" in message and all(value == gr.skip() for value in values)
     *_, said, base = listener(worker, "duplicate")(run)[:4]
