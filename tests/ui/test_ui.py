@@ -13,7 +13,7 @@ import pytest
 
 from psd.__main__ import make_parser, resolve_preset
 from psd.config.errors import PresetError
-from psd.config.preset import Preset, list_settings, list_presets, parse_mapping
+from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
 from psd.distillation.events import (
     Event,
     Failed,
@@ -212,7 +212,7 @@ def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts:
     updates = {part.name: part.write(other) for part in parts}
     assert updates["scene.grid_size"] == [gr.update(visible=False)]
     given = [
-        component.value if isinstance(update, dict) else update.value if isinstance(update, gr.Slider) else update
+        component.value if isinstance(update, dict) else getattr(update, "value", update)
         for part in parts
         for component, update in zip(part.components, updates[part.name], strict=True)
     ]

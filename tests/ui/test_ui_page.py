@@ -135,8 +135,7 @@ def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worke
 
 def test_a_page_without_a_secret_starts_no_run_and_with_it_its_own(worker: Worker) -> None:
     given = attached(worker, finished(worker))[3:-2]  # without the preset's name and the values of reset buttons
-    values = [value.get("value") if isinstance(value, dict) and "__type__" in value else value for value in given]
-    values = [getattr(value, "value", value) for value in values]
+    values = [getattr(value, "value", value) for value in given]
     run = next(block for block in build.build_blocks(worker).blocks.values() if getattr(block, "elem_id", "") == "run")
     assert isinstance(run, gr.Button) and run.interactive is False  # until the page has its secret
     jobs = len(worker.list_jobs())

@@ -64,7 +64,12 @@ def make_control(name: str, preset: Preset) -> Control:
 
     def write(changed: Preset) -> list[Any]:
         values = flatten(changed)
-        return [gr.update(value=values[name], visible=True) if name in values else gr.update(visible=False)]
+        if name not in values:
+            return [gr.update(visible=False)]
+        if not name.startswith("scene."):
+            return [values[name]]
+        ends = {"minimum": component.minimum, "maximum": component.maximum} if isinstance(component, gr.Slider) else {}
+        return [type(component)(value=values[name], visible=True, **ends)]
 
     return Control(name, [component], _take_first, write, live)
 
@@ -209,7 +214,10 @@ def read_all(controls: Sequence[Control], given: Sequence[Any], base: Preset) ->
         mine, rest = rest[: len(item.components)], rest[len(item.components) :]
         values[item.name] = item.read(mine, base)
     kind = SCENES.get(values.get("scene.kind", base.scene.kind))  # None: the preset refuses it in words
-    others = {f"scene.{name}" for model in SCENES.values() for name in model.model_fields} - {
-        f"scene.{name}" for name in kind.model_fields
-    } if kind else set()
+    others = (
+        {f"scene.{name}" for model in SCENES.values() for name in model.model_fields}
+        - {f"scene.{name}" for name in kind.model_fields}
+        if kind
+        else set()
+    )
     return {name: value for name, value in values.items() if name not in others}
