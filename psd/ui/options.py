@@ -19,10 +19,10 @@ from typing import NoReturn
 from psd.config.errors import PresetError, format_value
 from psd.config.preset import list_presets
 from psd.runs.store.archive import default_root
+from psd.runs.store.retention import UNLIMITED, parse_limit
 
 FIRST_PORT, LAST_PORT = 7860, 65535
 SUGGESTED_PORTS = 100  # after a port in use, so many are tried for one that is free
-UNLIMITED = "unlimited"
 SWITCHES = {"": False, "0": False, "no": False, "false": False, "off": False,
             "1": True, "yes": True, "true": True, "on": True}  # fmt: skip
 # Variables that gradio turns into whole numbers by itself, with the smallest value that works.
@@ -162,20 +162,15 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def limit_reader(variable: str, *, whole: bool = False) -> Callable[[str], float]:
-    """Reads a limit: a number above 0, or `UNLIMITED` as infinity."""
-    kind = "a whole number from 1 on" if whole else "a number above 0"
+    """Reads a limit as `parse_limit` does, a ``whole`` one without a fraction."""
 
     def read_limit(text: str) -> float:
-        if text.strip().lower() == UNLIMITED:
-            return math.inf
         try:
-            value = float(int(text)) if whole else float(text)
-        except (ValueError, OverflowError):
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(
-                f"{format_value(text)} (also settable as {variable}) must be {kind}, or {UNLIMITED} for no limit"
-            )
+            value = parse_limit(text)
+        except PresetError as error:
+            raise argparse.ArgumentTypeError(f"{error} (also settable as {variable})") from None
+        if whole and value != math.inf and not value.is_integer():
+            raise argparse.ArgumentTypeError(f"{format_value(text)} is no whole number (also settable as {variable})")
         return value
 
     return read_limit
