@@ -19,7 +19,7 @@ from psd.tiny.consistency import foreground, project, reprojection_error
 from psd.tiny.critics import sibling_keys
 from psd.tiny.data import write_shard
 from psd.tiny.render import ground_truth
-from psd.tiny.train import NAMES, batch_generator, fit, learning_rate, make_task, read_record
+from psd.tiny.train import HAND_DRAWN, NAMES, batch_generator, fit, learning_rate, make_task, read_record
 
 
 class Line:
@@ -47,6 +47,7 @@ def arguments(work, iterations, **changes):
     defaults = {
         "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
         "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1, "compile": False,
+        "world": HAND_DRAWN,
     }  # fmt: skip
     return argparse.Namespace(**{**defaults, **changes})
 

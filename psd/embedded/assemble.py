@@ -87,9 +87,7 @@ def _vary_colours(body: Body, generator: torch.Generator) -> Body:
 def _vary_pose(body: Body, generator: torch.Generator) -> Body:
     angle = math.radians(draw_between(-YAW_DEG, YAW_DEG, generator))
     stretch = torch.diag(torch.tensor([draw_between(1 - STRETCH, 1 + STRETCH, generator) for _ in range(3)]))
-    turn = torch.tensor(
-        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
-    )
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
     return replace(body, vertices=body.vertices @ stretch @ turn.T)
 
 

@@ -18,7 +18,7 @@ from psd.embedded.grammar import (
     near_misses,
     random_captions,
 )
-from psd.embedded.kinds import COLOURS, PRIMITIVES, WORLD, list_objects, read_kinds
+from psd.embedded.kinds import PRIMITIVES, WORLD, list_objects, read_kinds
 
 Card = TypeVar("Card")
 LISTS = WORLD / "captions"

@@ -81,9 +81,7 @@ def make_star(generator: torch.Generator | None) -> Surface:
     return torch.cat([outline + edge, outline - edge, tips]), torch.tensor(faces)
 
 
-def arc(
-    centre: tuple[float, float], radius: float, start_deg: float, stop_deg: float
-) -> list[tuple[float, float]]:
+def arc(centre: tuple[float, float], radius: float, start_deg: float, stop_deg: float) -> list[tuple[float, float]]:
     """Points (distance from the axis, height) on a circle, from the lower angle to the upper; 0 points outwards."""
     steps = max(2, round(PROFILE * abs(stop_deg - start_deg) / 180))
     angles = [math.radians(start_deg + (stop_deg - start_deg) * i / steps) for i in range(steps + 1)]
@@ -100,9 +98,9 @@ def revolve(profile: Sequence[tuple[float, float]], *, corners: int = ROUND, tur
     angle = turn + torch.arange(corners) * 2 * math.pi / corners
     radius, height = torch.tensor(profile, dtype=torch.float32).T
     ring = torch.stack([angle.cos(), angle.sin()], dim=1)
-    vertices = torch.cat(
-        [radius[:, None, None] * ring, height[:, None, None].expand(-1, corners, 1)], dim=2
-    ).reshape(-1, 3)
+    vertices = torch.cat([radius[:, None, None] * ring, height[:, None, None].expand(-1, corners, 1)], dim=2).reshape(
+        -1, 3
+    )
     row, column = torch.meshgrid(torch.arange(len(profile) - 1), torch.arange(corners), indexing="ij")
     low, next_low = row * corners + column, row * corners + (column + 1) % corners
     high, next_high = low + corners, next_low + corners

@@ -26,9 +26,10 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, C
 
 from psd.judges import Critic, ModulatedCritic, TwoTowerCritic, WordCritic, load_critic, save_critic
 from psd.rewards import CLIP_MEAN, CLIP_STD
-from psd.tiny import data, degrade, grammar
+from psd.tiny import data, degrade
 from psd.tiny.autoencoder import save_half
 from psd.tiny.denoiser import TOKENS, build_tokenizer
+from psd.tiny.world import World
 
 STRENGTHS = {"reward": (0.1, 1.0), "selector": (0.15, 0.9), "evidence": (0.05, 0.8), "referee": (0.1, 0.7)}
 BUILD = {"reward": TwoTowerCritic, "evidence": ModulatedCritic, "referee": WordCritic}
@@ -86,8 +87,9 @@ class CriticTask:
         self.name = arguments.model
         self.batch = arguments.batch
         self.device = torch.device(arguments.device)
+        self.world: World = arguments.world
         tokenizer = arguments.warm_start and AutoTokenizer.from_pretrained(arguments.warm_start)
-        self.tokenizer = tokenizer or build_tokenizer()
+        self.tokenizer = tokenizer or build_tokenizer(self.world.vocabulary())
         size = len(self.tokenizer)
         if arguments.model == "selector":
             critic: Any = ClipCritic(size)
@@ -99,9 +101,9 @@ class CriticTask:
             critic = BUILD[arguments.model](size)
         self.model: Any = critic
         self.data = data.load(arguments.data)
-        self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
-        self.captions = {i: grammar.parse(self.data.captions[i]) for i in self.clean}
-        self.held_out = any(grammar.is_held_out(caption) for caption in self.captions.values())
+        self.clean = [i for i, caption in enumerate(self.data.captions) if caption != data.LOW_QUALITY]
+        self.captions = {i: self.world.parse(self.data.captions[i]) for i in self.clean}
+        self.held_out = any(self.world.is_held_out(caption) for caption in self.captions.values())
         self.captions_seen = data.EVERY_CAPTION if self.held_out else data.HELD_OUT
         self.siblings = defaultdict(list)
         for i, caption in self.captions.items():
@@ -153,8 +155,8 @@ class CriticTask:
         }
         return match + swap + grade, metrics
 
-    def near_misses(self, caption: grammar.Caption, chooser: random.Random) -> list[grammar.Caption]:
-        return grammar.near_misses(caption, NEAR_MISSES, chooser.randrange(2**31), held_out=self.held_out)
+    def near_misses(self, caption: Any, chooser: random.Random) -> list[Any]:
+        return self.world.near_misses(caption, NEAR_MISSES, chooser.randrange(2**31), held_out=self.held_out)
 
     def pairs(self, feature: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> Tensor:
         """Scores of (image, text) index pairs, in the shape of the indices."""
@@ -234,10 +236,10 @@ class CriticTask:
         )
 
 
-def sibling_keys(caption: grammar.Caption) -> tuple[tuple, tuple]:
+def sibling_keys(caption: Any) -> tuple[tuple, tuple]:
     """Two keys: equal for captions that differ in colours only, and for those that differ in shapes only."""
-    c = caption
+    c, modifier = caption, getattr(caption, "modifier", None)
     return (
-        ("shapes", c.kind, c.modifier, c.relation, c.other_kind),
-        ("colours", c.group, c.colour, c.modifier, c.relation, c.other_colour),
+        ("shapes", c.kind, modifier, c.relation, c.other_kind),
+        ("colours", c.group, c.colour, modifier, c.relation, c.other_colour),
     )

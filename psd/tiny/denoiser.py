@@ -25,8 +25,9 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTraine
 
 from psd import cameras
 from psd.multiview import join_views
-from psd.tiny import data, grammar
+from psd.tiny import data
 from psd.tiny.autoencoder import LATENT_CHANNELS, save_half
+from psd.tiny.world import World
 
 VIEWS = 4
 LATENT = 16  # latents along an edge
@@ -35,12 +36,12 @@ TOKENS = 16
 DROP = 0.1
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the grammar; anything else becomes <|unknown|>, which `psd.prior` refuses by name."""
+def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """One token a word of a grammar; anything else becomes <|unknown|>, which `psd.prior` refuses by name."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     special = ["<|pad|>", "<|startoftext|>", "<|unknown|>", "<|endoftext|>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *grammar.vocabulary()])}
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.normalizer = normalizers.Lowercase()  # pyright: ignore
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
@@ -69,6 +70,25 @@ def build_text_encoder(vocabulary_size: int, *, layers: int = 3) -> CLIPTextMode
     return encoder
 
 
+def replace_vocabulary(encoder: CLIPTextModel, earlier: Any, tokenizer: Any) -> None:
+    """Give ``encoder`` the words of ``tokenizer``: those of ``earlier`` keep their rows, others are drawn anew.
+
+    New rows have the deviation of the old table, so that the layers meet no words larger or smaller than they know.
+    """
+    known, words = earlier.get_vocab(), tokenizer.get_vocab()
+    if words == known:
+        return
+    old = encoder.get_input_embeddings().weight.data
+    new = torch.randn(len(words), old.shape[1]) * old.std()
+    for word, row in words.items():
+        if word in known:
+            new[row] = old[known[word]]
+    table = nn.Embedding(len(words), old.shape[1], padding_idx=0)
+    table.weight.data.copy_(new)
+    encoder.set_input_embeddings(table)
+    encoder.config.vocab_size = len(words)
+
+
 def build_unet() -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=LATENT, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
@@ -95,18 +115,20 @@ class DenoiserTask:
     def __init__(self, arguments: argparse.Namespace, rank: int, world: int) -> None:
         self.batch = arguments.batch
         self.device = torch.device(arguments.device)
+        self.world: World = arguments.world
         self.scheduler = build_scheduler()
         alpha_bar = self.scheduler.alphas_cumprod.to(self.device)
         self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        self.tokenizer = build_tokenizer(self.world.vocabulary())
         if arguments.warm_start:
-            self.tokenizer = AutoTokenizer.from_pretrained(arguments.warm_start, subfolder="tokenizer")
+            earlier = AutoTokenizer.from_pretrained(arguments.warm_start, subfolder="tokenizer")
             unet: Any = UNet2DConditionModel.from_pretrained(
                 arguments.warm_start, subfolder="unet", torch_dtype=torch.float32
             )
             text = CLIPTextModel.from_pretrained(arguments.warm_start, subfolder="text_encoder", dtype=torch.float32)
+            replace_vocabulary(text, earlier, self.tokenizer)
             join_views(unet, VIEWS)
         else:
-            self.tokenizer = build_tokenizer()
             unet, text = build_unet(), build_text_encoder(len(self.tokenizer))
         unet.to(memory_format=torch.channels_last)  # a fifth less time on a CPU
         self.model: Any = nn.ModuleDict({"unet": unet, "text_encoder": text})
@@ -151,13 +173,13 @@ class DenoiserTask:
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
             "scheduler": ["diffusers", "DDPMScheduler"],
-            "captions": [caption.text for caption in grammar.all_captions(pairs=False) if caption.modifier is None],
+            "captions": self.world.list_examples(),
         }  # fmt: skip
         (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
     def sheet(self, ema: Any, path: Path) -> None:
         """Guided samples of captions that were never trained on, four views a row, two columns."""
-        captions = json.loads((grammar.LISTS / "tuning.json").read_text())["captions"]
+        captions = self.world.list_sheet_captions()
         embeddings = ema["text_encoder"](
             self.tokenize([*captions, "low quality blurry"]).to(self.device)
         ).last_hidden_state
