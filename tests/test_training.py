@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def arguments(work, iterations, **changes):
     defaults = {
         "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
         "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1, "compile": False,
-        "world": HAND_DRAWN,
+        "world": HAND_DRAWN, "started_by": os.getppid(), "bf16": False, "sheet_every": 0,
     }  # fmt: skip
     return argparse.Namespace(**{**defaults, **changes})
 

@@ -133,20 +133,26 @@ class DenoiserTask:
         unet.to(memory_format=torch.channels_last)  # a fifth less time on a CPU
         self.model: Any = nn.ModuleDict({"unet": unet, "text_encoder": text})
         self.vae: Any = (
-            AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+            AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32)
+            .eval()
+            .requires_grad_(False)
+            .to(self.device)
         )
         self.vae_folder = Path(arguments.vae)
         self.latents, self.conditions, captions = encode_shards(
             self.vae, self.vae_folder, Path(arguments.data), rank, world
         )
         self.tokens = self.tokenize(captions)
+        if self.device.type == "cuda":  # all of it fits: a batch is then gathered where it is used
+            self.latents, self.conditions = self.latents.to(self.device), self.conditions.to(self.device)
 
     def tokenize(self, captions: list[str]) -> Tensor:
         return self.tokenizer(captions, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.latents), (objects,), generator=generator)
-        z0 = self.latents[rows].float().to(self.device)
+        here = rows.to(self.latents.device)
+        z0 = self.latents[here].float().to(self.device)
         noise = torch.randn(z0.shape, generator=generator).to(self.device)
         # The larger of two draws: what the caption decides is decided at high noise; at low noise the loss of whitened
         # latents is unpredictable detail, and after 10,000 objects of uniform draws the caption was still ignored.
@@ -155,8 +161,8 @@ class DenoiserTask:
         tokens[torch.rand(objects, generator=generator) < DROP] = self.tokenize([""])[0]
         alpha, sigma = (table[t].view(-1, 1, 1, 1, 1) for table in (self.alpha, self.sigma))
         embedding = self.model["text_encoder"](tokens.to(self.device)).last_hidden_state
-        v = predict(self.model["unet"], alpha * z0 + sigma * noise, t, embedding, self.conditions[rows].to(self.device))
-        return (v - (alpha * noise - sigma * z0)).square().mean(), {}
+        v = predict(self.model["unet"], alpha * z0 + sigma * noise, t, embedding, self.conditions[here].to(self.device))
+        return (v.float() - (alpha * noise - sigma * z0)).square().mean(), {}
 
     def ship(self, ema: nn.Module, folder: Path) -> None:
         """A diffusers pipeline folder: unet, vae, text_encoder, tokenizer, scheduler, and the captions it knows."""
@@ -247,7 +253,9 @@ def encode_shards(vae: Any, vae_folder: Path, folder: Path, rank: int, world: in
         if not target.exists():
             images = rearrange(data.load(folder, [shard], fields=("rgb",)).rgb, "o v h w c -> (o v) c h w")
             with torch.no_grad():
-                latents = torch.cat([vae.encode(i.float() / 127.5 - 1).latents for i in images.split(64)])
+                latents = torch.cat(
+                    [vae.encode(i.to(vae.device).float() / 127.5 - 1).latents.cpu() for i in images.split(64)]
+                )
             save_file(
                 {"latents": rearrange(latents.half(), "(o v) c h w -> o v c h w", v=VIEWS).contiguous()},
                 f"{target}.tmp",

@@ -123,12 +123,15 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
         ship(task, ema, Path(arguments.out or folder / "shipped"), done, elapsed, arguments)
 
     while iteration < arguments.iterations:
+        if world > 1 and os.getppid() != arguments.started_by:  # else two trainings would write one checkpoint
+            raise SystemExit(f"{task.name}: the process that started this one has ended, and so does this one")
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(
                 iteration - first_warm, arguments.iterations - first_warm, arguments.lr, warmup=arguments.warmup
             )
         generator = batch_generator(arguments.seed, iteration, rank)
-        loss, metrics = task.loss(iteration, task.batch // world, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+            loss, metrics = task.loss(iteration, task.batch // world, generator)
         loss.backward()
         average_gradients(parameters, world)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -159,7 +162,8 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
             last_save = time.monotonic()
             if iteration in arguments.keep:
                 ship(task, ema, folder / f"shipped-{iteration}", iteration, last_save - start + spent_s, arguments)
-                task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
+        if iteration in arguments.keep or (arguments.sheet_every and iteration % arguments.sheet_every == 0):
+            task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
     if rank == 0:
         task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
 
@@ -246,6 +250,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="one-thread CPU processes that average gradients")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 in the forward pass: twice as fast on a GPU")
     parser.add_argument("--compile", action="store_true", help="minutes at the start, then a quarter less time")
     parser.add_argument("--data", default="work/data", help="shards of `python -m psd.tiny data`")
     parser.add_argument("--work", default="work/train", help="checkpoints, logs, sheets")
@@ -254,12 +259,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="warm_start", help="shipped folder to start from, with its iteration count")
     parser.add_argument("--history", default="", help="what the record of a warm start says beside the numbers")
     parser.add_argument("--keep", type=int, nargs="*", default=(), help="iterations whose EMA is kept aside")
+    parser.add_argument(
+        "--sheet-every", type=int, default=0, help="iterations between pictures of what it does; 0: none"
+    )
     parser.add_argument("--save-s", type=float, default=300, help="seconds between checkpoints")
     parser.add_argument("--log-every", type=int, default=50)
 
 
 def main(arguments: argparse.Namespace) -> int:
     Path(arguments.work).mkdir(parents=True, exist_ok=True)
+    arguments.started_by = os.getpid()
     if arguments.processes == 1:
         work_process(0, arguments)
     else:
