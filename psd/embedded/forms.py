@@ -36,7 +36,7 @@ def make_cylinder(generator: torch.Generator | None) -> Surface:
 def make_torus(generator: torch.Generator | None) -> Surface:
     """Upright, its hole facing the front: lying down its hole would be hidden from most elevations."""
     vertices, faces = revolve(arc((1, 0), draw_between(0.3, 0.42, generator), 0, 360))
-    return vertices[:, [2, 1, 0]], faces
+    return vertices[:, [2, 1, 0]] * torch.tensor([1, 1, -1]), faces
 
 
 def make_capsule(generator: torch.Generator | None) -> Surface:
@@ -77,7 +77,7 @@ def make_star(generator: torch.Generator | None) -> Surface:
     faces = []
     for i in range(10):
         j = (i + 1) % 10
-        faces += [(i, j, 20), (10 + j, 10 + i, 21), (i, 10 + i, j), (j, 10 + i, 10 + j)]
+        faces += [(j, i, 20), (10 + i, 10 + j, 21), (10 + i, i, j), (10 + i, j, 10 + j)]
     return torch.cat([outline + edge, outline - edge, tips]), torch.tensor(faces)
 
 

@@ -97,7 +97,7 @@ def _shade(
 
 def find_nearest_faces(
     corner: Float[Tensor, "f 3 3"], image: Int[Tensor, " f"], images: int, size: int
-) -> Int[Tensor, " images*size*size"]:
+) -> Int[Tensor, " samples"]:
     """For each sample (image, row, column flattened) the face that is nearest there, or -1.
 
     ``corner`` holds x, y in samples and the nearness of each corner; ``image`` the image that a face is drawn into.
