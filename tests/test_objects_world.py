@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -11,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, CLIPTextModel
 
 from psd.cameras import turntable
-from psd.embedded import caption_lists, grammar, kinds
+from psd.embedded import caption_lists, grammar, kinds, teach
 from psd.embedded.assemble import Body, assemble_object, fit_into_ball, paint_palette
 from psd.embedded.collection import VARIABLE, Collection, Model, find_collection, read_table
 from psd.embedded.dataset import render_samples
 from psd.embedded.forms import FORMS
 from psd.embedded.grammar import Caption, UnknownCaption, UnknownWords, parse
 from psd.embedded.picture import find_nearest_faces, render_bodies, sample_background
+from psd.hub import ROOT
 from psd.preset import MissingError
+from psd.tiny import data, train
+from psd.tiny.denoiser import TOKENS, build_tokenizer, replace_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +344,58 @@ def test_every_list_names_its_maker():
 
 def test_no_mesh_is_in_the_repository():
     assert not list(Path(kinds.WORLD).rglob("*.npz"))
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module")
+def shard(collection, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    source = data.Source(caption_lists.sample_training_captions, partial(render_samples, collection.folder))
+    data.write_shard(folder, 0, source, shard_objects=32, size=64, seed=0, held_out=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", train.NAMES)
+def test_every_model_trains_on_the_objects(name, shard):
+    parser = argparse.ArgumentParser()
+    teach.add_arguments(parser)
+    start = ["--from", str(ROOT / "assets/prior")] if name in ("vae", "prior") else []
+    asked = [name, "--iterations", "40000", "--data", str(shard), "--vae", str(ROOT / "assets/prior/vae"), *start]
+    task = train.make_task(parser.parse_args(asked), 0, 1)
+    loss, _ = task.loss(0, 4, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert torch.isfinite(loss) and task.captions_seen == data.HELD_OUT
+    assert any(p.grad is not None and bool(p.grad.any()) for p in task.model.parameters())
+
+
+def test_a_new_vocabulary_keeps_what_old_words_mean():
+    encoder, unchanged = (
+        CLIPTextModel.from_pretrained(ROOT / "assets/prior/text_encoder", dtype=torch.float32) for _ in range(2)
+    )
+    earlier = AutoTokenizer.from_pretrained(ROOT / "assets/prior/tokenizer")
+    tokenizer = build_tokenizer(grammar.vocabulary())
+    replace_vocabulary(encoder, earlier, tokenizer)
+
+    def encode(network, words, text: str) -> torch.Tensor:
+        ids = words([text], padding="max_length", max_length=16, return_tensors="pt").input_ids
+        return network(ids).last_hidden_state
+
+    for text in ("a red cube", "a blue mushroom", "low quality blurry", ""):
+        assert torch.equal(encode(encoder, tokenizer, text), encode(unchanged, earlier, text))
+    new = [row for word, row in tokenizer.get_vocab().items() if word not in earlier.get_vocab()]
+    table = encoder.get_input_embeddings().weight.detach()
+    assert len(new) > 250 and encoder.config.vocab_size == len(table) == len(tokenizer)
+    assert float(table[new].std()) == pytest.approx(
+        float(unchanged.get_input_embeddings().weight.detach().std()), rel=0.05
+    )
+
+
+def test_no_caption_is_longer_than_the_text_encoder():
+    tokenizer = build_tokenizer(grammar.vocabulary())
+    longest = max((caption.text for caption in grammar.all_captions(pairs=False)), key=lambda text: len(text.split()))
+    placed = [kind.noun for kind in kinds.read_kinds().values() if kind.is_placed or kind.is_carrier]
+    pair = f"{longest} on top of {max((f'an orange {noun}' for noun in placed), key=lambda text: len(text.split()))}"
+    assert len(tokenizer(pair).input_ids) <= TOKENS
+    assert tokenizer.unk_token_id not in tokenizer(pair).input_ids
