@@ -51,6 +51,8 @@ class AutoencoderTask:
         self.model: Any = (
             AutoencoderTiny.from_pretrained(arguments.warm_start, subfolder="vae") if arguments.warm_start else build()
         )
+        if arguments.decoder_only:
+            self.model.encoder.requires_grad_(False)
         self.images = rearrange(data.load(arguments.data, fields=("rgb",)).rgb, "o v h w c -> (o v) c h w")
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

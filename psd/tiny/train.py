@@ -157,13 +157,21 @@ def fit(task: Task, arguments: argparse.Namespace, *, rank: int = 0, world: int 
             values = "  ".join(f"{key} {value:.4f}" for key, value in running.items())
             line = f"{task.name} {iteration}/{arguments.iterations}  {values}  {speed:.2f} it/s  ETA {eta_min:.0f} min"
             print(line, flush=True)
-        if time.monotonic() - last_save > arguments.save_s or iteration in (arguments.iterations, *arguments.keep):
+        is_late = arguments.stop_after_s is not None and time.monotonic() - start > arguments.stop_after_s
+        if (
+            is_late
+            or time.monotonic() - last_save > arguments.save_s
+            or iteration in (arguments.iterations, *arguments.keep)
+        ):
             save(iteration)
             last_save = time.monotonic()
             if iteration in arguments.keep:
                 ship(task, ema, folder / f"shipped-{iteration}", iteration, last_save - start + spent_s, arguments)
         if iteration in arguments.keep or (arguments.sheet_every and iteration % arguments.sheet_every == 0):
             task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
+        if is_late:
+            print(f"{task.name} {iteration}: stopped after {arguments.stop_after_s:.0f} s, as asked", flush=True)
+            break
     if rank == 0:
         task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
 
@@ -263,11 +271,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sheet-every", type=int, default=0, help="iterations between pictures of what it does; 0: none"
     )
     parser.add_argument("--save-s", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument(
+        "--stop-after-s", type=float, help="save and stop after so many seconds (one process; a later call goes on)"
+    )
+    parser.add_argument("--decoder-only", action="store_true", help="of the autoencoder: latents stay what they are")
     parser.add_argument("--log-every", type=int, default=50)
 
 
 def main(arguments: argparse.Namespace) -> int:
     Path(arguments.work).mkdir(parents=True, exist_ok=True)
+    if arguments.stop_after_s is not None and arguments.processes > 1:
+        raise SystemExit(f"--stop-after-s is for one process, not {arguments.processes}: they would not stop together")
     arguments.started_by = os.getpid()
     if arguments.processes == 1:
         work_process(0, arguments)
