@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, CLIPTextModel
 
 from psd.cameras import turntable
-from psd.embedded import caption_lists, grammar, kinds, teach
+from psd.embedded import caption_lists, grammar, kinds, naming, teach
 from psd.embedded.assemble import Body, assemble_object, fit_into_ball, paint_palette
 from psd.embedded.collection import VARIABLE, Collection, Model, find_collection, read_table
 from psd.embedded.dataset import render_samples
@@ -399,3 +399,32 @@ def test_no_caption_is_longer_than_the_text_encoder():
     pair = f"{longest} on top of {max((f'an orange {noun}' for noun in placed), key=lambda text: len(text.split()))}"
     assert len(tokenizer(pair).input_ids) <= TOKENS
     assert tokenizer.unk_token_id not in tokenizer(pair).input_ids
+
+
+# -------------------------------------------------------------------------------------------------------------- naming
+
+
+class Partial:
+    """A judge that prefers some captions to all others: its features are the pictures themselves."""
+
+    def __init__(self, preferred: set[str]) -> None:
+        self.preferred = preferred
+
+    def encode_image(self, images):
+        return images
+
+    def compare(self, features, prompt):
+        return torch.full(features.shape[:2], float(prompt in self.preferred))
+
+
+def test_every_kind_is_asked_for_once_in_a_way_that_was_trained():
+    captions = naming.list_plain_captions()
+    assert [caption.kind for caption in captions] == list(kinds.read_kinds())
+    assert all(caption.is_valid and not grammar.is_held_out(caption) for caption in captions)
+
+
+def test_a_sample_is_named_where_the_judge_prefers_its_caption():
+    caption = parse("a fox")
+    images = torch.zeros(4, 3, 8, 8)
+    assert naming.is_named(Partial({"a fox"}), images, caption)
+    assert not naming.is_named(Partial({caption_lists.draw_distractors(caption)[7]}), images, caption)
