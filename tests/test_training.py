@@ -139,7 +139,8 @@ def test_each_model_trains_resumes_ships_and_is_trained_on(
     assert shipped_bytes(parts / "shipped") == shipped_bytes(whole / "shipped") != {}
     assert (whole / "sheet-000003.png").stat().st_size > 1000
     further = train("further", 4, warm_start=str(whole / "shipped"))
-    assert read_record(name, further / "shipped")["iterations"] == 4
+    record = read_record(name, further / "shipped")
+    assert record["iterations"] == 4 and record["objects_seen"] == 16
     with pytest.raises(SystemExit, match="has 3 already"):
         train("none", 3, warm_start=str(whole / "shipped"))
 

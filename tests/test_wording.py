@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from psd.embedded import grammar
 from psd.embedded.kinds import COLOURS, read_kinds
 from psd.embedded.wording import ALIASES, COLOUR_WORDS, RELATED, Reading, find_nearest_kinds, list_names, read_prompt
 
+WORDS = ["a", "red", "orange", "fox", "cats", "on", "top", "of", "next", "to", "crate", "and", "two", "dark", "t-rex"]
 PROMPTS = [
     tuple(line.split(" => "))
     for line in (Path(__file__).parent / "data" / "typed_prompts.txt").read_text(encoding="utf-8").splitlines()
@@ -50,6 +53,16 @@ def test_every_caption_reads_as_itself_without_a_note():
 )  # fmt: skip
 def test_what_is_read_otherwise_is_told(typed, note):
     assert note in read_prompt(typed).notes
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
+def test_any_text_is_read_or_answered_with_three_captions(text):
+    reading = read_prompt(text)
+    if reading.caption is None:
+        assert len(reading.nearest) == 3 and all(grammar.parse(near) for near in reading.nearest)
+    else:
+        assert grammar.parse(reading.caption.text) == reading.caption and not reading.nearest
+        assert read_prompt(reading.caption.text).caption == reading.caption
 
 
 def test_names_lead_to_kinds_and_offers_are_kinds():

@@ -194,11 +194,13 @@ def ship(
     """The shipped folder beside its training record; the model card is made from both by `psd.tiny.evaluate`."""
     folder.mkdir(parents=True, exist_ok=True)
     task.ship(ema, folder)
+    earlier = read_record(task.name, Path(arguments.warm_start)) if arguments.warm_start else {}
+    objects_seen = earlier.get("objects_seen", 0) + (iterations - earlier.get("iterations", 0)) * task.batch
     record = {
         "model": task.name,
         "iterations": iterations,
         "batch_objects": task.batch,
-        "objects_seen": iterations * task.batch,
+        "objects_seen": objects_seen,
         "captions": task.captions_seen,
         "parameters": sum(p.numel() for p in ema.parameters()),
         "seed": arguments.seed,
@@ -211,7 +213,6 @@ def ship(
         "torch": torch.__version__.split("+")[0],
     }
     if arguments.warm_start:
-        earlier = read_record(task.name, Path(arguments.warm_start))
         record["history"] = earlier.get("history", "") + arguments.history
     (record_folder(task.name, folder) / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
