@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel
 
 from psd.cameras import turntable
-from psd.embedded import caption_lists, grammar, kinds, naming, teach
+from psd.embedded import caption_lists, gallery, grammar, kinds, naming, teach
 from psd.embedded.assemble import Body, assemble_object, fit_into_ball, paint_palette
 from psd.embedded.collection import VARIABLE, Collection, Model, find_collection, read_table
 from psd.embedded.dataset import render_samples
@@ -399,6 +400,25 @@ def test_no_caption_is_longer_than_the_text_encoder():
     pair = f"{longest} on top of {max((f'an orange {noun}' for noun in placed), key=lambda text: len(text.split()))}"
     assert len(tokenizer(pair).input_ids) <= TOKENS
     assert tokenizer.unk_token_id not in tokenizer(pair).input_ids
+
+
+# ------------------------------------------------------------------------------------------------------------- gallery
+
+
+def test_the_gallery_shows_every_kind_in_its_place():
+    with Image.open(kinds.GALLERY) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=float)
+    assert pixels.shape[1] == kinds.COLUMNS * kinds.TILE
+    for noun in kinds.read_kinds():
+        x, y = kinds.locate_picture(noun)
+        tile = pixels[y : y + kinds.TILE, x : x + kinds.TILE]
+        assert tile.shape == (kinds.TILE, kinds.TILE, 3)
+        assert 0.01 < (tile.min(-1) < 235).mean() < 0.9, noun
+
+
+def test_the_gallery_is_that_of_the_objects(collection):
+    found = torch.from_numpy(np.asarray(Image.open(kinds.GALLERY).convert("RGB"))).float()
+    assert (gallery.render_gallery(collection).float() - found).abs().mean() < 2  # JPEG's own error is about 1
 
 
 # -------------------------------------------------------------------------------------------------------------- naming

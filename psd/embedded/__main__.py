@@ -1,4 +1,4 @@
-"""Command line of the objects' world: ``python -m psd.embedded captions|data|train|naming ... --help``.
+"""Command line of the objects' world: ``python -m psd.embedded captions|data|train|naming|gallery ... --help``.
 
 Each command is the module of its name, with ``add_arguments(parser)`` and ``main(args)``.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from psd.embedded import caption_lists, dataset, naming, teach
+from psd.embedded import caption_lists, dataset, gallery, naming, teach
 from psd.preset import MissingError
 
-COMMANDS = {"captions": caption_lists, "data": dataset, "train": teach, "naming": naming}
+COMMANDS = {"captions": caption_lists, "data": dataset, "train": teach, "naming": naming, "gallery": gallery}
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {  # sRGB in [0, 1]
     "black": (0.12, 0.12, 0.12),
 }
 PRIMITIVES = ("sphere", "cone", "cylinder", "torus", "capsule", "cube", "pyramid", "diamond", "prism", "star")
+GALLERY, TILE, COLUMNS = WORLD / "kinds.jpg", 96, 24  # a picture of every kind: px along a side, pictures in a row
 FLAT_PRIMITIVES = ("cube", "cylinder", "prism")  # with a flat top, on which something can stand
 
 
@@ -67,3 +68,9 @@ def read_kinds() -> dict[str, Kind]:
 def list_objects() -> list[str]:
     """The nouns that are no primitives."""
     return [noun for noun, kind in read_kinds().items() if kind.category != "primitive"]
+
+
+def locate_picture(noun: str) -> tuple[int, int]:
+    """Where the kind's picture of ``TILE`` x ``TILE`` px begins in `GALLERY`: px from the left, px from the top."""
+    row, column = divmod(list(read_kinds()).index(noun), COLUMNS)
+    return column * TILE, row * TILE
