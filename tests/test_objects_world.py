@@ -417,7 +417,7 @@ def test_the_gallery_shows_every_kind_in_its_place():
 
 
 def test_the_gallery_is_that_of_the_objects(collection):
-    found = torch.from_numpy(np.asarray(Image.open(kinds.GALLERY).convert("RGB"))).float()
+    found = torch.from_numpy(np.array(Image.open(kinds.GALLERY).convert("RGB"))).float()
     assert (gallery.render_gallery(collection).float() - found).abs().mean() < 2  # JPEG's own error is about 1
 
 
