@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel
 
 from psd.cameras import turntable
-from psd.embedded import caption_lists, gallery, grammar, kinds, naming, teach
+from psd.embedded import caption_lists, gallery, grammar, kinds, milestone, naming, outside, teach
 from psd.embedded.assemble import Body, assemble_object, fit_into_ball, paint_palette
 from psd.embedded.collection import VARIABLE, Collection, Model, find_collection, read_table
 from psd.embedded.dataset import render_samples
@@ -402,6 +402,24 @@ def test_no_caption_is_longer_than_the_text_encoder():
     assert tokenizer.unk_token_id not in tokenizer(pair).input_ids
 
 
+def test_a_milestone_is_whole_and_its_card_holds_the_sums(tmp_path):
+    shipped, target = tmp_path / "shipped", tmp_path / "next-prior"
+    (shipped / "unet").mkdir(parents=True)
+    (shipped / "unet" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(SystemExit, match="has no training.json"):
+        milestone.write_milestone("prior", shipped, target)
+    (shipped / "training.json").write_text('{"model": "prior", "iterations": 7}')
+    target.mkdir()
+    (target / "left-over").touch()
+    milestone.write_milestone("prior", shipped, target)
+    assert {path.name for path in target.rglob("*") if path.is_file()} == {
+        "model.safetensors", "training.json", "README.md"
+    }  # fmt: skip
+    card = (target / "README.md").read_text()
+    assert f"{hashlib.sha256(b'weights').hexdigest()}  unet/model.safetensors" in card
+    assert "iterations: 7" in card and "Kenney and Quaternius" in card
+
+
 # ------------------------------------------------------------------------------------------------------------- gallery
 
 
@@ -448,3 +466,33 @@ def test_a_sample_is_named_where_the_judge_prefers_its_caption():
     images = torch.zeros(4, 3, 8, 8)
     assert naming.is_named(Partial({"a fox"}), images, caption)
     assert not naming.is_named(Partial({caption_lists.draw_distractors(caption)[7]}), images, caption)
+
+
+# ------------------------------------------------------------------------------------------------------- outside judge
+
+
+def test_every_noun_with_a_class_is_a_kind():
+    classes = outside.read_classes()
+    assert len(classes) == 134 and set(classes) <= set(kinds.read_kinds())
+    assert all(0 <= index < outside.CLASSES for indices in classes.values() for index in indices)
+    assert all(caption.is_valid for caption in outside.list_asked(None))
+
+
+def test_a_hit_is_any_of_the_nouns_classes_among_the_first():
+    fox = outside.read_classes()["fox"]
+    rated = torch.zeros(2, outside.CLASSES)
+    rated[0, fox[-1]], rated[0, 5], rated[1, :5] = 0.4, 0.6, 0.2
+    assert outside.find_hits(rated, ["fox", "fox"], 1).tolist() == [False, False]
+    assert outside.find_hits(rated, ["fox", "fox"], 5).tolist() == [True, False]
+
+
+def test_the_outside_judge_knows_objects_or_says_what_it_needs(collection):
+    try:
+        judge = outside.OutsideJudge()
+    except MissingError as error:
+        assert "requirements-evidence.txt" in str(error)
+        pytest.skip("the outside judge is not installed (requirements-evidence.txt)")
+    captions = [parse(text) for text in ("a banana", "a toilet", "a padlock", "a barrel", "a taxi")]
+    rated = outside.measure_truth(judge, collection, captions, 128)
+    torch.testing.assert_close(rated.sum(-1), torch.ones(5))
+    assert outside.find_hits(rated, [caption.kind for caption in captions], 5).sum() >= 4

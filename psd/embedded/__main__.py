@@ -1,4 +1,4 @@
-"""Command line of the objects' world: ``python -m psd.embedded captions|data|train|naming|gallery ... --help``.
+"""Command line of the objects' world: ``python -m psd.embedded COMMAND --help``.
 
 Each command is the module of its name, with ``add_arguments(parser)`` and ``main(args)``.
 """
@@ -8,10 +8,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from psd.embedded import caption_lists, dataset, gallery, naming, teach
+from psd.embedded import caption_lists, dataset, gallery, milestone, naming, outside, teach
 from psd.preset import MissingError
 
-COMMANDS = {"captions": caption_lists, "data": dataset, "train": teach, "naming": naming, "gallery": gallery}
+COMMANDS = {
+    "captions": caption_lists,
+    "data": dataset,
+    "train": teach,
+    "milestone": milestone,
+    "naming": naming,
+    "outside": outside,
+    "gallery": gallery,
+}
 
 
 def main() -> None:
