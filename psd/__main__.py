@@ -1,0 +1,320 @@
+"""The command line: ``python -m psd run "a red mushroom"`` and what goes with it.
+
+stdout carries results (the run's folder, tables), stderr progress and complaints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from psd.runtime.diagnosis import missing_package
+
+try:
+    from psd import doctor
+    from psd.config.assignments import parse_assignments
+    from psd.config.errors import MissingError, PresetError
+    from psd.config.preset import PRESETS, Preset, list_presets
+    from psd.config.reference import parameter_table
+    from psd.distillation.events import Event, Failed, Finished
+    from psd.evaluation import command as evaluation_command
+    from psd.evaluation.speed import bench
+    from psd.geometry.export import FRAMES, LARGEST_MM, PRINT_SIZE_MM, SMALLEST_MM, encode_mesh
+    from psd.runs.jobs.controls import Controls
+    from psd.runs.jobs.drive import MakeEvents, drive_run
+    from psd.runs.store.archive import (
+        default_root,
+        find_run,
+        latest_checkpoint,
+        read_preset,
+        read_provenance,
+        read_status,
+    )
+    from psd.runs.store.files import StoreError, explain_os_errors, replace_file
+    from psd.runs.store.folder import RunFolder
+    from psd.runs.terminal import Progress
+except ModuleNotFoundError as error:
+    print(f"psd: {missing_package(error)}", file=sys.stderr)
+    sys.exit(4)  # MISSING
+
+OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_CODES = """exit codes:
+  0    done
+  2    bad input: arguments, preset or prompt
+  3    the run failed; its folder holds what it reached, and log.txt says why
+  4    something is missing on this machine before it can begin: models, packages, disk space, permission
+  130  interrupted; the run's folder holds everything up to there
+
+Ctrl-C ends a run after its step and keeps everything, mesh included; a second one leaves at once.
+"""
+
+Prepare = Callable[[Preset], MakeEvents]
+
+
+def prepare_run(preset: Preset) -> MakeEvents:
+    """Load the models, so that unknown words and missing weights are refused before a folder is made."""
+    from psd.distillation.methods import choose
+    from psd.distillation.run import run
+    from psd.models.load import load_models
+
+    models = load_models(preset)
+    choose.check_models(preset, models)
+    return lambda preset, control, resume: run(preset, models, control=control, resume=resume)
+
+
+def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_run) -> int:
+    """Run one command and return its exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are slow on a busy machine
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    arguments = make_parser().parse_args(argv)
+    if getattr(arguments, "offline", False):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+    try:
+        match arguments.command:
+            case "run":
+                return start_run(arguments, prepare)
+            case "resume":
+                return resume_run(arguments, prepare)
+            case "export":
+                return export_run(arguments)
+            case "presets":
+                return print_presets(arguments)
+            case "compare":
+                return evaluation_command.main(arguments)
+            case "doctor":
+                return doctor.print_report()
+            case _:
+                return bench.main(
+                    resolve_preset(arguments), arguments.steps, full=arguments.full, as_json=arguments.json,
+                    random_weights=arguments.random_weights, memory_gb=arguments.memory_gb,
+                    on_paper=arguments.on_paper,
+                )  # fmt: skip
+    except (MissingError, StoreError) as error:
+        return print_error(error, MISSING)
+    except ModuleNotFoundError as error:
+        return print_error(missing_package(error), MISSING)
+    except PresetError as error:
+        return print_error(error, BAD_INPUT)
+    except KeyboardInterrupt:
+        return print_error("interrupted", INTERRUPTED)
+
+
+def print_error(error: object, code: int) -> int:
+    print(f"psd: {error}", file=sys.stderr)
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="python -m psd",
+        description="Preference Score Distillation: from a prompt to a mesh.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add_command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, description=help, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def add_set_option(sub: argparse.ArgumentParser, help: str) -> None:
+        sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
+
+    def add_preset_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--preset", default="tiny", help="a name of `presets`, or a YAML file (default: tiny)")
+        add_set_option(sub, "change parameters; may be repeated")
+        sub.add_argument("--seed", type=int)
+        add_offline_option(sub)
+
+    def add_offline_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--offline", action="store_true", help="never connect: use only models that are here")
+
+    run = add_command("run", "make an object from a prompt")
+    run.add_argument("prompt", nargs="?", help="what to make, before --set (default: the preset's)")
+    add_preset_options(run)
+    run.add_argument("--steps", type=int)
+    run.add_argument("--out", type=Path, help="where run folders go (default: PSD_RUNS, or ./runs)")
+
+    again = add_command("resume", "go on with a run from its newest checkpoint")
+    again.add_argument("folder", help="a run's folder, or its name below the runs' root")
+    again.add_argument("--more", type=int, default=0, metavar="N", help="N steps more, as its last ones were")
+    add_set_option(again, "move parameters that are live, from the next step on; may be repeated")
+    add_offline_option(again)
+
+    mesh = add_command("export", "write a run's mesh again, from its newest checkpoint")
+    mesh.add_argument("folder", help="a run's folder, or its name below the runs' root")
+    mesh.add_argument("--format", default=",".join(FRAMES), help="any of glb,obj,ply,stl (default: all)")
+    mesh.add_argument(
+        "--size-mm", type=float, default=PRINT_SIZE_MM, metavar="MM",
+        help=f"longest side of the STL (default: {PRINT_SIZE_MM:g}, from {SMALLEST_MM:g} to {LARGEST_MM:g})",
+    )  # fmt: skip
+    mesh.add_argument("--scene", choices=("best", "last"), help="by the selector judge (default: the preset's export)")
+    mesh.add_argument("--texture", action="store_true", help="bake a texture instead of vertex colours")
+    mesh.add_argument("--threshold", type=float, help="density of the surface (default: the one that fits the renders)")
+    mesh.add_argument("--out", type=Path, help="where they go (default: the run's folder, which gets every format)")
+
+    listing = add_command("presets", "list presets, show one, or print the table of all parameters")
+    listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
+    listing.add_argument("name", nargs="?", default="tiny")
+
+    evaluation_command.add_arguments(
+        add_command("compare", "run a suite of methods against ground truth, and write its report")
+    )
+
+    add_command("doctor", "say what this machine can run, what is missing and the cure")
+
+    measure = add_command("bench", "measure where a step's time goes")
+    add_preset_options(measure)
+    measure.add_argument("--steps", type=int, default=30, help="measured steps of each half, after a warm-up (30)")
+    measure.add_argument("--full", action="store_true", help="also time a whole run, from start to mesh")
+    measure.add_argument(
+        "--random-weights", nargs="?", const="exact", choices=("exact", "tiny"),
+        help="random weights in the large models' shapes (or shrunk ones), so that nothing is downloaded",
+    )  # fmt: skip
+    measure.add_argument("--memory-gb", type=float, metavar="N", help="use no more of the GPU's memory than N GiB")
+    measure.add_argument("--on-paper", action="store_true", help="only count what a large preset's step takes")
+    measure.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    return root
+
+
+def resolve_preset(arguments: argparse.Namespace) -> Preset:
+    """Preset, then --set, then the arguments of their own; a caption of the embedded world in that world's wording."""
+    from psd.embedded.captions.grammar import reword_text
+
+    values = parse_assignments(arguments.set)
+    own = {name: getattr(arguments, name, None) for name in ("prompt", "seed")}
+    if arguments.command == "run":
+        own["steps"] = arguments.steps
+    given = {**values, **{key: value for key, value in own.items() if value is not None}}
+    preset = Preset.load(arguments.preset, given)
+    embedded = preset.prior == Preset.model_fields["prior"].default
+    return preset.with_values({"prompt": reword_text(preset.prompt)}) if embedded else preset
+
+
+def start_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    preset = resolve_preset(arguments)
+    make_events = prepare_or_raise(prepare, preset)
+    with RunFolder.create(preset, arguments.out) as folder:
+        return follow_run(drive_run(make_events, folder, control := Controls(preset)), folder, control)
+
+
+def resume_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    if arguments.more < 0:
+        raise PresetError(f"--more={arguments.more} is below 0: say how many steps to add")
+    path = find_run_folder(arguments.folder)
+    preset, status, checkpoint = read_preset(path, to_resume=True), read_status(path), latest_checkpoint(path)
+    preset = preset.with_values({"extra_steps": preset.extra_steps + arguments.more})
+    reached = checkpoint.step if checkpoint else 0
+    if reached == preset.total_steps and status.state == "finished":
+        raise PresetError(f"the run has done all of its {reached} steps: add some with --more N")
+    control = Controls(preset)
+    control.change(parse_assignments(arguments.set))
+    make_events = prepare_or_raise(prepare, preset)
+    with RunFolder.open(path, preset) as folder:
+        return follow_run(drive_run(make_events, folder, control, checkpoint), folder, control)
+
+
+def prepare_or_raise(prepare: Prepare, preset: Preset) -> MakeEvents:
+    """The run to be, or `MissingError` for what this machine lacks."""
+    print("loading the models ...", file=sys.stderr)
+    try:
+        return prepare(preset)
+    except (ImportError, OSError) as error:  # packages; weights on the disk or the hub
+        raise MissingError(f"{error} (`python -m psd doctor` says what is missing)") from error
+
+
+def follow_run(events: Iterator[Event], folder: RunFolder, control: Controls) -> int:
+    """Show a run until its end; its folder goes to stdout."""
+    progress, last = Progress(sys.stderr), None
+    try:
+        with stop_on_interrupt(control):
+            for last in events:
+                progress.show(last)
+    finally:
+        progress.close()
+        print(folder.path)
+    if isinstance(last, Failed):
+        return FAILED
+    return INTERRUPTED if isinstance(last, Finished) and last.reason == "stopped" else OK
+
+
+@contextmanager
+def stop_on_interrupt(control: Controls) -> Iterator[None]:
+    """The first Ctrl-C asks the run to end and keep its results; the second is a KeyboardInterrupt."""
+
+    def handle_interrupt(_number: int, _frame: FrameType | None) -> None:
+        if control.stopping():
+            raise KeyboardInterrupt
+        control.stop()
+        print("\nstopping after this step, keeping everything; Ctrl-C again leaves at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, handle_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def find_run_folder(name: str) -> Path:
+    """A run by its path or by its name."""
+    path = Path(name)
+    if (path / "status.json").is_file():
+        return path
+    try:
+        return find_run(path.name, path.parent if path.parent.name else default_root())
+    except StoreError as error:
+        raise PresetError(str(error)) from None
+
+
+def export_run(arguments: argparse.Namespace) -> int:
+    formats = [name.strip().lower() for name in arguments.format.split(",")]
+    if strange := [name for name in formats if name not in FRAMES]:
+        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FRAMES)}")
+    if not SMALLEST_MM <= arguments.size_mm <= LARGEST_MM:
+        raise PresetError(f"--size-mm {arguments.size_mm:g} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
+    path = find_run_folder(arguments.folder)
+
+    from psd.runs.remesh import remesh_run, rewrite_mesh
+
+    how = {"scene": arguments.scene, "threshold": arguments.threshold, "texture": arguments.texture or None}
+    if arguments.out is None:
+        out, mesh = path / "public" / "exports", rewrite_mesh(path, **how, size_mm=arguments.size_mm)
+    else:
+        out, (mesh, step) = arguments.out, remesh_run(path, **how)
+        with explain_os_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        for name in formats:
+            files = encode_mesh(mesh, f"mesh.{name}", provenance=read_provenance(path, step), size_mm=arguments.size_mm)
+            for file, data in files.items():
+                replace_file(out / file, data)
+    for note in mesh.notes:
+        print(note, file=sys.stderr)
+    for name in formats:
+        print(out / f"mesh.{name}")
+    return OK
+
+
+def print_presets(arguments: argparse.Namespace) -> int:
+    if arguments.what == "table":
+        print(parameter_table(), end="")
+    elif arguments.what == "show":
+        Preset.load(arguments.name)
+        path = Path(arguments.name)
+        path = path if path.suffix in (".yaml", ".yml") else PRESETS / f"{arguments.name}.yaml"
+        print(path.read_text(encoding="utf-8"), end="")
+    else:
+        for name in list_presets():
+            first = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:12} {first.lstrip('# ')}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What is wrong with the values of a file or a form, in sentences that hold the value, the bound and the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+
+def explain_validation(error: ValidationError, known: Iterable[str]) -> str:
+    """Pydantic's findings: key, value, bound; unknown keys with the nearest of the ``known`` ones."""
+    lines = []
+    for issue in error.errors(include_url=False)[:8]:  # who sends thousands needs no list of them
+        key = ".".join(map(str, issue["loc"]))[:100] or "preset"
+        if issue["type"] == "extra_forbidden":
+            near = get_close_matches(key, known, 1)
+            lines.append(f"unknown key {format_value(key)}" + (f": did you mean {near[0]!r}?" if near else ""))
+        elif issue["type"] == "value_error":
+            lines.append(issue["msg"].removeprefix("Value error, "))
+        else:
+            lines.append(f"{key}={format_value(issue['input'])}: {issue['msg'][0].lower()}{issue['msg'][1:]}")
+    return "; ".join(lines)
+
+
+def format_value(value: Any) -> str:
+    """A value as an error message may hold it: one line, never long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print very long integers
+        return "a number too large to print"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+class PresetError(ValueError):
+    """A value that cannot work: the message holds the value, the bound and the cure."""
+
+
+class MissingError(PresetError):
+    """The value is right, but this machine lacks what it names: a model, a package, a device."""

@@ -1,0 +1,52 @@
+"""Presets of earlier versions in today's keys: run folders and saved presets hold every key that there was.
+
+An option leaves when an experiment found it worthless (docs/deleted-options.md); commit 7e1bf54 is the last that has
+them all.  What a preset said with one that is gone is told, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LAST_COMMIT = "7e1bf54"  # the last one that has every deleted option
+
+# Deleted keys with the value under which a run comes out as it does without them.
+DELETED: dict[str, Any] = {
+    "antithetic": False, "base_form": "recon", "gap_ema": 0.99, "label_noise": 0.0, "negative_objective": "auto",
+    "negative_pull": 0.01, "negative_start": "", "preference_inside": False, "preference_rescale": 0.0,
+    "preference_tilt": 0.0, "ranking_steps": 1, "reward_copies": 1, "reward_guidance_scale": 7.5,
+    "shared_unconditional": False, "steer_at": "prediction", "steer_both": False, "steer_conditional": True,
+    "steer_perturbations": 8, "steer_through": "decoder", "weight_distortion": 0.0, "weighting": "extremes",
+    "winner_by": "group",
+}  # fmt: skip
+# Keys with another name or other choices: what each former value is called today, or None for one that is gone.
+CHANGED: dict[str, tuple[str, dict[str, str | None]]] = {
+    "reading": ("pair", {"S": "steered", "A": "random", "B": None, "C": None}),
+    "scaling": ("scaling", {"hard": "none", "linear": None, "dpo": None}),
+    "steer_by": ("steer_by", {"ranks": None}),
+}
+
+
+def translate_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values of any version in today's keys, and ``key=value`` of each that nothing of today stands for.
+
+    Those are left at their defaults: enough to look at a run, not to go on with it.  Values of today stay as they are.
+    """
+    today, lost = dict(values), []
+    if today.get("method", "psd") != "psd" and "reading" in today:
+        today["negative"] = False  # learned by psd alone then
+    for name, neutral in DELETED.items():
+        if name in today and (value := today.pop(name)) not in (neutral, "reward"):
+            lost.append(f"{name}={value}")
+    for name, (key, choices) in CHANGED.items():
+        if name not in today:
+            continue
+        value = today.pop(name)
+        if not isinstance(value, str) or value not in choices:
+            today[name] = value  # of today, or wrong: the preset's own check says so
+        elif (choice := choices[value]) is None:
+            lost.append(f"{name}={value}")
+        else:
+            today[key] = choice
+    return today, lost

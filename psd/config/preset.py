@@ -1,0 +1,350 @@
+"""`Preset`: every parameter of a run, declared once.
+
+One declaration gives the check, the slider's range, the tooltip, the command-line flag and docs/parameters.md.
+A preset is frozen; unknown keys, wrong values and impossible combinations are refused before any model loads, with the
+value, the bound and the cure.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from psd.config import strict_yaml
+from psd.config.errors import PresetError, explain_validation, format_value
+from psd.config.strict_yaml import LARGEST_FILE
+
+PRESETS = Path(__file__).resolve().parents[2] / "presets"
+MOST_MODELS = 8  # rewards or judges of one run
+# Judges that no run may see, so that they can measure results.
+EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
+LONGEST_NAME = 300  # characters of a folder or hub id
+
+Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
+PairKind = Literal["steered", "random"]
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    symbol: str = "",
+    unit: str = "",
+    live: bool = False,
+    log: bool = False,
+    step: float | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field with what the interface needs to know; ``live`` fields may change during a run."""
+    extra = {"group": group, "symbol": symbol, "unit": unit, "live": live, "log": log, "step": step}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Preset(BaseModel):
+    """All parameters of one run.  Groups: run, prior, guidance, preference, negative, scene, cameras, output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # fmt: off
+    # run
+    prompt: str = setting("a red mushroom", "What to make.", group="run", min_length=1, max_length=300)
+    seed: int = setting(0, "Same seed, same run (bit for bit on a CPU).", group="run", ge=0, le=2**31 - 1)
+    steps: int = setting(120, "Optimisation steps.", group="run", ge=1, le=100_000)
+    extra_steps: int = setting(
+        0, "Steps after those, with the last noise levels and learning rates: an extended run.", group="run", ge=0,
+        le=100_000,
+    )
+    early_stop: Literal["off", "hacking", "plateau", "both"] = setting(
+        "off", "End when the selector judge falls while the reward climbs, or when it climbs no more.", group="run"
+    )
+    method: Method = setting("psd", "What turns predictions and rewards into a direction.", group="run")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to run.", group="run")
+    threads: int = setting(0, "CPU threads; 0 leaves torch's own choice.", group="run", ge=0, le=256)
+
+    # models
+    prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models")
+    rewards: dict[str, float] = setting(
+        {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True
+    )
+    judges: list[str] = setting(
+        ["assets/selector"], "Rewards that are only watched; the first is the selector judge.", group="models"
+    )
+    loras: dict[str, float] = setting({}, "LoRAs merged into the prior, each with its weight.", group="models")
+    reward_decoder: str = setting(
+        "", "Small decoder for the images that rewards see (TAESD); empty: the prior's own.", group="models",
+        max_length=LONGEST_NAME,
+    )
+    reward_views: int = setting(0, "Views of an orbit that the rewards see; 0: all.", group="models", ge=0, le=64)
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto", "Of the networks; auto: float16 on a GPU, float32 elsewhere.", group="models"
+    )
+    network_batch: int = setting(
+        0, "Most images a network takes at once, idle networks off the GPU; 0: all.", group="models", ge=0, le=1024
+    )
+    compile: bool = setting(
+        False, "Record U-Net and rewards as CUDA graphs, for calls without gradients only.", group="models"
+    )
+
+    # guidance
+    guidance_scale: float = setting(
+        4.0, "Classifier-free guidance of the base term.", group="guidance", symbol="s", live=True, step=0.5, ge=0,
+        le=200,
+    )
+    rescale: float = setting(
+        0.5, "Pull the guided contrast back to the conditional's.", group="guidance", symbol="φ", step=0.05, ge=0, le=1
+    )
+    score_space: Literal["latent", "image"] = setting(
+        "latent", "Pull the render to the target as latents, through the encoder, or as pixels.", group="guidance"
+    )
+    t_max_start: float = setting(0.95, "Upper end of t/T at the start.", group="guidance", ge=0.02, le=0.999)
+    t_max_end: float = setting(0.25, "Upper end of t/T after annealing.", group="guidance", ge=0.02, le=0.999)
+    t_min_start: float = setting(0.6, "Lower end of t/T at the start.", group="guidance", ge=0.0, le=0.999)
+    t_min_end: float = setting(0.05, "Lower end of t/T after annealing.", group="guidance", ge=0.0, le=0.999)
+    anneal_fraction: float = setting(0.8, "Share of the run over which t anneals.", group="guidance", gt=0, le=1)
+
+    janus: Literal["none", "views", "perp_neg"] = setting(
+        "none", "Single-view priors: name the side that a camera sees, or turn the prompt with it (Perp-Neg).",
+        group="guidance",
+    )
+
+    # preference
+    pair: PairKind = setting(
+        "steered", "Two noises that differ on purpose, along the reward, or two drawn at random and ranked.",
+        group="preference",
+    )
+    preference_weight: float = setting(
+        1.0, "Strength of the preference term (rho of a steered pair).", group="preference", symbol="λ",
+        live=True, step=0.05, ge=0, le=50,
+    )
+    preference_scale: float = setting(
+        7.5, "Guidance inside the random pair.", group="preference", symbol="s_p", live=True, step=0.5, ge=0,
+        le=200,
+    )
+    preference_beta: float = setting(
+        0.0, "By the reward's gradient: no longer than tilting the prior by exp(beta reward) asks; 0: no limit.",
+        group="preference", symbol="β", ge=0, le=1000,
+    )
+    candidates: int = setting(2, "Noises drawn per step for ranking.", group="preference", symbol="N", ge=2, le=16)
+    scaling: Literal["confidence", "none"] = setting(
+        "confidence", "Whether the reward gap scales the term.", group="preference"
+    )
+    kappa: float = setting(1.0, "Gap (mean gaps) of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
+    preference_t_max: float = setting(
+        1.0, "No pair or pixel gradient above this t/T; 0.1 below, all.", group="preference", symbol="t_on", ge=0, le=1
+    )
+    steer_radius: float = setting(
+        0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",
+        log=True, gt=0, le=1,
+    )
+    steer_by: Literal["gradient", "scores"] = setting(
+        "gradient", "Nudge by the reward's gradient, or its estimate from scores (for black boxes).", group="preference"
+    )
+    reward_gradient_weight: float = setting(
+        0.7, "Weight of the pixel gradient in method reward_gradient.", group="preference", live=True, step=0.1, ge=0,
+        le=20,
+    )
+
+    # negative embedding
+    negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
+    negative: bool = setting(
+        True, "Learn the negative embedding along with the scene, by a reward that has a gradient.", group="negative"
+    )
+    negative_lr: float = setting(
+        2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
+    )
+    negative_every: int = setting(
+        5, "Steps between updates.", group="negative", symbol="K_n", unit="steps", ge=1, le=1000
+    )
+    negative_t_max: float = setting(0.8, "Update only up to this t/T.", group="negative", symbol="t_n", ge=0, le=1)
+    negative_radius: float = setting(0.3, "Largest RMS drift.", group="negative", symbol="r_n", gt=0, le=10)
+
+    # scene
+    field: Literal["grid", "hash"] = setting("grid", "Dense grid (CPU) or multi-resolution hash grid.", group="scene")
+    grid_size: int = setting(56, "Cells along an edge of the finest grid.", group="scene", ge=8, le=512)
+    render_size: int = setting(64, "Pixels along an edge while optimising.", group="scene", unit="px", ge=8, le=1024)
+    ray_samples: int = setting(48, "Samples along a ray.", group="scene", ge=4, le=1024)
+    density_lr: float = setting(0.2, "Adam step of the density.", group="scene", log=True, gt=0, le=1)
+    colour_lr: float = setting(0.1, "Adam step of the colours.", group="scene", log=True, gt=0, le=1)
+    lr_final: float = setting(0.2, "Learning rates at the end, as a share of the start.", group="scene", gt=0, le=1)
+    blob_density: float = setting(10.0, "Height of the initial density blob.", group="scene", ge=0, le=100)
+    weight_tv: float = setting(5.0, "Total variation of the field.", group="scene", ge=0, le=1e4)
+    weight_opacity: float = setting(10.0, "Mean opacity: empties fog.", group="scene", ge=0, le=1e4)
+    weight_entropy: float = setting(100.0, "Binary entropy of opacity: all or nothing.", group="scene", ge=0, le=1e4)
+    weight_orientation: float = setting(0.0, "Normals that face away from the camera.", group="scene", ge=0, le=1e4)
+    random_background: float = setting(0.5, "Chance of a random plain background per step.", group="scene", ge=0, le=1)
+    background: Literal["plain", "network"] = setting(
+        "plain", "Behind the object, where no random colour is: plain greys, or learned by direction.", group="scene"
+    )
+    shading: bool = setting(False, "Light the surface from `late_start` on, so that shape shows.", group="scene")
+    orientation_start: float = setting(
+        1.0, "Share of weight_orientation at the start; it grows until `late_start`.", group="scene", ge=0, le=1
+    )
+    weight_decay: float = setting(0.0, "Decoupled weight decay of the scene (AdamW).", group="scene", ge=0, le=1)
+    late_start: float = setting(1.0, "Share of the run after which late values hold.", group="scene", gt=0, le=1)
+    late_render_size: int = setting(64, "`render_size` after `late_start`.", group="scene", unit="px", ge=8, le=1024)
+    late_groups: int = setting(1, "`groups` after `late_start`.", group="scene", ge=1, le=16)
+
+    # cameras
+    groups: int = setting(1, "Orbits per step.", group="cameras", ge=1, le=16)
+    elevation_deg: tuple[float, float] = setting((0.0, 30.0), "Range of elevations.", group="cameras", unit="deg")
+    fovy_deg: tuple[float, float] = setting((40.0, 40.0), "Range of vertical views.", group="cameras", unit="deg")
+    distance_factor: tuple[float, float] = setting(
+        (1.1, 1.1), "Range of half the covered width at the origin.", group="cameras", unit="world units"
+    )
+
+    # output
+    preview_every: int = setting(5, "Steps between previews.", group="output", unit="steps", ge=1, le=10_000)
+    preview_size: int = setting(96, "Pixels of a preview.", group="output", unit="px", ge=16, le=1024)
+    checkpoint_s: float = setting(20.0, "Seconds between checkpoints.", group="output", unit="s", gt=0, le=30)
+    export: Literal["best", "last"] = setting(
+        "last", "Mesh the scene that the selector judge liked best, or the last one.", group="output"
+    )
+    mesh_resolution: int = setting(96, "Cells of the iso-surface grid.", group="output", ge=16, le=512)
+    mesh_faces: int = setting(20_000, "Most faces of the mesh.", group="output", ge=100, le=500_000)
+    texture: bool = setting(False, "Bake a UV texture (slower) instead of vertex colours.", group="output")
+    # fmt: on
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _undo_the_truths_of_yaml(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads ``on`` as true, and true would count as 1; and ``off``, a choice here, as false."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation in (int, float):
+            raise ValueError(f"{info.field_name}={value} must be a number")
+        return "off" if value is False and "off" in get_args(annotation) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Preset:
+        for low, high in (("t_min_start", "t_max_start"), ("t_min_end", "t_max_end")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}: lower it")
+        for name, (smallest, largest) in {
+            "elevation_deg": (-90, 90), "fovy_deg": (1, 150), "distance_factor": (0.1, 10)
+        }.items():  # fmt: skip
+            low, high = getattr(self, name)
+            if not smallest <= low <= high <= largest:
+                raise ValueError(f"{name}=({low}, {high}) must satisfy {smallest} <= low <= high <= {largest}")
+        if not self.rewards and self.optimises_reward:
+            raise ValueError(f"method={self.method} needs a reward: name one in rewards, or choose sds or csd")
+        for name, weight in self.rewards.items():
+            if not 0 <= weight <= 100:
+                raise ValueError(f"rewards[{format_value(name)}]={weight} must lie in [0, 100]")
+        if self.optimises_reward and not any(self.rewards.values()):
+            raise ValueError(f"method={self.method}: all rewards have weight 0: raise one, or set method=sds")
+        if self.export == "best" or self.early_stop != "off":
+            if not self.judges:
+                raise ValueError("export=best and early_stop need a selector judge: name one in judges")
+        for name, weight in self.loras.items():
+            if not -10 <= weight <= 10:
+                raise ValueError(f"loras[{format_value(name)}]={weight} must lie in [-10, 10]")
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"judges={format_value(self.judges)} names one twice: once is enough")
+        named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges, "loras": list(self.loras)}
+        for key, names in named.items():
+            if len(names) > MOST_MODELS:
+                raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
+            for name in names:
+                if not name.strip() or len(name) > LONGEST_NAME or not _is_printable(name):
+                    raise ValueError(
+                        f"{key}: {format_value(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
+                    )
+        for name in (*self.rewards, *self.judges):
+            if (PRESETS.parent / name).resolve() in EVIDENCE:
+                raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
+        for key in ("prompt", "negative_prompt"):
+            if not _is_printable(getattr(self, key)):
+                raise ValueError(f"{key} holds control characters: remove them")
+        if not self.prompt.strip():
+            raise ValueError("prompt is blank: say what to make")
+        return self
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Preset:
+        """Check values; every complaint names key, value and bound (`PresetError`)."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise PresetError(explain_validation(error, cls.model_fields)) from None
+
+    @classmethod
+    def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
+        """A preset by name (``presets/<name>.yaml``) or by path, with overrides."""
+        return cls.make({**read_values(name), **(overrides or {})})
+
+    def with_values(self, values: Mapping[str, Any]) -> Preset:
+        """A checked copy with other values."""
+        return Preset.make({**self.model_dump(), **values})
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps + self.extra_steps
+
+    @property
+    def optimises_reward(self) -> bool:
+        return self.method not in ("sds", "csd")
+
+    def ends_at(self, alarm: str) -> bool:
+        """Whether the run ends early at an alarm of this kind (`psd.distillation.events.Alarmed`)."""
+        return self.early_stop in (alarm, "both")
+
+    def progress(self, step: int) -> float:
+        """Share of the schedule that is done after ``step`` steps; it stays at 1 during ``extra_steps``."""
+        return min(step / self.steps, 1.0)
+
+    def is_late(self, progress: float) -> bool:
+        return self.late_start < 1 and progress >= self.late_start
+
+    def at(self, progress: float) -> Preset:
+        """As it holds after a share ``progress`` of the run: large, few pictures once the shape stands."""
+        if not self.is_late(progress):
+            return self
+        return self.model_copy(update={"groups": self.late_groups, "render_size": self.late_render_size})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _is_printable(text: str) -> bool:
+    """No control characters beside newline and tab."""
+    return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
+
+
+def read_values(name: str) -> dict[str, Any]:
+    """The values that a preset's file gives, by name (``presets/<name>.yaml``) or by path, before any check."""
+    is_path = name.endswith((".yaml", ".yml"))
+    if not is_path and name not in list_presets():
+        raise PresetError(f"no preset {format_value(name)}; there are: {', '.join(list_presets())}")
+    path = Path(name) if is_path else PRESETS / f"{name}.yaml"
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PresetError(f"cannot read the preset {format_value(name)}: {error}") from None
+    return parse_mapping(text)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value; whatever YAML cannot make of it is a `PresetError`."""
+    try:
+        return strict_yaml.read_yaml(text)
+    except ValueError as error:
+        raise PresetError(str(error)) from None
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """YAML to a plain dictionary; anything else is refused (`PresetError`)."""
+    values = parse_value(text)
+    if not isinstance(values, dict):
+        raise PresetError(f"a preset is a mapping of keys to values, not {format_value(values)}")
+    return values
+
+
+def list_presets() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))

@@ -1,0 +1,49 @@
+"""The table of all parameters, for `docs/parameters.md` and `python -m psd presets table`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from psd.config.preset import Preset
+
+
+def parameter_table() -> str:
+    """All parameters as Markdown tables, one for each group: what docs/parameters.md shows."""
+    lines: list[str] = []
+    group = ""
+    for name, field in Preset.model_fields.items():
+        extra = cast(dict[str, Any], field.json_schema_extra)
+        if extra["group"] != group:
+            group = extra["group"]
+            lines += ["", f"**{group}**", "", "| key | default | values | what it does |", "|---|---|---|---|"]
+        symbol = f" *{extra['symbol']}*" if extra["symbol"] else ""
+        live = " Live." if extra["live"] else ""
+        default = yaml.safe_dump(
+            Preset.model_fields[name].get_default(call_default_factory=True),
+            default_flow_style=True,
+            allow_unicode=True,
+        )
+        default = default.removesuffix("...\n").strip()
+        lines.append(f"| `{name}`{symbol} | `{default}` | {_describe_values(field)} | {field.description}{live} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _describe_values(field: FieldInfo) -> str:
+    """What a field accepts, in words: choices, or the interval with its unit."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if field.annotation is bool:
+        return "`true`, `false`"
+    bounds = {
+        sign: getattr(rule, sign) for rule in field.metadata for sign in ("ge", "gt", "le", "lt") if hasattr(rule, sign)
+    }
+    unit = cast(dict[str, Any], field.json_schema_extra)["unit"]
+    if not bounds:
+        kinds = {str: "text", dict[str, float]: "names with weights", list[str]: "names", tuple[float, float]: "a pair"}
+        return f"{kinds[field.annotation]} {unit}".rstrip()
+    low = f"above {bounds['gt']}" if "gt" in bounds else f"{bounds['ge']}"
+    high = f"below {bounds['lt']}" if "lt" in bounds else f"{bounds['le']}"
+    return f"{low} to {high} {unit}".rstrip()

@@ -1,0 +1,78 @@
+"""What a step draws at random beside its cameras.
+
+The run's generator draws two seeds a step, whatever the method: of what all methods share (t, cameras, background,
+light, jitter) and of the noises with what a method draws itself.  So methods that draw different numbers of noises see
+the same cameras and noise levels throughout, and the first noise of one is the first of the others.  All is drawn on
+the CPU, the same for every device, but the jitter (`draw_uniform`).
+Axes: k candidate, b group, v view, c channel, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from psd.config.preset import Preset
+from psd.distillation import formulas
+from psd.geometry.cameras import Cameras
+from psd.runtime.devices import to_device
+from psd.scenes.interfaces import Light
+
+# Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
+BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
+LIGHT_DISTANCE, AMBIENT, UNSHADED, WHITE = (0.8, 1.5), 0.1, 0.25, 0.5
+
+
+def step_generators(run: torch.Generator) -> tuple[torch.Generator, torch.Generator]:
+    """A step's own two: for what all methods share, and for noises and methods."""
+    shared, noises = torch.randint(2**31, (2,), generator=run).tolist()
+    return torch.Generator().manual_seed(shared), torch.Generator().manual_seed(noises)
+
+
+def timestep_range(preset: Preset, step: int, total: int) -> tuple[int, int]:
+    """Smallest and largest diffusion step ``t`` of ``total`` that the optimisation step ``step`` may draw."""
+    return formulas.timestep_bounds(
+        preset.progress(step), low=(preset.t_min_start, preset.t_min_end),
+        high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction, total=total,
+    )  # fmt: skip
+
+
+def draw_timestep(preset: Preset, step: int, total: int, generator: torch.Generator) -> int:
+    """The diffusion step ``t`` of ``total`` for the optimisation step ``step``: one for the whole batch."""
+    return formulas.sample_timestep(timestep_range(preset, step, total), generator)
+
+
+def draw_noise(count: int, shape: torch.Size, generator: torch.Generator) -> Float[Tensor, "k b v c h w"]:
+    """The candidates' noises."""
+    return torch.randn(count, *shape, generator=generator)
+
+
+def draw_background(
+    preset: Preset, generator: torch.Generator
+) -> tuple[Float[Tensor, "b 3"], Bool[Tensor, " b"] | None]:
+    """Per group a random plain colour, or one of three plain greys; always the same number of draws.
+
+    Where the background is learned, it takes the place of the greys: the second value says in which groups.
+    """
+    chance = torch.rand(preset.groups, 1, generator=generator)
+    colour = torch.rand(preset.groups, 3, generator=generator)
+    plain = torch.tensor(BACKGROUNDS)[torch.randint(len(BACKGROUNDS), (preset.groups,), generator=generator)]
+    random = chance < preset.random_background
+    learned = ~random[:, 0] if preset.background == "network" else None
+    return torch.where(random, colour, plain), learned
+
+
+def draw_light(cameras: Cameras, generator: torch.Generator) -> Light:
+    """DreamFusion's (section 3.1), where the cameras are: near each of them; a quarter of the groups unshaded, half of
+    the others white."""
+    shape, device = (cameras.groups, cameras.views), cameras.c2w.device
+    aside = torch.randn(*shape, 3, generator=generator)
+    distance = LIGHT_DISTANCE[0] + (LIGHT_DISTANCE[1] - LIGHT_DISTANCE[0]) * torch.rand(*shape, 1, generator=generator)
+    unshaded, white = torch.rand(2, cameras.groups, generator=generator)
+    ambient = torch.where(unshaded < UNSHADED, 1.0, AMBIENT)
+    whitened = ((unshaded >= UNSHADED) & (white < WHITE)).float()
+    # Fetching the cameras would wait for a GPU, sending the draws there does not.
+    away = normalize(normalize(cameras.c2w[..., :3, 3], dim=-1) + to_device(aside, device), dim=-1)
+    return Light(away * to_device(distance, device), to_device(ambient, device), to_device(whitened, device))

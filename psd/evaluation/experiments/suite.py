@@ -1,0 +1,381 @@
+"""A suite: which methods are compared, on which captions and seeds, and which recorded lines still hold.
+
+A suite is a YAML file in ``presets/suites`` that explains its keys.  It expands into jobs, one run each, paired by
+caption and seed: the same seed gives all methods the same cameras, noise levels and first noise in every step
+(`psd.distillation.sampling.step_generators`).  A job's hash holds preset and weights, so that a line which those would
+no longer give is recognised and left out; where code changes what comes out, raise `RECORD` or `MEASURES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from psd.config.errors import MissingError, PresetError, explain_validation, format_value
+from psd.config.preset import PRESETS, Preset, parse_mapping
+from psd.config.strict_yaml import LARGEST_FILE
+
+ROOT = PRESETS.parent
+SUITES = PRESETS / "suites"
+RESULTS = ROOT / "assets" / "results"
+MEASURES = 5  # raise when a measure changes its meaning: older lines then no longer count
+# Raise when a run comes out otherwise, more of it is kept, or a default changes (a hash holds only what differs from
+# them): what was made before then is no longer good.
+RECORD = 3
+ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "texture"}  # keys no number depends on
+PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
+CURVE_POINTS = 12  # looks at a run on its way
+PROBE_STEPS = 20  # of the run that tells what a step of a method costs
+
+# What an image costs in each network, without and with a backward pass, in images of the U-Net without one: the
+# embedded models by `python -m psd bench --set threads=1` (least times, one core of an EPYC with AVX2).
+Network = Literal["unet", "encode", "decode", "reward"]
+COSTS: dict[Network, tuple[float, float]] = {
+    "unet": (1.0, 1.8), "encode": (0.2, 0.6), "decode": (0.4, 0.85), "reward": (0.12, 0.3),
+}  # fmt: skip
+
+Budget = Literal["steps", "cost"]
+Further = Literal["reward", "janus", "texture", "floaters", "fog", "inconsistency", "image/contrast_over_truth"]
+T = TypeVar("T")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SuiteSize(_Strict):
+    """How many captions (spread evenly over the list) and seeds (0, 1, ...)."""
+
+    prompts: int = Field(ge=1)
+    seeds: int = Field(ge=1, le=100)
+
+
+class SuiteMethod(_Strict):
+    """One row of the table: what of the suite's preset it changes."""
+
+    about: str = Field(min_length=1)
+    set: dict[str, Any] = {}
+    main: bool = False  # on all of the suite's captions and seeds, not only on those of `others`
+    equal_cost: bool = False  # a second time on `others`, with as many steps as cost what the reference costs
+    ratio: float | None = Field(None, gt=0, le=10)  # preference_weight is set so that |term| / |base| averages this
+    against: str | None = None  # the method that it is compared with, where that is not the baseline; itself: with none
+
+
+class PromptFile(_Strict):
+    """Prompts of a public list by their line numbers; whoever runs the suite puts the file under `PROMPTS`."""
+
+    file: str = Field(min_length=1)
+    origin: str = Field(min_length=1)  # where it is published
+    lines: list[int] = Field(min_length=1)  # the first is 1
+
+    def read(self) -> list[str]:
+        """Raises `MissingError` where the file is not here, `PresetError` for a line that it has not."""
+        path = PROMPTS / self.file
+        if not path.is_file():
+            raise MissingError(f"no list of prompts at {path}: fetch it from {self.origin}")
+        there = path.read_text(encoding="utf-8").splitlines()
+        if wrong := [line for line in self.lines if not 1 <= line <= len(there) or not there[line - 1].strip()]:
+            raise PresetError(f"{path} has no prompt on line {wrong[0]}; it has {len(there)} lines")
+        return [there[line - 1].strip() for line in self.lines]
+
+
+class Suite(_Strict):
+    name: str
+    about: str = Field(min_length=1)
+    preset: str
+    set: dict[str, Any] = {}
+    captions: str | list[str] | PromptFile  # a committed list, the captions themselves, or lines of a public list
+    truth: bool = True  # captions of the embedded world: they have a ground truth to be measured against
+    main: SuiteSize
+    others: SuiteSize
+    judges: list[str] = Field(min_length=1)  # folders; no run sees them, the first is the primary measure
+    reference: str  # the method whose worth is asked; its cost is the budget of equal_cost
+    baseline: str  # what every method is compared with that names no other
+    beaten: list[str] = []  # what the reference has to beat in the primary and the secondary measure
+    sweep: list[str] = []  # one control at several weights: compared at the reference's own train reward
+    compared_by: list[Further] = []  # measures whose differences are shown too
+    drift: dict[str, Literal["none", "some"]] = {}  # whether a method should move away from what it is compared with
+    costs: dict[Network, tuple[float, float]] = COSTS  # where others hold
+    bars: bool = False  # whether the bars of the project are asked of the reference
+    methods: dict[str, SuiteMethod] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Suite:
+        asked = {"reference": [self.reference], "baseline": [self.baseline], "beaten": self.beaten}
+        others = {f"{name}'s against": [method.against] for name, method in self.methods.items() if method.against}
+        for key, names in {**asked, "sweep": self.sweep, "drift": self.drift, **others}.items():
+            for name in names:
+                if name not in self.methods:
+                    raise ValueError(
+                        f"{key} names {format_value(name)}, but methods has only {', '.join(self.methods)}"
+                    )
+        if self.bars:
+            if not self.truth:
+                raise ValueError("bars are asked of what has a truth: leave bars out, or set truth: true")
+            for name in [name for names in asked.values() for name in names]:
+                if not self.methods[name].main:
+                    raise ValueError(
+                        f"bars ask all captions of {format_value(name)}: set main: true there, or leave bars out"
+                    )
+        for name in self.methods:
+            self.values(name)
+        if apart := [name for name in self.sweep if self.rewards(name) != self.rewards(self.reference)]:
+            raise ValueError(
+                f"sweep names {format_value(apart[0])}, which climbs other rewards than {format_value(self.reference)}"
+            )
+        for size in (self.main, self.others):
+            if isinstance(self.captions, PromptFile):
+                self.spread_evenly(self.captions.lines, size)  # the file itself may be missing
+            else:
+                self.prompts(size)
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Suite:
+        """From its file; raises `PresetError` for what cannot work, methods' presets included."""
+        try:
+            text = path.read_text(encoding="utf-8")[: LARGEST_FILE + 1]
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"cannot read the suite {format_value(str(path))}: {error}") from None
+        try:
+            return cls.model_validate({"name": path.stem, **parse_mapping(text)})
+        except ValidationError as error:
+            raise PresetError(f"{path.name}: {explain_validation(error, cls.model_fields)}") from None
+
+    def values(self, method: str) -> Preset:
+        """The method's preset, before caption and seed; its run is looked at a dozen times."""
+        given = {"threads": 1, "judges": [], **self.set, **self.methods[method].set}
+        preset = Preset.make({**preset_values(self.preset), **given})
+        return preset if "preview_every" in given else with_preview_interval(preset)
+
+    def rewards(self, method: str) -> dict[str, float]:
+        """What the method climbs, or would: what its train reward is measured by."""
+        return self.values(method).rewards
+
+    def against(self, method: str) -> str:
+        """What the method is compared with."""
+        return self.methods[method].against or self.baseline
+
+    def size(self, method: str, budget: Budget) -> SuiteSize:
+        return self.main if self.methods[method].main and budget == "steps" else self.others
+
+    def rows(self) -> list[tuple[str, Budget]]:
+        """Every method at the suite's steps, some at the reference's cost too."""
+        both: tuple[Budget, ...] = ("steps", "cost")
+        return [(name, b) for name, method in self.methods.items() for b in both if b == "steps" or method.equal_cost]
+
+    @property
+    def planned_runs(self) -> int:
+        """How many runs the whole suite is."""
+        sizes = [self.size(*row) for row in self.rows()]
+        return sum(size.prompts * size.seeds for size in sizes)
+
+    def prompts(self, size: SuiteSize) -> list[str]:
+        """``size.prompts`` of the captions, evenly spread: lists are ordered by group."""
+        match self.captions:
+            case PromptFile():
+                return self.spread_evenly(self.captions.read(), size)
+            case str():
+                return self.spread_evenly(list(read_caption_list(self.captions)), size)
+            case _:
+                return self.spread_evenly(self.captions, size)
+
+    def spread_evenly(self, named: list[T], size: SuiteSize) -> list[T]:
+        if size.prompts > len(named):
+            raise PresetError(f"{self.name}: {size.prompts} prompts asked, {len(named)} there are: lower prompts")
+        return [named[i * len(named) // size.prompts] for i in range(size.prompts)]
+
+
+def read_suites() -> list[Suite]:
+    """The suites that ship, the main one first."""
+    return sorted(map(Suite.load, sorted(SUITES.glob("*.yaml"))), key=lambda suite: not suite.bars)
+
+
+def folder_name(source: str) -> str:
+    """A judge's short name: that of its folder."""
+    return source.rpartition("/")[2]
+
+
+@lru_cache(maxsize=8)
+def preset_values(name: str) -> dict[str, Any]:
+    """A preset's values, its file read once for all methods."""
+    return Preset.load(name).model_dump()
+
+
+def with_preview_interval(preset: Preset) -> Preset:
+    return preset.with_values({"preview_every": max(1, preset.steps // CURVE_POINTS)})
+
+
+@lru_cache(maxsize=8)
+def read_caption_list(name: str) -> dict[str, list[str]]:
+    """A committed list of captions with their distractors."""
+    path = ROOT / "assets" / "captions" / f"{name}.json"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise PresetError(f"no list of captions {format_value(name)}; there are: {there}")
+    return json.loads(path.read_text(encoding="utf-8"))["distractors"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method on a caption with a seed.  ``kind`` probe: the short run that tells a method's cost."""
+
+    suite: str
+    method: str
+    budget: Budget
+    preset: Preset
+    judges: tuple[str, ...]
+    kind: Literal["run", "probe"] = "run"
+    truth: bool = True
+
+    @property
+    def outcome_hash(self) -> str:
+        """Hash of what decides the outcome: preset and weights.  The name of what the run made.
+
+        Only values that differ from the defaults count, so that a new key changes no hash.
+        """
+        values = self.preset.model_dump(mode="json", exclude=ELSEWHERE, exclude_defaults=True)
+        sources = [self.preset.prior, *self.preset.rewards]
+        return hash_parts(json.dumps(values, sort_keys=True), *map(model_hash, sources), str(RECORD))
+
+    @property
+    def line_hash(self) -> str:
+        """Hash of what decides the line: the outcome, the judges' weights and the measures."""
+        return hash_parts(self.outcome_hash, *map(model_hash, self.judges), str(MEASURES))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What a line begins with."""
+        return {
+            "kind": self.kind, "method": self.method, "budget": self.budget, "prompt": self.preset.prompt,
+            "seed": self.preset.seed, "hash": self.line_hash,
+        }  # fmt: skip
+
+
+def hash_parts(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def model_hash(source: str) -> str:
+    """Hash of a model's files; of its name where it is no folder or file of this repository."""
+    path = ROOT / source
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".safetensors", ".json"))
+    if not source or not files:
+        return source
+    whole = hashlib.sha256()
+    for file in files:
+        if file.name not in ("training.json", "tokenizer_config.json"):  # about the model, not of it
+            whole.update(file.name.encode() + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def make_probe(suite: Suite, method: str) -> Job:
+    """A run of the method that tells what a step costs and how long the term is.
+
+    A short one, its schedule squeezed into a few steps; a whole one where the term's length is set by it: the first
+    gaps at each noise level count nothing, and they weigh more in a short run.
+    """
+    preset = suite.values(method)
+    steps = preset.steps if suite.methods[method].ratio else min(PROBE_STEPS, preset.steps)
+    changed = {"prompt": suite.prompts(suite.main)[0], "seed": 0, "steps": steps, "preview_every": steps}
+    return Job(suite.name, method, "steps", preset.with_values(changed), tuple(suite.judges), "probe")
+
+
+def list_probes(suite: Suite) -> list[Job]:
+    """Those that the suite needs before its other jobs are known."""
+    needed = {name for name, method in suite.methods.items() if method.equal_cost or method.ratio}
+    if any(method.equal_cost for method in suite.methods.values()):
+        needed.add(suite.reference)
+    return [make_probe(suite, name) for name in suite.methods if name in needed]
+
+
+def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """All runs of the suite; those whose probe is missing are left out.
+
+    In an order in which a suite that is cut short says most: main methods first, a caption's beside each other, the
+    captions of `others`, which are spread over the list, before those between them.
+    """
+    told = {line["hash"]: line for line in lines if line["kind"] == "probe"}
+    found = []
+    for name, budget in suite.rows():
+        preset = calibrate_preset(suite, name, budget, told)
+        if preset is None:
+            continue
+        size = suite.size(name, budget)
+        for prompt in suite.prompts(size):
+            for seed in range(size.seeds):
+                paired = preset.model_copy(update={"prompt": prompt, "seed": seed})  # thousands: not checked again
+                found.append(Job(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth))
+    stride = max(1, suite.main.prompts // suite.others.prompts)
+    order = {prompt: (index % stride, index) for index, prompt in enumerate(suite.prompts(suite.main))}
+
+    def urgency_key(job: Job) -> tuple:
+        beside = job.budget == "cost" or not suite.methods[job.method].main
+        return job.preset.seed, beside, order.get(job.preset.prompt, (-1, 0))
+
+    return sorted(found, key=urgency_key)
+
+
+def calibrate_preset(suite: Suite, name: str, budget: Budget, told: Mapping[str, Mapping[str, Any]]) -> Preset | None:
+    """The method's preset with its weight and number of steps as the probes say; None while they are missing."""
+    method, preset = suite.methods[name], suite.values(name)
+    own = told.get(make_probe(suite, name).line_hash)
+    if method.ratio:
+        if own is None:
+            return None
+        if not own["pair_ratio"]:
+            raise PresetError(f"{suite.name}: {name} has a ratio, but its probe had no preference term to scale")
+        weight = preset.preference_weight * method.ratio / own["pair_ratio"]
+        preset = preset.with_values({"preference_weight": round(weight, 3)})
+    if budget == "cost":
+        reference = told.get(make_probe(suite, suite.reference).line_hash)
+        if own is None or reference is None:
+            return None
+        a_step = [run_cost(line, suite.costs) / line["steps"] for line in (reference, own)]
+        share = a_step[0] / a_step[1]
+        steps = max(1, round(suite.values(suite.reference).steps * share))
+        preset = with_preview_interval(preset.with_values({"steps": steps}))
+    return preset
+
+
+# ---------------------------------------------------------------------------------------------------------------- lines
+
+
+def run_cost(line: Mapping[str, Any], costs: Mapping[Any, tuple[float, float]]) -> float:
+    """What a run's calls of the networks cost, in images through the U-Net."""
+    return sum(
+        plain * costs[kind][0] + differentiated * costs[kind][1]
+        for kind, (plain, differentiated) in line["calls"].items()
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; a last line that was cut short is no line."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def match_lines(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Job]]:
+    """The lines that still say what their job would give, under its present name, and the jobs that lack one."""
+    lines = list(lines)
+    by_hash = {line["hash"]: line for line in lines if line["kind"] == "run"}
+    found, missing = [], []
+    for job in expand_jobs(suite, lines):
+        line = by_hash.get(job.line_hash)
+        if line is None:
+            missing.append(job)
+        else:
+            found.append({**line, **job.key, "cost": run_cost(line, suite.costs)})
+    return found, missing

@@ -1,0 +1,118 @@
+"""``python -m psd.embedded ship``: trained weights into ``assets/``, each folder with its model card.
+
+A card says what the model is, how it was trained, what it measures and the sha256 of each weight file (the lines that
+``python -m psd doctor`` checks).  Figures come from ``training.json`` and ``assets/results``; run again after
+``evaluate`` to bring the cards up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from psd.embedded.training import data
+from psd.evaluation.experiments.suite import RESULTS, ROOT
+from psd.evaluation.shipped.models import CRITICS, MILDEST
+
+ABOUT = {
+    "prior": "Text-conditioned multi-view latent diffusion prior of the embedded world: four joint views of 64 px, a "
+    "`UNet2DConditionModel` with MVDream's camera condition and joint self-attention, a `CLIPTextModel` with its "
+    "word tokenizer, an `AutoencoderTiny` (8 x 16 x 16 latents), v-prediction on the squared-cosine schedule.",
+    "prior-early": "An early checkpoint of the same prior, coarse on purpose: evidence on what preference is worth "
+    "where the prior is unsure.",
+    "reward": "The reward that runs are trained on: a convolutional image tower and a GRU "
+    "(`psd.models.rewards.critic_networks.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on graded degradations; it "
+    "never saw diffusion noise.",
+    "reward-early": "An early checkpoint of the same reward, weaker on purpose: evidence on what preference is worth "
+    "where the reward errs.",
+    "selector": "The selector judge, which the app may use for early stop and best checkpoint: a `CLIPModel` (8 px "
+    "patches, causal text tower).",
+    "evidence": "The evidence judge: the caption modulates convolutions over the image "
+    "(`psd.models.rewards.critic_networks.ModulatedCritic`).  It measures; no run ever sees it.",
+    "referee": "The second evidence judge, of yet another architecture: words attend to patches "
+    "(`psd.models.rewards.critic_networks.WordCritic`).  It measures; no run ever sees it.",
+}
+DATA = (
+    "Objects of the project's own caption grammar (`psd/tiny/grammar.py`), rendered by its own sphere tracer; no "
+    'outside data.  {captions}.  About 5 % of the objects are degraded and captioned "low quality blurry".'
+)
+
+
+def card_text(name: str, folder: Path) -> str:
+    training = json.loads((folder / "training.json").read_text())
+    captions = training.pop("captions", data.HELD_OUT)
+    lines = [
+        "---", "license: apache-2.0", "---", "", f"# {name}", "", ABOUT[name], "",
+        "## Training", "", DATA.format(captions=captions), "",
+        *(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key != "model"), "",
+    ]  # fmt: skip
+    figures = read_figures(name)
+    if figures:
+        lines += [
+            "## Measured on the captions of the evaluation list",
+            "",
+            *(f"- {key}: {value}" for key, value in figures.items()),
+            "",
+        ]
+    lines += ["## Weights", "", "```"]
+    for path in sorted(folder.rglob("*.safetensors")):
+        lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}")
+    return "\n".join([*lines, "```", ""])
+
+
+def read_figures(name: str) -> dict[str, str]:
+    """What ``evaluate`` recorded of this model."""
+    kind = "critics" if name in CRITICS else name
+    path = RESULTS / f"embedded-{kind}.json"
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    if name in CRITICS:
+        if name not in record:  # measured before this critic was trained
+            return {}
+        return {describe_figure(key): f"{value:.3f}" for key, value in record[name].items()}
+    top1 = {f"top-1 of 60, {key}": f"{value:.3f}" for key, value in record["top1_of_60"].items()}
+    ratios = {"": "ratio", ", of ground truth through the autoencoder": "autoencoded_ratio"}
+    errors = {f"reprojected colour error over ground truth's{of}": record["consistency"][k] for of, k in ratios.items()}
+    return top1 | {name: f"{value:.2f}" for name, value in errors.items()}
+
+
+def describe_figure(figure: str) -> str:
+    """A critic's figure in words; with the strength at which a degradation is told from the clean picture."""
+    kind = figure.removeprefix("pair_")
+    strength = f" at strength {MILDEST[kind]:g}" if figure != kind and kind in MILDEST else ""
+    return figure.replace("_", " ") + strength
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models", nargs="*", metavar="model", help="default: all that are there; early ones only for their cards"
+    )
+    parser.add_argument("--work", default="work/train", help="where `train` put its shipped folders")
+    parser.add_argument("--cards-only", action="store_true", help="only write the cards again")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    def source_folder(name: str) -> Path:
+        return ROOT / "assets" / name if arguments.cards_only else Path(arguments.work) / name / "shipped"
+
+    there = [name for name in ABOUT if (source_folder(name) / "training.json").is_file()]
+    if absent := [name for name in arguments.models if name not in there]:
+        print(
+            f"no trained model in {source_folder(absent[0])}: train it first (there: {', '.join(there)})",
+            file=sys.stderr,
+        )
+        return 2
+    for name in arguments.models or [it for it in there if arguments.cards_only or not it.endswith("-early")]:
+        target = ROOT / "assets" / name
+        if not arguments.cards_only:
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source_folder(name), target)
+        (target / "README.md").write_text(card_text(name, target), encoding="utf-8")
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,83 @@
+"""Bakes a mesh's colours into a texture: cut open by xatlas, then coloured texel by texel from the field.
+
+Axes: n vertices or texels, h w texture.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from scipy import ndimage
+
+from psd.geometry.mesh import Mesh
+from psd.geometry.rasterise import find_nearest_faces, interpolate_corners
+
+LARGEST = 50_000  # faces: beyond, xatlas takes minutes to hours
+
+
+class TextureError(RuntimeError):
+    """No texture was made; the mesh is as good as before."""
+
+
+def bake_texture(
+    mesh: Mesh,
+    colour: Callable[[Float32[np.ndarray, "n 3"], Float32[np.ndarray, "n 3"]], UInt8[np.ndarray, "n 3"]],
+    *,
+    size: int,
+    timeout_s: float,
+) -> Mesh:
+    """``mesh`` with a ``size`` x ``size`` texture; ``colour`` gives the sRGB colours at points with normals.
+
+    Vertices along the seams are repeated.  Raises `TextureError` for more than 50 000 faces, when the unwrapping takes
+    longer than ``timeout_s`` (its process is then killed) or fails.
+    """
+    if len(mesh.faces) > LARGEST:
+        raise TextureError(f"{len(mesh.faces)} faces are too many to unwrap (at most {LARGEST}): lower mesh_faces")
+    origin, faces, uv = unwrap_mesh(mesh, size, timeout_s)
+    vertices, normals = mesh.vertices[origin], mesh.normals[origin]
+    screen = (uv * [1, -1] + [0, 1]) * size  # texel rows run downwards, v upwards
+    texel, face, weight = find_nearest_faces(screen.astype(np.float64), np.zeros(len(uv)), faces, size)
+    normal = interpolate_corners(weight, normals[faces[face]])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    texture = np.zeros((size * size, 3), np.uint8)
+    texture[texel] = colour(
+        interpolate_corners(weight, vertices[faces[face]]).astype(np.float32), normal.astype(np.float32)
+    )
+    empty = np.ones(size * size, bool)
+    empty[texel] = False
+    # Viewers blend neighbouring texels: outside the charts each takes the nearest colour, or the seams turn dark.
+    near = ndimage.distance_transform_edt(empty.reshape(size, size), return_distances=False, return_indices=True)
+    filled = texture.reshape(size, size, 3)[tuple(np.asarray(near))]
+    return replace(
+        mesh, vertices=vertices, normals=normals, faces=faces, colours=mesh.colours[origin], uv=uv, texture=filled
+    )
+
+
+def unwrap_mesh(mesh: Mesh, size: int, timeout_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Original vertex of each new one, faces, uv; from a child process that dies at the timeout, not at a Ctrl-C."""
+    given = io.BytesIO()
+    np.savez(given, vertices=mesh.vertices, faces=mesh.faces.astype(np.uint32), normals=mesh.normals, size=size)
+    command = [sys.executable, "-P", str(Path(__file__).with_name("unwrap.py"))]  # -P: no psd/ before the libraries
+    try:
+        child = subprocess.run(
+            command, input=given.getvalue(), capture_output=True, timeout=timeout_s, check=True,
+            start_new_session=True,  # the terminal's Ctrl-C asks the run to end and keep everything, texture included
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise TextureError(
+            f"unwrapping {len(mesh.faces)} faces took more than {timeout_s:g} s: lower mesh_faces"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        raise TextureError(
+            f"unwrapping failed (exit {error.returncode}): {said[-1] if said else 'no message'}"
+        ) from None
+    result = np.load(io.BytesIO(child.stdout))
+    return result["origin"].astype(np.int64), result["faces"].astype(np.int32), result["uv"].astype(np.float32)

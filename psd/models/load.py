@@ -1,0 +1,191 @@
+"""`load_models`: the one place that chooses device, precision and backend, loads, caches and explains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from psd.config.errors import MissingError
+from psd.config.preset import Preset
+from psd.models import hub
+from psd.models.interfaces import Models, Reward
+from psd.models.prior import components
+from psd.models.prior.diffusers_prior import DiffusersPrior
+from psd.models.rewards.black_box import BlackBoxReward
+from psd.models.rewards.load import load_reward
+from psd.models.rewards.text_image import ImageTextReward, refuse_unknown_words
+from psd.runtime import diagnosis, memory
+from psd.runtime.devices import OWN_THREADS, choose_device, choose_precision
+from psd.scenes.choose import make_scene
+from psd.scenes.fields.hash_backends import hash_backend
+
+
+def orbit_batch(preset: Preset, views: int) -> int:
+    """Images that pass a network at once after memory ran short: an orbit's, fewer where the preset takes fewer."""
+    return min(preset.network_batch or views, views)
+
+
+_loading = threading.RLock()  # a cache that two threads ask at once loads twice
+
+
+def load_models(
+    preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str], Any]] | None = None, say: hub.Say | None = None
+) -> Models:
+    """Everything that ``preset`` names, loaded once a process and shared (all networks are frozen).
+
+    ``black_boxes`` adds rewards that are plain callables; the preset weighs them by name in ``rewards``.  ``say`` hears
+    of downloads before they begin (without it stderr does).
+    Raises `PresetError` for words that a model never learned, `MissingError` for models that are not there.
+    """
+    torch.set_num_threads(preset.threads or OWN_THREADS)  # of the process: an earlier run may have set another number
+    device, why = choose_device(preset.device)
+    try:
+        with _loading:
+            return _load_networks(preset, device, why, black_boxes or {}, say)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        cure = diagnosis.out_of_memory_help(error, str(device))
+    unload_all()  # out of the exception, whose frames hold what was loaded
+    raise MissingError(cure)
+
+
+def unload_all() -> None:
+    """Free all models that no run holds."""
+    _held.clear()
+    load_prior.cache_clear()
+    load_judge.cache_clear()
+    memory.release_memory()
+
+
+def _load_networks(
+    preset: Preset,
+    device: torch.device,
+    why: str,
+    callables: Mapping[str, Callable[[Tensor, str], Any]],
+    say: hub.Say | None,
+) -> Models:
+    dtype = choose_precision(preset.precision, device)
+    evict_other_models(preset, device, dtype)
+    prior = load_prior(
+        preset.prior, device, dtype, loras=tuple(preset.loras.items()), decoder=preset.reward_decoder,
+        batch=preset.network_batch, graphs=preset.compile, say=say,
+    )  # fmt: skip
+    for prompt in (preset.prompt, preset.negative_prompt):
+        prior.embed_prompt(prompt)  # unknown words are refused here, before anything is made
+
+    def find_reward(name: str) -> Reward:
+        if name in callables:
+            return BlackBoxReward(name, callables[name])
+        judge = _judge_for(preset, name, device, dtype, say)
+        refuse_unknown_words(judge.tokenizer, preset.prompt, name)
+        return judge
+
+    rewards, judges = ({name: find_reward(name) for name in names} for names in (preset.rewards, preset.judges))
+    networks = [prior, *(one for one in {**rewards, **judges}.values() if isinstance(one, ImageTextReward))]
+
+    def set_max_batches(batch: int) -> None:
+        for network in networks:
+            network.take(batch)
+
+    set_max_batches(preset.network_batch)  # an earlier run may have had to do with fewer
+    grid = (f"hash grid: {hash_backend(device)[1]}",) if preset.field == "hash" else ()
+    threads = f"{torch.get_num_threads()} CPU threads"
+    return Models(
+        prior=prior,
+        rewards=rewards,
+        judges=judges,
+        scene=lambda chosen: make_scene(chosen, device),
+        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *grid, *hub.licence_lines(preset)),
+        fewer=lambda: set_max_batches(orbit_batch(preset, prior.views)),
+    )
+
+
+def _judge_for(
+    preset: Preset, name: str, device: torch.device, dtype: torch.dtype, say: hub.Say | None = None, *,
+    visiting: bool = False,
+) -> ImageTextReward:  # fmt: skip
+    """A reward or judge as runs of ``preset`` have it, the same one for all who ask; or one that leaves nothing on the
+    device between its calls."""
+    watching = name not in preset.rewards
+    return load_judge(
+        name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching and not visiting,
+        parked=visiting or (watching and preset.network_batch > 0), say=say,
+    )  # fmt: skip
+
+
+def borrow_judge(preset: Preset, name: str) -> ImageTextReward:
+    """A reward or judge of ``preset`` for pictures from outside; who calls it holds `psd.runtime.offload.COMPUTING`.
+
+    Where the device holds the models of ``preset``, it is their own; beside those of another preset, or before any,
+    it visits a GPU from main memory, so that a run there keeps all of the room that it was measured for.
+    Raises `MissingError` for a model that is not there.
+    """
+    device, _ = choose_device(preset.device)
+    dtype = choose_precision(preset.precision, device)
+    with _loading:
+        visiting = device.type != "cpu" and _held.get(device) != model_key(preset, dtype)
+        return _judge_for(preset, name, device, dtype, visiting=visiting)
+
+
+_held: dict[torch.device, tuple] = {}  # `model_key` of each device
+
+
+def model_key(preset: Preset, dtype: torch.dtype) -> tuple:
+    """What of a preset decides which networks are on a device, and how."""
+    names = {*preset.rewards, *preset.judges}
+    networks = (preset.prior, preset.loras, preset.reward_decoder, preset.network_batch, preset.compile)
+    return dtype, names, *networks
+
+
+def evict_other_models(preset: Preset, device: torch.device, dtype: torch.dtype) -> None:
+    """Before the models of another preset come to a GPU, those that are there go; main memory keeps several."""
+    wanted = model_key(preset, dtype)
+    if device.type != "cpu" and _held.get(device, wanted) != wanted:
+        unload_all()
+    _held[device] = wanted
+
+
+def download_models(preset: Preset, leave: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """Downloads what the preset names and is not here; says before each what it is, then how far
+    (`hub.download_model`).
+    """
+    half = choose_precision(preset.precision, choose_device(preset.device)[0]) != torch.float32
+    for source, kind in hub.required_sources(preset):
+        yield from hub.download_model(source, kind, half=half, leave=leave)
+
+
+@lru_cache(maxsize=2)
+def load_prior(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    loras: tuple[tuple[str, float], ...] = (),
+    decoder: str = "",
+    batch: int = 0,
+    graphs: bool = False,
+    say: hub.Say | None = None,
+) -> DiffusersPrior:
+    found = components.load_components(source, dtype, loras=dict(loras), say=say)
+    small = components.load_small_decoder(decoder, dtype, say) if decoder else None
+    return DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
+
+
+@lru_cache(maxsize=8)
+def load_judge(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    batch: int = 0,
+    graphs: bool = False,
+    parked: bool = False,
+    say: hub.Say | None = None,
+) -> ImageTextReward:
+    return load_reward(source, device=device, dtype=dtype, batch=batch, graphs=graphs, parked=parked, say=say)

@@ -1,0 +1,77 @@
+"""The live controls of a run: values to change, pause, stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psd.config.errors import PresetError
+from psd.config.preset import Preset
+
+
+class Controls:
+    """The hand on the controls of one run (`psd.distillation.interfaces.Control`), safe to use from any thread."""
+
+    def __init__(self, preset: Preset) -> None:
+        self._preset = preset
+        self._live: Mapping[str, Any] = {}  # replaced as a whole, never changed
+        self._replayed: Mapping[str, Any] = {}
+        self._to_replay: Sequence[tuple[int, Mapping[str, Any]]] = ()
+        self._changing = threading.Lock()
+        self._stopping = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
+        self.pauses = 0  # how many there were
+
+    def live(self) -> Mapping[str, Any]:
+        return {**self._replayed, **self._live}
+
+    def change(self, values: Mapping[str, Any]) -> None:
+        """Move live sliders; raises PresetError for a field that is not live or a value that is out of bounds."""
+        for name in values:
+            if name not in LIVE_FIELDS:
+                raise PresetError(f"{name} cannot change during a run; these can: {', '.join(LIVE_FIELDS)}")
+        with self._changing:
+            checked = self._preset.with_values({**self._live, **values})
+            self._live = {name: getattr(checked, name) for name in {**self._live, **values}}
+
+    def replay_changes(self, changes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Make earlier changes again, each (step, values) when the run has `reached` its step.
+
+        What the user changes in the meantime goes over them.
+        """
+        self._to_replay = changes
+
+    def reach_step(self, step: int) -> None:
+        """The run has completed ``step`` steps."""
+        while self._to_replay and self._to_replay[0][0] <= step:
+            (_, values), *self._to_replay = self._to_replay
+            self._replayed = {**self._replayed, **values}
+
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Ask for the end: the run still exports what it has."""
+        self._stopping.set()
+        self._going.set()
+
+    @property
+    def is_paused(self) -> bool:
+        return not self._going.is_set()
+
+    def pause(self) -> None:
+        if not self.stopping():
+            self.pauses += 1
+            self._going.clear()
+
+    def resume(self) -> None:
+        self._going.set()
+
+    def wait_while_paused(self, timeout_s: float) -> bool:
+        """Whether the run goes on, as soon as it does; False when the time is up."""
+        return self._going.wait(timeout_s)
+
+
+LIVE_FIELDS = tuple(name for name, info in Preset.model_fields.items() if (info.json_schema_extra or {}).get("live"))  # type: ignore[union-attr]

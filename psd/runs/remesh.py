@@ -1,0 +1,117 @@
+"""The mesh of a run again, from its newest checkpoint: another threshold, size, scene or texture."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd.config.errors import PresetError
+from psd.config.preset import Preset
+from psd.distillation.events import Meshed, Warned
+from psd.distillation.state import restore_scene, strip_prefix
+from psd.geometry.cleanup import MeshError, drop_floaters
+from psd.geometry.export import PRINT_SIZE_MM
+from psd.geometry.mesh import Mesh, mesh_statistics
+from psd.runs.store.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
+from psd.runs.store.files import StoreError
+from psd.runs.store.folder import RunFolder
+from psd.scenes.choose import make_scene
+from psd.scenes.extract import density_grid, extract_mesh, iso_surface
+from psd.scenes.interfaces import Scene
+
+
+def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
+    """The scene that ``preset.export`` names in the run's newest checkpoint, and its step; `PresetError` if none."""
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise PresetError(f"{folder.name} has no whole checkpoint: nothing to make a mesh of")
+    best = checkpoint.values.get("best") if preset.export == "best" else None
+    step, prefix = (best["step"], "best/") if best else (checkpoint.step, "scene/")
+    return restore_scene(preset, make_scene, strip_prefix(prefix, checkpoint.tensors), step), step
+
+
+def remesh_run(
+    folder: Path,
+    *,
+    scene: str | None = None,
+    threshold: float | None = None,
+    faces: int | None = None,
+    texture: bool | None = None,
+) -> tuple[Mesh, int]:
+    """The mesh and the step of the scene that it shows; what is None is as the run's preset has it.
+
+    ``scene`` is "best" (by the selector judge) or "last"; without a judged preview the best is the last.  Needs neither
+    prior nor rewards, and runs on the CPU.  Raises `PresetError` where there is no checkpoint or no surface.
+    """
+    values = {"export": scene, "mesh_faces": faces, "texture": texture}
+    preset = read_preset(folder).with_values({key: value for key, value in values.items() if value is not None})
+    shape, step = load_exported_scene(folder, preset)
+    try:
+        mesh = extract_mesh(
+            shape, resolution=preset.mesh_resolution, faces=preset.mesh_faces, threshold=threshold,
+            texture=preset.texture,
+        )  # fmt: skip
+    except MeshError as error:
+        raise PresetError(str(error)) from None
+    return mesh, step
+
+
+def rewrite_mesh(
+    folder: Path,
+    scene: str | None = None,
+    threshold: float | None = None,
+    faces: int | None = None,
+    texture: bool | None = None,
+    size_mm: float = PRINT_SIZE_MM,
+) -> Mesh:
+    """`remesh_run` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes
+    on.
+
+    ``size_mm`` is the longest side of the STL.
+    """
+    status = read_status(folder)
+    if status.state in ACTIVE:
+        raise StoreError(f"{folder.name} is still going", "wait for its end, or stop it first")
+    mesh, step = remesh_run(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
+    told = {"step": status.step, "time_s": status.time_s}
+    with RunFolder.open(folder, size_mm=size_mm) as run:
+        for note in mesh.notes:
+            run.write(Warned(message=note, **told))
+        run.write(Meshed(mesh=mesh, scene_step=step, statistics=mesh_statistics(mesh), **told))
+    return mesh
+
+
+class Remesher:
+    """What a page does with a run's scene (`psd.ui.tabs.mesh.Remesh`); remembers the densities that were asked for
+    last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: tuple[object, Float[Tensor, "x y z"]] | None = None
+
+    def count(self, folder: Path, threshold: float, kept: str) -> int:
+        """Faces of the surface at ``threshold``, without floaters and before decimation."""
+        try:
+            vertices, faces = iso_surface(self._load_density(folder, kept), threshold)
+        except MeshError as error:
+            raise PresetError(str(error)) from None
+        return len(drop_floaters(vertices, faces)[1])
+
+    def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
+        """`rewrite_mesh`, with every choice made."""
+        rewrite_mesh(folder, kept, threshold, faces, texture)
+
+    def _load_density(self, folder: Path, kept: str) -> Float[Tensor, "x y z"]:
+        key = (folder, kept, checkpoint_steps(folder))
+        with self._lock:
+            if self._last is None or self._last[0] != key:
+                preset = read_preset(folder).with_values({"export": kept})
+                scene, _ = load_exported_scene(folder, preset)
+                with torch.no_grad():
+                    self._last = key, density_grid(scene, preset.mesh_resolution)
+            return self._last[1]

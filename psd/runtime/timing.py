@@ -1,0 +1,50 @@
+"""Where a step's time goes: named parts, measured around the calls to the models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Adds up seconds per part; of nested parts only the outermost counts.  Two clock readings a part.
+
+    ``synchronise`` is called before each reading: pass `torch.cuda.synchronize` to time a GPU honestly (`bench` does).
+    Without it nothing waits, and a part on a GPU is charged with its launch only.
+    """
+
+    def __init__(self, synchronise: Callable[[], object] | None = None) -> None:
+        self.synchronise = synchronise
+        self.parts: dict[str, float] = {}
+        self.begun = 0  # steps, those that were tried again included
+        self.inside = False
+        self.start = self.now()
+
+    def now(self) -> float:
+        if self.synchronise is not None:
+            self.synchronise()
+        return time.perf_counter()
+
+    @contextmanager
+    def time_part(self, name: str) -> Iterator[None]:
+        if self.inside:
+            yield
+            return
+        self.inside, start = True, self.now()
+        try:
+            yield
+        finally:
+            self.inside = False
+            self.parts[name] = self.parts.get(name, 0.0) + self.now() - start
+
+    def restart(self) -> None:
+        """Begin a new step, or the same one again."""
+        self.begun += 1
+        self.parts, self.start = {}, self.now()
+
+    def lap_metrics(self) -> dict[str, float]:
+        """Seconds per part since `restart`, as metrics; ``time/other`` is the rest of ``time/step``."""
+        total = self.now() - self.start
+        parts = {f"time/{name}": seconds for name, seconds in self.parts.items()}
+        return {**parts, "time/other": total - sum(self.parts.values()), "time/step": total}

@@ -1,0 +1,109 @@
+"""Radiance fields over the cube [-1, 1]^3, and the one for the CPU: a sum of dense grids.
+
+It and `psd.scenes.fields.hash` turn points into density (per world unit) and view-independent sRGB colour, say which
+cells of a coarse grid hold anything at all, and start as MVDream's blob, density softplus(b (1 - |x| / 0.5)). Axes: n
+points, c channel, x y z vertices of a grid, k the 8 corners around a point, t table rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from psd.scenes.fields.interpolation import (
+    CHUNK,
+    Samples,
+    WeightedRows,
+    grid_variation,
+    initial_blob,
+    interpolation_matrix,
+    is_inside_ball,
+    trilinear_corners,
+    upsample_grid,
+)
+
+if TYPE_CHECKING:
+    from psd.config.preset import Preset
+
+
+class GridField(nn.Module):
+    """Density and colour as sums of three grids, of ``cells`` / 4, / 2 and ``cells`` cells along an edge.
+
+    density = cells / 2 * softplus(raw): raw 4.6 absorbs 99 % within one cell, so surfaces can be sharp.  All grids
+    exist from the start (their shapes never change, so neither does the optimiser's state); the finer ones fade in
+    with progress.  Under Adam a sum of grids moves broad shapes faster than detail, which is what a noisy score needs.
+    The sum is taken once a call on the finest grid (4 ms at 56 cells), so that a point costs one gather, not three.
+    """
+
+    start: Tensor
+    matrix1: Tensor
+    matrix2: Tensor
+    progress: Tensor
+    FLOOR = -8.0  # of the initial raw density: far cells stay within reach of the optimiser
+    FADE = (0.1, 0.3)  # progress at which the second and the third level have faded in
+
+    def __init__(self, cells: int, blob_density: float) -> None:
+        super().__init__()
+        self.cells = cells
+        self.scale = cells / 2
+        sizes = [max(2, cells // 4) + 1, max(2, cells // 2) + 1, cells + 1]
+        self.density_levels = nn.ParameterList([nn.Parameter(torch.zeros(1, n, n, n)) for n in sizes])
+        self.colour_levels = nn.ParameterList([nn.Parameter(torch.zeros(3, n, n, n)) for n in sizes])
+        axis = torch.linspace(-1, 1, cells + 1)
+        radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+        start = (initial_blob(radius, blob_density) / self.scale).expm1().log().clamp_min(self.FLOOR)
+        self.register_buffer("start", start[None], persistent=False)
+        self.register_buffer("matrix1", interpolation_matrix(sizes[1], sizes[0]), persistent=False)
+        self.register_buffer("matrix2", interpolation_matrix(sizes[2], sizes[1]), persistent=False)
+        self.register_buffer("progress", torch.zeros(()))
+
+    def set_progress(self, progress: float) -> None:
+        self.progress.fill_(progress)
+
+    def raw_grid(self) -> Float[Tensor, "4 x y z"]:
+        """The sum of the levels on the finest grid: density before softplus, colour before sigmoid."""
+        progress = self.progress.item()
+        total = torch.cat([self.density_levels[0], self.colour_levels[0]])
+        for level, matrix, fade in zip((1, 2), (self.matrix1, self.matrix2), self.FADE, strict=True):
+            finer = torch.cat([self.density_levels[level], self.colour_levels[level]])
+            total = upsample_grid(total, matrix) + finer * min(1.0, progress / fade)
+        return torch.cat([total[:1] + self.start, total[1:]])
+
+    def sample(self, points: Float[Tensor, "n 3"], *, normals: bool = False) -> Samples:
+        """Interpolates before the nonlinearities, so that a surface can be sharper than a cell (DVGO, section 4.2)."""
+        raw = self.raw_grid()
+        if normals:
+            raw = torch.cat([raw, torch.stack(torch.gradient(raw[0]))])
+        size = self.cells + 1
+        table = raw.flatten(1).T.contiguous()
+        rows = torch.cat([WeightedRows.apply(table, *trilinear_corners(part, size)) for part in points.split(CHUNK)])
+        density = F.softplus(rows[:, 0]) * self.scale * is_inside_ball(points)
+        normal = -F.normalize(rows[:, 4:], dim=-1) if normals else None
+        return Samples(density, rows[:, 1:4].sigmoid(), normal)
+
+    @torch.no_grad()
+    def occupied_cells(self, density: float) -> Bool[Tensor, "x y z"]:
+        """Cells in which the density may exceed ``density``: exact, as a trilinear value lies between its corners."""
+        raw = self.raw_grid()[0]
+        threshold = math.log(math.expm1(density / self.scale))
+        for axis in range(3):  # 30 times as fast as max_pool3d
+            length = raw.shape[axis] - 1
+            raw = torch.maximum(raw.narrow(axis, 0, length), raw.narrow(axis, 1, length))
+        return raw > threshold
+
+    def total_variation(self) -> Float[Tensor, ""]:
+        """Mean over the cube of |grad a| + mean_c |grad colour_c|, a the opacity of a cell; L1, per world unit."""
+        raw = self.raw_grid()
+        opacity = -torch.expm1(-F.softplus(raw[:1]))
+        return grid_variation(torch.cat([opacity, raw[1:].sigmoid() / 3]))
+
+    def parameter_groups(self, preset: Preset) -> list[dict]:
+        return [
+            {"params": list(self.density_levels), "lr": preset.density_lr},
+            {"params": list(self.colour_levels), "lr": preset.colour_lr},
+        ]

@@ -1,0 +1,125 @@
+"""What the parts of the page share: the worker behind it, the run it looks at, the values of its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from psd.config.errors import PresetError
+from psd.config.preset import Preset
+from psd.runs.jobs.worker import Worker
+from psd.runs.store.archive import ACTIVE
+from psd.runs.store.files import StoreError
+from psd.ui.inputs import controls
+from psd.ui.inputs.controls import Control
+from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
+from psd.ui.state.page import MOST, Look, Page, Pane, WatchedRun
+from psd.ui.state.watch import Watcher
+
+
+@dataclass
+class PageContext:
+    """Services and shared components; listeners of every part are written against it."""
+
+    worker: Worker
+    watcher: Watcher
+    vocabularies: Mapping[str, Vocabulary]
+    parts: Sequence[Control]
+    prompt: gr.Textbox
+    run_id: gr.State  # of the run that is watched
+    base: gr.State  # the preset whose values the controls show, as a dictionary: a preset, or the run attached to
+    last: gr.BrowserState  # the run that this browser started last
+    owner: gr.BrowserState  # the secret of this browser, by which its runs are its own
+    news: Mapping[str, Any]  # the listener that brings the page up to date: fn, inputs, outputs
+
+    @property
+    def shown(self) -> list[Component]:
+        """What `show` gives and `wanted` takes."""
+        return [self.base, self.prompt, *(component for part in self.parts for component in part.components)]
+
+    def read_controls(self, base: Mapping[str, Any], prompt: str, *given: Any) -> Preset:
+        """The preset that the controls say; raises PresetError, also for words that the prior does not know."""
+        before = Preset.make(base)
+        made = before.with_values({"prompt": prompt.strip(), **controls.read_all(self.parts, given, before)})
+        return reword_preset(made, self.vocabularies)
+
+    @staticmethod
+    def require_secret(owner: str) -> str:
+        """The secret of the browser, which its page gets when it has loaded, and nowhere else: with two givers the
+        later answer would lock a page out of its own run.  Raises PresetError before that.
+        """
+        if not owner:
+            raise PresetError("the page is still loading: try once more in a moment")
+        return owner
+
+    def show(self, preset: Preset, *, prompt: bool = True) -> list[Any]:
+        """Updates that let the controls say ``preset``."""
+        parts = [update for part in self.parts for update in part.write(preset)]
+        return [preset.model_dump(), preset.prompt if prompt else gr.skip(), *parts]
+
+    def skipped(self) -> list[Any]:
+        return [gr.skip()] * len(self.shown)
+
+
+@dataclass(frozen=True)
+class LookInputs:
+    """The components that say what the page looks at, in the order that `read_look` takes their values.
+
+    No sliders: one that still holds a value of the range before makes Gradio refuse the page's whole question.
+    """
+
+    viewer: gr.Model3D
+    tab: gr.State
+    kinds: gr.CheckboxGroup
+    follow: gr.Checkbox
+    step: gr.State
+    compared: gr.Dropdown
+    compared_step: gr.State
+    only_mine: gr.Checkbox
+
+    @property
+    def inputs(self) -> list[Component]:
+        return [self.viewer, self.tab, self.kinds, self.follow, self.step, self.compared, self.compared_step,
+                self.only_mine]  # fmt: skip
+
+
+def read_look(
+    viewer: object, tab: str, kinds: list[str], follow: bool, step: float, compared: list[str], compared_step: float,
+    only_mine: bool,
+) -> Look:  # fmt: skip
+    longitude, latitude, radius = getattr(viewer, "camera_position", Look.camera)  # absent until it is turned
+    return Look(
+        tab, tuple(kinds), follow, int(step or 0), (longitude, latitude, radius), tuple(compared or ())[:MOST],
+        int(compared_step or 0), only_mine,
+    )  # fmt: skip
+
+
+def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look) -> Page:
+    """The run that is watched, and on the Compare tab those beside it."""
+    try:
+        watched = watcher.view_run(run) if run else WatchedRun()
+    except StoreError as error:  # its folder was deleted, say
+        watched = WatchedRun(state="interrupted", message=str(error))
+    compared = watcher.view_runs(seen.compared if seen.tab == "Compare" else ())
+    runs = watcher.runs(owner if seen.only_mine else "") if seen.tab == "Runs" else ()
+    return Page(watched, seen, bool(run) and worker.is_steerable_by(run, owner), compared, runs)
+
+
+def collect_updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:
+    """The new keys, then what has changed for each component; everything else is skipped."""
+    keys, found = [], []
+    for pane, before in zip(panes, old or [None] * len(panes), strict=True):
+        key = pane.key(now) if pane.is_shown(now) else before
+        keys.append(key)
+        found += [gr.skip()] * len(pane.components) if key == before else pane.values(now)
+    return [keys, *found]
+
+
+def find_live_preset(desk: PageContext, run: str) -> Preset | None:
+    """The preset of the watched run while it can be steered; what is moved before its first step holds from there."""
+    job = next((job for job in desk.worker.list_jobs() if job.id == run and job.status.state in ACTIVE), None)
+    return job.preset.with_values(job.live) if job else None

@@ -1,0 +1,85 @@
+"""Pieces of HTML that several panes share: pure functions, everything escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from psd.ui.state.page import WatchedRun
+
+
+def shot_names(count: int) -> list[str]:
+    """What the fixed preview cameras show: an orbit that starts at the front (+x) and turns counter-clockwise."""
+    return {1: ["front"], 4: ["front", "left", "back", "right"]}.get(
+        count, [f"{360 * i // count}°" for i in range(count)]
+    )
+
+
+HEADER = "<h1>PSD Studio</h1><p>From a sentence to a mesh, by Preference Score Distillation.</p>"
+EXPORTS = "public/exports"
+STATES = {  # the store's words -> what a person reads
+    "idle": "Ready",
+    "queued": "Waiting",
+    "loading": "Loading the models",
+    "running": "Running",
+    "paused": "Paused",
+    "stopping": "Stopping",
+    "meshing": "Making the mesh",
+    "finished": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+    "interrupted": "Interrupted",
+    "unreadable": "Unreadable",
+}
+
+
+def state_badge(state: str) -> str:
+    return f'<span class="badge {html.escape(state)}">{html.escape(STATES.get(state, state))}</span>'
+
+
+def note_html(text: str, kind: str = "problem") -> str:
+    """A line of its own; empty for no text."""
+    role = "alert" if kind == "problem" else "status"
+    return f'<p class="note {kind}" role="{role}">{html.escape(text)}</p>' if text else ""
+
+
+def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> str:
+    """A table whose cells are HTML already; the first of a row is its heading."""
+    body = "".join(
+        f"<tr><th scope=row>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows
+    )
+    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in heads)
+    body = body or f'<tr><td colspan={len(heads)} class="none">{html.escape(empty)}</td></tr>'
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def format_number(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_minutes(seconds: float | None) -> str:
+    """Minutes and seconds, with hours where there are any; a dash for what is not known."""
+    if seconds is None:
+        return "–"
+    minutes, whole = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{whole:02}" if minutes >= 60 else f"{minutes}:{whole:02}"
+
+
+def file_url(watched: WatchedRun, file: str, version: int) -> str:
+    """The address of a file of the run, relative to the page so that it holds below any root path."""
+    return f"gradio_api/file={quote((watched.folder / file).as_posix())}?v={version}"
+
+
+def download_file(path: Path) -> Path:
+    """What to hand out for a file of a mesh: a textured OBJ has no colour without its material, so its zip."""
+    packed = path.with_name(f"{path.name}.zip")
+    return packed if packed.is_file() else path
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name as a person reads it: without its group and the folder of what ships."""
+    return metric.partition("/")[2].removeprefix("assets/").replace("_", " ")

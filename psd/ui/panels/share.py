@@ -1,0 +1,193 @@
+"""Presets beyond the sliders: as YAML to edit, what differs, saved under a name, as one file, as commands.
+
+Saved presets stay in the browser that saved them: a server of many users has no place for everybody's.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from psd.config.assignments import parse_assignments
+from psd.config.errors import PresetError
+from psd.config.former import translate_preset
+from psd.config.preset import Preset, list_presets, parse_mapping
+from psd.runs.store.folder import slugify_prompt
+from psd.ui.markup.html import note_html, table_html
+from psd.ui.state.page import QUIET
+
+if TYPE_CHECKING:
+    from psd.ui.context import PageContext
+
+MOST_SAVED = 50
+LONGEST_NAME = 60
+OWN = "own: "  # before the names that a browser gave
+
+
+def preset_differences(preset: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
+    """Field -> its value in each, where they differ."""
+    pairs = {name: (getattr(preset, name), getattr(other, name)) for name in Preset.model_fields}
+    return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
+
+
+def diff_table(preset: Preset, base: str) -> str:
+    """What makes ``preset`` different from the named one."""
+    rows = [
+        [html.escape(name), html.escape(str(theirs)), html.escape(str(ours))]
+        for name, (ours, theirs) in preset_differences(preset, Preset.load(base)).items()
+    ]
+    return table_html(("key", base, "now"), rows, f"Nothing: these are the values of {base}.")
+
+
+def command_line(preset: Preset, base: str) -> str:
+    """The command line that runs ``preset`` exactly, from the named preset and what differs."""
+    words = ["python", "-m", "psd", "run", preset.prompt, "--preset", base]
+    for name, (value, _) in preset_differences(preset, Preset.load(base)).items():
+        if name == "prompt":
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        parse_assignments([f"{name}={text}"])  # what the command line reads; raises where it could not
+        words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
+
+
+def client_snippet(preset: Preset, base: str, address: str) -> str:
+    """The Python client that starts ``preset`` on this server, from the named preset and what differs."""
+    values = {name: value for name, (value, _) in preset_differences(preset, Preset.load(base)).items()}
+    values = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
+    return (
+        "import json\n\nfrom gradio_client import Client\n\n"
+        f"client = Client({address!r})\n"
+        "run = client.predict(\n"
+        f"    prompt={preset.prompt!r},\n    preset={base!r},\n    seed={preset.seed},\n"
+        f"    overrides=json.dumps({values!r}),\n"
+        '    api_name="/start_run",\n)\n'
+    )
+
+
+def read_text(text: str) -> Preset:
+    """A preset as text, of this version or an earlier one; `PresetError` for what is wrong or gone."""
+    values, lost = translate_preset(parse_mapping(text))
+    if lost:
+        raise PresetError(f"this version no longer has {', '.join(lost)}: take it out")
+    return Preset.make(values)
+
+
+class SharePanel:
+    """The components, in the current Blocks context."""
+
+    def __init__(self, name: str) -> None:
+        self.first = name
+        self.saved = gr.BrowserState({}, storage_key="psd-presets", secret="psd")
+        self.choice = gr.Dropdown(
+            list_presets(),
+            value=name,
+            label="preset",
+            info="Sets every value below; the prompt stays.",
+            elem_id="preset",
+        )
+        with gr.Accordion("Preset as text, commands", open=False, elem_id="share"):
+            self.read = gr.Button("Show the values as text", elem_id="share-read")
+            self.text = gr.Code("", language="yaml", label="YAML", lines=8, max_lines=24, elem_id="share-yaml")
+            self.apply = gr.Button("Use this text", elem_id="share-apply")
+            self.message = gr.HTML("", elem_id="share-message")
+            self.diff = gr.HTML("", elem_id="share-diff", elem_classes="table")
+            with gr.Row():
+                self.name = gr.Textbox(
+                    label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
+                    min_width=120,
+                )  # fmt: skip
+                self.save = gr.Button("Save as", elem_id="share-save", min_width=96)
+            self.link = gr.HTML("", elem_id="share-file")
+            self.upload = gr.UploadButton(
+                "Load a preset file", file_types=[".yaml", ".yml"], type="binary", elem_id="share-upload"
+            )
+            self.command = gr.Code(
+                "", language="shell", label="the same run, from a terminal", interactive=False, max_lines=6
+            )
+            self.client = gr.Code(
+                "", language="python", label="the same run, from Python", interactive=False, max_lines=10
+            )
+
+    @property
+    def locked(self) -> list[gr.Dropdown | gr.Button | gr.UploadButton]:
+        """What sets values, and so waits while a run goes on."""
+        return [self.choice, self.apply, self.upload]
+
+    def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
+        told = [self.text, self.diff, self.link, self.command, self.client, self.message]
+
+        def list_choices(saved: Mapping[str, str]) -> Any:
+            return gr.Dropdown([*list_presets(), *(OWN + name for name in saved)])
+
+        def load_choice(name: str, saved: Mapping[str, str]) -> list[Any]:
+            own = saved.get(name.removeprefix(OWN)) if name.startswith(OWN) else None
+            try:
+                preset = read_text(own) if own else Preset.load(name)
+            except PresetError as error:
+                return [note_html(str(error)), *desk.skipped()]
+            return ["", *desk.show(preset, prompt=False)]
+
+        def show_values(name: str, request: gr.Request, *given: Any) -> list[Any]:
+            """The values of the controls as text, as commands and as a file."""
+            base = self.first if name.startswith(OWN) else name  # one that the command line knows too
+            try:
+                preset = desk.read_controls(*given)
+            except PresetError as error:
+                return [gr.skip()] * 5 + [note_html(str(error))]
+            address = request.headers.get("origin") or f"http://{request.headers['host']}"
+            return [preset.to_yaml(), diff_table(preset, base), preset_link(preset), command_line(preset, base),
+                    client_snippet(preset, base, address), ""]  # fmt: skip
+
+        def refresh_derived(name: str, request: gr.Request, *given: Any) -> list[Any]:
+            """What tells of the values, but for the text that somebody may be editing."""
+            return show_values(name, request, *given)[1:5]
+
+        def use_text(text: str) -> list[Any]:
+            try:
+                return ["", *desk.show(read_text(text))]
+            except PresetError as error:
+                return [note_html(str(error)), *desk.skipped()]
+
+        def upload_file(data: bytes) -> list[Any]:
+            try:
+                return use_text(data.decode())
+            except UnicodeDecodeError:
+                return [note_html("This file is no text: a preset is YAML."), *desk.skipped()]
+
+        def save_preset(name: str, saved: dict[str, str], *given: Any) -> list[Any]:
+            name = " ".join(name.split())
+            if not name:
+                return [saved, gr.skip(), note_html("Give it a name first.")]
+            if len(saved) >= MOST_SAVED and name not in saved:
+                return [saved, gr.skip(), note_html(f"This browser holds {MOST_SAVED} presets: save over one of them.")]
+            try:
+                saved = {**saved, name[:LONGEST_NAME]: desk.read_controls(*given).to_yaml()}
+            except PresetError as error:
+                return [saved, gr.skip(), note_html(str(error))]
+            return [saved, list_choices(saved), note_html(f"Saved as {OWN}{name}.", "hint")]
+
+        retell = {"fn": refresh_derived, "inputs": [self.choice, *desk.shown], "outputs": told[1:5], **QUIET}
+        self.choice.input(load_choice, [self.choice, self.saved], [self.message, *desk.shown], **QUIET).then(**retell)
+        self.read.click(show_values, [self.choice, *desk.shown], told, **QUIET)
+        self.apply.click(use_text, self.text, [self.message, *desk.shown], **QUIET).then(**retell)
+        self.upload.upload(upload_file, self.upload, [self.message, *desk.shown], **QUIET).then(**retell)
+        self.save.click(
+            save_preset, [self.name, self.saved, *desk.shown], [self.saved, self.choice, self.message], **QUIET
+        )
+        blocks.load(list_choices, self.saved, self.choice, **QUIET)
+
+
+def preset_link(preset: Preset) -> str:
+    """A link that holds the preset itself, to keep or to send."""
+    name = f"{slugify_prompt(preset.prompt)}.yaml"
+    return (
+        f'<a class="file" href="data:text/yaml;charset=utf-8,{quote(preset.to_yaml())}" download="{name}">'
+        f"Download {name}</a>"
+    )

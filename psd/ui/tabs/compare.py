@@ -1,0 +1,276 @@
+"""The Compare tab: several runs side by side at the same step, their curves in one chart, and which one won."""
+
+from __future__ import annotations
+
+import html
+import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from psd.config.errors import PresetError
+from psd.config.preset import Method, Preset, list_presets
+from psd.runs.store.archive import Run
+from psd.runs.store.files import StoreError
+from psd.ui.markup.charts import line_chart
+from psd.ui.markup.html import (
+    file_url,
+    format_minutes,
+    format_number,
+    metric_label,
+    note_html,
+    shot_names,
+    state_badge,
+    table_html,
+)
+from psd.ui.state.page import MOST, QUIET, Page, Pane, WatchedRun
+from psd.ui.state.view import Curve
+from psd.ui.tabs.curves import chart_key
+from psd.ui.tabs.ranking import CONSISTENCY, best_to_continue, is_comparable, last_value, rank_runs, short_label
+
+if TYPE_CHECKING:
+    from psd.ui.context import PageContext
+FIRST_STEPS = 120  # of the slider, until there is a run
+
+
+def run_label(run: Run) -> str:
+    """A run in a list."""
+    status = run.status
+    return f"{status.prompt} · {status.method} · seed {status.seed} · {status.created[5:16].replace('T', ' ')}"
+
+
+def compared_views_html(page: Page) -> str:
+    """A row of views for each run, all at the same step."""
+    rows = []
+    for watched in page.compared:
+        seen = watched.view.previews.at(page.look.compared_step)
+        names = shot_names(watched.shots)
+        head = f'<p class="who"><b>{html.escape(short_label(watched))}</b> {state_badge(watched.state)} '
+        if seen is None or seen.file is None:
+            rows.append(head + "</p>" + f'<div class="shots" style="--views:4">{"<div class=shot></div>" * 4}</div>')
+            continue
+        address = file_url(watched, seen.file, seen.step)
+        shots = "".join(
+            f'<div class="shot"><img src="{address}" alt="{html.escape(f"{short_label(watched)}, {name}, step {seen.step}")}"'
+            f' style="width:{len(names)}00%;margin-left:-{i}00%"><span>{html.escape(name)}</span></div>'
+            for i, name in enumerate(names)
+        )
+        rows.append(f'{head}<small>step {seen.step}</small></p><div class="shots" style="--views:{len(names)}">'
+                    f"{shots}</div>")  # fmt: skip
+    return "".join(rows) or '<p class="none">Choose runs above, or start some.</p>'
+
+
+def compared_charts_html(compared: Sequence[WatchedRun]) -> str:
+    """The same curve of every run in one chart, a chart for each judge and for the reward."""
+    steps = max((watched.view.total_steps for watched in compared), default=1)
+    names = dict.fromkeys(
+        name for watched in compared for name in watched.view.curves if name.startswith(("judge/", "weighted/"))
+    )
+    drawn = []
+    for name in [*names, CONSISTENCY]:
+        series: dict[str, Curve] = {}
+        for watched in compared:
+            if name in watched.view.curves:
+                said = short_label(watched)
+                series[said if said not in series else f"{said} ({watched.run_id[:15]})"] = watched.view.curves[name]
+        title = f"Judge {metric_label(name)}" if name.startswith("judge/") else metric_label(name).capitalize()
+        drawn.append(line_chart(title, "raw score" if name != CONSISTENCY else "share", series, steps=steps))
+    return f'<div class="charts">{"".join(drawn)}</div>'
+
+
+def scores_table(compared: Sequence[WatchedRun]) -> str:
+    """Final scores, ranked where they can be."""
+    placed = is_comparable(compared)
+    names = dict.fromkeys(
+        name for watched in compared for name in watched.view.curves if name.startswith(("reward/", "judge/"))
+    )
+    heads = ["run", "place", *(metric_label(name) + (" (judge)" if name.startswith("judge/") else "") for name in names),
+             "consistency", "step", "time", "state"]  # fmt: skip
+
+    def format_cell(value: float | None) -> str:
+        return "–" if value is None else format_number(value)
+
+    rows = [
+        [f'<a href="?run={html.escape(watched.run_id)}">{html.escape(short_label(watched))}</a>',
+         format_cell(place if placed else None),
+         *(format_cell(last_value(watched, name)) for name in names), format_cell(last_value(watched, CONSISTENCY)),
+         f"{watched.view.step} / {watched.view.total_steps}", format_minutes(watched.view.time_s or None),
+         state_badge(watched.state)]
+        for watched, place in rank_runs(compared)
+    ]  # fmt: skip
+    return table_html(heads, rows, "No runs to compare.")
+
+
+def curtain_html(page: Page) -> str:
+    """The front views of the first two runs at the chosen step, one over the other, with a curtain between them."""
+    layers = []
+    for watched, side in zip(page.compared, ("left", "right")):
+        seen = watched.view.previews.at(page.look.compared_step)
+        if seen is None or seen.file is None:
+            break
+        said = html.escape(f"{short_label(watched)}, front, step {seen.step}")
+        layers.append(
+            f'<div class="shot {side}"><img src="{file_url(watched, seen.file, seen.step)}" alt="{said}">'
+            f"<span>{html.escape(short_label(watched))}</span></div>"
+        )
+    if len(layers) < 2:
+        return '<p class="none">Two runs with a picture each meet here behind a curtain.</p>'
+    curtain = (
+        '<label>left run | right run<input type="range" min="0" max="100" value="50" '
+        "oninput=\"document.documentElement.style.setProperty('--curtain', this.value + '%')\"></label>"
+    )
+    return f'<div class="pair"><div class="layers">{"".join(layers)}</div>{curtain}</div>'
+
+
+def preset_variants(wanted: Preset, methods: Sequence[str], presets: Sequence[str]) -> list[Preset]:
+    """The same prompt and seed under each method, and under each named preset as it stands.
+
+    The siblings keep the plain negative prompt, so that they are what their authors describe.
+    """
+    same = {"prompt": wanted.prompt, "seed": wanted.seed}
+    made = [wanted.with_values({"method": name, "negative": wanted.negative and name == "psd"}) for name in methods]
+    return [*made, *(Preset.load(name, same) for name in presets)]
+
+
+def seed_variants(wanted: Preset, count: int) -> list[Preset]:
+    """The same preset under ``count`` seeds, its own first."""
+    return [wanted.with_values({"seed": (wanted.seed + i) % 2**31}) for i in range(count)]
+
+
+def continue_hint(compared: Sequence[WatchedRun]) -> str:
+    """Which run would continue, or why none can."""
+    if best := best_to_continue(compared):
+        left = best.view.total_steps - best.view.step
+        return f"Best by judge and consistency: {short_label(best)}. It has {left} steps left."
+    if not compared:
+        return "Start a sweep, or choose runs below: the best of them can go on to its end."
+    if not is_comparable(compared):
+        return "Runs of several prompts or judges: none of them is the best."
+    going = sum(not watched.is_over for watched in compared)
+    return f"{going} of {len(compared)} still go on." if going else "The best of them is at its end already."
+
+
+class CompareTab:
+    """The tab's components, in the current Blocks context."""
+
+    def __init__(self) -> None:
+        with gr.Row(elem_id="compare-start"):
+            with gr.Group():
+                self.methods = gr.CheckboxGroup(
+                    list(typing.get_args(Method)), value=["psd", "sds"], label="methods side by side",
+                    info="Prompt, seed and every other value as they stand in the sidebar.", elem_id="compare-methods",
+                )  # fmt: skip
+                self.presets = gr.Dropdown(
+                    list_presets(), value=[], multiselect=True, label="presets beside them",
+                    info="The same prompt and seed under each preset as it stands.",
+                )  # fmt: skip
+                self.start = gr.Button("Start comparison", variant="primary", elem_id="compare-button")
+            with gr.Group():
+                self.count = gr.Slider(
+                    2,
+                    MOST,
+                    value=4,
+                    step=1,
+                    label="seeds (n)",
+                    info="That of the sidebar and the next.",
+                )
+                self.until = gr.Slider(
+                    5, 500, value=30, step=5, label="steps of each",
+                    info="Then each is kept, and the best can go on to the end.", elem_id="sweep-steps",
+                )  # fmt: skip
+                self.sweep = gr.Button("Start seed sweep", variant="primary", elem_id="sweep-button")
+                self.go_on = gr.Button("Continue the best", interactive=False, elem_id="continue-best")
+                why = gr.HTML(note_html(continue_hint(()), "hint"), elem_id="continue-why")
+        self.message = gr.HTML("", elem_id="compare-message")
+        self.runs = gr.Dropdown(
+            [], value=[], multiselect=True, max_choices=MOST, label="runs", elem_id="compared",
+            info="Any runs of this server; the first two are in the slider below.",
+        )  # fmt: skip
+        self.at = gr.State(FIRST_STEPS)
+        self.step = gr.Slider(0, FIRST_STEPS, value=FIRST_STEPS, step=1, label="step", elem_id="compare-scrub",
+                          info="All runs at this step, or the last before it.")  # fmt: skip
+        nobody = Page()
+        views = gr.HTML(compared_views_html(nobody), elem_id="compare-views")
+        table_ = gr.HTML(scores_table(()), elem_id="compare-scores", elem_classes="table")
+        curtain = gr.HTML(curtain_html(nobody), elem_id="pair")
+        lines = gr.HTML(compared_charts_html(()), elem_id="compare-charts")
+        self.panes = [
+            Pane([views], lambda p: compared_views_html(p), lambda p: [compared_views_html(p)], "Compare"),
+            Pane([table_], lambda p: scores_table(p.compared), lambda p: [scores_table(p.compared)], "Compare"),
+            Pane([curtain], curtain_html, lambda p: [curtain_html(p)], "Compare"),
+            Pane([lines], lambda p: [chart_key(w.view, "judge/", "weighted/", CONSISTENCY) for w in p.compared],
+                 lambda p: [compared_charts_html(p.compared)], "Compare"),
+            Pane([self.step, self.at], most_steps,
+                 lambda p: [gr.Slider(maximum=most_steps(p), value=most_steps(p)), most_steps(p)], "Compare"),
+            Pane([self.go_on, why], lambda p: continue_hint(p.compared),
+                 lambda p: [gr.Button(interactive=best_to_continue(p.compared) is not None),
+                            note_html(continue_hint(p.compared), "hint")], "Compare"),
+        ]  # fmt: skip
+
+    def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
+        """Start and continue runs; what is compared is remembered by the browser."""
+        remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
+
+        def list_choices(chosen: list[str]) -> Any:
+            known = {run.id: run_label(run) for run in desk.worker.runs()}
+            return gr.Dropdown(
+                [(told, run_id) for run_id, told in known.items()], value=[run for run in chosen if run in known]
+            )
+
+        def submit_all(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
+            """All of them, or those that found a place and why the next one did not."""
+            owner, runs, said = desk.require_secret(owner), [], ""
+            for preset in presets:
+                try:
+                    runs.append(desk.worker.submit(preset, owner=owner, until=until))
+                except (PresetError, StoreError) as error:
+                    if not runs:
+                        return show_refusal(error)
+                    said = note_html(f"Only {len(runs)} of {len(presets)} were started: {error}")
+                    break
+            return [list_choices(runs), runs, said]
+
+        def show_refusal(error: Exception) -> list[Any]:
+            return [gr.skip(), gr.skip(), note_html(str(error))]
+
+        def start_comparison(methods: list[str], presets: list[str], owner: str, *given: Any) -> list[Any]:
+            if not 2 <= len(methods) + len(presets) <= MOST:
+                return show_refusal(PresetError(f"choose 2 to {MOST} methods and presets to compare"))
+            try:
+                return submit_all(preset_variants(desk.read_controls(*given), methods, presets), owner)
+            except PresetError as error:
+                return show_refusal(error)
+
+        def start_sweep(count: float, until: float, owner: str, *given: Any) -> list[Any]:
+            try:
+                return submit_all(seed_variants(desk.read_controls(*given), int(count)), owner, int(until))
+            except PresetError as error:
+                return show_refusal(error)
+
+        def go_on(chosen: list[str], owner: str) -> str:
+            best = best_to_continue(desk.watcher.view_runs(chosen))
+            if best is None:
+                return note_html("There is nothing to continue: each run is at its end, or some still go on.")
+            try:
+                desk.worker.extend(best.run_id, owner=owner)
+            except (PresetError, StoreError) as error:
+                return note_html(str(error))
+            return note_html(f"{short_label(best)} goes on to step {best.view.total_steps}.", "hint")
+
+        shown = [self.runs, remembered, self.message]
+        self.start.click(start_comparison, [self.methods, self.presets, desk.owner, *desk.shown], shown, **QUIET).then(
+            **desk.news
+        )
+        self.sweep.click(start_sweep, [self.count, self.until, desk.owner, *desk.shown], shown, **QUIET).then(
+            **desk.news
+        )
+        self.go_on.click(go_on, [self.runs, desk.owner], self.message, **QUIET).then(**desk.news)
+        self.runs.input(lambda chosen: chosen, self.runs, remembered, **QUIET).then(**desk.news)
+        self.runs.focus(list_choices, self.runs, self.runs, **QUIET)
+        self.step.input(lambda step: step, self.step, self.at, trigger_mode="always_last", **QUIET).then(**desk.news)
+        blocks.load(list_choices, remembered, self.runs, **QUIET)
+
+
+def most_steps(page: Page) -> int:
+    return max((watched.view.total_steps for watched in page.compared), default=0) or FIRST_STEPS

@@ -1,0 +1,292 @@
+"""Presets: what is out of range is refused by name before a model is loaded; what is in range survives a file."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psd.config.assignments import parse_assignments
+from psd.config.errors import PresetError
+from psd.config.preset import PRESETS, Preset, list_presets, parse_mapping
+from psd.config.reference import parameter_table
+
+FIELDS = Preset.model_fields
+NUMBERS = {name: field for name, field in FIELDS.items() if field.annotation in (int, float)}
+CHOICES = {
+    name: get_args(field.annotation) for name, field in FIELDS.items() if get_origin(field.annotation) is Literal
+}
+
+
+def bound(name: str, sign: str) -> Any:
+    return next((getattr(rule, sign) for rule in FIELDS[name].metadata if hasattr(rule, sign)), None)
+
+
+def low(name: str) -> float:
+    """The smallest number that the field accepts."""
+    above = bound(name, "gt")
+    return bound(name, "ge") if above is None else math.nextafter(above, math.inf)
+
+
+def high(name: str) -> float:
+    below = bound(name, "lt")
+    return bound(name, "le") if below is None else math.nextafter(below, -math.inf)
+
+
+def inside(name: str) -> st.SearchStrategy:
+    if FIELDS[name].annotation is int:
+        return st.integers(int(low(name)), int(high(name)))
+    return st.floats(low(name), high(name))
+
+
+def outside(name: str) -> st.SearchStrategy:
+    below, above = (bound(name, "gt"), bound(name, "lt"))
+    if FIELDS[name].annotation is int:
+        return st.integers(max_value=int(low(name)) - 1) | st.integers(min_value=int(high(name)) + 1)
+    return (
+        st.floats(max_value=low(name), exclude_max=below is None, allow_nan=False).filter(lambda x: x < low(name))
+        | st.floats(min_value=high(name), exclude_min=above is None, allow_nan=False).filter(lambda x: x > high(name))
+        | st.just(math.nan)
+    )
+
+
+LINE = st.text(st.characters(blacklist_categories=["Cc", "Cs"]), min_size=1, max_size=100)
+NAME = LINE.filter(str.strip)
+PRESET = st.fixed_dictionaries(
+    {
+        "prompt": NAME,
+        "negative_prompt": st.just("") | LINE,
+        "prior": NAME,
+        "rewards": st.dictionaries(NAME, st.floats(0, 100), min_size=1, max_size=8).filter(lambda x: any(x.values())),
+        "judges": st.lists(NAME, min_size=1, max_size=8, unique=True),
+        **{name: inside(name) for name in NUMBERS if not name.startswith(("t_min", "t_max"))},
+        **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
+    }
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_both_bounds(name: str) -> None:
+    assert low(name) <= FIELDS[name].default <= high(name)
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(NUMBERS)))
+def test_a_number_out_of_range_is_refused_with_key_value_and_bound(data: st.DataObject, name: str) -> None:
+    value = data.draw(outside(name))
+    with pytest.raises(PresetError) as refused:
+        Preset.make({name: value})
+    message = str(refused.value)
+    assert message.startswith(f"{name}=")
+    if math.isfinite(value):
+        nearest = [bound(name, sign) for sign in (("le", "lt") if value > low(name) else ("ge", "gt"))]
+        assert any(edge is not None and f"{edge:g}" in message or str(edge) in message for edge in nearest)
+        if abs(value) < 10**15:
+            assert repr(value) in message
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_at_its_bounds_is_accepted(name: str) -> None:
+    for value in (low(name), high(name)):
+        if not name.startswith(("t_min", "t_max")):  # those are tied to each other
+            assert getattr(Preset.make({name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [True, None, "much", [1], 10**400, "1" * 5000, {}])
+def test_what_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(PresetError, match=f"^{name}=") as refused:
+        Preset.make({name: value})
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_wrong_choice_is_answered_with_all_of_them(name: str) -> None:
+    with pytest.raises(PresetError) as refused:
+        Preset.make({name: "sdss"})
+    assert all(f"'{choice}'" in str(refused.value) for choice in CHOICES[name])
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_unknown_key_is_answered_with_the_nearest(name: str) -> None:
+    with pytest.raises(PresetError, match=f"unknown key '{name}_': did you mean '{name}'"):
+        Preset.make({f"{name}_": 1})
+
+
+def test_every_complaint_is_made_at_once() -> None:
+    with pytest.raises(PresetError) as refused:
+        Preset.make({"steps": 0, "seed": -1, "nonsense": 1})
+    assert all(word in str(refused.value) for word in ("steps=0", "seed=-1", "'nonsense'"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"prompt": ""}, "prompt=''"),
+        ({"prompt": " \n"}, "prompt is blank"),
+        ({"prompt": "a\x00b"}, "control characters"),
+        ({"prompt": "a\ud800b"}, "unable to parse raw data as a unicode"),
+        ({"negative_prompt": "\x1b[31m"}, "control characters"),
+        ({"prompt": "x" * 301}, "at most 300"),
+        ({"rewards": {}}, "method=psd needs a reward"),
+        ({"rewards": {"a": -0.1}}, r"rewards\['a'\]=-0.1 must lie in \[0, 100\]"),
+        ({"rewards": {"a": 100.1}}, r"rewards\['a'\]=100.1 must lie in \[0, 100\]"),
+        ({"rewards": {"a": math.nan}}, "rewards.a=nan"),
+        ({"rewards": {"": 1}}, "rewards: '' is no folder"),
+        ({"rewards": {"a\nb": 1, "c\x00": 1}}, r"rewards: 'c\\x00' is no folder"),
+        ({"rewards": {"x" * 301: 1}}, "rewards: 'xxx.*is no folder"),
+        ({"rewards": {str(i): 1 for i in range(9)}}, "rewards names 9 models: at most 8"),
+        ({"rewards": ["assets/reward"]}, "rewards="),
+        ({"rewards": {"a": 0, "b": 0}}, "method=psd: all rewards have weight 0: raise one, or set method=sds"),
+        ({"judges": ["a", "a"]}, "names one twice"),
+        ({"judges": "assets/selector"}, "judges="),
+        ({"judges": [" "]}, "judges: ' ' is no folder"),
+        ({"prior": ""}, "prior: '' is no folder"),
+        ({"t_min_end": 0.5}, "t_min_end=0.5 is above t_max_end=0.25"),
+        ({"elevation_deg": (10, 5)}, "elevation_deg"),
+        ({"elevation_deg": (0, 91)}, "elevation_deg"),
+        ({"elevation_deg": (0, 1, 2)}, "elevation_deg"),
+        ({"fovy_deg": (0, 40)}, "fovy_deg"),
+        ({"distance_factor": (1, math.inf)}, "distance_factor"),
+    ],
+)  # fmt: skip
+def test_impossible_values_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(PresetError, match=words):
+        Preset.make(values)
+
+
+def test_methods_without_a_reward_run_without_one() -> None:
+    assert Preset.make({"method": "sds", "rewards": {}}).rewards == {}
+    assert Preset.make({"method": "csd", "rewards": {"a": 0}}).rewards == {"a": 0}
+
+
+@given(PRESET)
+def test_a_preset_survives_its_file(values: dict[str, Any]) -> None:
+    preset = Preset.make(values)
+    assert Preset.make(parse_mapping(preset.to_yaml())) == preset
+
+
+def test_changing_a_copy_checks_it_and_leaves_the_first_alone() -> None:
+    preset = Preset()
+    assert preset.with_values({"steps": 7}).steps == 7 and preset.steps == Preset().steps
+    with pytest.raises(PresetError, match="steps=0"):
+        preset.with_values({"steps": 0})
+    with pytest.raises(ValueError, match="frozen"):
+        preset.steps = 7  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- 1",
+        "just words",
+        "steps: 1\nsteps: 2",
+        "rewards: {a: 1, a: 2}",
+        "prompt: &a x\nprior: *a",
+        "1: 2",
+        "null: 2",
+        "[1, 2]: 3",
+        "? [1]\n: 2",
+        "prompt: !!python/object/apply:os.getcwd []",
+        "prompt: [" * 5000,
+        "prompt: {" * 5000,
+        "seed: " + "9" * 5000,
+        "seed: 0x" + "f" * 5000,
+        "prompt: 2026-13-45",
+        "a: b: c",
+        "prompt: \x07",
+        "x: " + "y" * 200_000,
+        "\tprompt: x",
+    ],
+)
+def test_yaml_that_is_no_preset_is_refused_in_a_few_words(text: str) -> None:
+    with pytest.raises(PresetError) as refused:
+        Preset.make(parse_mapping(text))
+    assert len(str(refused.value)) < 400
+
+
+def test_a_small_file_of_a_billion_values_costs_nothing() -> None:
+    laughs = 'a: &a ["ha","ha","ha","ha","ha","ha","ha","ha","ha"]\n' + "".join(
+        f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    with pytest.raises(PresetError, match="alias in line 2"):
+        parse_mapping(laughs)
+
+
+@given(st.text(max_size=200))
+def test_any_text_gives_values_or_a_preset_error(text: str) -> None:
+    try:
+        assert isinstance(parse_mapping(text), dict)
+    except PresetError:
+        pass
+    try:
+        assert set(parse_assignments([f"steps={text}"])) == {"steps"}
+    except PresetError:
+        pass
+
+
+def test_assignments_read_texts_as_they_stand_and_the_rest_as_yaml() -> None:
+    assert parse_assignments(["prompt=no", "negative_prompt=a: b", "method=sds", "steps=7", "negative=off", "rewards={x: 2}",
+                        "elevation_deg=[0, 10]", "prior=a=b", "negative_lr=2e-2"]) == {
+        "prompt": "no", "negative_prompt": "a: b", "method": "sds", "steps": 7, "negative": False, "rewards": {"x": 2},
+        "elevation_deg": [0, 10], "prior": "a=b", "negative_lr": "2e-2",
+    }  # fmt: skip
+    assert Preset.make(parse_assignments(["negative_lr=2e-2"])).negative_lr == 0.02  # YAML 1.1 takes it for a text
+    for wrong in ("steps", "=3", "steps=[", "rewards={a: 1, a: 2}"):
+        with pytest.raises(PresetError):
+            parse_assignments([wrong])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"judges": ["assets/evidence"]}, {"rewards": {"assets/referee": 1.0}}]
+    + [{"judges": [name]} for name in ("./assets/evidence", "assets/referee/", "assets/../assets/evidence")]
+    + [{"judges": [str(PRESETS.parent / "assets" / "evidence")]}],
+)
+def test_no_run_sees_the_judges_that_measure(values: dict[str, Any]) -> None:
+    with pytest.raises(PresetError, match="measures results"):
+        Preset.make(values)
+
+
+def test_the_choice_off_needs_no_quotes() -> None:
+    assert Preset.make(parse_mapping("early_stop: off")).early_stop == "off"  # YAML 1.1 takes it for a truth
+    with pytest.raises(PresetError, match="early_stop=True"):
+        Preset.make(parse_mapping("early_stop: on"))
+
+
+def test_a_preset_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    for name in ("huge", "../README", str(tmp_path / "no")):
+        with pytest.raises(PresetError, match="tiny"):
+            Preset.load(name)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "no.yaml", tmp_path / "binary.yaml"):
+        with pytest.raises(PresetError, match="cannot read"):
+            Preset.load(str(path))
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_shipped_preset_loads_and_explains_each_of_its_keys(name: str) -> None:
+    Preset.load(name)
+    lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    keys = [i for i, line in enumerate(lines) if line[:1].isalpha()]
+    assert keys
+    silent = [lines[i] for i in keys if "#" not in lines[i] and not lines[i - 1].startswith("#")]
+    assert not silent, "explain these keys beside or above them"
+
+
+def test_overrides_win_over_the_file() -> None:
+    assert Preset.load("tiny", {"steps": 3}).steps == 3
+
+
+def test_the_table_lists_every_parameter_once_with_its_default() -> None:
+    rows = [line for line in parameter_table().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(FIELDS)
+    for row, (name, field) in zip(rows, FIELDS.items(), strict=True):
+        assert row.count("|") == 5, f"a bar inside the description of {name} breaks its row"
+        shown = yaml.safe_load(row.split("|")[2].strip(" `"))
+        assert (
+            tuple(shown) if isinstance(shown, list) and isinstance(field.default, tuple) else shown
+        ) == field.default

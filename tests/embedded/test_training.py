@@ -1,0 +1,232 @@
+"""Training of the embedded models: resumed equals uninterrupted, warm starts keep count, the yardsticks measure."""
+
+import argparse
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from psd.embedded.captions import grammar
+from psd.embedded.render import ground_truth
+from psd.embedded.training import prior
+from psd.embedded.training.data import write_shard
+from psd.embedded.training.loop import NAMES, batch_generator, fit_task, learning_rate, make_task, read_record
+from psd.embedded.training.rewards import sibling_keys
+from psd.evaluation.metrics.view_consistency import find_foreground, project_points, reprojection_error
+from psd.evaluation.shipped.model_cards import card_text
+from psd.geometry.cameras import turntable_cameras
+from psd.models.hub import ROOT
+
+
+class Line:
+    """A task small enough for a test: fit a line to noisy points."""
+
+    name, batch, captions_seen = "line", 4, "numbers"
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.model: Any = nn.Linear(1, 1)
+        nn.init.constant_(self.model.weight, start)
+        nn.init.constant_(self.model.bias, start)
+
+    def loss(self, iteration, objects, generator):
+        x = torch.rand(objects, 1, generator=generator)
+        return (self.model(x) - 3 * x - 1).square().mean(), {}
+
+    def ship(self, ema, folder):
+        (folder / "weights.json").write_text(json.dumps([v for p in ema.parameters() for v in p.flatten().tolist()]))
+
+    def sheet(self, ema, path):
+        path.write_text("")
+
+
+def arguments(work, iterations, **changes):
+    defaults = {
+        "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
+        "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1, "compile": False,
+    }  # fmt: skip
+    return argparse.Namespace(**{**defaults, **changes})
+
+
+def weights(folder):
+    return json.loads((folder / "line" / "shipped" / "weights.json").read_text())
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path):
+    fit_task(Line(), arguments(tmp_path / "whole", 40, keep=(20,)))
+    # the schedule is set by the total, which an interrupted training has from the start: stop in the middle by error
+    broken = Line()
+    plain = broken.loss
+
+    def failing(iteration, objects, generator):
+        if iteration == 25:
+            raise KeyboardInterrupt
+        return plain(iteration, objects, generator)
+
+    broken.loss = failing
+    with pytest.raises(KeyboardInterrupt):
+        fit_task(broken, arguments(tmp_path / "parts", 40, keep=(20,)))
+    fit_task(Line(start=9.0), arguments(tmp_path / "parts", 40, keep=(20,)))
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_warm_start_goes_on_counting(tmp_path):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "training.json").write_text('{"iterations": 100, "seconds": 50, "history": "Older."}')
+    fit_task(Line(), arguments(tmp_path, 110, warm_start=str(tmp_path / "from"), history=" Newer."))
+    record = json.loads((tmp_path / "line" / "shipped" / "training.json").read_text())
+    assert record["iterations"] == 110 and record["objects_seen"] == 440
+    assert record["seconds"] >= 50 and record["history"] == "Older. Newer."
+
+
+def test_a_gradient_that_is_no_number_stops_the_training(tmp_path):
+    task = Line()
+    task.loss = lambda iteration, objects, generator: (task.model.weight.sum() * float("nan"), {})
+    with pytest.raises(FloatingPointError, match="line.*iteration 0"):
+        fit_task(task, arguments(tmp_path, 2))
+
+
+# ------------------------------------------------------------------------------------------------- what really trains
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_shard(folder, 0, shard_objects=40, size=64, seed=0, held_out=False)
+    return folder
+
+
+def shipped_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_model_trains_resumes_ships_and_is_trained_on(
+    name: str, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three iterations at a stretch, or broken off in the third and resumed; then one more from what shipped."""
+    monkeypatch.setattr(prior, "sample_views", partial(prior.sample_views, steps=1))  # the sheet's: most of the time
+    given = {
+        "model": name, "data": str(shard), "vae": str(ROOT / "assets/prior/vae"), "batch": 4, "lr": 1e-3, "save_s": 0.0,
+        "history": "",
+    }  # fmt: skip
+
+    def train(folder: str, iterations: int, stop: int | None = None, **changes: Any) -> Path:
+        asked = arguments(tmp_path / folder, iterations, **given, **changes)
+        torch.manual_seed(asked.seed)
+        task = make_task(asked, 0, 1)
+        plain = task.loss
+
+        def loss(iteration: int, objects: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+            if iteration == stop:
+                raise KeyboardInterrupt
+            return plain(iteration, objects, generator)
+
+        monkeypatch.setattr(task, "loss", loss)
+        fit_task(task, asked)
+        return tmp_path / folder / name
+
+    whole = train("whole", 3)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", 3, stop=2)
+    parts = train("parts", 3)
+    assert shipped_bytes(parts / "shipped") == shipped_bytes(whole / "shipped") != {}
+    assert (whole / "sheet-000003.png").stat().st_size > 1000
+    further = train("further", 4, warm_start=str(whole / "shipped"))
+    assert read_record(name, further / "shipped")["iterations"] == 4
+    with pytest.raises(SystemExit, match="has 3 already"):
+        train("none", 3, warm_start=str(whole / "shipped"))
+
+
+def test_learning_rate_warms_up_stays_and_cools_down():
+    rates = [learning_rate(i, 1000, 1.0, warmup=100) for i in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0 and rates[749] == 1.0
+    assert all(a >= b for a, b in zip(rates[750:], rates[751:], strict=False)) and rates[1000] == pytest.approx(0.02)
+
+
+def test_batches_depend_on_seed_iteration_and_rank():
+    draws = {
+        tuple(torch.rand(3, generator=batch_generator(*key)).tolist())
+        for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    }
+    assert len(draws) == 4
+    assert torch.equal(
+        torch.rand(3, generator=batch_generator(5, 6, 1)), torch.rand(3, generator=batch_generator(5, 6, 1))
+    )
+
+
+def test_sibling_keys_join_captions_that_differ_in_colours_or_in_shapes_only():
+    one, recoloured, reshaped, other = (
+        sibling_keys(grammar.parse(text))
+        for text in ("a red cube", "a blue cube", "a red cone", "a blue cone")
+    )  # fmt: skip
+    assert one[0] == recoloured[0] and one[1] != recoloured[1]
+    assert one[1] == reshaped[1] and one[0] != reshaped[0]
+    assert not set(one) & set(other)
+
+
+def truth(text, background=None):
+    return ground_truth([grammar.parse(text)], turntable_cameras(4), 64, background=background)
+
+
+def test_projection_puts_points_where_the_rays_go():
+    from psd.geometry.cameras import camera_rays
+
+    cameras = turntable_cameras(3, elevation_deg=25)
+    origins, directions = camera_rays(cameras, 16)
+    points = (origins + 2.5 * directions)[0, 1].reshape(-1, 3)
+    pixel, _ = project_points(points, cameras, 16)
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    expected = torch.stack([x, y], dim=-1).reshape(-1, 2).float()
+    torch.testing.assert_close(pixel[1], expected, atol=1e-3, rtol=0)
+
+
+def test_foreground_is_the_truths_mask():
+    views = truth("a red cube")
+    mask, true = find_foreground(views.rgb[0]), views.mask[0] > 0.5
+    assert (mask & true).sum() / (mask | true).sum() > 0.9
+
+
+@pytest.mark.parametrize("text", ["a red cube", "a blue torus", "a snowman"])
+def test_views_of_one_object_agree_better_than_views_of_two(text):
+    views = truth(text)
+    stranger = truth("a green duck", background=views.background)
+    mixed = views.rgb[0].clone()
+    mixed[1] = stranger.rgb[0, 1]
+    assert reprojection_error(mixed, turntable_cameras(4)) > 1.4 * reprojection_error(
+        views.rgb[0], turntable_cameras(4)
+    )
+
+
+def test_the_card_holds_the_weights_sums(tmp_path):
+    (tmp_path / "training.json").write_text('{"model": "reward", "iterations": 7}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    text = card_text("reward", tmp_path)
+    assert "iterations: 7" in text
+    assert f"{hashlib.sha256(b'weights').hexdigest()}  model.safetensors" in text
+
+
+class Channels(Line):
+    """A convolution whose weights lie in memory as channels-last convolutions like them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Conv2d(4, 6, 3))
+        self.model.to(memory_format=torch.channels_last)
+
+    def loss(self, iteration, objects, generator):
+        return self.model(torch.rand(2, 4, 5, 5, generator=generator)).square().mean(), {}
+
+
+def test_equal_gradients_of_two_processes_average_to_one_processes_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "psd.embedded.training.loop.dist.all_reduce", lambda flat: flat.mul_(2)
+    )  # the other rank says the same
+    for world in (1, 2):
+        fit_task(Channels(), arguments(tmp_path / str(world), 6), world=world)
+    one, two = ((tmp_path / str(world) / "line" / "shipped" / "weights.json").read_text() for world in (1, 2))
+    assert json.loads(one) == pytest.approx(json.loads(two), abs=1e-6)

@@ -1,0 +1,509 @@
+"""The page without a browser: the fold, the curves, the controls made from the preset, the help with words."""
+
+import copy
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from psd.__main__ import make_parser, resolve_preset
+from psd.config.errors import PresetError
+from psd.config.preset import Preset, parse_mapping
+from psd.distillation.events import (
+    Event,
+    Failed,
+    Finished,
+    LiveChanged,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+    from_json,
+    to_json,
+)
+from psd.embedded.captions import grammar
+from psd.geometry.export import FRAMES
+from psd.runs.jobs.worker import Worker
+from psd.runs.store.archive import Run, Status
+from psd.runs.store.files import StoreError
+from psd.ui.inputs import controls
+from psd.ui.inputs.vocabulary import EXAMPLES, build_caption, caption_problem, reword_preset, suggest_captions
+from psd.ui.markup import html
+from psd.ui.markup.charts import heat_map, line_chart, round_ticks
+from psd.ui.panels import share, status
+from psd.ui.state.page import LISTED, Look, Page, WatchedRun
+from psd.ui.state.view import BUCKETS, MOMENTS, Curve, ThinnedEvents, View, fold_event
+from psd.ui.state.watch import Watcher
+from psd.ui.tabs import compare, mesh, ranking
+from psd.ui.tabs import live as tabs_live
+from psd.ui.tabs.curves import curves_html
+from psd.ui.tabs.negative import negative_charts, tokens_table
+from psd.ui.tabs.runs import runs_table
+from tests.support.fake_run import fake_run, views
+
+STORY: list[Event] = [
+    Started(step=0, preset={"prompt": "a red mug"}, total_steps=4, views=4, environment={}, notes=("cpu",)),
+    Previewed(step=0, images={"rgb": views(0)}, rewards={"reward/r": [1.0, 3.0]}, file="public/previews/000000.jpg"),
+    Stepped(step=1, t=900, metrics={"loss/tv": 0.1, "pair/gap": 0.2}, time_s=2.0),
+    Stepped(step=2, t=800, metrics={"reward/r": 4.0, "judge/j": 5.0}, time_s=4.0),
+    NegativeUpdated(
+        step=2, tokens=("low",), drift=(0.5,), nearest=("red",), metrics={"negative/drift": 0.5}, time_s=4.0
+    ),
+    Previewed(step=2, images={"rgb": views(2)}, rewards={"reward/r": [4.0, 4.0]}, file="public/previews/000002.jpg"),
+    LiveChanged(step=2, values={"guidance_scale": 6.0}),
+    Warned(step=2, message="a warning"),
+    Meshed(step=2, mesh=None, turntable=views(1), statistics={"faces": 1234}, file="public/exports/mesh.glb"),
+    Finished(step=2, reason="stopped", scores={"judge/j": 5.0}, time_s=5.0),
+]
+
+
+def told(events: list[Event]) -> View:
+    view = View()
+    for event in events:
+        view = fold_event(view, event)
+    return view
+
+
+def test_fold_changes_neither_view_nor_event() -> None:
+    view = View()
+    for event in STORY:
+        before = copy.deepcopy((view, event.step, getattr(event, "metrics", None), getattr(event, "rewards", None)))
+        after = fold_event(view, event)
+        assert before == (view, event.step, getattr(event, "metrics", None), getattr(event, "rewards", None))
+        assert after == fold_event(view, event), "the same arguments gave another view"
+        view = after
+
+
+def test_the_view_tells_the_story() -> None:
+    view = told(STORY)
+    assert (view.step, view.total_steps, view.reason, view.time_s) == (2, 4, "stopped", 5.0)
+    assert view.steps_per_s == pytest.approx(0.5) and view.remaining_s == pytest.approx(4.0)
+    assert view.mesh and view.mesh.statistics["faces"] == 1234 and view.warning == "a warning"
+    assert list(view.curves["reward/r"].points()) == [(0, 2.0), (2, 4.0)]  # a mean of views, and once a step
+    assert list(view.curves["judge/j"].points()) == [(2, 5.0)]
+    assert list(view.curves) == ["reward/r", "pair/gap", "judge/j", "negative/drift"], "only what is drawn is kept"
+    assert [change.values for change in view.changes] == [{"guidance_scale": 6.0}] and view.live["guidance_scale"] == 6
+    text = "\n".join(view.log)
+    assert all(part in text for part in ("cpu", "guidance_scale = 6.0", "a warning", "1,234 faces", "stopped"))
+
+
+def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> None:
+    """A mean that forgets: 1, then 1 + (0 - 1) / 20, then 19 / 20 of that; the metrics themselves are not kept."""
+    names = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
+    for metric, name in names.items():
+        values = [1.0, 0.0, 0.0]
+        view = told([*STORY[:1], *(Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))])
+        assert [value for _, value in view.curves[name].points()] == pytest.approx([1.0, 0.95, 0.9025])
+        assert metric not in view.curves
+        said = {"winner/first": "first one <b>", "winner/half_agrees": "half the views agree"}
+        assert [text in curves_html(view) for text in said.values()] == [key == name for key in said]
+
+
+def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
+    view = told([*STORY[:4], Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
+    assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
+    shown = status.status_html(Page(WatchedRun("run", state="failed", view=view)))
+    assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
+
+
+def test_a_failure_tells_what_was_tried_before_it() -> None:
+    warned = Warned(step=2, message="Out of memory: going on with views = 1.")
+    view = told([*STORY[:3], warned, Failed(step=3, message="Out of memory.", cure="Use fewer views.")])
+    shown = status.trouble_html(WatchedRun("run", state="failed", view=view))
+    assert "Out of memory. Use fewer views." in shown and "going on with views = 1" in shown
+
+
+def test_buttons_that_are_off_say_why() -> None:
+    over, mine = WatchedRun("run", state="finished"), WatchedRun("run", state="running")
+    assert status.OVER in status.status_html(Page(over, is_mine=True))
+    assert status.FOREIGN in status.status_html(Page(over))
+    assert status.NONE in status.status_html(Page())
+    assert "note" not in status.status_html(Page(mine, is_mine=True))
+
+
+def test_a_view_from_json_lines_is_the_live_view() -> None:
+    """What was shown live is shown again after a restart: arrays are no part of a view."""
+    assert told([from_json(to_json(event)) for event in STORY]) == told(STORY)
+
+
+def test_a_view_holds_no_array() -> None:
+    view = told(STORY)
+    assert view.previews.last and view.mesh
+    assert not view.previews.last.images and view.mesh.mesh is None and view.mesh.turntable is None
+
+
+@pytest.mark.parametrize("length", [1, 2, BUCKETS, BUCKETS + 1, 2 * BUCKETS + 1, 3000])
+def test_a_curve_stays_small_and_keeps_its_extremes(length: int) -> None:
+    values = np.random.default_rng(length).standard_normal(length).tolist()
+    curve = Curve()
+    for step, value in enumerate(values):
+        curve = curve.add_newest(step, value)
+    points = list(curve.points())
+    assert len(points) <= 2 * BUCKETS and points == sorted(points)
+    assert max(value for _, value in points) == max(values) and min(value for _, value in points) == min(values)
+    assert all(values[step] == value for step, value in points), "a point that nobody measured"
+    assert sum(bucket.count for bucket in curve.buckets) == len(values)
+    if len(values) <= BUCKETS:
+        assert points == list(enumerate(values))
+
+
+# ---- controls
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[controls.Control]:
+    with gr.Blocks(analytics_enabled=False):
+        return [controls.make_control(name, Preset()) for name in Preset.model_fields if name not in controls.ELSEWHERE]
+
+
+def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Control]) -> None:
+    assert {part.name for part in parts} | set(controls.ELSEWHERE) == set(Preset.model_fields)
+    for part in parts:
+        info = Preset.model_fields[part.name]
+        extra = info.json_schema_extra
+        assert isinstance(extra, dict)
+        for component in part.components:
+            if not component.visible:
+                continue
+            label, text = str(component.label), str(component.info)
+            assert label and info.description and info.description in text, part.name
+            assert str(extra["symbol"]) in label and str(extra["unit"]) in label
+        assert part.live == bool(extra["live"]) == ("Live." in str(part.components[0].info))
+
+
+def test_what_the_controls_show_is_the_preset(parts: list[controls.Control]) -> None:
+    preset = Preset()
+    shown = [component.value for part in parts for component in part.components]
+    values = controls.read_all(parts, shown, preset)
+    assert Preset.make({"prompt": preset.prompt, **values}) == preset
+
+
+def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> None:
+    """Sliders whose range ends below the new value move their end as well."""
+    other = Preset().with_values(
+        {"steps": 9000, "method": "sds", "guidance_scale": 100.0, "elevation_deg": (5.0, 6.0), "negative": False,
+         "rewards": {"a/one": 3.0, "b/two": 0.5}, "negative_lr": 0.5, "negative_prompt": "ugly"}
+    )  # fmt: skip
+    given: list = []
+    for part in parts:
+        updates = part.write(other)
+        assert len(updates) == len(part.components)
+        for component, update in zip(part.components, updates, strict=True):
+            if isinstance(component, gr.Slider):
+                assert update.minimum <= update.value <= update.maximum, part.name
+            given.append(update.value if isinstance(update, gr.components.Component) else update)
+    base = Preset(rewards={"a/one": 1.0, "b/two": 1.0})
+    assert base.with_values(controls.read_all(parts, given, base)) == other
+
+
+def test_sliders_stay_within_the_declared_bounds(parts: list[controls.Control]) -> None:
+    for part in parts:
+        low, high = controls.read_bounds(Preset.model_fields[part.name])
+        for component in part.components:
+            if isinstance(component, gr.Slider) and part.name != "rewards":
+                assert low is not None and high is not None
+                assert low <= component.minimum < component.maximum <= high, part.name
+
+
+# ---- words
+
+
+def test_examples_are_captions() -> None:
+    assert not [text for text in EXAMPLES if caption_problem(grammar, text)]
+
+
+@pytest.mark.parametrize("typed", ["", "a", "a red mu", "snow", "a red unicorn", "xyzzy", "a blue cube on top of a y"])
+def test_suggestions_are_captions_and_go_on_where_they_can(typed: str) -> None:
+    found = suggest_captions(grammar, typed)
+    assert 1 <= len(found) <= 6 and len(set(found)) == len(found)
+    assert not [text for text in found if caption_problem(grammar, text)]
+    if typed in ("a red mu", "a blue cube on top of a y"):
+        assert all(text.startswith(typed) for text in found)
+
+
+def test_a_prompt_is_run_as_its_vocabulary_words_it() -> None:
+    asked = Preset(prompt="A red, mushroom!")
+    assert reword_preset(asked, {asked.prior: grammar}) == asked.with_values({"prompt": "a red mushroom"})
+    assert reword_preset(asked, {}) is asked  # a prior that spells reads anything
+    for no_caption in ("a red unicorn", "mushroom red"):
+        with pytest.raises(PresetError, match="a red"):
+            reword_preset(asked.with_values({"prompt": no_caption}), {asked.prior: grammar})
+
+
+def test_an_unknown_word_is_named_with_known_captions() -> None:
+    said = caption_problem(grammar, "a red unicorn")
+    assert "unicorn" in said and any(text in said for text in suggest_captions(grammar, "a red unicorn"))
+
+
+def test_the_builder_speaks_the_grammar() -> None:
+    assert build_caption("", "orange", "mug", "", "blue", "cube") == "an orange mug"
+    assert build_caption("tall", "red", "chair", "", "", "") == "a tall red chair"
+    pair = build_caption("", "red", "cube", "on top of", "blue", "sphere")
+    assert pair == "a red cube on top of a blue sphere" == grammar.parse(pair).text
+
+
+# ---- what is shown
+
+
+HOSTILE = '<img src=x onerror="alert(1)">${1+1}{{this}}'
+
+
+def bar(watched: WatchedRun) -> str:
+    return status.status_html(Page(watched))
+
+
+def picture(watched: WatchedRun) -> str:
+    return tabs_live.live_views_html(watched, Look()) + tabs_live.scores_of_views(watched, Look())
+
+
+def scores(watched: WatchedRun) -> str:
+    return compare.scores_table([watched]) + compare.compared_views_html(Page(compared=(watched,)))
+
+
+@pytest.mark.parametrize("show", [bar, picture, mesh.download_links, mesh.turntable_html, scores])
+def test_what_people_typed_is_never_markup(show: Callable[[WatchedRun], str], tmp_path: Path) -> None:
+    exports = tmp_path / html.EXPORTS
+    exports.mkdir(parents=True)
+    for name in mesh.DOWNLOADS:
+        (exports / name).touch()
+    view = told([*STORY[:-1], Failed(step=2, message=HOSTILE, cure=HOSTILE)])
+    shown = show(WatchedRun("id", tmp_path, state="failed", prompt=HOSTILE, view=view))
+    assert "<img src=x" not in shown and 'onerror="' not in shown
+
+
+def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
+    exports = tmp_path / html.EXPORTS
+    exports.mkdir(parents=True)
+    for name in ("mesh.glb", "mesh.obj", "mesh.obj.zip"):
+        (exports / name).touch()
+    shown = mesh.download_links(WatchedRun("id", tmp_path, prompt="a cube", view=told(STORY)))
+    assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
+    assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
+    assert f'title="{FRAMES["glb"]}"' in shown and f'title="{FRAMES["obj"]}"' in shown
+
+
+def test_tokens_and_notes_are_escaped() -> None:
+    view = fold_event(View(), NegativeUpdated(step=1, tokens=("<s>",), drift=(0.1,), nearest=("<b>",)))
+    assert "<s>" not in tokens_table(view) and "&lt;s&gt;" in tokens_table(view)
+    assert "<s>" not in negative_charts(view)
+    assert "<img" not in html.note_html(HOSTILE)
+
+
+def test_each_view_of_a_preview_has_its_square() -> None:
+    watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
+    shown = tabs_live.live_views_html(watched, Look(kinds=("rgb",)))
+    assert re.findall(r"margin-left:-(\d)00%", shown) == ["0", "1", "2", "3"] and shown.count("width:400%") == 4
+    assert shown.count("gradio_api/file=runs/id/public/previews/000000.jpg?v=0") == 4
+
+
+def test_the_worst_view_is_outlined_and_named() -> None:
+    preset = {"rewards": {"r": 2.0}}
+    view = told([Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
+    view = fold_event(view, Previewed(step=2, images={}, rewards={"reward/r": [3.0, 1.0, 2.0, 4.0]}, file="a.jpg"))
+    assert view.previews.last and tabs_live.view_scores(WatchedRun(view=view), view.previews.last) == [
+        6.0,
+        2.0,
+        4.0,
+        8.0,
+    ]
+    shown = tabs_live.live_views_html(WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",)))
+    assert shown.count('class="shot worst"') == 1 and "left · 2 · worst" in shown
+
+
+def test_series_differ_in_colour_and_in_dash() -> None:
+    view = fold_event(View(), Stepped(step=1, t=1, metrics={f"reward/{i}": 1.0 for i in range(6)}))
+    shown = line_chart("t", "u", view.curves, steps=4)
+    colours = re.findall(r'<polyline [^>]*stroke="(#\w+)" stroke-dasharray="([^"]*)"', shown)
+    assert len({colour for colour, _ in colours}) == len({dash for _, dash in colours}) == 6
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (0.0012, 0.0013), (5, 5), (0, 0), (-1e6, 2e6)])
+def test_round_ticks_enclose_the_values(low: float, high: float) -> None:
+    ticks = round_ticks(low, high)
+    slack = 1e-9 * max(abs(low), abs(high))
+    assert ticks[0] - slack <= low <= high <= ticks[-1] + slack and 2 <= len(ticks) <= 8
+    strides = np.diff(ticks)
+    assert np.allclose(strides, strides[0]) and strides[0] > 0
+
+
+def test_a_chart_places_its_points() -> None:
+    curve = Curve().add_newest(0, 0.0).add_newest(10, 1.0)
+    shown = line_chart("t", "u", {"a": curve}, steps=10, rules=[(5, "s = 6")], bounds=(0, 1))
+    assert '<polyline points="52.0,202.0 470.0,10.0"' in shown and "step 5: s = 6" in shown
+    assert 'x1="261.0" x2="261.0"' in shown, "the rule stands at its step"
+
+
+def test_a_long_run_draws_at_most_600_points_a_series() -> None:
+    view = View(total_steps=3000)
+    for step in range(1, 3001):
+        metrics = {"pair/ratio": step % 7 / 7, "judge/j": float(step), "reward/r": -float(step)}
+        view = fold_event(view, Stepped(step=step, t=1, metrics=metrics))
+    series = re.findall(r'<polyline points="([^"]*)"', curves_html(view))
+    assert max(len(points.split()) for points in series) <= 600 and len(series) > 4
+
+
+def test_moments_are_thinned_evenly_and_keep_the_newest() -> None:
+    moments: ThinnedEvents[Previewed] = ThinnedEvents()
+    for step in range(1, 1001):
+        moments = moments.add_newest(Previewed(step=step, images={}))
+        assert moments.last and moments.last.step == step and len(moments.items) <= MOMENTS + 1
+    strides = {b.step - a.step for a, b in zip(moments.items[:-2], moments.items[1:-1], strict=True)}
+    assert strides == {moments.stride} and moments.items[0].step == 1
+    found = moments.at(500)
+    assert found and 500 - moments.stride < found.step <= 500
+    assert moments.until(500).last == found
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint() -> None:
+    again = Started(step=1, preset={}, total_steps=9, views=4, environment={})
+    view = fold_event(told(STORY), again)
+    assert (view.step, view.total_steps, view.reason) == (1, 9, "")
+    assert list(view.curves["reward/r"].points()) == [(0, 2.0)] and not view.changes
+    assert view.previews.last and view.previews.last.step == 0
+
+
+def test_the_weighted_reward_follows_live_weights() -> None:
+    start = Started(step=0, preset={"rewards": {"a": 1.0, "b": 2.0}}, total_steps=4, views=4, environment={})
+    view = fold_event(fold_event(View(), start), Stepped(step=1, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
+    view = fold_event(view, LiveChanged(step=1, values={"rewards": {"a": 0.0, "b": 1.0}}))
+    view = fold_event(view, Stepped(step=2, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
+    assert list(view.curves["weighted/reward"].points()) == [(1, 13.0), (2, 5.0)]
+
+
+def test_heat_goes_from_dark_to_light() -> None:
+    shown = heat_map([("low", [0.0, 1.0])], [5, 10], "RMS")
+    assert shown.index("#00224e") < shown.index("#fee838") and "low, step 10: 1" in shown
+
+
+def run_of(run_id: str, judge: float, consistency: float, **values: object) -> WatchedRun:
+    metrics = {"judge/j": judge, "image/view_consistency": consistency}
+    view = fold_event(View(total_steps=10), Stepped(step=5, t=1, metrics=metrics))
+    return WatchedRun(run_id, Path("x"), "stopped", method="psd", seed=1, view=view)
+
+
+def test_ranking_weighs_judge_and_consistency_alike() -> None:
+    runs = [run_of("a", 1.0, 0.5), run_of("b", 3.0, 0.9), run_of("c", 2.0, 0.1), WatchedRun("d", state="stopped")]
+    ranked = ranking.rank_runs(runs)
+    assert [watched.run_id for watched, _ in ranked] == ["b", "c", "a", "d"]
+    assert [place for _, place in ranked] == [1.0, 2.5, 2.5, 5.0]
+    assert ranking.best_to_continue([*runs, WatchedRun("e", state="stopped", prompt="another")]) is None
+    best = ranking.best_to_continue(runs)
+    assert best and best.run_id == "b"
+    assert ranking.best_to_continue([*runs, WatchedRun("e", state="running")]) is None
+
+
+def test_compared_runs_differ_in_what_is_compared_only() -> None:
+    wanted = Preset(prompt="a red mug", seed=2**31 - 1)
+    psd, sds, preset = compare.preset_variants(wanted, ["psd", "sds"], ["tiny"])
+    assert list(share.preset_differences(psd, sds)) == ["method"] and (preset.prompt, preset.seed) == (
+        psd.prompt,
+        psd.seed,
+    )
+    assert [made.seed for made in compare.seed_variants(wanted, 3)] == [2**31 - 1, 0, 1]
+
+
+def test_pictures_of_compared_runs_are_of_one_step() -> None:
+    view = told(STORY[:6])
+    page = Page(
+        look=Look(compared_step=1), compared=(WatchedRun("a", Path("x"), view=view), WatchedRun("b", Path("y")))
+    )
+    assert compare.compared_views_html(page).count("000000.jpg?v=0") == 4
+
+
+# ---- presets as text
+
+
+STRANGE = Preset.load("tiny").with_values(
+    {"prompt": "a red mug; rm -rf '$HOME' \"x\"", "seed": 7, "negative_lr": 1e-05, "elevation_deg": (5.0, 6.0),
+     "rewards": {"assets/reward": 0.5, "a/b": 2.0}, "negative": False, "method": "sds", "negative_prompt": "no: yes"}
+)  # fmt: skip
+
+
+def test_the_command_runs_the_same_preset() -> None:
+    words = shlex.split(share.command_line(STRANGE, "tiny"))
+    assert words[:3] == ["python", "-m", "psd"]
+    assert resolve_preset(make_parser().parse_args(words[3:])) == STRANGE
+
+
+def test_the_snippet_starts_the_same_preset() -> None:
+    text = share.client_snippet(STRANGE, "tiny", "http://127.0.0.1:7860")
+    called = {}
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            called["address"] = address
+
+        def predict(self, **given: object) -> None:
+            called.update(given)
+
+    exec(text.replace("from gradio_client import Client", ""), {"Client": Client})
+    values = {**parse_mapping(called["overrides"]), "prompt": called["prompt"], "seed": called["seed"]}
+    assert Preset.load(called["preset"], values) == STRANGE and called["api_name"] == "/start_run"
+
+
+def test_the_shared_file_is_the_preset() -> None:
+    address = re.search(r'href="data:text/yaml;charset=utf-8,([^"]*)"', share.preset_link(STRANGE))
+    assert address and Preset.make(parse_mapping(unquote(address[1]))) == STRANGE
+
+
+def test_the_difference_is_what_differs() -> None:
+    assert share.diff_table(Preset.load("tiny"), "tiny").count("<tr>") == 2  # the heading, and that there is nothing
+    assert "negative_lr" in share.diff_table(STRANGE, "tiny") and "grid_size" not in share.diff_table(STRANGE, "tiny")
+
+
+def test_padding_shares_a_row() -> None:
+    padded = NegativeUpdated(step=1, tokens=("low", "_", "_"), drift=(0.1, 0.3, 0.4), nearest=("low", "a", "a"))
+    shown = tokens_table(fold_event(View(), padded))
+    assert shown.count("<tr><th scope=row>") == 2 and "_ × 2" in shown and "0.3536" in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "–"), (0.4, "0:00"), (61, "1:01"), (3661, "1:01:01")])
+def test_durations(seconds: float | None, text: str) -> None:
+    assert html.format_minutes(seconds) == text
+
+
+# ---- live and stored
+
+
+def test_a_stored_run_shows_what_the_live_one_showed(tmp_path: Path) -> None:
+    worker = Worker(fake_run, tmp_path)
+    run_id = worker.submit(Preset(steps=6, prompt="a red mug"))
+    watcher = Watcher(worker)
+    while not (live := watcher.view_run(run_id)).is_over:
+        worker.wait(run_id, live.view.step, timeout_s=0.1)
+    assert worker.shutdown()
+    later = Worker(fake_run, tmp_path)
+    stored = Watcher(later).view_run(run_id)
+    assert later.shutdown()
+    assert (stored.view, stored.state, stored.prompt, stored.shots) == (live.view, "finished", "a red mug", 4)
+    assert stored.view.step == 6 and stored.view.curves
+
+
+@pytest.mark.parametrize("run_id", ["..", "../secret", "", "/etc", "20260101-000000_a_s0_00000000"])
+def test_an_address_names_runs_only(run_id: str, tmp_path: Path) -> None:
+    worker = Worker(fake_run, tmp_path / "runs")
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(StoreError, match="no run"):
+        Watcher(worker).view_run(run_id)
+    assert worker.shutdown()
+
+
+def test_a_run_that_goes_on_again_forgets_the_warning_of_its_end() -> None:
+    view = told(STORY)
+    assert view.warning == "a warning"
+    assert fold_event(view, STORY[0]).warning == ""
+
+
+def test_a_page_holds_the_newest_runs_and_says_so() -> None:
+    many = tuple(Run(Path(f"r{i}"), Status(prompt=f"mug {i}", state="finished")) for i in range(LISTED + 3))
+    shown = runs_table(many)
+    assert f"newest {LISTED} of {LISTED + 3}" in shown
+    assert f"mug {LISTED - 1}<" in shown and f"mug {LISTED}<" not in shown
+    assert "newest" not in runs_table(many[:LISTED])
