@@ -22,6 +22,7 @@ from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.archive import default_root
+from psd.runtime.console import forgiving_output
 from psd.ui import api, build
 from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.tabs.mesh import Remesh
@@ -178,6 +179,11 @@ def raise_interrupt(*_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    with forgiving_output():  # a server does not end with whoever read its log
+        serve(arguments)
+
+
+def serve(arguments: Sequence[str] | None) -> None:
     given = build_parser().parse_args(arguments)
     if given.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
@@ -192,14 +198,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     threading.Thread(target=load_ahead, args=[first], name="load-ahead", daemon=True).start()
 
-    def score_pictures(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
+    def score(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
         with LOADING:
             from psd.models.scoring import score_images
         return score_images(first, images, prompt, judge)
 
     vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
     blocks = build.build_blocks(worker, preset=given.preset, vocabularies=vocabularies, remesher=make_remesher)
-    api.register_endpoints(blocks, worker, score=score_pictures, remake=remake_mesh, vocabularies=vocabularies)
+    api.register_endpoints(blocks, worker, score=score, remake=remake_mesh, vocabularies=vocabularies)
     signal.signal(signal.SIGTERM, raise_interrupt)  # Gradio knows Ctrl-C only
     try:
         blocks.launch(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from psd.runtime.diagnosis import missing_package
 
@@ -39,6 +40,7 @@ try:
     from psd.runs.store.files import StoreError, explain_os_errors, replace_file
     from psd.runs.store.folder import RunFolder
     from psd.runs.terminal import Progress
+    from psd.runtime.console import forgiving_output
 except ModuleNotFoundError as error:
     print(f"psd: {missing_package(error)}", file=sys.stderr)
     sys.exit(4)  # MISSING
@@ -69,7 +71,12 @@ def prepare_run(preset: Preset) -> MakeEvents:
 
 
 def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_run) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code, whether or not anybody reads what it prints."""
+    with forgiving_output():
+        return run_command(argv, prepare)
+
+
+def run_command(argv: list[str] | None, prepare: Prepare) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are slow on a busy machine
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = make_parser().parse_args(argv)
@@ -247,7 +254,10 @@ def follow_run(events: Iterator[Event], folder: RunFolder, control: Controls) ->
 
 @contextmanager
 def stop_on_interrupt(control: Controls) -> Iterator[None]:
-    """The first Ctrl-C asks the run to end and keep its results; the second is a KeyboardInterrupt."""
+    """The first Ctrl-C asks the run to end and keep its results; the second is a KeyboardInterrupt.
+
+    A terminal that is closed ends nothing.
+    """
 
     def handle_interrupt(_number: int, _frame: FrameType | None) -> None:
         if control.stopping():
@@ -255,11 +265,15 @@ def stop_on_interrupt(control: Controls) -> Iterator[None]:
         control.stop()
         print("\nstopping after this step, keeping everything; Ctrl-C again leaves at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, handle_interrupt)
+    handlers: dict[int, Any] = {signal.SIGINT: handle_interrupt}
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = signal.SIG_IGN
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def find_run_folder(name: str) -> Path:

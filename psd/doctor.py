@@ -30,7 +30,6 @@ ROOT = PRESETS.parent
 OK, NOTE, BAD = "ok", "note", "MISSING"
 OPTIONAL = {
     "tinycudann": "a faster hash grid; needs an NVIDIA GPU and nvcc",
-    "nerfacc": "the reference that tests compare the renderer with; no run uses it",
     "xatlas": "baked textures; vertex colours otherwise",
     "imageio-ffmpeg": "films of turntables; without it a run keeps its mesh and says so",
 }

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,7 @@ HEAVY = {
         "psd.models.rewards.text_image",
         "psd.embedded",
     },
-    "nerfacc": {"psd.scenes.volume_rendering", "psd.scenes.radiance"},
+    "nerfacc": {"psd.scenes.volume_rendering"},
     "tinycudann": {"psd.scenes.fields.hash"},
     "triton": {"psd.scenes.fields.hash_triton"},
     "trimesh": {"psd.geometry.export", "psd.geometry.cleanup", "psd.scenes.extract"},
@@ -286,6 +287,27 @@ def test_presentation_knows_no_torch(module: str) -> None:
         if any(imported.split(".")[0] == "torch" for imported in imports(MODULES[name], "running"))
     }
     assert not guilty, f"{module} pulls in torch through {guilty} (module: imported by)"
+
+
+# Pinned and imported by no file of ours -> what brings it into a run.
+THROUGH_ANOTHER = {
+    "accelerate": "diffusers loads large checkpoints with it in half the memory",
+    "imageio-ffmpeg": "imageio writes films with it",
+    "pandas": "gradio's tables",
+}
+# Imported where it is there, by the one module that says so; `doctor` tells what it is good for.
+OPTIONAL = {"spaces", "tinycudann", "triton"}
+
+
+def test_requirements_are_what_a_run_imports() -> None:
+    """Nothing that is pinned is unused, and nothing that is used is left to another package's requirements."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if line and not line.startswith("#")}
+    used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)} - set(sys.stdlib_module_names)
+    packages = packages_distributions()
+    needed = {packages.get(name, [name])[0].lower().replace("_", "-") for name in used - OPTIONAL - {"psd", "app"}}
+    assert needed - pinned == set(), "pin what is imported"
+    assert pinned - needed - THROUGH_ANOTHER.keys() == set(), "nothing imports this: take it out, or say who does"
 
 
 def test_only_app_and_the_command_line_join_models_to_the_run() -> None:

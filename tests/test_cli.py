@@ -1,5 +1,6 @@
 """The command line: arguments, exit codes, Ctrl-C, progress, doctor and bench, without trained models."""
 
+import errno
 import hashlib
 import io
 import json
@@ -30,10 +31,13 @@ from psd.runs.jobs.drive import MakeEvents
 from psd.runs.store.archive import latest_checkpoint, list_runs, read_preset, read_status, replay_events
 from psd.runs.store.folder import RunFolder
 from psd.runs.terminal import PLAIN_EVERY, Progress, format_duration
+from psd.runtime.console import ForgivingStream
 from psd.runtime.timing import Clock
 from psd.scenes.choose import make_scene
 from tests.support.fake_run import fake_run
 from tests.support.toy import make_models, make_preset
+
+ROOT = Path(psd.__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -429,6 +433,84 @@ def test_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
+# output that nobody reads ------------------------------------------------------------------------------------------
+
+
+class Unread(io.StringIO):
+    """A stream whose reader has gone, after ``left`` more writes."""
+
+    def __init__(self, error: Exception, left: int = 0) -> None:
+        super().__init__()
+        self.error, self.left = error, left
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.left < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("left", [0, 3])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(errno.EPIPE, "gone"), OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "no terminal")]
+)
+def test_a_run_goes_on_when_nobody_reads_its_output(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, left: int
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Unread(error, left))
+    assert main(["run", "a red cube", "--steps", "6"], prepare=fake) == OK
+    assert read_status(the_run(root)).state == "finished"
+
+
+@pytest.mark.parametrize("gone", ["closed", "none"])
+def test_a_run_goes_on_without_any_output(root: Path, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    for name in ("stdout", "stderr"):
+        stream = io.StringIO()
+        stream.close()
+        monkeypatch.setattr(sys, name, stream if gone == "closed" else None)
+    assert main(["run", "a red cube", "--steps", "6"], prepare=fake) == OK
+    assert read_status(the_run(root)).state == "finished"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_letters_that_an_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert main(["presets", "table"]) == OK
+    assert b"| `steps` |" in written.getvalue()
+    stream = ForgivingStream(io.TextIOWrapper(written, encoding=encoding))
+    stream.write("\u4e2d\n")
+    stream.flush()
+    assert written.getvalue().endswith(b"\\u4e2d\n")
+
+
+def test_a_pager_that_is_left_changes_no_exit_code() -> None:
+    """What is buffered meets the broken pipe at the end of the process, where Python itself would exit with 120."""
+    command = [sys.executable, "-m", "psd", "presets", "table"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals are hung up here")
+def test_a_run_goes_on_when_its_terminal_is_closed(root: Path) -> None:
+    def hang_up(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        for event in fake_run(preset, control, resume):
+            yield event
+            if event.step == 2:
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    assert main(["run", "a red cube", "--steps", "6"], prepare=lambda preset: hang_up) == OK
+    assert read_status(the_run(root)).state == "finished"
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
 # doctor ------------------------------------------------------------------------------------------------------------
 
 
@@ -626,6 +708,6 @@ def test_clock_counts_nested_parts_once() -> None:
     clock = Clock()
     clock.now = lambda: float(next(ticks))  # type: ignore[method-assign]
     clock.restart()
-    with clock.time_part("unet"), clock.time_part("reward"):
+    with clock.part("unet"), clock.part("reward"):
         pass
     assert clock.lap_metrics() == {"time/unet": 1.0, "time/other": 2.0, "time/step": 3.0}

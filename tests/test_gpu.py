@@ -6,6 +6,7 @@ after seven minutes, so what is short, and says whether figures mean anything, c
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
     whole step those that psd/scene.py gives reasons for and one for the step's numbers.
     """
     most = 3 + 1 + 1  # a render; a refreshed occupancy, in a run of five steps at each; the numbers
-    plain, whole, calls, waits = choose.METHODS["psd"], algorithm.optimise_step, [], []
+    plain, whole, calls, waits = choose.METHODS["steered"].function, algorithm.optimise_step, [], []
 
     def strict(step):
         calls.append(1)
@@ -115,7 +116,7 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
                 found = [w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]
                 waits.append([f"{Path(w.filename).name}:{w.lineno}" for w in found])
 
-    monkeypatch.setitem(choose.METHODS, "psd", strict)
+    monkeypatch.setitem(choose.METHODS, "steered", replace(choose.METHODS["steered"], function=strict))
     monkeypatch.setattr(algorithm, "optimise_step", counted)
     preset = phase(
         "mvdream", "early", steps=5, judges=[], preview_size=32, mesh_resolution=16, negative=False,
@@ -157,7 +158,7 @@ def test_nerfaccs_packed_rendering_agrees(compiled_nerfacc, record_property) -> 
     nerfacc = compiled_nerfacc
     preset = Preset.load("mvdream", {"blob_density": 40.0, "ray_samples": 512, "background": "plain"})
     scene = RadianceScene(preset, cuda())
-    scene.set_progress(0.0)
+    scene.advance(0.0)
     field: Any = scene.field
     cameras, white = turntable_cameras(2).to(cuda()), torch.ones(1, 3)
     origins, directions = (x.flatten(0, -2) for x in camera_rays(cameras, 64))

@@ -25,6 +25,7 @@ MOST_MODELS = 8  # rewards or judges of one run
 EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
 LONGEST_NAME = 300  # characters of a folder or hub id
 
+WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 PairKind = Literal["steered", "random"]
 
@@ -287,7 +288,7 @@ class Preset(BaseModel):
 
     @property
     def optimises_reward(self) -> bool:
-        return self.method not in ("sds", "csd")
+        return self.method not in WITHOUT_REWARD
 
     def ends_at(self, alarm: str) -> bool:
         """Whether the run ends early at an alarm of this kind (`psd.distillation.events.Alarmed`)."""

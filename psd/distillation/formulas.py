@@ -1,14 +1,13 @@
 """The formulas of score distillation: pure functions of tensors, one per equation.
 
-Notation: z_t = alpha z0 + sigma noise with alpha = sqrt(alpha_bar[t]), sigma = sqrt(1 - alpha_bar[t]); ``t`` is the
-integer diffusion step; noise_pred is what a prior says the noise was, noise_pred_c with the prompt, noise_pred_n with
-the negative embedding.  Schedules are float64; alpha and sigma are Python floats, or tensors that broadcast.
+Notation: z_t = alpha z0 + sigma noise, alpha and sigma those of the prior's schedule at ``t``, the integer diffusion
+step (`Prior.alpha_sigma`): Python floats, or tensors that broadcast; noise_pred is what a prior says the noise was,
+noise_pred_c with the prompt, noise_pred_n with the negative embedding.
 Axes: k candidate, b group, v view, c channel, h w latent pixels; functions that reduce say over what.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -28,12 +27,6 @@ GAP_DECAY = 0.99  # of a run's mean gap, per step that has one
 
 
 # ---------------------------------------------------------------------------------------------- forward process, x0, v
-
-
-def alpha_sigma(alpha_bar: Float[Tensor, " T"], t: int) -> tuple[float, float]:
-    """Signal and noise amplitudes at step ``t``, from a float64 schedule."""
-    signal = float(alpha_bar[t])
-    return math.sqrt(signal), math.sqrt(1 - signal)
 
 
 def add_noise(z0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:

@@ -7,8 +7,20 @@ group (one orbit), v view, c channel, h w image, l token, d feature, n points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Thresholded(Protocol):
+    """A scene whose surface lies where a density exceeds a threshold, which the user may move."""
+
+    def face_counter(self, resolution: int) -> Callable[[float], int]:
+        """Counts the faces of the surface at a threshold, without floaters and before decimation; cheap to ask again.
+
+        The counter raises `psd.geometry.cleanup.MeshError` where there is no surface.
+        """
+        ...
 
 
 class Control(Protocol):

@@ -50,7 +50,7 @@ class Negative:
         """Starts at the encoded negative prompt."""
         start = prior.embed_prompt(preset.negative_prompt).detach().float()
         value = start.clone()
-        return cls(value, start, torch.optim.Adam([value], lr=preset.negative_lr))
+        return cls(value, start, torch.optim.Adam([("value", value)], lr=preset.negative_lr))
 
     def due(self, preset: Preset, step: int, t: int, total: int) -> bool:
         """Whether optimisation step ``step`` (from 0) updates n: every K_n steps, at t / T <= t_n."""

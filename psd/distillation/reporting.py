@@ -19,7 +19,7 @@ from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.deferred import NonFiniteError
 from psd.runtime.offload import COMPUTING
-from psd.scenes.interfaces import Scene
+from psd.scenes.interfaces import MeshSettings, Scene
 
 Made = TypeVar("Made")
 
@@ -111,7 +111,6 @@ def mesh_events(preset: Preset, models: Models, state: State) -> Iterator[Event]
     """
     from psd.geometry.cleanup import MeshError
     from psd.geometry.mesh import Mesh, mesh_statistics
-    from psd.scenes.extract import extract_mesh
     from psd.scenes.turntable import render_turntable
 
     device, step, full = models.prior.device, state.step, preset.mesh_resolution
@@ -121,10 +120,7 @@ def mesh_events(preset: Preset, models: Models, state: State) -> Iterator[Event]
 
     def make_mesh(resolution: int) -> tuple[Scene, Mesh]:
         scene = state.scene if best is None else restore_scene(preset, models.scene, best.scene, best.step)
-        mesh = extract_mesh(
-            scene, resolution=resolution, faces=preset.mesh_faces, texture=preset.texture, device=device
-        )
-        return scene, mesh
+        return scene, scene.extract_mesh(MeshSettings(resolution, preset.mesh_faces, texture=preset.texture))
 
     found, resolution = None, full
     for resolution in (full, full // 2):

@@ -37,7 +37,7 @@ from psd.distillation.events import (
     with_time,
 )
 from psd.distillation.interfaces import Control, NoControl
-from psd.distillation.methods import choose
+from psd.distillation.methods import choose, preference
 from psd.distillation.reporting import PreviewAttempt, judge_events, make_preview, mesh_events, preview_events
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
@@ -99,7 +99,7 @@ def run(
         return stamp(replace(made, values={**made.values, SCALER: scaler.state()}) if scaler.in_use else made)
 
     yield stamp(started_event(preset, models, state.step))
-    state.scene.set_progress(max(state.step - 1, 0) / preset.steps)  # as the last step left it
+    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
     look = make_preview(state, preset, models) if state.step == 0 else PreviewAttempt()
     for event in preview_events(look, state.step, said):
         yield stamp(event)
@@ -129,7 +129,7 @@ def run(
         clock.restart()
         generator_state = state.generator.get_state()
         shared, noises = sampling.step_generators(state.generator)
-        t = sampling.draw_timestep(live, state.step, len(models.prior.alpha_bar), shared)
+        t = sampling.draw_timestep(live, state.step, models.prior.levels, shared)
         done = overflow = None
         try:
             with COMPUTING, precision.use_scaler(scaler):
@@ -225,20 +225,20 @@ def optimise_step(
     preset = preset.at(progress)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
-    scene.set_progress(state.step / preset.steps)
+    scene.advance(state.step / preset.steps)
     cameras = sample_orbits(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
         distance_factor=preset.distance_factor, generator=shared,
     ).to(prior.device)  # fmt: skip
     background, learned = sampling.draw_background(preset, shared)
     light = sampling.draw_light(cameras, shared) if preset.shading and preset.is_late(progress) else None
-    with clock.time_part("render"):
+    with clock.part("render"):
         render = scene.render(
             cameras, preset.render_size, background=background, generator=shared,
             learned=learned, light=light,
         )  # fmt: skip
     readings.check_finite("render", render.rgb)
-    with clock.time_part("encode"):
+    with clock.part("encode"):
         images = resize_images(render.rgb, prior.image_size)
         z0 = prior.encode(images if preset.score_space == "latent" else images.detach())
     readings.check_finite("latents", z0)
@@ -252,7 +252,7 @@ def optimise_step(
         """Where the score enters the scene: the latents, or the images with what the score means for them."""
         if preset.score_space == "latent":
             return z0, gradient
-        with clock.time_part("decode"):
+        with clock.part("decode"):
             return images, image_score(prior, images.detach(), z0.detach(), gradient)
 
     def pull_back(gradient: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def optimise_step(
         pull_back=pull_back, generator=noises,
     )  # fmt: skip
     with torch.no_grad():
-        found = choose.METHODS[preset.method](step)
+        found = preference.choose_method(preset).function(step)
         root, gradient = root_and_gradient(found.gradient)
     readings.check_finite("score", gradient)
 
@@ -282,7 +282,7 @@ def optimise_step(
     if weighted:
         roots, gradients = [*roots, torch.stack(weighted).sum()], [*gradients, None]
     state.optimiser.zero_grad(set_to_none=True)
-    with clock.time_part("backward"):
+    with clock.part("backward"):
         torch.autograd.backward(roots, gradients)
     for index, group in enumerate(state.optimiser.param_groups):
         for parameter in group["params"]:
@@ -296,9 +296,9 @@ def optimise_step(
 
     # ---- 10: the negative embedding
     negative = None
-    if state.negative.due(preset, state.step, t, len(prior.alpha_bar)):
+    if state.negative.due(preset, state.step, t, prior.levels):
         with state.negative.restore_on_error():  # so that nothing has moved, whatever fails
-            with clock.time_part("negative"):
+            with clock.part("negative"):
                 update = state.negative.update(step, found)
                 readings.settle_checks()
             if update:
@@ -306,9 +306,10 @@ def optimise_step(
                 metrics |= update
                 negative = state.negative.update_event(prior, preset, state.step + 1, update)
 
-    with clock.time_part("optimiser"):
+    with clock.part("optimiser"):
         state.decay(preset)
         state.optimiser.step()
+        scene.after_step(state.optimiser)
     state.gap_scale.update(gaps, t)
     return metrics, negative
 

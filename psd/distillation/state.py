@@ -18,9 +18,12 @@ from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.negative import Negative
 from psd.models.interfaces import Models
+from psd.runtime.diagnosis import first_line
 from psd.scenes.interfaces import Scene
 
-VERSION = 2
+VERSION = 3
+SAME = "resume with the preset that the run had"
+BY_PLACE = 2  # the version before, whose optimiser states were named by the parameter's place
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
@@ -59,7 +62,7 @@ class State:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
         negative = Negative.create(preset, models.prior)
-        gap_scale = GapScale(GAP_DECAY, len(models.prior.alpha_bar))
+        gap_scale = GapScale(GAP_DECAY, models.prior.levels)
         return cls(scene, optimiser, negative, gap_scale, torch.Generator().manual_seed(preset.seed))
 
     def decay(self, preset: Preset) -> None:
@@ -89,19 +92,15 @@ class State:
     def restore_checkpoint(self, checkpoint: Checkpointed) -> None:
         """Go on where ``checkpoint`` was taken.  Raises `PresetError` when it belongs to another kind of run."""
         values = checkpoint.values
-        if values["version"] != VERSION:
+        if values["version"] not in (VERSION, BY_PLACE):
             raise PresetError(f"checkpoint version {values['version']}: this program reads {VERSION}; start anew")
-        expected = self.make_checkpoint().tensors
-        for name, array in checkpoint.tensors.items():
-            if name in expected and expected[name].shape != array.shape:
-                raise PresetError(
-                    f"checkpoint tensor {name} has shape {array.shape}, this preset makes {expected[name].shape}:"
-                    " resume with the preset that the run had"
-                )
         tensors = {name: torch.tensor(array) for name, array in checkpoint.tensors.items()}
-        self.scene.load_state(strip_prefix("scene/", tensors))
-        load_optimiser(self.optimiser, strip_prefix("optimiser/", tensors))
-        load_optimiser(self.negative.optimiser, strip_prefix("negative/", tensors))
+        load_scene(self.scene, strip_prefix("scene/", tensors))
+        for prefix, optimiser in (("optimiser/", self.optimiser), ("negative/", self.negative.optimiser)):
+            states = strip_prefix(prefix, tensors)
+            if values["version"] == BY_PLACE:
+                states = named_by_place(optimiser, states)
+            load_optimiser(optimiser, states)
         with torch.no_grad():
             self.negative.value.copy_(tensors["negative_value"])
         self.gap_scale.load_state(values["gap_scale"])
@@ -118,7 +117,7 @@ def restore_scene(
     """A scene as it was after ``step``."""
     scene = make_scene(preset)
     scene.load_state({name: torch.tensor(array) for name, array in arrays.items()})
-    scene.set_progress(max(step - 1, 0) / preset.steps)
+    scene.advance(max(step - 1, 0) / preset.steps)
     return scene
 
 
@@ -131,16 +130,60 @@ def strip_prefix(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def load_scene(scene: Scene, tensors: Mapping[str, Tensor]) -> None:
+    """The scene's own state; its rows may be more or fewer than a fresh one's.  `PresetError` where it does not fit."""
+    fresh = scene.state()
+    try:
+        scene.load_state(tensors)
+    except RuntimeError as error:
+        wrong = [
+            f"scene/{name} has shape {tuple(tensor.shape)}, this preset makes {tuple(fresh[name].shape)}"
+            for name, tensor in tensors.items()
+            if name in fresh and fresh[name].shape != tensor.shape
+        ]
+        raise PresetError(f"the checkpoint holds another scene ({(wrong or [first_line(error)])[0]}): {SAME}") from None
+
+
+def parameters_by_name(optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+    """An optimiser's parameters by the names that its groups give them (torch's ``param_names``), in its order."""
+    groups = optimiser.param_groups
+    return {name: value for group in groups for name, value in zip(group["param_names"], group["params"], strict=True)}
+
+
 def optimiser_state(optimiser: torch.optim.Adam) -> dict[str, Tensor]:
-    """``<parameter index>/<name>`` -> tensor: step, exp_avg, exp_avg_sq; empty before the first step."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}/{name}": tensor for index, entries in state.items() for name, tensor in entries.items()}
+    """``<parameter name>/<key>`` -> tensor: step, exp_avg, exp_avg_sq; empty before the first step."""
+    return {
+        f"{name}/{key}": tensor
+        for name, parameter in parameters_by_name(optimiser).items()
+        for key, tensor in optimiser.state.get(parameter, {}).items()
+    }
 
 
 def load_optimiser(optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimiser_state`; groups and learning rates stay as they are."""
+    """The inverse of `optimiser_state`; groups and learning rates stay as they are.
+
+    Each state must be as large as its parameter is now, which need not be as large as a fresh one.
+    """
+    parameters = parameters_by_name(optimiser)
+    places = {name: place for place, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = tensor
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        if name not in parameters:
+            known = ", ".join(parameters)
+            raise PresetError(f"the checkpoint knows a parameter {name}, this preset has {known}: {SAME}")
+        if tensor.ndim and tensor.shape != parameters[name].shape:
+            shapes = f"{tuple(tensor.shape)}, the parameter has {tuple(parameters[name].shape)}"
+            raise PresetError(f"the checkpoint's optimiser state of {name} has shape {shapes}: {SAME}")
+        state.setdefault(places[name], {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def named_by_place(optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``<place>/<key>``, as checkpoints before version 3 have it, by name: the order of the parameters is the same."""
+    names = list(parameters_by_name(optimiser))
+    found = {}
+    for path, tensor in tensors.items():
+        place, _, key = path.partition("/")
+        found[f"{names[int(place)] if int(place) < len(names) else place}/{key}"] = tensor
+    return found

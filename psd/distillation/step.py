@@ -52,7 +52,7 @@ class StepContext:
 
     @cached_property
     def alpha_sigma(self) -> tuple[float, float]:
-        return formulas.alpha_sigma(self.prior.alpha_bar, self.t)
+        return self.prior.alpha_sigma(self.t)
 
     @property
     def rows(self) -> int:
@@ -62,7 +62,7 @@ class StepContext:
     @property
     def gate(self) -> float:
         """How far the gate is open to the reward at this noise level."""
-        return formulas.gate_opening(self.t, len(self.prior.alpha_bar), self.preset.preference_t_max)
+        return formulas.gate_opening(self.t, self.prior.levels, self.preset.preference_t_max)
 
     @property
     def preference_weight(self) -> float:
@@ -123,7 +123,7 @@ class StepContext:
             [e.expand(candidates * groups, -1, -1) if e.ndim == 2 else e.repeat(candidates, 1, 1) for e in embeddings]
         )
         cameras = self.cameras[torch.arange(groups, device=z_t.device).repeat(len(embeddings) * candidates)]
-        with self.clock.time_part("unet"):
+        with self.clock.part("unet"):
             noise_pred = self.prior.predict_noise(rows, self.t, conditions, cameras)
         self.readings.check_finite("noise prediction", noise_pred)
         return tuple(noise_pred.unflatten(0, (len(embeddings), candidates, groups)).unbind(0))
@@ -137,7 +137,7 @@ class StepContext:
     def decode(self, z0: Float[Tensor, "*k v c h2 w2"]) -> Float[Tensor, "*k s 3 h w"]:
         """Images in [0, 1] of the views that the rewards see."""
         z0 = z0[..., self.seen, :, :, :]
-        with self.clock.time_part("decode"):
+        with self.clock.part("decode"):
             images = clamp_keeping_gradient(self.prior.decode(z0.flatten(0, -5)), 0, 1)
         return self.readings.check_finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
 
@@ -147,7 +147,7 @@ class StepContext:
         """Raw scores of images by each named reward."""
         ratings = {}
         for name in names:
-            with self.clock.time_part("reward"):
+            with self.clock.part("reward"):
                 rating = self.rewards[name](images.flatten(0, -5), self.preset.prompt)
             ratings[name] = self.readings.check_finite(f"reward {name}", rating).unflatten(0, images.shape[:-4])
         return ratings
@@ -195,6 +195,6 @@ class StepContext:
             leaf = inputs.detach().requires_grad_()
             units = self.scales if self.preset.preference_beta > 0 else self.units
             total = self.combine_ratings(self.rate_images(image(leaf), names), names, units).sum()
-            with self.clock.time_part("backward"):
+            with self.clock.part("backward"):
                 (gradient,) = torch.autograd.grad(total, leaf)
         return self.readings.check_finite("reward gradient", gradient)

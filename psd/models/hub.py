@@ -115,7 +115,7 @@ def required_files(kind: str, half: bool) -> Needs:
     }[kind]  # fmt: skip
 
 
-BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
+BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", ".index.json", "adapter_config.json")
 
 
 def select_files(names: Sequence[str], wanted: Needs) -> list[str]:

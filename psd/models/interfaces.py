@@ -22,9 +22,13 @@ class Prior(Protocol):
 
     views: int  # views that the network sees together; 1 for a single-view prior
     image_size: int  # px, of the images that `encode` takes
-    alpha_bar: Float[Tensor, " T"]  # float64, cumulative product of alphas; alpha = sqrt, sigma = sqrt(1 - alpha_bar)
+    levels: int  # T, noise levels of the schedule: t runs from 0 to T - 1
     device: torch.device
     latent_clamp: float | None  # predictions of z0 are clamped to [-latent_clamp, latent_clamp]; None: no clamp
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        """Amplitudes of signal and noise at level ``t``: z_t = alpha z0 + sigma noise, whatever the schedule."""
+        ...
 
     def encode(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v c h2 w2"]:
         """Images in [0, 1] to scaled latents, differentiably."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
+from psd.distillation.interfaces import Thresholded
 from psd.distillation.state import restore_scene, strip_prefix
-from psd.geometry.cleanup import MeshError, drop_floaters
+from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.scenes.choose import make_scene
-from psd.scenes.extract import density_grid, extract_mesh, iso_surface
-from psd.scenes.interfaces import Scene
+from psd.scenes.interfaces import MeshSettings, Scene
 
 
 def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
@@ -50,11 +47,10 @@ def remesh_run(
     values = {"export": scene, "mesh_faces": faces, "texture": texture}
     preset = read_preset(folder).with_values({key: value for key, value in values.items() if value is not None})
     shape, step = load_exported_scene(folder, preset)
+    if threshold is not None and not isinstance(shape, Thresholded):
+        raise PresetError(f"threshold={threshold}: the surface of this scene has none: leave it out")
     try:
-        mesh = extract_mesh(
-            shape, resolution=preset.mesh_resolution, faces=preset.mesh_faces, threshold=threshold,
-            texture=preset.texture,
-        )  # fmt: skip
+        mesh = shape.extract_mesh(MeshSettings(preset.mesh_resolution, preset.mesh_faces, preset.texture, threshold))
     except MeshError as error:
         raise PresetError(str(error)) from None
     return mesh, step
@@ -86,32 +82,31 @@ def rewrite_mesh(
 
 
 class Remesher:
-    """What a page does with a run's scene (`psd.ui.tabs.mesh.Remesh`); remembers the densities that were asked for
-    last.
-    """
+    """What a page does with a run's scene (`psd.ui.tabs.mesh.Remesh`); remembers the scene that was asked for last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: tuple[object, Float[Tensor, "x y z"]] | None = None
+        self._last: tuple[object, Callable[[float], int]] | None = None
 
     def count(self, folder: Path, threshold: float, kept: str) -> int:
         """Faces of the surface at ``threshold``, without floaters and before decimation."""
         try:
-            vertices, faces = iso_surface(self._load_density(folder, kept), threshold)
+            return self._counter(folder, kept)(threshold)
         except MeshError as error:
             raise PresetError(str(error)) from None
-        return len(drop_floaters(vertices, faces)[1])
 
     def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
-        """`rewrite_mesh`, with every choice made."""
-        rewrite_mesh(folder, kept, threshold, faces, texture)
+        """`rewrite_mesh`, with every choice made; the threshold of a scene that has one."""
+        scene, _ = load_exported_scene(folder, read_preset(folder).with_values({"export": kept}))
+        rewrite_mesh(folder, kept, threshold if isinstance(scene, Thresholded) else None, faces, texture)
 
-    def _load_density(self, folder: Path, kept: str) -> Float[Tensor, "x y z"]:
+    def _counter(self, folder: Path, kept: str) -> Callable[[float], int]:
         key = (folder, kept, checkpoint_steps(folder))
         with self._lock:
             if self._last is None or self._last[0] != key:
                 preset = read_preset(folder).with_values({"export": kept})
                 scene, _ = load_exported_scene(folder, preset)
-                with torch.no_grad():
-                    self._last = key, density_grid(scene, preset.mesh_resolution)
+                if not isinstance(scene, Thresholded):
+                    raise PresetError("the surface of this scene has no threshold")
+                self._last = key, scene.face_counter(preset.mesh_resolution)
             return self._last[1]

@@ -27,7 +27,7 @@ class Clock:
         return time.perf_counter()
 
     @contextmanager
-    def time_part(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Iterator[None]:
         if self.inside:
             yield
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,15 +19,31 @@ from scipy import ndimage
 from psd.geometry import cameras as geometry_cameras
 from psd.geometry.cleanup import MeshError, decimate_surface, drop_floaters, smooth_surface, vertex_normals
 from psd.geometry.mesh import Mesh
-from psd.scenes.interfaces import Scene
+from psd.scenes.interfaces import Render
 
 CHUNK = 1 << 18  # points a query, so that memory does not grow with the resolution
 RIM = 0.1  # of the unit ball's radius: a field that is solid there is fog, not an object
 COLOUR_DEPTH = 0.15  # world units below the surface that its colour may come from
 
 
+class DensityScene(Protocol):
+    """What is meshed here: a scene with a density."""
+
+    def density(self, points: Float[torch.Tensor, "n 3"]) -> Float[torch.Tensor, " n"]:
+        """Per world unit."""
+        ...
+
+    def colour(self, points: Float[torch.Tensor, "n 3"]) -> Float[torch.Tensor, "n 3"]:
+        """sRGB in [0, 1]."""
+        ...
+
+    def render(
+        self, cameras: geometry_cameras.Cameras, size: int, *, background: Float[torch.Tensor, "b 3"]
+    ) -> Render: ...
+
+
 def extract_mesh(
-    scene: Scene,
+    scene: DensityScene,
     *,
     resolution: int,
     faces: int,
@@ -83,7 +100,9 @@ def add_texture(
 # ---------------------------------------------------------------------------------------------------------- threshold
 
 
-def density_grid(scene: Scene, resolution: int, device: torch.device | str = "cpu") -> Float[torch.Tensor, "x y z"]:
+def density_grid(
+    scene: DensityScene, resolution: int, device: torch.device | str = "cpu"
+) -> Float[torch.Tensor, "x y z"]:
     """Densities at ``resolution``^3 points that span [-1, 1]^3, corners included; raises `MeshError` if not finite."""
     axis = torch.linspace(-1, 1, resolution, device=device)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
@@ -93,8 +112,15 @@ def density_grid(scene: Scene, resolution: int, device: torch.device | str = "cp
     return density.reshape(resolution, resolution, resolution)
 
 
+def face_counter(scene: DensityScene, resolution: int, device: torch.device | str = "cpu") -> Callable[[float], int]:
+    """Counts the faces of the surface at a threshold, without floaters and before decimation; asks the scene once."""
+    with torch.no_grad():
+        density = density_grid(scene, resolution, device)
+    return lambda threshold: len(drop_floaters(*iso_surface(density, threshold))[1])
+
+
 def best_threshold(
-    scene: Scene, density: Float[torch.Tensor, "x y z"], device: torch.device | str = "cpu", *, size: int = 64
+    scene: DensityScene, density: Float[torch.Tensor, "x y z"], device: torch.device | str = "cpu", *, size: int = 64
 ) -> float:
     """The density whose silhouettes have the largest IoU with the rendered opacity, over six fixed views.
 
@@ -193,7 +219,7 @@ def iso_surface(
 
 
 def surface_colour(
-    scene: Scene,
+    scene: DensityScene,
     points: Float[np.ndarray, "n 3"],
     normals: Float[np.ndarray, "n 3"],
     voxel: float,

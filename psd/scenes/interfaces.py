@@ -14,6 +14,7 @@ from psd.geometry.cameras import Cameras
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
+    from psd.geometry.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,25 @@ class Light:
     white: Float[Tensor, " b"]  # 1: white instead of the object's colour, so that only shape shows
 
 
+@dataclass(frozen=True)
+class MeshSettings:
+    """How a scene is meshed."""
+
+    resolution: int  # cells along an edge of [-1, 1]^3, where the scene is cut into cells
+    faces: int  # at most
+    texture: bool = False  # baked, instead of vertex colours alone
+    threshold: float | None = None  # of a `Thresholded` scene; None: the scene picks it
+
+
 class Scene(Protocol):
-    """A differentiable 3D representation inside the unit ball's bounding cube [-1, 1]^3."""
+    """A differentiable 3D representation inside the unit ball's bounding cube [-1, 1]^3.
+
+    What it is made of is its own affair: a density, a surface or points.
+    """
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
-        """Groups for the optimiser, each with its initial ``lr``."""
+        """Groups for the optimiser, each with ``name``, initial ``lr`` and ``params``: pairs of a name, by which a
+        checkpoint knows the parameter's optimiser state, and the parameter."""
         ...
 
     def render(
@@ -64,16 +79,23 @@ class Scene(Protocol):
         """Terms of the field itself (total variation, ...), unweighted."""
         ...
 
-    def set_progress(self, progress: float) -> None:
+    def advance(self, progress: float) -> None:
         """Tell the scene how far the run is: coarse to fine, occupancy updates; in [0, 1), beyond in extra steps."""
         ...
 
-    def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]: ...
-
-    def colour(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """sRGB in [0, 1]."""
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Called after each step of the optimiser: where parameters grow or are pruned, their optimiser state with
+        them."""
         ...
 
-    def state(self) -> dict[str, Tensor]: ...
+    def extract_mesh(self, settings: MeshSettings) -> Mesh:
+        """The closed surface with its colours; raises `psd.geometry.cleanup.MeshError` where there is none."""
+        ...
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything that `render` depends on."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`; other keys raise RuntimeError."""
+        ...

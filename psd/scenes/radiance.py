@@ -14,7 +14,7 @@ The second is found by marching the first, the third by the densities of the sec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,10 +32,11 @@ from psd.scenes.background import Backdrop
 from psd.scenes.fields.grid import GridField
 from psd.scenes.fields.hash import HashField
 from psd.scenes.fields.interpolation import Samples
-from psd.scenes.interfaces import Light, Render
+from psd.scenes.interfaces import Light, MeshSettings, Render
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
+    from psd.geometry.mesh import Mesh
 
 RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
 # A cell is skipped if no sample in it could absorb more than this share of the light.  A tenth of it gave the same
@@ -128,7 +129,8 @@ class RadianceScene:
         """Groups for Adam with their initial learning rates; shapes never change during a run."""
         groups = self.field.parameter_groups(preset)
         if self.backdrop is not None:
-            groups.append({"params": list(self.backdrop.parameters()), "lr": preset.colour_lr / 10})
+            params = [(BEHIND + name, value) for name, value in self.backdrop.named_parameters()]
+            groups.append({"name": "background", "params": params, "lr": preset.colour_lr / 10})
         return groups
 
     def render(
@@ -247,8 +249,24 @@ class RadianceScene:
         """Terms of the field itself: ``tv``, its total variation, if that has a weight."""
         return {"tv": self.field.total_variation()} if self.weights["tv"] > 0 else {}
 
-    def set_progress(self, progress: float) -> None:
-        self.field.set_progress(progress)
+    def advance(self, progress: float) -> None:
+        self.field.advance(progress)
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Nothing: a field's parameters keep their shapes."""
+
+    def extract_mesh(self, settings: MeshSettings) -> Mesh:
+        from psd.scenes.extract import extract_mesh
+
+        return extract_mesh(
+            self, resolution=settings.resolution, faces=settings.faces, threshold=settings.threshold,
+            texture=settings.texture, device=self.device,
+        )  # fmt: skip
+
+    def face_counter(self, resolution: int) -> Callable[[float], int]:
+        from psd.scenes.extract import face_counter
+
+        return face_counter(self, resolution, self.device)
 
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Density per world unit, 0 outside the unit ball."""

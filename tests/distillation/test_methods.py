@@ -2,30 +2,29 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from psd.config.errors import PresetError
+from psd.config.preset import WITHOUT_REWARD, Method, PairKind
 from psd.distillation import denoising, formulas, gradient_estimate
 from psd.distillation.gradient_estimate import estimate_gradient
-from psd.distillation.methods import base_term, choose
+from psd.distillation.methods import base_term, choose, preference
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, pick_candidate
 from tests.support import reference
 from tests.support.toy import BlackBox, ConstantReward, QuadraticReward, ToyPrior, make_models, make_preset, make_step
 
 PAIRS = {"steered": 1, "random": 2}  # -> noises
-EVERYTHING = [
-    *(("psd", pair) for pair in PAIRS),
-    *((method, "random") for method in choose.METHODS if method != "psd"),
-]
+EVERYTHING = [("psd", name) if name in PAIRS else (name, "random") for name in choose.METHODS]
 
 
 def apply(step: StepContext, method: str = "psd"):
     with torch.no_grad():
-        return choose.METHODS[method](step)
+        return preference.choose_method(step.preset.model_copy(update={"method": method})).function(step)
 
 
 def averaged_base(step: StepContext) -> torch.Tensor:
@@ -356,7 +355,7 @@ class GaussianPrior(ToyPrior):
         self.mean_scores = torch.randn(2, 48, generator=generator, dtype=torch.float64) / 4
 
     def predict_noise(self, z_t, t, embedding, cameras):
-        alpha, sigma = formulas.alpha_sigma(self.alpha_bar, t)
+        alpha, sigma = self.alpha_sigma(t)
         rows = []
         for z, text in zip(z_t, embedding, strict=True):
             negative = int(not torch.equal(text, self.embed_prompt("red cube")))
@@ -414,9 +413,7 @@ def test_a_lost_pair_is_swapped() -> None:
 
     class Contrary(GaussianPrior):
         def predict_noise(self, z_t, t, embedding, cameras):
-            return 2 * z_t / formulas.alpha_sigma(self.alpha_bar, t)[1] - super().predict_noise(
-                z_t, t, embedding, cameras
-            )
+            return 2 * z_t / self.alpha_sigma(t)[1] - super().predict_noise(z_t, t, embedding, cameras)
 
     step = make_step(candidates=1, prior=Contrary(), scaling="none", t=300, steer_radius=0.005)
     step = replace(step, z0=0.1 * step.z0, noise=0.1 * step.noise)
@@ -470,7 +467,7 @@ def test_reward_gradient_matches_its_base_in_pixels() -> None:
 def test_the_gate_holds_back_the_pair_and_the_pixel_gradient_alike(method: str) -> None:
     settings = {"method": method, "pair": "steered", "scaling": "none", "candidates": 1}
     whole = make_step(**settings)
-    here = whole.t / len(whole.prior.alpha_bar)
+    here = whole.t / whole.prior.levels
     shut, ajar, wide, free = (
         apply(make_step(**settings, preference_t_max=limit), method)
         for limit in (here - 0.01, here + 0.05, here + 0.11, 1)
@@ -526,7 +523,7 @@ class LinearPrior(ToyPrior):
         return 0.02 * mixed
 
     def predict_noise(self, z_t, t, embedding, cameras):
-        alpha, sigma = formulas.alpha_sigma(self.alpha_bar, t)
+        alpha, sigma = self.alpha_sigma(t)
         return (z_t - alpha * self.jacobian(z_t)) / sigma
 
 
@@ -604,6 +601,17 @@ def test_rewards_that_cannot_do_it_are_refused(settings: dict, words: str) -> No
     models = make_models(rewards={"black box": BlackBox()})
     with pytest.raises(PresetError, match=words):
         choose.check_models(make_preset(**{"rewards": {"black box": 1.0}, **settings}), models)
+
+
+def test_the_rows_are_the_presets_methods() -> None:
+    """The preset names methods, and those without a reward, for itself: it knows nothing of what they do."""
+    names = set(choose.METHODS) - set(get_args(PairKind)) | {"psd"}
+    assert names == set(get_args(Method)) and set(get_args(PairKind)) <= set(choose.METHODS)
+    assert {name for name, row in choose.METHODS.items() if not row.needs_reward} == set(WITHOUT_REWARD)
+    asked = make_preset(candidates=5)
+    for name, count in {"psd": 1, "sds": 1, "csd": 1, "reward_gradient": 1, "dreamdpo": 2, "rewardsds": 5}.items():
+        assert choose.count_candidates(asked.with_values({"method": name})) == count
+    assert choose.count_candidates(asked.with_values({"pair": "random"})) == 5
 
 
 def test_rewards_that_can_do_it_are_accepted() -> None:

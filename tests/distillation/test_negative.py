@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psd.distillation import negative, sampling
-from psd.distillation.methods import choose
+from psd.distillation.methods import preference
 from psd.distillation.negative import Negative
 from psd.distillation.results import Score
 from psd.distillation.step import StepContext
@@ -16,7 +16,7 @@ from tests.support.toy import POSITIONS, WORDS, BlackBox, QuadraticReward, ToyPr
 
 def found_by(step: StepContext) -> Score:
     with torch.no_grad():
-        return choose.METHODS[step.preset.method](step)
+        return preference.choose_method(step.preset).function(step)
 
 
 def learned(step: StepContext, optimiser_lr: float = 1e-2) -> Negative:

@@ -4,14 +4,17 @@ import json
 import math
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import WITHOUT_REWARD, Method, Preset
 from psd.distillation import preview, reporting
 from psd.distillation.events import (
     Alarmed,
@@ -38,10 +41,12 @@ from psd.distillation.run import image_score, run
 from psd.distillation.sampling import draw_background
 from psd.distillation.state import State, restore_scene
 from psd.evaluation.experiments.suite import SUITES, Suite
+from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.models.load import load_models, load_prior
 from psd.runtime.offload import COMPUTING
 from psd.runtime.timing import Clock
+from psd.scenes.interfaces import MeshSettings
 from psd.scenes.radiance import RadianceScene
 from tests.support.toy import (
     SIZE,
@@ -153,13 +158,13 @@ def test_metrics_are_named_and_finite_and_measured_when_shown() -> None:
         assert ("negative/drift" in event.metrics) == ("time/negative" in event.metrics) == (event.step % 2 == 0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_every_method_runs_and_moves_the_scene(method: str) -> None:
     events = list(run(make_preset(method=method, steps=2, candidates=4), make_models()))
     assert isinstance(events[-1], Finished)
     fresh = ToyScene(make_preset()).grid.detach().numpy()
     assert not np.array_equal(last_checkpoint(events).tensors["scene/grid"], fresh)
-    assert any(isinstance(event, NegativeUpdated) for event in events) == (method == "psd")
+    assert any(isinstance(event, NegativeUpdated) for event in events) == (method not in WITHOUT_REWARD)
 
 
 def test_psd_raises_the_reward_more_than_sds() -> None:
@@ -259,7 +264,8 @@ def test_checkpoints_come_when_their_time_has_passed(monkeypatch: pytest.MonkeyP
 def test_every_step_draws_its_own_noise_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def noises(seed: int) -> list[torch.Tensor]:
         seen = []
-        monkeypatch.setitem(METHODS, "sds", lambda step: seen.append(step.noise) or sds(step))
+        row = replace(METHODS["sds"], function=lambda step: seen.append(step.noise) or sds(step))
+        monkeypatch.setitem(METHODS, "sds", row)
         list(run(make_preset(method="sds", steps=3, seed=seed), make_models()))
         return seen
 
@@ -283,8 +289,9 @@ def test_all_methods_of_the_main_suite_see_the_same_cameras_and_noise(monkeypatc
             return render(scene, cameras, size, background=background, generator=generator, **others)
 
         with monkeypatch.context() as patch:
-            for name, method in METHODS.items():
-                patch.setitem(METHODS, name, lambda step, m=method: seen[-1].append(step.noise[0]) or m(step))
+            for name, row in METHODS.items():
+                watched = lambda step, plain=row.function: seen[-1].append(step.noise[0]) or plain(step)  # noqa: E731
+                patch.setitem(METHODS, name, replace(row, function=watched))
             patch.setattr(ToyScene, "render", rendering)
             events = run(make_preset(steps=5, **settings), make_models())
             levels = [event.t for event in events if isinstance(event, Stepped)]
@@ -302,7 +309,7 @@ def test_checkpoints_are_arrays_and_json() -> None:
     saved = last_checkpoint(list(run(make_preset(), make_models())))
     assert json.loads(json.dumps(saved.values)) == saved.values
     assert all(type(array) is np.ndarray for array in saved.tensors.values())
-    assert {"scene/grid", "optimiser/0/exp_avg", "negative/0/exp_avg", "negative_value", "generator"} <= set(
+    assert {"scene/grid", "optimiser/grid/exp_avg", "negative/value/exp_avg", "negative_value", "generator"} <= set(
         saved.tensors
     )
 
@@ -314,6 +321,52 @@ def test_a_checkpoint_of_another_kind_is_refused() -> None:
         next(run(make_preset(), make_models(), resume=other))
     with pytest.raises(PresetError, match="version 99"):
         next(run(make_preset(), make_models(), resume=replace(saved, values={**saved.values, "version": 99})))
+    strange = replace(saved, tensors={**saved.tensors, "optimiser/points/exp_avg": np.zeros(3, np.float32)})
+    with pytest.raises(PresetError, match="knows a parameter points, this preset has grid"):
+        next(run(make_preset(), make_models(), resume=strange))
+    short = replace(saved, tensors={**saved.tensors, "optimiser/grid/exp_avg": np.zeros((4, 2), np.float32)})
+    with pytest.raises(PresetError, match=r"optimiser state of grid has shape \(4, 2\)"):
+        next(run(make_preset(), make_models(), resume=short))
+
+
+def test_rows_that_came_and_went_are_resumed() -> None:
+    """A scene whose parameter grows after every step: its rows and their optimiser state come back as they were."""
+
+    class Growing(ToyScene):
+        def __init__(self, preset: Preset) -> None:
+            super().__init__(preset)
+            self.points = nn.Parameter(torch.ones(2, 3))
+
+        def parameter_groups(self, preset: Preset) -> list[dict]:
+            points = {"name": "points", "params": [("points", self.points)], "lr": 0.1}
+            return [*super().parameter_groups(preset), points]
+
+        def regularisers(self) -> dict[str, torch.Tensor]:
+            return {"tv": self.points.square().mean()}
+
+        def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+            with torch.no_grad():
+                self.points.data = torch.cat([self.points, self.points[:1]])
+            state = optimiser.state[self.points]
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.cat([state[name], torch.zeros(1, 3)])
+
+        def state(self) -> dict[str, torch.Tensor]:
+            return {**super().state(), "points": self.points}
+
+        def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+            super().load_state(state)
+            self.points.data = state["points"].clone()
+
+    models = replace(make_models(), scene=Growing)
+    events = list(run(make_preset(checkpoint_s=1e-9), models))
+    saved = [event for event in events if isinstance(event, Checkpointed)]
+    halfway, whole = saved[2], saved[-1]
+    assert halfway.tensors["optimiser/points/exp_avg"].shape == halfway.tensors["scene/points"].shape == (5, 3)
+    resumed = last_checkpoint(list(run(make_preset(), models, resume=halfway)))
+    assert resumed.tensors["scene/points"].shape == (8, 3)
+    for name, array in whole.tensors.items():
+        assert np.array_equal(resumed.tensors[name], array), name
 
 
 # ---------------------------------------------------------------------------------------------------------------- live
@@ -597,10 +650,10 @@ def test_clock_charges_the_outermost_part() -> None:
     clock = Clock()
     clock.now = lambda: next(ticks)  # type: ignore[method-assign]
     clock.restart()
-    with clock.time_part("negative"):
-        with clock.time_part("unet"):
+    with clock.part("negative"):
+        with clock.part("unet"):
             pass
-    with clock.time_part("unet"):
+    with clock.part("unet"):
         pass
     assert clock.lap_metrics() == {"time/negative": 1.0, "time/unet": 4.0, "time/other": 5.0, "time/step": 10.0}
 
@@ -626,6 +679,28 @@ def judged_by(judge) -> Models:
 
 
 JUDGED = {"judges": ["moody"], "preview_every": 1}
+
+
+def test_a_scene_gives_its_own_mesh_and_hears_of_every_step(with_mesh: None) -> None:
+    """A surface of its own, at no threshold: nobody asks for a density."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]], np.int32)
+    made: list = []
+
+    class Surface(ToyScene):
+        def extract_mesh(self, settings: MeshSettings) -> Mesh:
+            made.append((self, settings))
+            return Mesh(corners, faces, corners, np.full((4, 3), 200, np.uint8))
+
+        def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+            assert isinstance(optimiser.state[self.grid]["step"], torch.Tensor)  # it has stepped
+            super().after_step(optimiser)
+
+    events = list(run(make_preset(steps=3, mesh_faces=123), replace(make_models(), scene=Surface)))
+    ((scene, settings),) = made
+    assert scene.steps_seen == 3 and settings == MeshSettings(resolution=24, faces=123)
+    (meshed,) = [event for event in events if isinstance(event, Meshed)]
+    assert meshed.statistics["threshold"] is None and meshed.statistics["watertight"]
 
 
 def test_the_best_scene_is_kept_and_exported(with_mesh: None) -> None:
@@ -685,7 +760,7 @@ def test_the_scene_hears_of_extra_steps_too() -> None:
     heard = []
 
     class Hears(ToyScene):
-        def set_progress(self, progress: float) -> None:
+        def advance(self, progress: float) -> None:
             heard.append(progress)
 
     models = replace(make_models(), scene=Hears)

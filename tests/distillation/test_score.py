@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from psd.distillation import formulas, gap_scale
 from psd.runtime import deferred
 from tests.support import reference
-from tests.support.toy import schedule
+from tests.support.toy import ToyPrior
 
 SHAPE = (2, 4, 3, 4, 4)
-SCHEDULE = schedule()
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -26,7 +25,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("t", [0, 1, 37, 500, 998, 999])
 def test_predictions_invert_the_forward_process(t: int) -> None:
-    alpha, sigma = formulas.alpha_sigma(SCHEDULE, t)
+    alpha, sigma = ToyPrior().alpha_sigma(t)
     z0, noise = draw(0), draw(1)
     z_t, v = formulas.add_noise(z0, noise, alpha, sigma), formulas.velocity_target(z0, noise, alpha, sigma)
     assert alpha**2 + sigma**2 == pytest.approx(1, abs=1e-15)
@@ -50,7 +49,7 @@ def test_velocity_still_determines_both_at_zero_signal() -> None:
     ],
 )  # fmt: skip
 def test_amplitudes_of_stable_diffusion(t: int, alpha: float, sigma: float, ratio: float) -> None:
-    found = formulas.alpha_sigma(SCHEDULE, t)
+    found = ToyPrior().alpha_sigma(t)
     assert found == pytest.approx((alpha, sigma), abs=6e-4)
     assert found[1] / found[0] == pytest.approx(ratio, rel=6e-3)
 
@@ -90,7 +89,7 @@ def test_rescale_gives_a_group_the_conditional_contrast_and_keeps_its_views_apar
 @pytest.mark.parametrize("t", [1, 37, 500, 998, 999])
 def test_a_common_render_makes_the_pair_the_preference_score(t: int) -> None:
     """Method fact a: x0_w - x0_l = -(sigma / alpha) P."""
-    alpha, sigma = formulas.alpha_sigma(SCHEDULE, t)
+    alpha, sigma = ToyPrior().alpha_sigma(t)
     z0, noise_w, noise_l, pred_w, pred_l = map(draw, range(5))
     x0_w = formulas.predict_x0(formulas.add_noise(z0, noise_w, alpha, sigma), pred_w, alpha, sigma)
     x0_l = formulas.predict_x0(formulas.add_noise(z0, noise_l, alpha, sigma), pred_l, alpha, sigma)
@@ -162,15 +161,6 @@ def test_running_means_survive_a_checkpoint() -> None:
     assert copy.mean("a", 3) == pytest.approx(0.1)
     copy.update({"a": 0.7}, 3)
     assert copy.mean("a", 3) == scale.mean("a", 3)
-
-
-def test_implicit_margin_prefers_the_member_whose_error_fell() -> None:
-    noise, wrong = draw(0), draw(1)
-    reference_pred, better = noise + wrong, noise + wrong / 2
-    same = (noise, reference_pred, reference_pred)
-    gain = 0.75 * wrong.square().mean((1, 2, 3, 4))
-    torch.testing.assert_close(formulas.implicit_margin((noise, better, reference_pred), same, 3.0), 3 * gain)
-    torch.testing.assert_close(formulas.implicit_margin(same, (noise, better, reference_pred), 3.0), -3 * gain)
 
 
 # ----------------------------------------------------------------------------------------------------------- timesteps

@@ -7,70 +7,101 @@ import torch
 
 from psd.config.preset import Preset
 from psd.evaluation.speed import cost
+from psd.models.interfaces import Models
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return cost.load_on_meta(Preset.load("mvdream"), tiny=True)
+
+
+def count(models: Models, *, updates: float = 0.25, **changes: object) -> cost.Cost:
+    """Of `mvdream` with one orbit a step."""
+    return cost.count_step(Preset.load("mvdream", {"groups": 1, **changes}), models, updates)
 
 
 @pytest.mark.slow
-def test_parts_grow_with_what_they_depend_on() -> None:
-    preset = Preset.load("mvdream")
-    models = cost.make_meta_models(preset, tiny=True)
+def test_parts_grow_with_what_they_depend_on(models: Models) -> None:
     assert models.prior.device == torch.device("meta")  # nothing is computed
-
-    def parts(**changes) -> dict[str, float]:
-        return cost.step_cost(preset.with_values(changes), models, updates=0.25).parts
-
-    one, two = parts(groups=1), parts(groups=2)
+    one, two = count(models).parts, count(models, groups=2).parts
     assert two == pytest.approx({name: 2 * value for name, value in one.items()}, rel=0.01)
-    assert one["base"] == pytest.approx(2 * one["steered twin"], rel=0.01)  # with and without the negative
-    rare = cost.step_cost(preset.with_values({"groups": 1}), models, updates=0.05).parts
+    plain = count(models, method="sds").parts
+    assert set(plain) == {"encode", "unet", "backward"} and plain["encode"] == one["encode"]
+    assert one["unet"] == pytest.approx(1.5 * plain["unet"], rel=0.01)  # c and n of the base, c of the steered twin
+    rare = count(models, updates=0.05).parts
     assert rare["negative"] == pytest.approx(one["negative"] / 5)
-    half = parts(groups=1, reward_views=2)
-    for name in ("reward's direction", "ranking"):
+    half = count(models, reward_views=2).parts
+    for name in ("decode", "reward"):
         assert half[name] == pytest.approx(one[name] / 2, rel=0.01)
-    estimated = parts(groups=1, steer_by="scores")  # sixteen looks without a backward, not one with
-    assert estimated["reward's direction"] == pytest.approx(8 * one["ranking"], rel=0.01)
-    assert set(parts(method="sds")) == {"encoder", "base"}
-    assert parts(method="best_of_n", candidates=2)["base"] == pytest.approx(4 * one["base"], rel=0.01)
+    ranked = count(models, method="best_of_n", candidates=2).parts
+    assert ranked["unet"] == pytest.approx(2 * plain["unet"], rel=0.01)
+    assert ranked["backward"] == pytest.approx(plain["backward"], rel=0.01)  # no gradient of a reward
+    for name in ("decode", "reward"):  # two candidates; one for the direction and two that are ranked
+        assert ranked[name] == pytest.approx(one[name] * 2 / 3, rel=0.01)
+
+
+@pytest.mark.slow
+def test_variants_of_the_steered_pair_cost_what_they_call(models: Models) -> None:
+    one, plain = count(models, negative=False).parts, count(models, method="sds").parts
+    estimated = count(models, negative=False, steer_by="scores").parts
+    assert estimated["backward"] == pytest.approx(plain["backward"], rel=0.01)
+    for name in ("decode", "reward"):  # sixteen pictures for the direction, not one
+        assert estimated[name] == pytest.approx(one[name] * 18 / 3, rel=0.01)
 
 
 @pytest.mark.slow
 def test_what_few_pictures_at_a_time_make_again_counts_again() -> None:
-    """Of a forward pass and one back to its input, a picture alone adds the former once more; four together nothing."""
+    """A pass back to its input costs what the pass forth does; a picture alone is computed forth once more before it.
+
+    Four together, an orbit, of which the rewards look at two, repeat nothing.
+    """
     parts = {}
     preset = Preset.load("mvdream-8gb")
-    models = cost.make_meta_models(preset, tiny=True)
+    models = cost.load_on_meta(preset, tiny=True)
     for batch in (0, 1, 4):
-        parts[batch] = cost.step_cost(preset.with_values({"network_batch": batch}), models, updates=0.25).parts
-    assert parts[4] == parts[0]  # an orbit of four, of which the rewards look at two
-    for name, more in (("encoder", 1.5), ("reward's direction", 1.5), ("ranking", 1.0), ("base", 1.0)):
+        parts[batch] = cost.count_step(preset.with_values({"network_batch": batch}), models, updates=0.25).parts
+    assert parts[4] == parts[0]
+    for name, more in (("encode", 1.0), ("unet", 1.0), ("decode", 1.0), ("reward", 1.0), ("backward", 2.0)):
         assert parts[1][name] == pytest.approx(more * parts[0][name], rel=0.01)
     assert parts[1]["negative"] > parts[0]["negative"]
 
 
 @pytest.mark.slow
-def test_memory_grows_with_what_is_kept() -> None:
+def test_memory_grows_with_what_is_kept(models: Models) -> None:
     """By what each part adds to the encoder's, whose inner values stay until its way back, before the negative's."""
-    preset = Preset.load("mvdream", {"groups": 1})
-    models = cost.make_meta_models(preset, tiny=True)
 
-    def peaks(**changes) -> dict[str, float]:
-        found = cost.step_cost(preset.with_values(changes), models, updates=0.25).peaks
-        kept, after = found.pop("encoder"), found.pop("negative")
-        return {"encoder": kept, "negative": after, **{name: value - kept for name, value in found.items()}}
+    def peaks(**changes: object) -> dict[str, float]:
+        found = count(models, **changes).peaks
+        kept, after = found.pop("encode"), found.pop("negative", 0.0)
+        return {"encode": kept, "negative": after, **{name: value - kept for name, value in found.items()}}
 
     one, two, few = peaks(), peaks(groups=2), peaks(network_batch=1)
     assert two == pytest.approx({name: 2 * value for name, value in one.items()}, rel=0.25)
-    assert one["reward's direction"] > one["ranking"]  # a gradient keeps what a look at two pictures gives up
-    for name in ("encoder", "reward's direction", "ranking"):
+    ranked = peaks(method="best_of_n", candidates=2)
+    assert one["reward"] > ranked["reward"]  # a gradient keeps what a look at two pictures gives up
+    for name in ("encode", "reward"):
         assert few[name] < 0.5 * one[name]
-    assert peaks(reward_views=2)["reward's direction"] == pytest.approx(one["reward's direction"] / 2, rel=0.1)
+    assert peaks(reward_views=2)["reward"] == pytest.approx(one["reward"] / 2, rel=0.1)
+    preset = Preset.load("mvdream", {"groups": 1})
     alone, waiting = preset.with_values({"judges": []}), preset.with_values({"network_batch": 4})
-    made = [(it, cost.make_meta_models(it, tiny=True)) for it in (preset, alone, waiting)]
+    made = [(it, cost.load_on_meta(it, tiny=True)) for it in (preset, alone, waiting)]
     judged, without, away = (cost.resident_memory(*it) for it in made)
     assert away < without < judged  # judges wait elsewhere then, and what only reads texts
     here, _, coming = (cost.preview_memory(*it) for it in made)
     judges: list[Any] = list(made[2][1].judges.values())
-    sizes = [sum(map(cost.tensor_bytes, cost.parameters_and_buffers(judge.network))) / 1e9 for judge in judges]
+    sizes = [sum(value.nbytes for value in cost.parameters_and_buffers(it.network)) / 1e9 for it in judges]
     assert coming - here == pytest.approx(max(sizes), rel=0.1)  # the largest comes whole
+
+
+def test_a_number_that_is_read_from_no_value_is_one() -> None:
+    """So that a step which decides by a number goes on; what has values is read as it is."""
+    nothing = torch.zeros(2, 3, device="meta")
+    with pytest.raises(RuntimeError):
+        nothing.sum().item()
+    with cost.LiveMemoryMode():
+        assert nothing.sum().item() == 1 and float(nothing.sum()) == 1 and bool((nothing > 1).all())
+        assert nothing.tolist() == [[1.0] * 3] * 2 and nothing.long().argmax(-1).tolist() == [1, 1]
+        assert nothing.cpu().numpy().sum() == 6 and torch.zeros(2).tolist() == [0.0, 0.0]
 
 
 def test_what_lives_is_counted_once_and_until_nobody_holds_it() -> None:
@@ -97,21 +128,21 @@ def test_what_lives_is_counted_once_and_until_nobody_holds_it() -> None:
 def test_attention_on_paper_keeps_no_product_of_all_with_all() -> None:
     row, mask = torch.empty(1, 2, 512, 64, device="meta", requires_grad=True), torch.zeros(512, 512, device="meta")
     sizes = []
-    for attention in (cost.flash_attention_meta, cost.written_out):
+    for attention in (cost.flash_attention, cost.written_out):
         with cost.LiveMemoryMode() as living:
             found = attention(row, row, row)
             assert found.shape == row.shape
             sizes.append(living.now)
             found.sum().backward()
     assert sizes[0] < 2 * row.numel() * 4 < 2 * 512 * 512 * 4 < sizes[1]
-    assert cost.flash_attention_meta(row, row, row, attn_mask=mask).shape == row.shape
+    assert cost.flash_attention(row, row, row, attn_mask=mask).shape == row.shape
 
 
 @pytest.mark.slow
 def test_mvdreams_step_costs_what_its_networks_do(capsys: pytest.CaptureFixture[str]) -> None:
-    """Twelve rows of a U-Net of .82 TFLOP for four, as counted from its released shapes: 12 TFLOP a late step.
+    """Twelve rows of a U-Net of 0.82 TFLOP for four, as counted from its released shapes: 11.7 TFLOP a late step.
 
-    The negative embedding is updated below .4 T only: almost never early, in 15 % of the late steps.
+    The negative embedding is updated below 0.4 T only: almost never early, in 15 % of the late steps.
     """
     from psd.__main__ import main
 
@@ -121,9 +152,10 @@ def test_mvdreams_step_costs_what_its_networks_do(capsys: pytest.CaptureFixture[
         for part in capsys.readouterr().out.split("\n\n")
     )
     lines = operations
-    assert lines["base"] == ["3.26", "1.63"] and lines["steered twin"] == ["1.63", "0.82"]
-    assert lines["negative"] == ["0.01", "1.43"]
-    assert float(lines["total"][1]) == pytest.approx(12.0, abs=0.1)
+    assert lines["unet"] == ["4.90", "2.45"] and lines["encode"] == ["2.18", "1.09"]
+    assert lines["negative"] == ["0.00", "1.08"]
+    assert float(lines["total"][0]) == pytest.approx(21.26, abs=0.01)
+    assert float(lines["total"][1]) == pytest.approx(11.7, abs=0.01)
     assert "made again" not in lines  # all pictures pass the networks at once
     numbers = {"U-Net": 867_572_164, "VAE": 83_653_863, "text": 340_387_840, "TAESD": 2_445_063, "BLIP": 447_000_000}
     vit_h = 986_109_441  # of which two are there, HPSv2.1 and PickScore

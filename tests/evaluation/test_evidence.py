@@ -4,12 +4,14 @@ import json
 import math
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.stats import norm, t
@@ -31,16 +33,20 @@ from psd.evaluation.experiments.suite import (
     read_lines,
 )
 from psd.evaluation.report import write
-from psd.evaluation.report.charts import choose_ticks, curves_svg, intervals_svg
-from psd.evaluation.report.criteria import criteria_table, suite_criteria
+from psd.evaluation.report.charts import draw_curves, draw_intervals, ticks_within
+from psd.evaluation.report.criteria import check_criteria, criteria_table
 from psd.evaluation.report.statistics import (
+    NO_RUNS,
+    Runs,
     bootstrap_mean,
-    compare_at_reward,
-    differences_to_wins,
+    count_wins,
     expanded_percentiles,
     is_diverging,
+    match_control,
     mean_measure,
+    measure_values,
     pair_differences,
+    tabulate_runs,
 )
 from psd.evaluation.report.tables import (
     differences_table,
@@ -277,7 +283,7 @@ def test_lines_of_a_public_list_are_read_where_it_is_and_asked_for_where_not(pub
         large.prompts(large.main)
     public_list.unlink()
     large = Suite.load(SUITES / "large.yaml")  # still a suite: its page can be written
-    assert large.planned_runs == 16 * 7 + 8 * 10
+    assert large.planned_runs == 16 * 7 + 8 * 8
     with pytest.raises(MissingError, match="t3bench.*fetch it from https"):
         large.prompts(large.main)
 
@@ -336,85 +342,91 @@ def test_missing_weights_are_told_before_anything_runs(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 
-def lines_of(values: dict[tuple[str, int], float], measure: str = "x") -> list[dict]:
-    return [{"prompt": prompt, "seed": seed, measure: value} for (prompt, seed), value in values.items()]
+def runs_of(values: dict[tuple[str, int], float], measure: str = "x") -> Runs:
+    return tabulate_runs({"prompt": prompt, "seed": seed, measure: value} for (prompt, seed), value in values.items())
+
+
+def differences_of(values: Mapping[str, Sequence[float]]) -> pd.Series:
+    """By caption those of its seeds."""
+    by_run = {(prompt, seed): value for prompt, own in values.items() for seed, value in enumerate(own)}
+    return measure_values(runs_of(by_run), "x")
 
 
 def test_differences_are_taken_run_by_run() -> None:
-    one = lines_of({("a", 0): 3.0, ("a", 1): 5.0, ("b", 0): 1.0, ("c", 0): 9.0})
-    other = lines_of({("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 4.0})
-    assert pair_differences(one, other, "x") == {"a": [2.0, 3.0], "b": [-3.0]}
-    assert pair_differences(one, [{"prompt": "a", "seed": 0, "x": None}], "x") == {}
-    assert mean_measure([{"x": 1.0}, {"x": None}, {"x": 3.0}, {}], "x") == 2.0 and mean_measure([{}], "x") is None
+    one = runs_of({("a", 0): 3.0, ("a", 1): 5.0, ("b", 0): 1.0, ("c", 0): 9.0})
+    other = runs_of({("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 4.0})
+    assert pair_differences(one, other, "x").to_dict() == {("a", 0): 2.0, ("a", 1): 3.0, ("b", 0): -3.0}
+    assert pair_differences(one, tabulate_runs([{"prompt": "a", "seed": 0, "x": None}]), "x").empty
+    some = tabulate_runs(
+        [{"prompt": "a", "seed": seed, **value} for seed, value in enumerate([{"x": 1.0}, {}, {"x": 3.0}])]
+    )
+    assert mean_measure(some, "x") == 2.0 and mean_measure(some, "y") is None and mean_measure(NO_RUNS, "x") is None
 
 
 def test_the_interval_is_that_of_the_mean_over_captions() -> None:
     """Against the normal approximation; seeds of a caption count as one, and a constant has no width."""
     rng = np.random.default_rng(5)
     means = rng.normal(0.3, 1.0, 200)
-    found = bootstrap_mean({str(i): [value - 0.1, value + 0.1] for i, value in enumerate(means)})
+    found = bootstrap_mean(differences_of({str(i): [value - 0.1, value + 0.1] for i, value in enumerate(means)}))
     assert found is not None and found.value == pytest.approx(means.mean()) and found.prompts == 200
     half = 1.96 * means.std() / math.sqrt(200)
     assert found.ends == pytest.approx((means.mean() - half, means.mean() + half), abs=0.02)
-    flat = bootstrap_mean({prompt: [1.0] for prompt in "abcde"})
+    flat = bootstrap_mean(differences_of({prompt: [1.0] for prompt in "abcde"}))
     assert flat is not None and flat.ends == (1.0, 1.0)
-    assert bootstrap_mean({}) is None
+    assert bootstrap_mean(differences_of({})) is None
 
 
 @pytest.mark.parametrize("count", [6, 8, 12, 24])
 def test_intervals_of_few_captions_are_as_wide_as_students(count: int) -> None:
     """Of quantiles of the normal distribution; plain percentiles are a quarter too narrow at 6."""
     values = norm.ppf((np.arange(count) + 0.5) / count)
-    found = bootstrap_mean({str(i): [float(value)] for i, value in enumerate(values)})
+    found = bootstrap_mean(differences_of({str(i): [float(value)] for i, value in enumerate(values)}))
     assert found is not None and found.ends is not None
     half = t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
     assert (found.ends[1] - found.ends[0]) / 2 == pytest.approx(half, rel=0.08)
 
 
 def test_fewer_than_five_captions_make_no_interval() -> None:
-    few, enough = (bootstrap_mean({str(i): [float(i)] for i in range(count)}) for count in (4, 5))
+    few, enough = (bootstrap_mean(differences_of({str(i): [float(i)] for i in range(count)})) for count in (4, 5))
     assert few is not None and few.ends is None and few.positive is None and str(few) == "+1.50"
     assert enough is not None and enough.ends is not None and enough.ends[0] < 2.0 < enough.ends[1]
 
 
 def test_a_win_rate_counts_signs_and_halves_ties() -> None:
-    assert differences_to_wins({"a": [3.0, -1e9], "b": [0.0], "c": [-0.1, -0.2]}) == {
-        "a": [1, 0],
-        "b": [0.5],
-        "c": [0, 0],
-    }
-    rate = bootstrap_mean(differences_to_wins({str(i): [1.0 if i < 6 else -100.0] for i in range(8)}))
+    differences = differences_of({"a": [3.0, -1e9], "b": [0.0], "c": [-0.1, -0.2]})
+    assert count_wins(differences).tolist() == [1, 0, 0.5, 0, 0]
+    rate = bootstrap_mean(count_wins(differences_of({str(i): [1.0 if i < 6 else -100.0] for i in range(8)})))
     assert rate is not None and rate.value == 0.75 and rate.positive
 
 
-def sweep_lines(reward: float, score: float, captions: str = "abcde", slope: float = 0.0) -> list[dict]:
+def sweep_runs(reward: float, score: float, captions: str = "abcde", slope: float = 0.0) -> Runs:
     """One run a caption, the reward rising by ``slope`` from one to the next about its mean."""
     middle = (len(captions) - 1) / 2
-    return [
+    return tabulate_runs(
         {"prompt": p, "seed": 0, "reward": reward + slope * (i - middle), "score": score}
         for i, p in enumerate(captions)
-    ]
+    )
 
 
 def test_a_matched_control_is_mixed_to_the_references_reward() -> None:
     """Rewards 2 and 6 mixed to 3: three quarters of the weak control and one of the strong."""
-    sweep = {"weak": sweep_lines(2.0, 10.0), "strong": sweep_lines(6.0, 14.0)}
-    found = compare_at_reward(sweep_lines(3.0, 13.0), sweep, "score")
+    sweep = {"weak": sweep_runs(2.0, 10.0), "strong": sweep_runs(6.0, 14.0)}
+    found = match_control(sweep_runs(3.0, 13.0), sweep, "score")
     assert found is not None and found.lead.value == pytest.approx(13 - 11)
     assert found.bracket == ("weak", "strong") and found.note == "between weak and strong"
-    found = compare_at_reward(sweep_lines(9.0, 13.0), sweep, "score")
+    found = match_control(sweep_runs(9.0, 13.0), sweep, "score")
     assert found is not None and found.lead.value == pytest.approx(-1) and found.bracket is None
     assert "no bracket" in found.note and "+9.00" in found.note and "strong +6.00" in found.note
-    assert compare_at_reward([], sweep, "score") is None
+    assert match_control(NO_RUNS, sweep, "score") is None
 
 
 def test_each_resample_of_a_matched_control_mixes_anew() -> None:
     """Against a loop; no measure differs within a method, so that all of the width is the share's."""
-    own, weak, strong = sweep_lines(3.0, 13.0, slope=1.0), sweep_lines(2.0, 10.0), sweep_lines(6.0, 14.0)
-    found = compare_at_reward(own, {"weak": weak, "strong": strong}, "score")
+    own, weak, strong = sweep_runs(3.0, 13.0, slope=1.0), sweep_runs(2.0, 10.0), sweep_runs(6.0, 14.0)
+    found = match_control(own, {"weak": weak, "strong": strong}, "score")
     leads, outside = [], 0
     for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5)):
-        weight = (np.mean([own[i]["reward"] for i in chosen]) - 2.0) / (6.0 - 2.0)
+        weight = (own["reward"].to_numpy()[chosen].mean() - 2.0) / (6.0 - 2.0)
         outside += not 0 <= weight <= 1
         leads.append(13.0 - (10.0 + 4.0 * min(max(weight, 0.0), 1.0)))
     assert found is not None and found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded_percentiles(5))))
@@ -423,13 +435,13 @@ def test_each_resample_of_a_matched_control_mixes_anew() -> None:
 
 def test_a_resample_beyond_the_enclosing_weights_reads_the_next() -> None:
     """Of captions with rewards 1 to 5 many resamples leave [2, 4]; the line there has another slope."""
-    own = sweep_lines(3.0, 0.0, slope=1.0)
+    own = sweep_runs(3.0, 0.0, slope=1.0)
     sweep = {
-        str(reward): sweep_lines(reward, score) for reward, score in ((0.0, 0.0), (2.0, 1.0), (4.0, 2.0), (6.0, 9.0))
+        str(reward): sweep_runs(reward, score) for reward, score in ((0.0, 0.0), (2.0, 1.0), (4.0, 2.0), (6.0, 9.0))
     }
-    found = compare_at_reward(own, sweep, "score")
+    found = match_control(own, sweep, "score")
     leads = [
-        -np.interp(np.mean([own[i]["reward"] for i in chosen]), [0, 2, 4, 6], [0, 1, 2, 9])
+        -np.interp(own["reward"].to_numpy()[chosen].mean(), [0, 2, 4, 6], [0, 1, 2, 9])
         for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5))
     ]
     assert found is not None and found.bracket == ("2.0", "4.0") and found.note == "between 2.0 and 4.0"
@@ -437,8 +449,8 @@ def test_a_resample_beyond_the_enclosing_weights_reads_the_next() -> None:
 
 
 def test_the_weights_that_enclose_count_on_all_their_captions() -> None:
-    sweep = {"weakest": sweep_lines(0.0, 1.0, "ab"), "weak": sweep_lines(2.0, 10.0), "strong": sweep_lines(6.0, 14.0)}
-    found = compare_at_reward(sweep_lines(3.0, 13.0), sweep, "score")
+    sweep = {"weakest": sweep_runs(0.0, 1.0, "ab"), "weak": sweep_runs(2.0, 10.0), "strong": sweep_runs(6.0, 14.0)}
+    found = match_control(sweep_runs(3.0, 13.0), sweep, "score")
     assert found is not None and found.bracket == ("weak", "strong") and found.lead.prompts == 5
 
 
@@ -460,15 +472,12 @@ def test_every_method_is_compared_with_the_control_at_its_own_reward(tmp_path: P
 
 
 def test_divergence_needs_a_rising_reward_and_every_judge_falling() -> None:
-    def line(reward: float, one: float, other: float) -> dict:
-        return {"curve": [[i, reward * i, one * i, other * i] for i in range(12)]}
+    def curve(reward: float, one: float, other: float) -> list[list[float]]:
+        return [[i, reward * i, one * i, other * i] for i in range(12)]
 
-    assert is_diverging(line(1, -1, -1))
-    assert (
-        not is_diverging(line(1, -1, 1))
-        and not is_diverging(line(-1, -1, -1))
-        and not is_diverging({"curve": [[0, 1, 2, 3]]})
-    )
+    assert is_diverging(curve(1, -1, -1))
+    assert not is_diverging(curve(1, -1, 1)) and not is_diverging(curve(-1, -1, -1))
+    assert not is_diverging([[0, 1, 2, 3]]) and not is_diverging([])
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -483,16 +492,16 @@ def strong_lines(found: Suite) -> list[dict]:
 
 def test_the_bars_are_met_missed_and_untold(tmp_path: Path) -> None:
     found = small(tmp_path)
-    assert {bar.met for bar in suite_criteria(found, [])} == {None}
-    assert {bar.verdict for bar in suite_criteria(found, [])} == {"not run yet"}
+    assert {bar.met for bar in check_criteria(found, [])} == {None}
+    assert {bar.verdict for bar in check_criteria(found, [])} == {"not run yet"}
     lines = strong_lines(found)
-    assert {bar.met for bar in suite_criteria(found, lines)} == {True}
+    assert {bar.met for bar in check_criteria(found, lines)} == {True}
     bad = {"evidence/score": -0.9, "evidence/named": 0.0, "evidence/truth_named": 0.75}
     worse = [line | bad if line["method"] == "steered" else line for line in lines]
-    missed = [bar for bar in suite_criteria(found, worse) if not bar.met]
+    missed = [bar for bar in check_criteria(found, worse) if not bar.met]
     assert len(missed) == 3 and "matched" in missed[1].what
     assert "named" in missed[-1].what and missed[-1].figure == "0 % (the truth itself 75 %)"
-    table = "\n".join(criteria_table(suite_criteria(found, worse)))
+    table = "\n".join(criteria_table(check_criteria(found, worse)))
     assert table.count("**MISSED**") == 3 and table.count("| met |") == 3
 
 
@@ -500,17 +509,17 @@ def test_no_bar_is_met_or_missed_before_all_of_its_runs_are_there(tmp_path: Path
     found = small(tmp_path)
     lines = strong_lines(found)
     last = next(line for line in lines if line["method"] == "sds" and line["seed"] == 1)
-    asked = suite_criteria(found, [line for line in lines if line is not last])
+    asked = check_criteria(found, [line for line in lines if line is not last])
     assert [bar.met for bar in asked] == [None, None, True, None, None, True]  # those that do not involve it stand
     assert "so far, 11 of 12 runs" in asked[0].figure and asked[0].verdict == "open"
-    few = suite_criteria(found, [line for line in lines if line["prompt"] in found.prompts(found.main)[:3]])
+    few = check_criteria(found, [line for line in lines if line["prompt"] in found.prompts(found.main)[:3]])
     assert {bar.met for bar in few} == {None} and few[0].figure == "+0.30 so far, 3 of 6 captions"
 
 
 def test_outside_of_the_sweep_nothing_is_matched(tmp_path: Path) -> None:
     found = small(tmp_path)
     lines = [line | {"reward": 9.0} if line["method"] == "steered" else line for line in strong_lines(found)]
-    (bar,) = [bar for bar in suite_criteria(found, lines) if "matched" in bar.what]
+    (bar,) = [bar for bar in check_criteria(found, lines) if "matched" in bar.what]
     assert bar.met is None and "no bracket" in bar.figure and "so far" not in bar.figure and bar.verdict == "open"
 
 
@@ -528,7 +537,7 @@ def test_every_row_of_a_table_is_over_the_same_runs(tmp_path: Path) -> None:
     assert list(tables["main methods"]) == ["sds", "steered", "weak", "strong"]
     assert list(tables["all methods"]) == ["sds", "sds at equal cost", "steered", "weak", "strong", "scaled"]
     for name, runs in (("main methods", 12), ("all methods", 2)):
-        keys = [{(line["prompt"], line["seed"]) for line in own} for own in tables[name].values()]
+        keys = [set(own.index) for own in tables[name].values()]
         assert all(key == keys[0] for key in keys) and len(keys[0]) == runs
     hard = found.prompts(found.main)[1]  # of the main methods only: it must not count among all
     for line in lines:
@@ -634,8 +643,8 @@ def test_the_columns_of_comparison_are_columns(tmp_path: Path) -> None:
 
 
 def test_a_curve_is_the_median_of_the_runs() -> None:
-    lines = [{"curve": [[0, 0.0, value], [10, 1.0, 2 * value]]} for value in (1.0, 2.0, -900.0)]
-    assert write.median_curve(lines, 2) == [(0, 1.0), (10, 2.0)]
+    curves = [[[0, 0.0, value], [10, 1.0, 2 * value]] for value in (1.0, 2.0, -900.0)]
+    assert write.median_curve(curves, 2) == [(0, 1.0), (10, 2.0)] and write.median_curve([], 2) == []
     curve = [(0.0, -9.0), (10.0, -5.0), (20.0, 1.0), (40.0, 2.0)]
     assert (
         write.drop_first_quarter(curve) == curve[1:]
@@ -760,10 +769,10 @@ def test_the_section_is_replaced_between_its_markers_only() -> None:
 
 
 def test_charts_are_svg_with_every_name_and_no_point_outside() -> None:
-    drawn = curves_svg(
+    drawn = draw_curves(
         {"reward": {"a & b": [(0, -1), (10, 4)], "c": [(0, 2), (5, 3)]}, "judge": {"c": [(0, 1)]}}, across="steps"
     )
-    rows = intervals_svg({"a & b": (1.0, 0.5, 1.5), "c": (-1.0, -2.0, 0.1)}, title="lead")
+    rows = draw_intervals({"a & b": (1.0, 0.5, 1.5), "c": (-1.0, -2.0, 0.1)}, title="lead")
     for picture in (drawn, rows):
         root = ElementTree.fromstring(picture)
         words = [element.text for element in root.iter() if element.text]
@@ -775,7 +784,7 @@ def test_charts_are_svg_with_every_name_and_no_point_outside() -> None:
 
 @pytest.mark.parametrize("values", [(0.0, 1.0), (-3.2, 0.1), (0.001, 0.004), (5.0, 5.0), (0, 120), (-0.02, 37.0)])
 def test_ticks_are_a_few_round_numbers_within(values: tuple[float, float]) -> None:
-    found = choose_ticks(values)
+    found = ticks_within(values)
     assert 1 <= len(found) <= 9 and all(min(values) - 1e-9 <= tick <= max(values) + 1e-9 for tick in found)
     assert all(len(f"{tick:g}") <= 7 for tick in found)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.lora import merge_lora
+from psd.models.checkpoints.lora import merge_lora, read_lora
 from psd.models.load import load_models, load_prior
 from tests.support import released
 
@@ -170,6 +170,29 @@ def test_each_naming_adds_weight_alpha_over_rank_b_a(
         else:
             torch.testing.assert_close(found[key].double(), value, atol=1e-6, rtol=1e-6)
             assert (value - before[key]).std() > 0.03
+
+
+@pytest.mark.parametrize("adapter", ["", "default_0."])
+@pytest.mark.parametrize("network", ["unet", "text_encoder"])
+def test_what_peft_itself_saves_is_read(network: str, adapter: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """One network a file, named from its root; alpha stands in the configuration beside it."""
+    before = weights("1.5")
+    lora = pairs([key for key in layers("peft") if key[0] == network], before)
+    inside = "" if network == "unet" else "text_model."
+    state = {}
+    for (_, layer), (down, up) in lora.items():
+        stem = f"base_model.model.{inside}{layer}"
+        state |= {f"{stem}.lora_A.{adapter}weight": down, f"{stem}.lora_B.{adapter}weight": up}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "use_rslora": False, "alpha_pattern": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = loaded(folders["1.5"], (str(tmp_path), WEIGHT))
+    for key, value in merged(before, lora, WEIGHT * 6 / RANK).items():
+        torch.testing.assert_close(found[key].double(), value, atol=1e-5, rtol=1e-5)
+    config["alpha_pattern"] = {"to_q": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(PresetError, match="its alpha_pattern gives layers different"):
+        read_lora(tmp_path / "adapter_model.safetensors", "owner/style")
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from psd.config.preset import Preset
 from psd.distillation import denoising, sampling
 from psd.distillation.events import Stepped
 from psd.distillation.formulas import perpendicular_part
-from psd.distillation.methods import choose
+from psd.distillation.methods import choose, preference
 from psd.distillation.run import regulariser_weight, run
 from psd.geometry.cameras import sample_orbits, turntable_cameras
 from psd.models.prior import view_prompts
@@ -261,7 +261,7 @@ def test_rewards_see_as_many_views_as_asked(settings: dict) -> None:
     noises = choose.count_candidates(make_preset(**settings))
     step = make_step(candidates=noises, rewards={"quadratic": watcher}, reward_views=2, **settings)
     with torch.no_grad():
-        found = choose.METHODS[step.preset.method](step)
+        found = preference.choose_method(step.preset).function(step)
     assert set(watcher.seen) == {2}
     assert found.gradient.shape == step.z0.shape and found.gradient.abs().amax((0, 2, 3, 4)).min() > 0
 

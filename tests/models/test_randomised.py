@@ -1,16 +1,16 @@
 """The large presets' whole step, with random weights: small on a CPU, in the exact shapes on a GPU."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 
 from psd.__main__ import main
 from psd.config.errors import PresetError
-from psd.config.preset import Preset, list_presets
+from psd.config.preset import Method, Preset, list_presets
 from psd.distillation import sampling
 from psd.distillation.gap_scale import GapScale
-from psd.distillation.methods import choose
+from psd.distillation.methods import choose, preference
 from psd.distillation.negative import Negative
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
@@ -101,7 +101,7 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
     z0, negative = prior.encode(images), Negative.create(preset, prior)
     cameras = turntable_cameras(prior.views)[torch.zeros(preset.groups, dtype=torch.long)].to(meta)
     noises = torch.Generator().manual_seed(0)
-    ways: list[dict[str, Any]] = [{"method": method} for method in choose.METHODS]
+    ways: list[dict[str, Any]] = [{"method": method} for method in get_args(Method)]
     if prior.views > 1:  # the rest is the same for priors of one view
         ways += [
             {"pair": "random"}, {"steer_by": "scores"}, {"preference_beta": 1.0}, {"reward_views": 2},
@@ -110,14 +110,14 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
         chosen = preset.with_values(way)
         noise = sampling.draw_noise(choose.count_candidates(chosen), z0.shape, noises)
         step = StepContext(
-            preset=chosen, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, len(prior.alpha_bar)),
+            preset=chosen, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, prior.levels),
             cameras=cameras, images=images.detach(), z0=z0.detach(),
             noise=to_like(noise, z0), t=300, progress=0.5, condition=ViewPrompts(chosen, prior).at(cameras),
             negative=negative.value, generator=noises,
             pull_back=lambda gradient: torch.autograd.grad(z0, images, gradient, retain_graph=True)[0],
         )  # fmt: skip
         with torch.no_grad():
-            found = choose.METHODS[chosen.method](step)
+            found = preference.choose_method(chosen).function(step)
         shown = [value for value in found.metrics.values() if isinstance(value, torch.Tensor)]
         assert {value.device for value in (found.gradient, *shown)} == {meta}, way
         assert step.readings.open, way  # checks that wait until the step is over

@@ -85,14 +85,14 @@ def direction(models: Models, preset: Preset, images: Tensor, z0: Tensor, t: int
     negative = prior.embed_prompt(preset.negative_prompt)
     noise = torch.randn(1, *z0.shape, generator=torch.Generator().manual_seed(0))
     step = StepContext(
-        preset=preset, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, len(prior.alpha_bar)),
+        preset=preset, prior=prior, rewards=models.rewards, gap_scale=GapScale(0.99, prior.levels),
         cameras=turntable_cameras(prior.views).to(z0.device), images=images,
         z0=z0, noise=noise.to(z0), t=t, progress=0.5,
         condition=PromptEmbedding(prior.embed_prompt(preset.prompt)), negative=negative,
         pull_back=lambda gradient: gradient, generator=torch.Generator(),
     )  # fmt: skip
     with torch.no_grad():
-        pair = preference.psd(step).pair
+        pair = preference.steered_pair(step).pair
         assert pair is not None
         win, lose = (step.clean(member.z_t, member.noise_pred_c) for member in (pair.win, pair.lose))
     return win - lose

@@ -62,7 +62,7 @@ def random_rays(n: int = 5, s: int = 9) -> tuple[torch.Tensor, torch.Tensor, tor
 def small_scene(**changes) -> RadianceScene:
     """A lumpy coloured object on a small grid, everything faded in."""
     scene = make_scene(Preset.make({"grid_size": 12, "ray_samples": 24, **changes}))
-    scene.set_progress(1.0)
+    scene.advance(1.0)
     with torch.no_grad():
         for parameter in scene.field.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded(3)) * 0.7)
@@ -72,7 +72,7 @@ def small_scene(**changes) -> RadianceScene:
 def ball(radius: float, cells: int = 32, **changes) -> RadianceScene:
     """A hard ball: raw density +6 inside, -12 outside, linear over one cell."""
     scene = make_scene(Preset.make({"grid_size": cells, "ray_samples": 64, **changes}))
-    scene.set_progress(1.0)
+    scene.advance(1.0)
     axis = torch.linspace(-1, 1, cells + 1)
     distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
     raw = ((radius - distance) * cells * 9).clamp(-12, 6)
@@ -122,13 +122,13 @@ def test_weights_agree_with_twins_in_value_and_gradient(twin: str) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-13)
 
 
-def test_colour_and_depth_agree_with_nerfacc() -> None:
+def test_colour_and_depth_are_weighted_sums() -> None:
     density, t_starts, t_ends = random_rays()
     colour = torch.rand(*density.shape, 3, generator=seeded(5), dtype=torch.float64)
     weights, _ = volume_rendering.render_weights(density, t_starts, t_ends)
-    theirs = nerfacc.accumulate_along_rays(weights, colour)
-    torch.testing.assert_close(volume_rendering.composite_values(weights, colour), theirs, rtol=1e-12, atol=0)
-    middle = nerfacc.accumulate_along_rays(weights, ((t_starts + t_ends) / 2)[..., None])[:, 0]
+    expected = torch.einsum("ns,nsc->nc", weights, colour)
+    torch.testing.assert_close(volume_rendering.composite_values(weights, colour), expected, rtol=1e-12, atol=0)
+    middle = torch.einsum("ns,ns->n", weights, (t_starts + t_ends) / 2)
     depth = volume_rendering.expected_depth(weights, t_starts, t_ends)
     torch.testing.assert_close(depth * weights.sum(-1), middle, rtol=1e-12, atol=0)
     assert volume_rendering.expected_depth(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2)).item() == 0
@@ -250,13 +250,13 @@ def test_hash_field_renders_its_blob_and_looks_only_when_due() -> None:
     scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4}))
     field = cast(HashField, scene.field)
     before = scene.render(turntable_cameras(1), 8, background=WHITE)
-    scene.set_progress(0.0)
+    scene.advance(0.0)
     seen = scene.state()["seen"]
     field.blob_density = 1.0
-    scene.set_progress(0.0)  # as a resumed run does, after the field has moved
+    scene.advance(0.0)  # as a resumed run does, after the field has moved
     assert torch.equal(scene.state()["seen"], seen)
     field.blob_density = 10.0
-    scene.set_progress(0.5)
+    scene.advance(0.5)
     assert field.looks == 129 and not field.occupied_cells(1e-3).all()
     after = scene.render(turntable_cameras(1), 8, background=WHITE, normals=True)
     torch.testing.assert_close(after.rgb, before.rgb, rtol=0, atol=3e-3)
@@ -280,12 +280,12 @@ def test_a_look_that_memory_was_too_short_for_is_still_due(monkeypatch: pytest.M
 
     monkeypatch.setattr(HashField, "density_at", density_at)
     with pytest.raises(torch.OutOfMemoryError):
-        scene.set_progress(0.25)
+        scene.advance(0.25)
     resumed = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4}))
     resumed.load_state(scene.state())
     short.clear()
     for each in (whole, scene, resumed):
-        each.set_progress(0.25)
+        each.advance(0.25)
     for each in (scene, resumed):
         assert all(torch.equal(value, whole.state()[name]) for name, value in each.state().items())
 
@@ -296,9 +296,9 @@ def test_cells_that_hold_something_are_the_same_tensor_until_they_may_change(mon
     known = [field.occupied_cells(0.5)]
     for progress, size in ((0.0, 0.8), (0.5, 1.0)):
         monkeypatch.setattr(field, "density_at", lambda points, size=size: size / (1 + points.norm(dim=-1)))
-        scene.set_progress(progress)
+        scene.advance(progress)
         known.append(field.occupied_cells(0.5))
-        scene.set_progress(progress)
+        scene.advance(progress)
         assert field.occupied_cells(0.5) is known[-1]
         assert torch.equal(known[-1], (F.max_pool3d(field.seen[None], 3, stride=1, padding=1) > 0.5)[0])
     assert known[0].all() and 0 < known[1].sum() < known[2].sum() < 32**3
@@ -358,7 +358,7 @@ def test_a_gpu_is_waited_for_as_often_as_the_scene_says(monkeypatch: pytest.Monk
     """Three times a training step, twice a look, once more after a refresh; with a light, normals and a background."""
     monkeypatch.setattr("psd.scenes.radiance.masked_indices", static)
     scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 32, "background": "network", **ALL_TERMS}))
-    scene.set_progress(0.0)
+    scene.advance(0.0)
 
     def step() -> None:
         cameras, learned = turntable_cameras(2), torch.tensor([True])
@@ -369,8 +369,8 @@ def test_a_gpu_is_waited_for_as_often_as_the_scene_says(monkeypatch: pytest.Monk
 
     assert [waits(step) for _ in range(3)] == [4, 3, 3]
     assert waits(torch.no_grad()(step)) == 2
-    assert waits(lambda: scene.set_progress(0.001)) == 0  # not due yet
-    assert waits(lambda: scene.set_progress(0.5)) == 0
+    assert waits(lambda: scene.advance(0.001)) == 0  # not due yet
+    assert waits(lambda: scene.advance(0.5)) == 0
     assert [waits(step) for _ in range(2)] == [4, 3]
 
 
@@ -527,7 +527,7 @@ def test_what_a_surface_hides_is_not_looked_at_again(monkeypatch: pytest.MonkeyP
     """A hard ball: a training step keeps less than a quarter of its samples, and the same picture and gradient."""
     scene = make_scene(Preset.make({"field": "hash", "ray_samples": 256}))
     cast(HashField, scene.field).blob_density = 300.0
-    scene.set_progress(0.0)
+    scene.advance(0.0)
     counts, sample = [], scene.field.sample
 
     def counted(points: torch.Tensor, **keywords):
@@ -613,7 +613,7 @@ def test_state_restores_the_render_and_keeps_the_parameters(field: str) -> None:
         make_scene(Preset.make(changes)),
         make_scene(Preset.make({**changes, "seed": 9, "blob_density": 10.0})),
     )
-    scene.set_progress(0.05)
+    scene.advance(0.05)
     with torch.no_grad():
         for parameter in scene.field.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded()) * 0.3)
@@ -636,11 +636,11 @@ def test_finer_grids_fade_in_with_progress() -> None:
     scene = small_scene()
     pictures = []
     for progress in (0.0, 0.05, 0.2, 0.3, 1.0, 1.5):
-        scene.set_progress(progress)
+        scene.advance(progress)
         pictures.append(scene.render(turntable_cameras(1), 12, background=WHITE).rgb)
     assert all(not torch.equal(a, b) for a, b in zip(pictures[:3], pictures[1:4], strict=True))
     assert torch.equal(pictures[3], pictures[4]) and torch.equal(pictures[4], pictures[5])
-    scene.set_progress(0.0)
+    scene.advance(0.0)
     scene.field.zero_grad()
     scene.render(turntable_cameras(1), 12, background=WHITE).rgb.sum().backward()
     coarse, fine = (known(grid_of(scene).density_levels[level].grad) for level in (0, 2))
@@ -706,7 +706,7 @@ def test_fits_a_coloured_sphere_without_fog() -> None:
     optimiser = torch.optim.Adam(scene.parameter_groups(preset), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]
     for step in range(steps):
-        scene.set_progress(step / steps)
+        scene.advance(step / steps)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - (1 - preset.lr_final) * step / steps)
         cameras = sample_orbits(

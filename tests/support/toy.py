@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -16,9 +17,11 @@ from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.step import StepContext
 from psd.geometry.cameras import Cameras, camera_rays, sample_orbits
+from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import PromptEmbedding
-from psd.scenes.interfaces import Light, Render
+from psd.scenes.extract import extract_mesh
+from psd.scenes.interfaces import Light, MeshSettings, Render
 
 WORDS = ("red", "blue", "cube", "sphere", "low", "quality", "blurry", "shiny")
 POSITIONS, WIDTH = 4, 6  # l, d
@@ -48,6 +51,7 @@ class ToyPrior:
         self.views, self.dtype = views, dtype
         self.device = torch.device("cpu")
         self.alpha_bar = schedule()
+        self.levels = len(self.alpha_bar)
         self.weights = {
             "own": weight(3, 3), "others": weight(3, 3), "text": weight(3, WIDTH), "gain": weight(3, WIDTH),
             "camera": weight(3, 2), "mix": weight(3, 3, scale=0.2),
@@ -55,6 +59,10 @@ class ToyPrior:
         self.weights["mix"].data += torch.eye(3)
         self.format_table = torch.randn(len(WORDS) + 1, WIDTH, generator=generator).to(dtype)
         self.calls: list[int] = []  # images per network call
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        signal = float(self.alpha_bar[t])
+        return math.sqrt(signal), math.sqrt(1 - signal)
 
     def encode(self, images: Tensor) -> Tensor:
         small = nn.functional.avg_pool2d(images.flatten(0, 1).to(self.dtype), 2).unflatten(0, images.shape[:2])
@@ -130,9 +138,10 @@ class ToyScene:
         radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
         self.grid = nn.Parameter(torch.cat([preset.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)]))
         self.progress = -1.0
+        self.steps_seen = 0  # by `after_step`
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
-        return [{"name": "grid", "params": [self.grid], "lr": preset.colour_lr}]
+        return [{"name": "grid", "params": [("grid", self.grid)], "lr": preset.colour_lr}]
 
     def look_up(self, points: Tensor) -> Tensor:
         found = nn.functional.grid_sample(
@@ -172,8 +181,17 @@ class ToyScene:
     def regularisers(self) -> dict[str, Tensor]:
         return {"tv": self.grid.diff(dim=1).square().mean()}
 
-    def set_progress(self, progress: float) -> None:
+    def advance(self, progress: float) -> None:
         self.progress = progress
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        self.steps_seen += 1
+
+    def extract_mesh(self, settings: MeshSettings) -> Mesh:
+        return extract_mesh(
+            self, resolution=settings.resolution, faces=settings.faces, threshold=settings.threshold,
+            texture=settings.texture,
+        )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
         return {"grid": self.grid}
@@ -226,7 +244,7 @@ def make_step(
     cameras = sample_orbits(  # each group from elsewhere
         groups, prior.views, elevation_deg=(0, 30), fovy_deg=(40, 40), distance_factor=(1, 1), generator=generator
     )
-    gap_scale = GapScale(GAP_DECAY, len(prior.alpha_bar))
+    gap_scale = GapScale(GAP_DECAY, prior.levels)
     if warm:
         gap_scale.update(dict.fromkeys(rewards, 0.05), t)
     return StepContext(

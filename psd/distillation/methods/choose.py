@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.methods.baselines import best_of_n, csd, dreamdpo, rewardsds, sds, sds_with_reward_gradient
-from psd.distillation.methods.preference import psd
+from psd.distillation.methods.preference import choose_method, random_pair, steered_pair
 from psd.distillation.results import Score
 from psd.distillation.step import StepContext
 from psd.models.interfaces import Models
 
 # -------------------------------------------------------------------------------------------------------- what to call
 
-METHODS: dict[str, Callable[[StepContext], Score]] = {
-    "psd": psd,
-    "sds": sds,
-    "best_of_n": best_of_n,
-    "csd": csd,
-    "dreamdpo": dreamdpo,
-    "rewardsds": rewardsds,
-    "reward_gradient": sds_with_reward_gradient,
+
+@dataclass(frozen=True)
+class Method:
+    """One row of what can be called, and what it asks of a run."""
+
+    function: Callable[[StepContext], Score]
+    candidates: int | None = None  # noises drawn a step; None: as many as the preset says
+    needs_reward: bool = True
+    needs_gradient: bool = False  # of at least one reward
+    ranks_views: bool = False  # each view alone, so that rewards must see all
+
+
+METHODS: dict[str, Method] = {
+    "steered": Method(steered_pair, candidates=1, needs_gradient=True),  # psd's, by its kind of pair
+    "random": Method(random_pair),
+    "sds": Method(sds, candidates=1, needs_reward=False),
+    "best_of_n": Method(best_of_n),
+    "csd": Method(csd, candidates=1, needs_reward=False),
+    "dreamdpo": Method(dreamdpo, candidates=2, ranks_views=True),
+    "rewardsds": Method(rewardsds),
+    "reward_gradient": Method(sds_with_reward_gradient, candidates=1, needs_gradient=True),
 }
 
 
 def count_candidates(preset: Preset) -> int:
     """How many noises the method draws a step."""
-    if preset.method == "dreamdpo":
-        return 2
-    ranked = preset.method in ("best_of_n", "rewardsds") or (preset.method == "psd" and preset.pair == "random")
-    return preset.candidates if ranked else 1
+    return choose_method(preset).candidates or preset.candidates
 
 
 def check_models(preset: Preset, models: Models) -> None:
@@ -40,21 +51,13 @@ def check_models(preset: Preset, models: Models) -> None:
             f"janus={preset.janus} is for priors of one view; this one sees {models.prior.views} and their cameras: "
             "set janus=none"
         )
-    if preset.method in ("sds", "csd"):
-        return
-    if 0 < preset.reward_views < models.prior.views and preset.method == "dreamdpo":
+    method = choose_method(preset)
+    if method.ranks_views and 0 < preset.reward_views < models.prior.views:
         raise PresetError(
-            f"reward_views={preset.reward_views} leaves views unseen, and dreamdpo ranks views alone: set it to 0"
+            f"reward_views={preset.reward_views} leaves views unseen, and {preset.method} ranks each alone: set it to 0"
         )
     weighted = [name for name, weight in preset.rewards.items() if weight > 0]
-    if any(models.rewards[name].differentiable for name in weighted):
+    if not method.needs_gradient or any(models.rewards[name].differentiable for name in weighted):
         return
-    names = ", ".join(weighted)
-    if preset.method == "psd" and preset.pair == "steered" and preset.steer_by == "gradient":
-        raise PresetError(
-            f"pair=steered follows a gradient, and {names} has none: set steer_by=scores, or pair=random, which ranks"
-        )
-    if preset.method == "reward_gradient":
-        raise PresetError(
-            f"method=reward_gradient needs a gradient, and {names} has none: set method=psd, pair=random, which ranks"
-        )
+    cure = "set method=psd, pair=random, which ranks, or steer_by=scores, which estimates one"
+    raise PresetError(f"method={preset.method} follows a gradient, and {', '.join(weighted)} has none: {cure}")

@@ -11,25 +11,24 @@ it, and the steered pair, the default, is our own construction.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd.config.preset import Preset
 from psd.distillation import formulas
 from psd.distillation.denoising import predict_candidates, select_sample
 from psd.distillation.gradient_estimate import estimate_gradient
 from psd.distillation.methods.base_term import base_gradient, base_prediction, first_candidate_index, rate_candidates
+from psd.distillation.methods.choose import METHODS, Method
 from psd.distillation.results import Pair, Ranking, Score
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, normalise_groups, per_view, pick_candidate
 from psd.runtime.deferred import Number, scalar
 
 # ------------------------------------------------------------------------------------ Preference Score Distillation
-
-
-def psd(step: StepContext) -> Score:
-    """Preference Score Distillation: the base term plus a preference score, by the preset's kind of pair."""
-    return steered_pair(step) if step.preset.pair == "steered" else random_pair(step)
 
 
 def random_pair(step: StepContext) -> Score:
@@ -133,3 +132,11 @@ def pair_metrics(ranking: Ranking, confidence: Tensor, term: Tensor, gradient: T
     ratio = group_norm(term) / group_norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     means = {"gap": ranking.gap, "confidence": confidence, "ratio": ratio, "win_first": (ranking.win == 0).float()}
     return {f"pair/{name}": scalar(value.mean()) for name, value in means.items()} | ranking.agreement_metrics
+
+
+def choose_method(preset: Preset) -> Method:
+    """The row that the preset names; a pair that is steered by scores needs no gradient."""
+    method = METHODS[preset.pair if preset.method == "psd" else preset.method]
+    if method.function is steered_pair and preset.steer_by == "scores":
+        return replace(method, needs_gradient=False)
+    return method

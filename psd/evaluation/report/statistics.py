@@ -1,25 +1,32 @@
-"""Paired statistics over the recorded lines of a suite: the same caption and seed under two methods.
+"""Paired statistics of recorded runs: the same caption and seed under two methods.
 
-Intervals are bootstrap percentiles over captions, because the seeds of a caption are not independent; expanded for few
-captions (Hesterberg 2015), whose plain percentiles are too narrow: at 12 captions they miss the truth in 9 %, not in 5.
+Intervals are bootstrap percentiles over captions, because the seeds of a caption are not independent.  The percentiles
+are expanded for few captions (Hesterberg 2015), as plain ones are too narrow: at 12 captions they miss the truth in
+9 %, not in 5 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm, t
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 LEAST = 5  # captions; the percentiles of fewer are no interval
+RUN_KEY = ["prompt", "seed"]
+OWN = "the reference"  # beside the names of a sweep
+
+SIGNED, SHARE = "{:+.2f}", "{:.0%}"  # forms of `format_value`
 
 Line = Mapping[str, Any]
+Runs = pd.DataFrame  # a row a run, by caption and seed; a column a key of its line, NaN or None where it has none
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,12 @@ class Interval:
     ends: tuple[float, float] | None
     prompts: int
 
-    def format_with(self, say: Callable[[float], str]) -> str:
-        return say(self.value) + (f" [{', '.join(map(say, self.ends))}]" if self.ends else "")
+    def format(self, form: str) -> str:
+        ends = ", ".join(format_value(end, form) for end in self.ends or ())
+        return format_value(self.value, form) + (f" [{ends}]" if self.ends else "")
 
     def __str__(self) -> str:
-        return self.format_with(lambda value: f"{value:+.2f}")
+        return self.format(SIGNED)
 
     @property
     def positive(self) -> bool | None:
@@ -46,10 +54,54 @@ class Interval:
         return None if self.ends is None else not self.ends[0] <= 0 <= self.ends[1]
 
 
+NO_RUNS = pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=RUN_KEY))
+NO_VALUES = pd.Series(index=NO_RUNS.index, dtype=float)
+
+
+def format_value(value: float, form: str) -> str:
+    """As `str.format` does, with a space before a percent sign."""
+    return form.format(value).replace("%", " %")
+
+
+def tabulate_runs(lines: Iterable[Line]) -> Runs:
+    runs = pd.DataFrame(list(lines))
+    return NO_RUNS if runs.empty else runs.set_index(RUN_KEY)
+
+
+def measure_values(runs: Runs, measure: str) -> pd.Series:
+    """The measure of each run, NaN where it has none; empty where no run has it."""
+    return runs[measure].astype(float) if measure in runs else NO_VALUES
+
+
+def mean_measure(runs: Runs, measure: str) -> float | None:
+    """Mean over the runs that have the measure."""
+    mean = float(measure_values(runs, measure).mean())
+    return None if math.isnan(mean) else mean
+
+
+def pair_differences(one: Runs, other: Runs, measure: str) -> pd.Series:
+    """``one`` minus ``other`` by caption and seed, where both have the measure."""
+    values = measure_values(one, measure)
+    return (values - measure_values(other, measure).reindex(values.index)).dropna()
+
+
+def count_wins(differences: pd.Series) -> pd.Series:
+    """1 for each difference above 0, 0 below, 1/2 for a tie: their mean is a win rate."""
+    return (1 + np.sign(differences)) / 2
+
+
 @lru_cache(maxsize=8)
-def resample_indices(count: int) -> np.ndarray:
+def draw_resamples(count: int) -> np.ndarray:
     """Indices of the captions in each resample, resample x caption: the same for everything that is compared."""
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+
+
+def bootstrap_mean(differences: pd.Series, level: float = LEVEL) -> Interval | None:
+    """Mean over captions of the mean over their seeds, with its interval; None without any caption."""
+    means = differences.groupby(level="prompt", sort=False).mean().to_numpy()
+    if not len(means):
+        return None
+    return percentile_interval(means.mean(), means[draw_resamples(len(means))].mean(1), len(means), level)
 
 
 def percentile_interval(value: float, drawn: np.ndarray, prompts: int, level: float = LEVEL) -> Interval:
@@ -69,81 +121,54 @@ def expanded_percentiles(count: int, level: float = LEVEL) -> tuple[float, float
     return tail, 100 - tail
 
 
-def bootstrap_mean(differences: Mapping[str, Sequence[float]], level: float = LEVEL) -> Interval | None:
-    """Mean over captions of the mean over their seeds, with its interval; None without any caption."""
-    means = np.array([np.mean(values) for values in differences.values() if len(values)])
-    if not len(means):
-        return None
-    return percentile_interval(means.mean(), means[resample_indices(len(means))].mean(1), len(means), level)
-
-
-def pair_differences(one: Sequence[Line], other: Sequence[Line], measure: str) -> dict[str, list[float]]:
-    """By caption the differences of the runs with one seed, where both have the measure."""
-    theirs = {(line["prompt"], line["seed"]): line.get(measure) for line in other}
-    found: dict[str, list[float]] = {}
-    for line in one:
-        mine, its = line.get(measure), theirs.get((line["prompt"], line["seed"]))
-        if mine is not None and its is not None:
-            found.setdefault(line["prompt"], []).append(mine - its)
-    return found
-
-
-def differences_to_wins(differences: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Of each difference only its sign: 1 above 0, 0 below, 1/2 for a tie.  Their mean is a win rate."""
-    return {prompt: [(1 + np.sign(value)) / 2 for value in values] for prompt, values in differences.items()}
-
-
 @dataclass(frozen=True)
 class MatchedLead:
-    """The reference's lead at its own train reward; without a ``bracket`` over what comes nearest to it."""
+    """The reference's lead at its own train reward; without a ``bracket``, over the nearest weight of the control."""
 
     lead: Interval
     bracket: tuple[str, str] | None
     note: str
 
 
-def compare_at_reward(
-    reference: Sequence[Line], sweep: Mapping[str, Sequence[Line]], measure: str
-) -> MatchedLead | None:
+def match_control(reference: Runs, sweep: Mapping[str, Runs], measure: str) -> MatchedLead | None:
     """The reference's lead in ``measure`` over the swept control at the reference's own mean train reward.
 
-    The two weights whose mean rewards enclose the reference's, on the runs that all have, say which runs count: those
-    that these two have.  The control there is the line through all weights that have these runs, read at the
+    The two weights whose mean rewards enclose the reference's, on the runs that all have, decide which runs count:
+    those that these two have.  The control there is the line through all weights that have these runs, read at the
     reference's reward; in each resample anew, since that is as uncertain as the line.  None where no run is common.
     """
-
-    def key_by_run(lines: Sequence[Line]) -> dict[tuple, tuple[float, float]]:
-        there = [line for line in lines if line.get("reward") is not None and line.get(measure) is not None]
-        return {(line["prompt"], line["seed"]): (line["reward"], line[measure]) for line in there}
-
-    own = key_by_run(reference)
-    control = {name: table for name, lines in sweep.items() if (table := key_by_run(lines))}
-    common = set(own).intersection(*control.values()) if control else set()
-    if not common:
+    tables = {
+        name: pd.DataFrame({key: measure_values(runs, key) for key in ("reward", measure)}).dropna()
+        for name, runs in {OWN: reference, **sweep}.items()
+    }
+    runs = tables[OWN].index
+    tables = {name: table.reindex(runs) for name, table in tables.items() if len(table)}
+    if OWN not in tables or len(tables) == 1:
         return None
-    above = {name: float(np.mean([table[key][0] - own[key][0] for key in common])) for name, table in control.items()}
-    low = max((name for name in above if above[name] <= 0), key=above.__getitem__, default=None)
-    high = min((name for name in above if above[name] > 0), key=above.__getitem__, default=None)
-    below, beyond = low or high, high or low
-    assert below is not None and beyond is not None
-    keys = set(own) & set(control[below]) & set(control[beyond])
-    curve = sorted((name for name in control if keys <= set(control[name])), key=above.__getitem__)
-    by_prompt: dict[str, list[np.ndarray]] = {}
-    for key in sorted(keys):
-        by_prompt.setdefault(key[0], []).append(np.array([own[key], *(control[name][key] for name in curve)]))
-    means = np.stack([np.mean(runs, axis=0) for runs in by_prompt.values()])  # caption x (own, *curve) x 2
+    wide = pd.concat(tables, axis=1)
+    rewards = wide.dropna().xs("reward", axis=1, level=1)
+    if rewards.empty:
+        return None
+    above = rewards.sub(rewards[OWN], axis=0).mean().drop(OWN).sort_values(kind="stable")
+    low, high = above[above <= 0], above[above > 0]
+    enclosing = [*([low.idxmax()] if len(low) else []), *([high.idxmin()] if len(high) else [])]
+    counted = wide.loc[wide[[OWN, *enclosing]].dropna().index].dropna(axis=1)
+    curve = [name for name in above.index if name in counted]
+    means = counted[[OWN, *curve]].groupby(level="prompt").mean()
+    drawn = means.to_numpy().reshape(len(means), 1 + len(curve), 2)  # caption x (own, *curve) x (reward, measure)
 
-    leads, outside = lead_at_same_reward(means[resample_indices(len(means))].mean(1))
-    (value,), (beyond_all,) = lead_at_same_reward(means.mean(0, keepdims=True))
-    lead = percentile_interval(value, leads, len(means))
-    if below == beyond or beyond_all:
-        target, *ends = means[:, :, 0].mean(0)
-        nearest = [f"{name} {end:+.2f}" for name, end in zip(curve, ends, strict=True) if name in (below, beyond)]
-        note = f"no bracket: its train reward is {target:+.2f}, that of {', '.join(nearest)}"
+    leads, outside = lead_at_same_reward(drawn[draw_resamples(len(drawn))].mean(1))
+    (value,), (beyond_all,) = lead_at_same_reward(drawn.mean(0, keepdims=True))
+    lead = percentile_interval(value, leads, len(drawn))
+    if len(enclosing) == 1 or beyond_all:
+        reached = means.xs("reward", axis=1, level=1).mean()
+        nearest = [f"{name} {reached[name]:+.2f}" for name in curve if name in enclosing]
+        note = f"no bracket: its train reward is {reached[OWN]:+.2f}, that of {', '.join(nearest)}"
         return MatchedLead(lead, None, note)
     share = float(np.mean(outside))
-    note = f"between {below} and {beyond}" + (f", outside the sweep in {share:.0%} of the resamples" if share else "")
-    return MatchedLead(lead, (below, beyond), note)
+    outside_note = f", outside the sweep in {share:.0%} of the resamples" if share else ""
+    note = f"between {' and '.join(enclosing)}{outside_note}"
+    return MatchedLead(lead, (enclosing[0], enclosing[1]), note)
 
 
 def lead_at_same_reward(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,17 +189,10 @@ def lead_at_same_reward(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (drawn[:, :1, 1] - (low + share * (high - low)))[:, 0], ~inside[:, 0]
 
 
-def mean_measure(lines: Iterable[Line], measure: str) -> float | None:
-    """Over the runs that have the measure."""
-    values = [line[measure] for line in lines if line.get(measure) is not None]
-    return float(np.mean(values)) if values else None
-
-
-def is_diverging(line: Line) -> bool:
+def is_diverging(curve: Sequence[Sequence[float]]) -> bool:
     """Hacking in time: over the last quarter of the run the reward rose while every judge fell."""
-    curve = np.array(line["curve"])
     if len(curve) < 4:
         return False
-    quarter = max(1, len(curve) // 4)
-    change = curve[-quarter:, 1:].mean(0) - curve[-2 * quarter : -quarter, 1:].mean(0)
+    quarter, values = max(1, len(curve) // 4), np.array(curve)[:, 1:]
+    change = values[-quarter:].mean(0) - values[-2 * quarter : -quarter].mean(0)
     return bool(change[0] > 0 and (change[1:] < 0).all())

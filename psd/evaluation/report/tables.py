@@ -5,95 +5,93 @@ Every row of a table is over the same runs, so that no mean differs because its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
-from psd.evaluation.experiments.suite import Suite
+import pandas as pd
+
+from psd.evaluation.experiments.suite import Suite, folder_name
 from psd.evaluation.report.statistics import (
     LEVEL,
+    NO_RUNS,
+    SHARE,
+    SIGNED,
     Interval,
     Line,
+    Runs,
     bootstrap_mean,
-    compare_at_reward,
-    differences_to_wins,
+    count_wins,
+    format_value,
     is_diverging,
+    match_control,
     mean_measure,
+    measure_values,
     pair_differences,
+    tabulate_runs,
 )
 
 RAW = ("reward", "inconsistency", "watertight", "cost", "seconds")  # measures that ask for no truth
 AT_EQUAL_COST = " at equal cost"
 
-Rows = Mapping[str, Sequence[Line]]
+Rows = Mapping[str, Runs]  # by the row's label
 
 
 class Column(NamedTuple):
     head: str
     measure: str
-    say: Callable[[float], str]
+    form: str  # of `format_value`
     brief: bool = False  # in README.md too
-
-
-def format_share(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def format_signed(value: float) -> str:
-    return f"{value:+.2f}"
-
-
-def make_formatter(places: int, unit: str = "") -> Callable[[float], str]:
-    return lambda value: f"{value:.{places}f}{unit}"
+    unit: float = 1.0
 
 
 def judge_names(suite: Suite) -> list[str]:
-    """By their folders' names, which their measures begin with."""
-    return [name.rpartition("/")[2] for name in suite.judges]
+    """Their folders' names, which their measures begin with; the first is the primary one."""
+    return [folder_name(source) for source in suite.judges]
 
 
 def measure_columns(suite: Suite) -> list[Column]:
     first = judge_names(suite)[0]
-    found = [
-        *(Column(name, f"{name}/score", format_signed, True) for name in judge_names(suite)),
-        Column("named", f"{first}/named", format_share, True),
-        Column("misbound", f"{first}/misbound", format_share),
-        Column("PSNR", "colour_psnr", make_formatter(1), True),
-        Column("IoU", "iou", make_formatter(3), True),
-        Column("depth", "depth_error", make_formatter(3)),
-        Column("normal", "normal_error_deg", make_formatter(0, "°")),
-        Column("Janus", "janus", format_share, True),
-        Column("front elsewhere", "front_elsewhere", format_share),
-        Column("train reward", "reward", format_signed, True),
-        Column("term", "pair_ratio", make_formatter(2)),
-        Column("first wins", "pair_win_first", format_share),
-        Column("half agrees", "pair_half_agrees", format_share),
-        Column("texture", "texture", make_formatter(1)),
-        Column("saturation", "image/saturation_over_truth", make_formatter(2)),
-        Column("contrast", "image/contrast_over_truth", make_formatter(2)),
-        Column("edges", "image/edge_density_over_truth", make_formatter(2)),
-        Column("floaters", "floaters", format_share),
-        Column("fog", "fog", format_share),
-        Column("inconsistency", "inconsistency", make_formatter(2)),
-        Column("closed", "watertight", format_share),
-        Column("cost", "cost", make_formatter(0), True),
-        Column("seconds", "seconds", make_formatter(0)),
-        Column("GB", "peak_memory_bytes", lambda value: f"{value / 1e9:.1f}"),
+    columns = [
+        *(Column(name, f"{name}/score", SIGNED, True) for name in judge_names(suite)),
+        Column("named", f"{first}/named", SHARE, True),
+        Column("misbound", f"{first}/misbound", SHARE),
+        Column("PSNR", "colour_psnr", "{:.1f}", True),
+        Column("IoU", "iou", "{:.3f}", True),
+        Column("depth", "depth_error", "{:.3f}"),
+        Column("normal", "normal_error_deg", "{:.0f}°"),
+        Column("Janus", "janus", SHARE, True),
+        Column("front elsewhere", "front_elsewhere", SHARE),
+        Column("train reward", "reward", SIGNED, True),
+        Column("term", "pair_ratio", "{:.2f}"),
+        Column("first wins", "pair_win_first", SHARE),
+        Column("half agrees", "pair_half_agrees", SHARE),
+        Column("texture", "texture", "{:.1f}"),
+        Column("saturation", "image/saturation_over_truth", "{:.2f}"),
+        Column("contrast", "image/contrast_over_truth", "{:.2f}"),
+        Column("edges", "image/edge_density_over_truth", "{:.2f}"),
+        Column("floaters", "floaters", SHARE),
+        Column("fog", "fog", SHARE),
+        Column("inconsistency", "inconsistency", "{:.2f}"),
+        Column("closed", "watertight", SHARE),
+        Column("cost", "cost", "{:.0f}", True),
+        Column("seconds", "seconds", "{:.0f}"),
+        Column("GB", "peak_memory_bytes", "{:.1f}", unit=1e9),
     ]
-    return [it for it in found if suite.truth or it.measure in RAW or it.measure.endswith("/score")]
+    return [it for it in columns if suite.truth or it.measure in RAW or it.measure.endswith("/score")]
 
 
 def leading_columns(suite: Suite) -> list[Column]:
-    """What methods are compared by, difference by difference."""
+    """The measures that methods are compared by, difference by difference."""
     wanted = {"colour_psnr", "iou", *suite.compared_by}
-    return [
-        column for column in measure_columns(suite) if column.measure.endswith("/score") or column.measure in wanted
-    ]
+    return [it for it in measure_columns(suite) if it.measure.endswith("/score") or it.measure in wanted]
 
 
-def drop_other_rewards(suite: Suite, found: Rows) -> dict[str, Sequence[Line]]:
-    """The rows whose methods climb what the reference climbs: rewards of two models have no common scale."""
-    climbed = suite.rewards(suite.reference)
-    return {label: own for label, own in found.items() if suite.rewards(method_of(label)) == climbed}
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+def label_of(method: str, budget: str) -> str:
+    return method + (AT_EQUAL_COST if budget == "cost" else "")
 
 
 def method_of(label: str) -> str:
@@ -101,161 +99,148 @@ def method_of(label: str) -> str:
     return label.removesuffix(AT_EQUAL_COST)
 
 
-# ----------------------------------------------------------------------------------------------------------------- rows
+def split_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, Runs]:
+    """The runs of each method in the suite's order; those at the reference's cost as a row of their own."""
+    runs = tabulate_runs(lines)
+    by_row = dict(list(runs.groupby(["method", "budget"]))) if lines else {}
+    labels = {(name, budget): label_of(name, budget) for name in suite.methods for budget in ("steps", "cost")}
+    return {label: by_row[row] for row, label in labels.items() if row in by_row}
 
 
-def lines_by_row(suite: Suite, lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines of each method in the suite's order; those at the reference's cost as a row of their own."""
-    found: dict[str, list[Line]] = {}
-    for name in suite.methods:
-        for budget, label in (("steps", name), ("cost", name + AT_EQUAL_COST)):
-            own = [line for line in lines if line["method"] == name and line["budget"] == budget]
-            if own:
-                found[label] = own
-    return found
-
-
-def keep_common_runs(found: Rows) -> dict[str, list[Line]]:
+def keep_common_runs(rows: Rows) -> dict[str, Runs]:
     """Of each row the runs, by caption and seed, that all rows have; nothing where there is none."""
-    keys = [{(line["prompt"], line["seed"]) for line in own} for own in found.values()]
-    shared = set.intersection(*keys) if keys else set()
-    return {
-        label: [line for line in own if (line["prompt"], line["seed"]) in shared] for label, own in found.items()
-    } if shared else {}  # fmt: skip
+    shared = reduce(pd.Index.intersection, (runs.index for runs in rows.values())) if rows else NO_RUNS.index
+    return {label: runs[runs.index.isin(shared)] for label, runs in rows.items()} if len(shared) else {}
 
 
-def main_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, list[Line]]:
+def main_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, Runs]:
     """The main methods, over the runs that they share; all methods where none is main.
 
     Those that are not complete wait while the reference is: a row that has just begun would leave few runs to all.
     """
-    found = lines_by_row(suite, lines)
-    main = {label: own for label, own in found.items() if label in suite.methods and suite.methods[label].main}
-    if main and is_complete(suite, lines, [suite.reference]):
-        main = {label: own for label, own in main.items() if is_complete(suite, lines, [label])}
-    return keep_common_runs(main or found)
+    rows = split_rows(suite, lines)
+    main = {label: runs for label, runs in rows.items() if label in suite.methods and suite.methods[label].main}
+    if main and is_complete(suite, rows, [suite.reference]):
+        main = {label: runs for label, runs in main.items() if is_complete(suite, rows, [label])}
+    return keep_common_runs(main or rows)
 
 
-def table_groups(suite: Suite, lines: Sequence[Line]) -> dict[str, dict[str, list[Line]]]:
-    """One table's rows each: the main methods on all their captions, and all methods on those that all have."""
-    every, main = keep_common_runs(lines_by_row(suite, lines)), main_rows(suite, lines)
+def table_groups(suite: Suite, lines: Sequence[Line]) -> dict[str, dict[str, Runs]]:
+    """The rows of each table: the main methods on all their captions, and all methods on those that all have."""
+    every, main = keep_common_runs(split_rows(suite, lines)), main_rows(suite, lines)
     both = {"main methods": main, "all methods": every}
     if not any(method.main for method in suite.methods.values()) or suite.main == suite.others:
         both = {"all methods": every}
     elif every.keys() <= main.keys():
         both = {"main methods": main}
-    return {name: found for name, found in both.items() if found}
+    return {name: rows for name, rows in both.items() if rows}
 
 
-def describe_extent(suite: Suite, found: Rows) -> str:
-    """Which runs a table is over, and how sure the first judge can be of them."""
-    lines = next(iter(found.values()))
-    prompts = len({line["prompt"] for line in lines})
-    words = f"Every row is over the same {pluralise(len(lines), 'run')}, of {pluralise(prompts, 'caption')}."
-    truth = mean_measure(lines, f"{judge_names(suite)[0]}/truth_named")
-    return (
-        words
-        if truth is None
-        else f"{words} The {judge_names(suite)[0]} judge names {format_share(truth)} of their truths."
-    )
+def is_complete(suite: Suite, rows: Rows, methods: Iterable[str]) -> bool:
+    """Whether each method has all runs of the suite's full size."""
+    return all(len(rows.get(name, ())) >= suite.main.prompts * suite.main.seeds for name in methods)
+
+
+def drop_other_rewards(suite: Suite, rows: Rows) -> dict[str, Runs]:
+    """The rows whose methods climb what the reference climbs: rewards of two models have no common scale."""
+    return {label: runs for label, runs in rows.items() if have_same_reward(suite, label, suite.reference)}
+
+
+def have_same_reward(suite: Suite, label: str, other: str) -> bool:
+    return suite.rewards(method_of(label)) == suite.rewards(method_of(other))
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def pluralise(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def is_complete(suite: Suite, lines: Sequence[Line], methods: Iterable[str]) -> bool:
-    """Whether each method has all runs of the suite's full size."""
-    found, runs = lines_by_row(suite, lines), suite.main.prompts * suite.main.seeds
-    return all(len(found.get(name, ())) >= runs for name in methods)
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
 def markdown_table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in body),
-    ]
+    """The table's lines; none without any row."""
+    rows = ["| " + " | ".join(cells) + " |" for cells in body]
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows] if rows else []
 
 
-def measures_table(suite: Suite, found: Rows, *, brief: bool = False) -> list[str]:
+def describe_runs(suite: Suite, rows: Rows) -> str:
+    """Which runs a table is over, and how sure the first judge can be of them."""
+    runs, judge = next(iter(rows.values())), judge_names(suite)[0]
+    prompts = len(runs.index.unique("prompt"))
+    words = f"Every row is over the same {pluralise(len(runs), 'run')}, of {pluralise(prompts, 'caption')}."
+    truth = mean_measure(runs, f"{judge}/truth_named")
+    return words if truth is None else f"{words} The {judge} judge names {format_value(truth, SHARE)} of their truths."
+
+
+def measures_table(suite: Suite, rows: Rows, *, brief: bool = False) -> list[str]:
     """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for.
 
-    What no line tells has no column.
+    A measure that no line has is no column.
     """
-    told = {name for own in found.values() for line in own for name, value in line.items() if value is not None}
-    wanted = [it for it in measure_columns(suite) if it.measure in told and (it.brief or not brief)]
-    alike, body = drop_other_rewards(suite, found), []
-    for label, own in found.items():
-        left_out = () if label in alike else ("reward",)
-        values = [None if column.measure in left_out else mean_measure(own, column.measure) for column in wanted]
-        worded = ["" if value is None else column.say(value) for value, column in zip(values, wanted, strict=True)]
-        hacked = sum(line.get("reward") is not None and line["reward"] > 0 for line in own) / len(own)
-        apart = sum(map(is_diverging, own)) / len(own)
-        last = [format_share(hacked)] if suite.truth else []
-        failed = sum("failed" in line for line in own)
-        body.append([f"`{label}`", *worded, *last, format_share(apart), str(failed)])
-    above = ["above truth"] if suite.truth else []
-    return markdown_table(["method", *(column.head for column in wanted), *above, "diverging", "failed"], body)
+    every = pd.concat(rows.values())
+    columns = [it for it in measure_columns(suite) if it.brief or not brief]
+    columns = [it for it in columns if measure_values(every, it.measure).count()]
+    body = []
+    for label, runs in rows.items():
+        comparable = have_same_reward(suite, label, suite.reference)
+        means = [mean_measure(runs, it.measure) if comparable or it.measure != "reward" else None for it in columns]
+        cells = ["" if mean is None else format_value(mean / it.unit, it.form) for mean, it in zip(means, columns)]
+        shares = [(measure_values(runs, "reward") > 0).sum() / len(runs)] if suite.truth else []
+        shares.append(runs["curve"].map(is_diverging).mean())
+        failed = runs["failed"].count() if "failed" in runs else 0
+        body.append([f"`{label}`", *cells, *(format_value(share, SHARE) for share in shares), f"{failed}"])
+    last = [*(["above truth"] if suite.truth else []), "diverging", "failed"]
+    return markdown_table(["method", *(it.head for it in columns), *last], body)
 
 
-def difference_cells(suite: Suite, found: Rows, label: str, other: str) -> list[str]:
+def difference_cells(suite: Suite, rows: Rows, label: str, other: str) -> list[str]:
     """Cells of one row against another: captions, cost, the leading measures' differences, each judge's win rate.
 
     Empty where nothing is paired.
     """
-    shared = keep_common_runs({label: found.get(label, []), other: found.get(other, [])})
+    shared = keep_common_runs({name: rows.get(name, NO_RUNS) for name in (label, other)})
     if not shared:
         return []
-    own, its = shared[label], shared[other]
-    left_out = () if suite.rewards(method_of(label)) == suite.rewards(method_of(other)) else ("reward",)
-    gained = [
-        None if column.measure in left_out else bootstrap_mean(pair_differences(own, its, column.measure))
-        for column in leading_columns(suite)
+    own, its = shared[label], shared[other].reindex(shared[label].index)
+    comparable = have_same_reward(suite, label, other)
+    leads = [
+        bootstrap_mean(pair_differences(own, its, it.measure)) if comparable or it.measure != "reward" else None
+        for it in leading_columns(suite)
     ]
-    won = [win_rate(suite, own, its, judge) for judge in judge_names(suite)]
-    if not any(gained):
+    if not any(leads):
         return []
-    prompts = max(interval.prompts for interval in gained if interval)
+    wins = [win_rate(suite, own, its, judge) for judge in judge_names(suite)]
+    prompts = max(lead.prompts for lead in leads if lead)
     mine, theirs = mean_measure(own, "cost"), mean_measure(its, "cost")
     times = f"x {mine / theirs:.2f}" if mine and theirs else ""
-    rates = ["" if rate is None else rate.format_with(format_share) for rate in won]
-    return [f"{prompts}", times, *("" if interval is None else str(interval) for interval in gained), *rates]
+    return [f"{prompts}", times, *("" if lead is None else str(lead) for lead in leads),
+            *("" if rate is None else rate.format(SHARE) for rate in wins)]  # fmt: skip
 
 
-def win_rate(suite: Suite, own: Sequence[Line], other: Sequence[Line], judge: str) -> Interval | None:
+def win_rate(suite: Suite, own: Runs, other: Runs, judge: str) -> Interval | None:
     """The share of captions in which the judge prefers the one to the other; by raw scores, which are not clipped."""
-    return bootstrap_mean(
-        differences_to_wins(pair_differences(own, other, f"{judge}/{'raw' if suite.truth else 'score'}"))
-    )
+    return bootstrap_mean(count_wins(pair_differences(own, other, f"{judge}/{'raw' if suite.truth else 'score'}")))
 
 
-def differences_heads(suite: Suite) -> list[str]:
+def difference_heads(suite: Suite) -> list[str]:
     prefers = [f"{name} prefers" for name in judge_names(suite)]
-    return ["captions", "cost", *(column.head for column in leading_columns(suite)), *prefers]
+    return ["captions", "cost", *(it.head for it in leading_columns(suite)), *prefers]
 
 
-def differences_table(suite: Suite, found: Rows) -> list[str]:
+def differences_table(suite: Suite, rows: Rows) -> list[str]:
     """Every row against what its method is compared with, at equal steps."""
-    body = []
-    for label in found:
-        other = suite.against(method_of(label))
-        cells = difference_cells(suite, found, label, other) if label != other else []
-        if cells:
-            body.append([f"`{label}`", f"`{other}`", *cells])
-    return markdown_table(["method", "against", *differences_heads(suite)], body) if body else []
+    pairs = [(label, other) for label in rows if (other := suite.against(method_of(label))) != label]
+    found = [(label, other, difference_cells(suite, rows, label, other)) for label, other in pairs]
+    body = [[f"`{label}`", f"`{other}`", *cells] for label, other, cells in found if cells]
+    return markdown_table(["method", "against", *difference_heads(suite)], body)
 
 
 def reference_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     """The reference against each row, at equal cost too where that was asked, on all runs that the two have."""
-    found, body = lines_by_row(suite, lines), []
-    for label in found:
-        if label != suite.reference and (cells := difference_cells(suite, found, suite.reference, label)):
-            body.append([f"`{label}`", *cells])
-    return markdown_table([f"`{suite.reference}` against", *differences_heads(suite)], body) if body else []
+    rows, reference = split_rows(suite, lines), suite.reference
+    found = [(label, difference_cells(suite, rows, reference, label)) for label in rows if label != reference]
+    body = [[f"`{label}`", *cells] for label, cells in found if cells]
+    return markdown_table([f"`{reference}` against", *difference_heads(suite)], body)
 
 
 def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
@@ -263,35 +248,32 @@ def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
 
     Intervals of all cells together (Bonferroni): that any of them misses 0 by chance happens once in twenty.
     """
-    found, body = lines_by_row(suite, lines), []
-    measures = {(judge := judge_names(suite)[0]): f"{judge}/score", "PSNR": "colour_psnr", "train reward": "reward"}
+    rows, judge = split_rows(suite, lines), judge_names(suite)[0]
+    measures = {judge: f"{judge}/score", "PSNR": "colour_psnr", "train reward": "reward"}
     level = 1 - (1 - LEVEL) / max(1, len(measures) * len(suite.drift))
-    said = {True: " misses 0", False: " holds 0", None: ""}
+    notes, body = {True: " misses 0", False: " holds 0", None: ""}, []
     for name, expected in suite.drift.items():
         other = suite.against(name)
-        moved = [
-            bootstrap_mean(pair_differences(found.get(name, []), found.get(other, []), key), level)
-            for key in measures.values()
-        ]
-        cells = ["" if it is None else f"{it}{said[it.excludes_zero]}" for it in moved]
-        told = all(it is not None and it.ends for it in moved) and is_complete(suite, lines, (name, other))
+        own, its = rows.get(name, NO_RUNS), rows.get(other, NO_RUNS)
+        moved = [bootstrap_mean(pair_differences(own, its, measure), level) for measure in measures.values()]
+        cells = ["" if it is None else f"{it}{notes[it.excludes_zero]}" for it in moved]
+        whole = all(it is not None and it.ends for it in moved) and is_complete(suite, rows, (name, other))
         drifts = any(it.excludes_zero for it in moved if it is not None)
-        verdict = ("yes" if drifts == (expected == "some") else "**NO**") if told else "not all run yet"
+        verdict = ("yes" if drifts == (expected == "some") else "**NO**") if whole else "not all run yet"
         body.append([f"`{name}`", f"`{other}`", expected, *cells, verdict])
-    return markdown_table(["method", "against", "drift expected", *measures, "as expected"], body) if body else []
+    return markdown_table(["method", "against", "drift expected", *measures, "as expected"], body)
 
 
 def matched_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     """Every method against the swept control at the method's own train reward."""
-    found = drop_other_rewards(suite, lines_by_row(suite, lines))
-    control = {name: found.get(name, []) for name in suite.sweep}
-    wanted = [column for column in leading_columns(suite) if column.measure != "reward"]
-    body = []
-    for name in suite.methods:
+    rows = drop_other_rewards(suite, split_rows(suite, lines))
+    control = {name: rows.get(name, NO_RUNS) for name in suite.sweep}
+    columns, body = [it for it in leading_columns(suite) if it.measure != "reward"], []
+    for name in suite.methods if suite.sweep else ():
         if name in suite.sweep:
             continue
-        results = [compare_at_reward(found.get(name, []), control, column.measure) for column in wanted]
-        if told := [result for result in results if result is not None]:
+        results = [match_control(rows.get(name, NO_RUNS), control, it.measure) for it in columns]
+        if known := [result for result in results if result is not None]:
             cells = ["" if result is None else str(result.lead) for result in results]
-            body.append([f"`{name}`", f"{max(result.lead.prompts for result in told)}", *cells, told[0].note])
-    return markdown_table(["method", "captions", *(column.head for column in wanted), "control"], body) if body else []
+            body.append([f"`{name}`", f"{max(result.lead.prompts for result in known)}", *cells, known[0].note])
+    return markdown_table(["method", "captions", *(it.head for it in columns), "control"], body)

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from psd.config.errors import MissingError
 from psd.evaluation.experiments.suite import RESULTS, ROOT, Job, Suite, match_lines, read_lines, read_suites, run_cost
-from psd.evaluation.report.charts import curves_svg, intervals_svg
-from psd.evaluation.report.criteria import criteria_table, suite_criteria
-from psd.evaluation.report.statistics import Line, bootstrap_mean, mean_measure, pair_differences
+from psd.evaluation.report.charts import draw_curves, draw_intervals
+from psd.evaluation.report.criteria import check_criteria, criteria_table
+from psd.evaluation.report.statistics import NO_RUNS, Line, bootstrap_mean, mean_measure, pair_differences
 from psd.evaluation.report.tables import (
-    AT_EQUAL_COST,
-    describe_extent,
+    describe_runs,
     differences_table,
     drift_table,
     drop_other_rewards,
     judge_names,
     keep_common_runs,
-    lines_by_row,
+    label_of,
     main_rows,
     matched_table,
     measures_table,
     method_of,
     pluralise,
     reference_table,
+    split_rows,
     table_groups,
 )
 
@@ -52,7 +52,7 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
     alike = drop_other_rewards(suite, found)
     panels = {
         head: {
-            label: drop_first_quarter(median_curve(own, index))
+            label: drop_first_quarter(median_curve(own["curve"], index))
             for label, own in (found if index > 1 else alike).items()
         }
         for index, head in enumerate(heads, start=1)
@@ -60,32 +60,27 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
     pictures: dict[str, str] = {}
     if found:
         runs = pluralise(len(next(iter(found.values()))), "run")
-        pictures["curves"] = curves_svg(panels, across=f"steps, from a quarter of the run on (medians over {runs})")
-    every, leads = lines_by_row(suite, lines), {}
+        pictures["curves"] = draw_curves(panels, across=f"steps, from a quarter of the run on (medians over {runs})")
+    every, leads = split_rows(suite, lines), {}
     for label, own in every.items():
         other = suite.against(method_of(label))
-        lead = (
-            bootstrap_mean(pair_differences(own, every.get(other, []), f"{heads[1]}/score")) if label != other else None
-        )
-        if lead is not None and lead.ends is not None:
+        lead = bootstrap_mean(pair_differences(own, every.get(other, NO_RUNS), f"{heads[1]}/score"))
+        if label != other and lead is not None and lead.ends is not None:
             over = "" if other == suite.baseline else f" - {other}"
             leads[f"{label}{over} ({lead.prompts})"] = lead.value, *lead.ends
     if leads:
         title = f"{heads[1]} judge: lead over {suite.baseline} or what is named, 95 % intervals over (n) captions"
-        pictures["leads"] = intervals_svg(leads, title=title)
+        pictures["leads"] = draw_intervals(leads, title=title)
     for name, picture in pictures.items():
         (RESULTS / f"{suite.name}-{name}.svg").write_text(picture, encoding="utf-8")
     return [RESULTS / f"{suite.name}-{name}.svg" for name in pictures]
 
 
-def median_curve(lines: Sequence[Line], index: int) -> list[tuple[float, float]]:
-    """Over the runs that were looked at after the same steps: a judge's raw score has no upper end, and in a mean one
-    caption could decide."""
-    by_step: dict[float, list[float]] = {}
-    for line in lines:
-        for point in line["curve"]:
-            by_step.setdefault(point[0], []).append(point[index])
-    return [(step, float(np.median(values))) for step, values in sorted(by_step.items())]
+def median_curve(curves: Iterable[Sequence[Sequence[float]]], index: int) -> list[tuple[float, float]]:
+    """Medians over the runs of a value at each step: a judge's raw score has no upper end, and one caption could decide
+    a mean."""
+    points = pd.DataFrame([point for curve in curves for point in curve])
+    return list(points.groupby(0)[index].median().items()) if len(points) else []
 
 
 def drop_first_quarter(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -149,9 +144,9 @@ def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job],
 
 def nearest_control(suite: Suite, lines: Sequence[Line]) -> str | None:
     """The weight of the sweep whose mean train reward comes nearest to the reference's, on the runs that all have."""
-    found = lines_by_row(suite, lines)
-    shared = keep_common_runs({name: found[name] for name in (suite.reference, *suite.sweep) if name in found})
-    reward = {name: mean_measure(own, "reward") for name, own in shared.items()}
+    rows = split_rows(suite, lines)
+    shared = keep_common_runs({name: rows[name] for name in (suite.reference, *suite.sweep) if name in rows})
+    reward = {name: mean_measure(runs, "reward") for name, runs in shared.items()}
     aim = reward.pop(suite.reference, None)
     gaps = {name: abs(its - aim) for name, its in reward.items() if its is not None and aim is not None}
     return min(gaps, key=gaps.__getitem__, default=None)
@@ -219,8 +214,8 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
     parts = [f"# {suite.name}", "", suite.about, "", *methods, "", progress_sentence(lines, missing), ""]
     if not lines:
         return "\n".join(parts)
-    found = lines_by_row(suite, lines)
-    labels = [name + (AT_EQUAL_COST if budget == "cost" else "") for name, budget in suite.rows()]
+    found = split_rows(suite, lines)
+    labels = [label_of(*row) for row in suite.rows()]
     if absent := [f"`{label}`" for label in labels if label not in found]:
         parts += [f"Without any run yet: {', '.join(absent)}.", ""]
     main = main_rows(suite, lines)
@@ -230,13 +225,13 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
         counts = [f"`{name}` ({len(found[name])} of {asked})" for name in begun]
         parts += [f"Not in the table of the main methods before all runs are there: {', '.join(counts)}.", ""]
     if suite.bars:
-        parts += ["## Bars", "", *criteria_table(suite_criteria(suite, lines)), ""]
+        parts += ["## Bars", "", *criteria_table(check_criteria(suite, lines)), ""]
     parts += ["## Measures", "", GUIDE if suite.truth else GUIDE_WITHOUT_TRUTH, ""]
     if any(line.get("pair_half_agrees") is not None for line in lines):
         parts += [GUIDE_TO_WINNERS, ""]
     tables = table_groups(suite, lines)
     for name, group in tables.items():
-        parts += [f"### {name.capitalize()}", "", describe_extent(suite, group), "", *measures_table(suite, group), ""]
+        parts += [f"### {name.capitalize()}", "", describe_runs(suite, group), "", *measures_table(suite, group), ""]
     parts += ["## Differences", "", GUIDE_TO_DIFFERENCES, ""]
     for name, group in tables.items():
         parts += [f"### {name.capitalize()}", "", *differences_table(suite, group), ""]
@@ -281,9 +276,9 @@ def evidence_section() -> str:
             continue
         parts += [f"**{page}**: {suite.about} {progress_sentence(lines, missing)}", ""]
         if lines:
-            parts += [*criteria_table(suite_criteria(suite, lines)), ""]
+            parts += [*criteria_table(check_criteria(suite, lines)), ""]
             if main := main_rows(suite, lines):
-                parts += [GUIDE, "", describe_extent(suite, main), "", *measures_table(suite, main, brief=True), ""]
+                parts += [GUIDE, "", describe_runs(suite, main), "", *measures_table(suite, main, brief=True), ""]
                 parts += [GUIDE_TO_DIFFERENCES, "", *differences_table(suite, main), ""]
             for name in ("curves.svg", "leads.svg", "strips.jpg"):
                 if (RESULTS / f"{suite.name}-{name}").is_file():
@@ -302,8 +297,8 @@ def write_report() -> int:
         (RESULTS / f"{suite.name}.md").write_text(suite_report(suite, lines, missing), encoding="utf-8")
         print(f"{suite.name}: {progress_sentence(lines, missing)}")
         if suite.bars:
-            for bar in suite_criteria(suite, lines):
-                print(f"  {bar.what:76} {bar.figure:24} {bar.verdict}")
+            for criterion in check_criteria(suite, lines):
+                print(f"  {criterion.what:76} {criterion.figure:24} {criterion.verdict}")
     text = EVIDENCE_PAGE.read_text(encoding="utf-8")
     EVIDENCE_PAGE.write_text(replace_section(text, evidence_section()), encoding="utf-8")
     return 0

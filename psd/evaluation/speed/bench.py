@@ -192,7 +192,7 @@ def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[H
             bare.discard_step()
             super().restart()
 
-    found, each = weigh or split_into_halves(preset, len(models.prior.alpha_bar)), WARM_UP + steps
+    found, each = weigh or split_into_halves(preset, models.prior.levels), WARM_UP + steps
     watched = throughput.short_schedule(
         preset, len(found), each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0}
     )

@@ -1,7 +1,8 @@
 """LoRA files, merged into a prior's frozen weights when it is loaded: W + weight alpha / r B A (Hu et al. 2021).
 
 Merged, a LoRA costs nothing in a step.  Read are diffusers' and PEFT's names and those of kohya's trainers; a tensor
-that fits no layer is refused by name.  PEFT's alpha may stand in the file's metadata instead of beside each layer.
+that fits no layer is refused by name.  PEFT's alpha may stand in the file's metadata, or in the adapter_config.json
+beside it, instead of beside each layer.
 """
 
 from __future__ import annotations
@@ -22,26 +23,33 @@ DOWN = (
     "_lora.down.weight", "lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight", "lora_down.weight"
 )  # fmt: skip
 UP = ("_lora.up.weight", "lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight", "lora_up.weight")
+SAVED_BY_PEFT = "base_model.model."
+ADAPTER_NAME = re.compile(r"(\.lora_[AB])\.[^.]+\.weight\Z")  # lora_A.default.weight
 PREFIXES = {"unet.": "unet", "lora_unet_": "unet", "text_encoder.": "text", "lora_te_": "text"}
 
 
 def read_lora(path: Path, source: str) -> dict[str, Tensor]:
-    """The tensors of a file, with the alphas that diffusers keeps in its metadata, one for each network.
+    """The tensors of a file, with the alphas that diffusers keeps in its metadata and PEFT in its configuration.
 
-    Raises `PresetError` for metadata that ask for more than one alpha a network.
+    Raises `PresetError` for metadata or a configuration that give layers of one network different alphas.
     """
     state = read_state(path)
     if path.suffix != ".safetensors":
         return state
     with safe_open(path, "pt") as file:
         told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    beside = path.with_name("adapter_config.json")
+    if not told and beside.is_file():
+        told = json.loads(beside.read_text(encoding="utf-8"))
     if patterns := [name for name, value in told.items() if name.endswith("alpha_pattern") and value]:
         raise PresetError(f"LoRA {source}: its {patterns[0]} gives layers different strengths, which is not read")
     for name, value in list(state.items()):
         layer, part = split_name(name, source)
         network = layer.partition(".")[0]
-        if part == "down" and (alpha := told.get(f"{network}.lora_alpha")) is not None:
-            rank_stabilised = len(value) ** 0.5 if told.get(f"{network}.use_rslora") else 1.0  # alpha / sqrt(r)
+        alpha = told.get(f"{network}.lora_alpha", told.get("lora_alpha"))
+        if part == "down" and alpha is not None:
+            stabilised = told.get(f"{network}.use_rslora", told.get("use_rslora"))
+            rank_stabilised = len(value) ** 0.5 if stabilised else 1.0  # alpha / sqrt(r)
             state.setdefault(f"{layer}.alpha", torch.tensor(alpha * rank_stabilised))
     return state
 
@@ -64,7 +72,7 @@ def merge_lora(
     for layer, found in parts.items():
         prefix = next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None)
         path = (layer.removeprefix(prefix) if prefix else layer).replace(".", "_").removeprefix("text_model_")
-        module = layers[PREFIXES[prefix] if prefix else "unet"].get(path)
+        module = layers[PREFIXES[prefix]].get(path) if prefix else layers["unet"].get(path) or layers["text"].get(path)
         if module is None:
             raise PresetError(f"LoRA {source}: {layer!r} fits no layer of this prior; it was made for another model")
         if lacking := sorted({"up", "down"}.difference(found)):
@@ -82,6 +90,7 @@ def merge_lora(
 
 def split_name(name: str, source: str) -> tuple[str, str]:
     """Layer and part (down, up, alpha) of a tensor's name."""
+    name = ADAPTER_NAME.sub(r"\1.weight", name.removeprefix(SAVED_BY_PEFT))
     if name.endswith(".alpha"):
         return name.removesuffix(".alpha"), "alpha"
     for part, endings in (("down", DOWN), ("up", UP)):

@@ -8,6 +8,7 @@ class embedding is camera-conditioned in MVDream's way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cached_property
@@ -67,6 +68,14 @@ class DiffusersPrior:
         self.captions: list[str] = components.index.get("captions", [])
         join_views(self.unet, self.views)
         self.network: Callable[..., Tensor] = Graphed(self._run_unet) if graphs else self._run_unet
+
+    @property
+    def levels(self) -> int:
+        return len(self.alpha_bar)
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        signal = float(self.alpha_bar[t])
+        return math.sqrt(signal), math.sqrt(1 - signal)
 
     def take(self, batch: int) -> None:
         """At most ``batch`` images at once from now on (0: all)."""
@@ -173,5 +182,5 @@ class DiffusersPrior:
         output = rearrange(torch.cat(found), "(b v) c h w -> b v c h w", v=views)
         if self.prediction_type == "epsilon":
             return output
-        alpha, sigma = self.alpha_bar[t].sqrt().item(), (1 - self.alpha_bar[t]).sqrt().item()
+        alpha, sigma = self.alpha_sigma(t)
         return alpha * output + sigma * z_t  # v = alpha noise - sigma z0 and z_t = alpha z0 + sigma noise

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from psd.config.preset import Preset
 
 
+def named_parameters(module: nn.Module, part: str) -> list[tuple[str, nn.Parameter]]:
+    """Those of one part of a module under the names that the module's state gives them."""
+    return [(name, value) for name, value in module.named_parameters() if name.startswith(f"{part}.")]
+
+
 class GridField(nn.Module):
     """Density and colour as sums of three grids, of ``cells`` / 4, / 2 and ``cells`` cells along an edge.
 
@@ -62,7 +67,7 @@ class GridField(nn.Module):
         self.register_buffer("matrix2", interpolation_matrix(sizes[2], sizes[1]), persistent=False)
         self.register_buffer("progress", torch.zeros(()))
 
-    def set_progress(self, progress: float) -> None:
+    def advance(self, progress: float) -> None:
         self.progress.fill_(progress)
 
     def raw_grid(self) -> Float[Tensor, "4 x y z"]:
@@ -104,6 +109,6 @@ class GridField(nn.Module):
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         return [
-            {"params": list(self.density_levels), "lr": preset.density_lr},
-            {"params": list(self.colour_levels), "lr": preset.colour_lr},
+            {"name": "density", "params": named_parameters(self, "density_levels"), "lr": preset.density_lr},
+            {"name": "colour", "params": named_parameters(self, "colour_levels"), "lr": preset.colour_lr},
         ]

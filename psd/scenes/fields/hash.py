@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from psd.runtime.devices import to_device
+from psd.scenes.fields.grid import named_parameters
 from psd.scenes.fields.hash_backends import make_hash_encoding
 from psd.scenes.fields.interpolation import BLOB_RADIUS, CHUNK, Samples, grid_variation, is_inside_ball
 
@@ -105,7 +106,7 @@ class HashField(nn.Module):
         return ((cell + place) / self.CELLS * 2 - 1).to(self.seen.dtype)
 
     @torch.no_grad()
-    def set_progress(self, progress: float) -> None:
+    def advance(self, progress: float) -> None:
         """Refreshes the occupancy when that is due; the same progress again, as when a run resumes, changes nothing."""
         due = int(progress * self.REFRESHES) + 1
         if self.looked is None:
@@ -137,8 +138,9 @@ class HashField(nn.Module):
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """The networks move at a tenth of the table's rate, as in MVDream."""
+        density = preset.density_lr
         return [
-            {"params": list(self.encoding.parameters()), "lr": preset.density_lr},
-            {"params": list(self.density_network.parameters()), "lr": preset.density_lr / 10},
-            {"params": list(self.colour_network.parameters()), "lr": preset.colour_lr / 10},
+            {"name": "encoding", "params": named_parameters(self, "encoding"), "lr": density},
+            {"name": "density", "params": named_parameters(self, "density_network"), "lr": density / 10},
+            {"name": "colour", "params": named_parameters(self, "colour_network"), "lr": preset.colour_lr / 10},
         ]

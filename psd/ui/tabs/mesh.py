@@ -44,7 +44,7 @@ class Remesh(Protocol):
         ...
 
     def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
-        """Writes every format into the run's folder, as an event of the run."""
+        """Writes every format into the run's folder, as an event of the run; a scene without a threshold ignores it."""
         ...
 
 
@@ -148,10 +148,11 @@ def mesh_threshold(view: View) -> float | None:
 
 def _update_range(page: Page) -> list[Any]:
     middle = mesh_threshold(page.run.view)
-    if middle is None:
-        return [gr.skip(), UNTOUCHED]
-    slider = gr.Slider(minimum=round(middle / REACH, 3), maximum=round(middle * REACH, 3), value=round(middle, 3))
-    return [slider, UNTOUCHED]
+    if middle is None:  # no mesh yet, or of a scene whose surface needs none
+        made = page.run.view.mesh is not None
+        return [gr.Slider(visible=not made), "" if made else UNTOUCHED]
+    low, high = round(middle / REACH, 3), round(middle * REACH, 3)
+    return [gr.Slider(minimum=low, maximum=high, value=round(middle, 3), visible=True), UNTOUCHED]
 
 
 def _mesh_key(page: Page) -> object:
