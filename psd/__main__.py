@@ -179,7 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     measure = add_command("bench", "measure where a step's time goes")
     add_preset_options(measure)
-    measure.add_argument("--steps", type=int, default=30, help="measured steps of each half, after a warm-up (30)")
+    measure.add_argument("--steps", type=int, default=30, help="measured steps of each stage, after a warm-up (30)")
     measure.add_argument("--full", action="store_true", help="also time a whole run, from start to mesh")
     measure.add_argument(
         "--random-weights", nargs="?", const="exact", choices=("exact", "tiny"),

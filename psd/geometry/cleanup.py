@@ -163,7 +163,7 @@ def split_double_edges(
 def vertex_normals(vertices: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "m 3"]) -> Float32[np.ndarray, "n 3"]:
     """Unit normals, the area-weighted mean of the adjacent faces'; +z where those have no area."""
     weighted = trimesh.triangles.cross(vertices[faces].astype(np.float64))
-    mean = mean_vertex_normals(len(vertices), faces, weighted)
+    mean = np.asarray(mean_vertex_normals(len(vertices), faces, weighted))
     return np.where(mean.any(1, keepdims=True), mean, [0.0, 0.0, 1.0]).astype(np.float32)
 
 

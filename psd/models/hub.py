@@ -16,7 +16,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from psd.config.errors import MissingError
 from psd.config.preset import PRESETS, Preset

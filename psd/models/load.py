@@ -12,6 +12,7 @@ from torch import Tensor
 
 from psd.config.errors import MissingError
 from psd.config.preset import Preset
+from psd.config.settings import HashScene
 from psd.models import hub
 from psd.models.interfaces import Models, Reward
 from psd.models.prior import components
@@ -94,7 +95,7 @@ def _load_networks(
             network.take(batch)
 
     set_max_batches(preset.network_batch)  # an earlier run may have had to do with fewer
-    grid = (f"hash grid: {hash_backend(device)[1]}",) if preset.field == "hash" else ()
+    grid = (f"hash grid: {hash_backend(device)[1]}",) if isinstance(preset.scene, HashScene) else ()
     threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,

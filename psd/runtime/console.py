@@ -5,6 +5,7 @@ A run's record is its folder; what is printed is for whoever is still there.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ class ForgivingStream:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:

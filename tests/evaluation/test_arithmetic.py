@@ -15,7 +15,7 @@ def models() -> Models:
     return cost.load_on_meta(Preset.load("mvdream"), tiny=True)
 
 
-def count(models: Models, *, updates: float = 0.25, **changes: object) -> cost.Cost:
+def count(models: Models, *, updates: float = 0.25, **changes: Any) -> cost.Cost:
     """Of `mvdream` with one orbit a step."""
     return cost.count_step(Preset.load("mvdream", {"groups": 1, **changes}), models, updates)
 
@@ -70,7 +70,7 @@ def test_what_few_pictures_at_a_time_make_again_counts_again() -> None:
 def test_memory_grows_with_what_is_kept(models: Models) -> None:
     """By what each part adds to the encoder's, whose inner values stay until its way back, before the negative's."""
 
-    def peaks(**changes: object) -> dict[str, float]:
+    def peaks(**changes: Any) -> dict[str, float]:
         found = count(models, **changes).peaks
         kept, after = found.pop("encode"), found.pop("negative", 0.0)
         return {"encode": kept, "negative": after, **{name: value - kept for name, value in found.items()}}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, list_settings
 
 
 class Controls:
@@ -74,4 +74,4 @@ class Controls:
         return self._going.wait(timeout_s)
 
 
-LIVE_FIELDS = tuple(name for name, info in Preset.model_fields.items() if (info.json_schema_extra or {}).get("live"))  # type: ignore[union-attr]
+LIVE_FIELDS = tuple(name for name, info in list_settings().items() if info.json_schema_extra["live"])  # type: ignore[index]

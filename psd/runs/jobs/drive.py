@@ -87,7 +87,10 @@ def describe_failure(error: Exception, step: int, time_s: float) -> Failed:
     if isinstance(error, StoreError):
         message = message.removesuffix(f": {cure}")
     elif is_out_of_memory(error):
-        message, cure = f"out of memory: {message}", "lower render_size, ray_samples, grid_size or candidates"
+        message, cure = (
+            f"out of memory: {message}",
+            "lower render_size, scene.ray_samples, scene.grid_size or candidates",
+        )
     elif not cure and not isinstance(error, PresetError):
         message, cure = f"{type(error).__name__}: {message}", "log.txt in the run folder has the details"
     text = "".join(traceback.format_exception(error))
