@@ -46,7 +46,7 @@ class Prior(Protocol):
         """The token at each of the ``l`` positions of `embed`, for display."""
         ...
 
-    def word_embeddings(self) -> tuple[list[str], Float[Tensor, "w d"]]:
+    def vocabulary(self) -> tuple[list[str], Float[Tensor, "w d"]]:
         """Words and their embeddings in the space of `embed`, for nearest-token displays."""
         ...
 

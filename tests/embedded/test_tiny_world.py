@@ -150,7 +150,7 @@ def test_side_by_side_has_no_order_but_on_top_has_one():
     beside, above = parse("a red cube next to a blue cone"), parse("a red cube on top of a blue cone")
     assert beside.meaning == parse("a blue cone next to a red cube").meaning
     assert beside.meaning != parse("a blue cube next to a red cone").meaning
-    assert above.meaning != above.mirror_image.meaning == parse("a blue cone on top of a red cube").meaning
+    assert above.meaning != above.mirrored.meaning == parse("a blue cone on top of a red cube").meaning
 
 
 def test_random_captions_differ_in_meaning():
@@ -167,7 +167,7 @@ def test_the_committed_lists_are_held_out_disjoint_and_remade_identically(tmp_pa
         chosen = [parse(text) for text in lists.load_list(name)]
         assert Counter(caption.group for caption in chosen) == {"primitive": primitives, "pair": pairs, "thing": things}
         assert all(grammar.is_held_out(caption) for caption in chosen)
-        assert all(grammar.is_held_out(caption.mirror_image) for caption in chosen if caption.relation)
+        assert all(grammar.is_held_out(caption.mirrored) for caption in chosen if caption.relation)
         assert seen.isdisjoint(caption.meaning for caption in chosen)
         seen |= {caption.meaning for caption in chosen}
     assert len(lists.load_list("evaluation")) >= 200 and len(lists.load_list("test24")) == 24

@@ -127,14 +127,14 @@ def test_nothing_is_told_of_nothing_but_how_little_it_is() -> None:
 def test_a_pair_side_by_side_may_stand_either_way_round(text: str) -> None:
     """Turned by half; told in the other order; and two of one shape, whose outlines cannot tell who stands where."""
     caption = grammar.parse(text)
-    for sides in (true_sides(caption, 3), true_sides(caption, 3).turn(4), true_sides(caption.mirror_image)):
+    for sides in (true_sides(caption, 3), true_sides(caption, 3).turn(4), true_sides(caption.mirrored)):
         found = against_truth(sides, caption)
         assert found["iou"] > 0.95 and found["colour_psnr"] == BEST_PSNR
     swapped = replace(caption, colour=caption.other_colour, other_colour=caption.colour)
     if caption.kind != caption.other_kind:
         assert against_truth(true_sides(swapped, 3), caption)["colour_psnr"] < 20
     stacked = grammar.parse(PAIR.text.replace("sphere", "cone"))
-    assert against_truth(true_sides(stacked.mirror_image), stacked)["colour_psnr"] < 15
+    assert against_truth(true_sides(stacked.mirrored), stacked)["colour_psnr"] < 15
 
 
 @pytest.mark.parametrize("text", ["a pink robot", "a red mug", "a traffic light", *FACING[::2]])

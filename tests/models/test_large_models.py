@@ -137,7 +137,7 @@ def test_a_checkpoint_without_a_tower_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["single_file", "mvdream_folder"])
 def test_words_for_display_are_embedded_together_as_each_alone(layout: str, request: pytest.FixtureRequest) -> None:
     prior = load_prior(str(request.getfixturevalue(layout)), CPU)
-    words, vectors = prior.word_embeddings()
+    words, vectors = prior.vocabulary()
     assert words == list(LETTERS)
     torch.testing.assert_close(
         vectors, torch.stack([prior.embed_prompt(word)[1] for word in words]), atol=1e-5, rtol=1e-4

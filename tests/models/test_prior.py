@@ -148,7 +148,7 @@ def test_unknown_words_are_refused_by_name_with_near_ones(prior):
 
 
 def test_vocabulary_finds_each_word_nearest_to_itself(prior):
-    words, features = prior.word_embeddings()
+    words, features = prior.vocabulary()
     embedding = prior.embed_prompt("mushroom")[1]
     nearest = torch.nn.functional.cosine_similarity(features, embedding, dim=-1).argmax()
     assert words[nearest] == "mushroom"

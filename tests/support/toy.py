@@ -81,7 +81,7 @@ class ToyPrior:
     def tokens(self, prompt: str) -> list[str]:
         return [*prompt.split(), *["<pad>"] * POSITIONS][:POSITIONS]
 
-    def word_embeddings(self) -> tuple[list[str], Tensor]:
+    def vocabulary(self) -> tuple[list[str], Tensor]:
         return list(WORDS), self.format_table[:-1]
 
     def predict_noise(self, z_t: Tensor, t: int, embedding: Tensor, cameras: Cameras) -> Tensor:

@@ -135,7 +135,7 @@ class Caption:
         return self.colour or NOUNS[self.kind].natural
 
     @property
-    def mirror_image(self) -> Caption:
+    def mirrored(self) -> Caption:
         """The same two parts told in the other order, each with its colour; pairs only."""
         assert self.other_kind is not None
         return replace(
@@ -150,7 +150,7 @@ class Caption:
         camera cannot tell them apart: they mean the same.
         """
         caption = replace(self, colour=self.main_colour)
-        return min(caption, caption.mirror_image, key=str) if self.relation == "next to" else caption
+        return min(caption, caption.mirrored, key=str) if self.relation == "next to" else caption
 
     @property
     def is_valid(self) -> bool:

@@ -96,7 +96,7 @@ def write_lists(folder: Path = LISTS) -> None:
     pools = {group: [] for group in ("primitive", "pair", "thing")}
     for caption in all_captions():
         # "a cube next to a cone" is no test if "a cone next to a cube" was trained on
-        if is_held_out(caption) and (caption.relation is None or is_held_out(caption.mirror_image)):
+        if is_held_out(caption) and (caption.relation is None or is_held_out(caption.mirrored)):
             pools[caption.group].append(caption)
     for name, (counts, modified) in LIST_SIZES.items():
         chosen = []

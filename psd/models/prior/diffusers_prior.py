@@ -140,7 +140,7 @@ class DiffusersPrior:
     def tokens(self, prompt: str) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self._token_ids(prompt)[0].tolist())
 
-    def word_embeddings(self) -> tuple[list[str], Float[Tensor, "w d"]]:
+    def vocabulary(self) -> tuple[list[str], Float[Tensor, "w d"]]:
         """Words with the text encoder's *output* for each alone (position after the start token)."""
         return self._word_embeddings
 
