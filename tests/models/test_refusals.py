@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psd.__main__ import BAD_INPUT, MISSING, main
 from psd.config.errors import MissingError, PresetError
-from psd.distillation.formulas import alpha_sigma, predict_x0
+from psd.distillation.formulas import predict_x0
 from psd.geometry.cameras import turntable_cameras
 from psd.models import hub
 from psd.models.checkpoints import digests
@@ -188,7 +188,7 @@ def test_a_prior_of_v_that_ends_in_pure_noise_tells_clean_latents_at_its_last_le
     )
     prior = load_prior(str(prior_copy), CPU)
     z_t, text, cameras = torch.randn(1, 4, 4, 8, 8), prior.embed_prompt("a red cube")[None], turntable_cameras(4)
-    found = predict_x0(z_t, prior.predict_noise(z_t, 999, text, cameras), *alpha_sigma(prior.alpha_bar, 999))
+    found = predict_x0(z_t, prior.predict_noise(z_t, 999, text, cameras), *prior.alpha_sigma(999))
     prior.prediction_type = "epsilon"  # what the network says, as it is
     v = prior.predict_noise(z_t, 999, text, cameras)
     torch.testing.assert_close(found, -v, atol=3e-3, rtol=0)
