@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -11,31 +10,37 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psd.runtime.diagnosis import refuse_old_python
 
 refuse_old_python()
 
-from psd.config.errors import PresetError
-from psd.config.preset import Preset, list_presets
+from psd.config.errors import MissingError, PresetError
+from psd.config.preset import Preset
 from psd.embedded.captions import grammar
 from psd.runs import engine
 from psd.runs.jobs import admission
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
-from psd.runs.store.archive import default_root
+from psd.runs.store.files import StoreError, expand_path
 from psd.runtime.console import forgiving_output
-from psd.ui import api, build
-from psd.ui.inputs.vocabulary import Vocabulary
-from psd.ui.tabs.mesh import Remesh
+from psd.ui.options import Options, read_options, require_free_port
+
+if TYPE_CHECKING:
+    from psd.ui.inputs.vocabulary import Vocabulary
+    from psd.ui.tabs.mesh import Remesh
 
 # Before torch is imported: idle OpenMP threads that spin would take the cores from the page that shows the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Gradio's own counts of visits, which cost a table of them with every call.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
 
 LARGEST_UPLOAD = "1mb"  # a preset is a few kB
+MOST_EVENTS = 128  # of all pages and scripts at once; streams of events hold a place each (`psd.ui.api.STREAMS`)
 
 
 def choose_engine() -> MakeEvents:
@@ -63,13 +68,16 @@ def remake_mesh(folder: Path, scene: str | None, threshold: float | None) -> Non
     rewrite_mesh(folder, scene, threshold)
 
 
-def make_admission(words: str, *, any_model: bool) -> Callable[[Preset], None]:
+def make_admission(options: Options) -> Callable[[Preset], None]:
     """What a preset must pass before it runs."""
     checks: list[Callable[[Preset], None]] = []
-    if words != "off":
-        checks.append(admission.PromptFilter(Path(words) if words else admission.WORDS))
-    if not any_model:
+    if options.prompt_filter != "off":
+        words = expand_path(options.prompt_filter) if options.prompt_filter else admission.WORDS
+        checks.append(admission.PromptFilter(words))
+    if not options.any_model:
         checks.append(admission.require_known_models)
+    if options.is_public:
+        checks.append(admission.RunLimits(options.max_memory_bytes, options.max_run_s))
 
     def admit_preset(preset: Preset) -> None:
         for check in checks:
@@ -78,84 +86,44 @@ def make_admission(words: str, *, any_model: bool) -> Callable[[Preset], None]:
     return admit_preset
 
 
-def parse_logins(text: str) -> list[tuple[str, str]] | None:
-    """``name:password,name:password``"""
-    pairs = [pair.partition(":") for pair in text.split(",") if pair]
-    if wrong := [name for name, _, password in pairs if not (name and password)]:
-        raise PresetError(f"--auth: {wrong[0]!r} has no password: write name:password")
-    return [(name, password) for name, _, password in pairs] or None
-
-
-def build_parser() -> argparse.ArgumentParser:
-    def read_setting(name: str, default: str = "") -> str:
-        return os.environ.get(name, default)
-
-    parser = argparse.ArgumentParser(description="PSD Studio: text to 3D in the browser.")
-    parser.add_argument("--host", default=read_setting("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to serve on")
-    parser.add_argument(
-        "--port",
-        type=int,
-        default=read_setting("GRADIO_SERVER_PORT") or None,
-        help="default: the first free one from 7860",
-    )
-    parser.add_argument("--share", action="store_true", help="ask Gradio for a public link (off by default)")
-    parser.add_argument("--offline", action="store_true", help="never connect: use only models that are here")
-    parser.add_argument("--auth", default=read_setting("PSD_AUTH"), help="name:password, or several with commas")
-    parser.add_argument(
-        "--preset", default=read_setting("PSD_PRESET", "tiny"), choices=list_presets(), help="the preset to start from"
-    )
-    parser.add_argument("--runs", type=Path, default=default_root(), help="where runs are kept (or PSD_RUNS)")
-    parser.add_argument(
-        "--keep-runs",
-        type=int,
-        default=read_setting("PSD_KEEP_RUNS", "500"),
-        help="then the oldest go, but no pinned one",
-    )
-    parser.add_argument(
-        "--keep-gb", type=float, default=read_setting("PSD_KEEP_GB", "20"), help="the same for their size on the disk"
-    )
-    parser.add_argument(
-        "--pause-minutes", type=float, default=read_setting("PSD_PAUSE_MINUTES", "15"),
-        help="after that a paused run stops, keeping what it has, when others wait",
-    )  # fmt: skip
-    parser.add_argument(
-        "--prompt-filter", default=read_setting("PSD_PROMPT_FILTER"), metavar="FILE",
-        help="another list of words that prompts may not hold, or: off",
-    )  # fmt: skip
-    parser.add_argument(
-        "--image-filter", default=read_setting("PSD_IMAGE_FILTER"), metavar="MODULE:FUNCTION",
-        help="says what is wrong with the pictures of a preview (uint8, views x height x width x 3), or ''",
-    )  # fmt: skip
-    parser.add_argument(
-        "--any-model", action="store_true", default=bool(read_setting("PSD_ANY_MODEL")),
-        help="let users name any model, not only those of the shipped presets: for your own machine",
-    )  # fmt: skip
-    return parser
-
-
 def raise_interrupt(*_: object) -> None:
     """The machine goes down: end as with Ctrl-C, so that runs stop, and keep and mesh what they have."""
     raise KeyboardInterrupt
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    with forgiving_output():  # a server does not end with whoever read its log
-        serve(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM; the exit code: 2 for what cannot work, 4 for what is missing here."""
+    try:
+        with forgiving_output():  # a server does not end with the reader of its log
+            serve_page(read_options(arguments))
+    except (PresetError, StoreError) as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 4 if isinstance(error, MissingError | StoreError) else 2
+    return 0
 
 
-def serve(arguments: Sequence[str] | None) -> None:
-    given = build_parser().parse_args(arguments)
-    if given.offline:
+def serve_page(options: Options) -> None:
+    """Serve the page and its API; everything that can be refused is refused before a run's folder is touched."""
+    if options.port is not None:
+        require_free_port(options.host, options.port)
+    if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # `protection.ForwardedHeaders` decides; uvicorn would believe this machine
+    # gradio reads variables when it is imported, and `read_options` has just checked them.
+    from psd.ui import api, build, protection, sessions
+
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    first = Preset.load(given.preset)
+    first = Preset.load(options.preset)
+    screen = admission.load_image_filter(options.image_filter) if options.image_filter else None
+    admit = make_admission(options)
+    make_events = choose_engine()
+    if not options.is_public:
+        limits = admission.RunLimits(options.max_memory_bytes, options.max_run_s)
+        make_events = admission.warn_of_cost(make_events, limits)
     worker = Worker(
-        choose_engine(),
-        given.runs,
-        limits=Limits(given.keep_runs, given.keep_gb * 2**30, given.pause_minutes * 60),
-        admit=make_admission(given.prompt_filter, any_model=given.any_model),
-        screen=admission.load_image_filter(given.image_filter) if given.image_filter else None,
-    )
+        make_events, options.runs, limits=Limits(options.keep_runs, options.keep_bytes, options.pause_s),
+        admit=admit, screen=screen,
+    )  # fmt: skip
     threading.Thread(target=engine.load_ahead, args=[first], name="load-ahead", daemon=True).start()
 
     def score_pictures(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
@@ -164,20 +132,24 @@ def serve(arguments: Sequence[str] | None) -> None:
         return score_images(first, images, prompt, judge)
 
     vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
-    blocks = build.build_blocks(worker, preset=given.preset, vocabularies=vocabularies, remesher=make_remesher)
+    blocks = build.build_blocks(worker, preset=options.preset, vocabularies=vocabularies, remesher=make_remesher)
     api.register_endpoints(blocks, worker, score=score_pictures, remake=remake_mesh, vocabularies=vocabularies)
+    frameable = bool(os.environ.get("SPACE_ID"))  # the hub shows a Space in a frame
+    layers = protection.protect(worker.library.find_folder, proxies=options.proxies, frameable=frameable)
     signal.signal(signal.SIGTERM, raise_interrupt)  # Gradio knows Ctrl-C only
     try:
-        blocks.launch(
-            server_name=given.host, server_port=given.port, share=given.share, auth=parse_logins(given.auth),
-            max_file_size=LARGEST_UPLOAD, **build.launch_options(),
+        server, _, _ = blocks.launch(
+            server_name=options.host, server_port=options.port, share=options.share, prevent_thread_lock=True,
+            auth=protection.make_login_check(options.logins), max_file_size=LARGEST_UPLOAD, max_threads=MOST_EVENTS,
+            app_kwargs={"middleware": layers}, run_history=False, enable_monitoring=False, **build.launch_options(),
         )  # fmt: skip
+        sessions.keep_few_sessions(server, blocks)
+        blocks.block_thread()
+    except OSError as error:
+        raise PresetError(f"nothing can be served on {options.host}: {error}") from error
     finally:
         worker.shutdown()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PresetError as error:
-        sys.exit(f"app.py: {error}")
+    sys.exit(main())

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from psd.runtime.diagnosis import missing_package, refuse_old_python
 
@@ -30,32 +29,34 @@ try:
     from psd.geometry.export import FRAMES, LARGEST_MM, PRINT_SIZE_MM, SMALLEST_MM, encode_mesh
     from psd.runs.engine import prepare_events
     from psd.runs.jobs.controls import Controls
-    from psd.runs.jobs.drive import MakeEvents, drive_run
+    from psd.runs.jobs.drive import MakeEvents, drive_run, require_checkpoint
     from psd.runs.store.archive import (
         default_root,
         find_run,
-        latest_checkpoint,
         read_preset,
         read_provenance,
         read_status,
     )
-    from psd.runs.store.files import StoreError, explain_os_errors, replace_file
+    from psd.runs.store.files import StoreError, expand_path, explain_os_errors, replace_file
     from psd.runs.store.folder import RunFolder
+    from psd.runs.store.schema import is_run_folder
     from psd.runs.terminal import Progress
     from psd.runtime.console import forgiving_output
 except ModuleNotFoundError as error:
     print(f"psd: {missing_package(error)}", file=sys.stderr)
     sys.exit(4)  # MISSING
 
-OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED = 0, 2, 3, 4, 130
+OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
 EXIT_CODES = """exit codes:
   0    done
   2    bad input: arguments, preset or prompt
   3    the run failed; its folder holds what it reached, and log.txt says why
   4    something is missing on this machine before it can begin: models, packages, disk space, permission
   130  interrupted; the run's folder holds everything up to there
+  143  the same, by SIGTERM or SIGHUP
 
-Ctrl-C ends a run after its step and keeps everything, mesh included; a second one leaves at once.
+Ctrl-C ends a run after its step and keeps everything, mesh included; a second one leaves at once.  SIGTERM and SIGHUP
+do the same.  Output that nobody reads ends nothing.
 """
 
 Prepare = Callable[[Preset], MakeEvents]
@@ -142,11 +143,12 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("prompt", nargs="?", help="what to make, before --set (default: the preset's)")
     add_preset_options(run)
     run.add_argument("--steps", type=int)
-    run.add_argument("--out", type=Path, help="where run folders go (default: PSD_RUNS, or ./runs)")
+    run.add_argument("--out", type=expand_path, help="where run folders go (default: PSD_RUNS, or ./runs)")
 
     again = add_command("resume", "go on with a run from its newest checkpoint")
     again.add_argument("folder", help="a run's folder, or its name below the runs' root")
     again.add_argument("--more", type=int, default=0, metavar="N", help="N steps more, as its last ones were")
+    again.add_argument("--from-start", action="store_true", help="begin anew where every checkpoint is lost")
     add_set_option(again, "move parameters that are live, from the next step on; may be repeated")
     add_offline_option(again)
 
@@ -160,7 +162,9 @@ def make_parser() -> argparse.ArgumentParser:
     mesh.add_argument("--scene", choices=("best", "last"), help="by the selector judge (default: the preset's export)")
     mesh.add_argument("--texture", action="store_true", help="bake a texture instead of vertex colours")
     mesh.add_argument("--threshold", type=float, help="density of the surface (default: the one that fits the renders)")
-    mesh.add_argument("--out", type=Path, help="where they go (default: the run's folder, which gets every format)")
+    mesh.add_argument(
+        "--out", type=expand_path, help="where they go (default: the run's folder, which gets every format)"
+    )
 
     listing = add_command("presets", "list presets, show one, or print the table of all parameters")
     listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
@@ -177,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     measure = add_command("bench", "measure where a step's time goes")
     add_preset_options(measure)
-    measure.add_argument("--steps", type=int, default=30, help="measured steps of each half, after a warm-up (30)")
+    measure.add_argument("--steps", type=int, default=30, help="measured steps of each stage, after a warm-up (30)")
     measure.add_argument("--full", action="store_true", help="also time a whole run, from start to mesh")
     measure.add_argument(
         "--random-weights", nargs="?", const="exact", choices=("exact", "tiny"),
@@ -211,10 +215,12 @@ def start_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
 
 
 def resume_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
+    """Everything is read, and the models are loaded, before the folder is touched."""
     if arguments.more < 0:
         raise PresetError(f"--more={arguments.more} is below 0: say how many steps to add")
     path = find_run_folder(arguments.folder)
-    preset, status, checkpoint = read_preset(path, to_resume=True), read_status(path), latest_checkpoint(path)
+    preset, status = read_preset(path, to_resume=True), read_status(path)
+    checkpoint, notes = require_checkpoint(path, from_start=arguments.from_start)
     preset = preset.with_values({"extra_steps": preset.extra_steps + arguments.more})
     reached = checkpoint.step if checkpoint else 0
     if reached == preset.total_steps and status.state == "finished":
@@ -223,6 +229,7 @@ def resume_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
     control.change(parse_assignments(arguments.set))
     make_events = prepare_or_raise(prepare, preset)
     with RunFolder.open(path, preset) as folder:
+        folder.notes += notes
         return follow_run(drive_run(make_events, folder, control, checkpoint), folder, control)
 
 
@@ -238,46 +245,55 @@ def prepare_or_raise(prepare: Prepare, preset: Preset) -> MakeEvents:
 def follow_run(events: Iterator[Event], folder: RunFolder, control: Controls) -> int:
     """Show a run until its end; its folder goes to stdout."""
     progress, last = Progress(sys.stderr), None
+    received: list[int] = []
     try:
-        with stop_on_interrupt(control):
+        with stop_on_signals(control, received):
             for last in events:
                 progress.show(last)
+    except KeyboardInterrupt:
+        if signal.SIGINT in received:
+            raise
+        return TERMINATED
     finally:
         progress.close()
         print(folder.path)
     if isinstance(last, Failed):
         return FAILED
-    return INTERRUPTED if isinstance(last, Finished) and last.reason == "stopped" else OK
+    if isinstance(last, Finished) and last.reason == "stopped":
+        return INTERRUPTED if signal.SIGINT in received or not received else TERMINATED
+    return OK
 
 
 @contextmanager
-def stop_on_interrupt(control: Controls) -> Iterator[None]:
-    """The first Ctrl-C asks the run to end and keep its results; the second is a KeyboardInterrupt.
+def stop_on_signals(control: Controls, received: list[int]) -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or SIGHUP asks the run to end and keep its results; the second is a KeyboardInterrupt.
 
-    A terminal that is closed ends nothing.
+    Each is added to ``received``.  A signal that was ignored before (``nohup``) stays so.
     """
 
-    def handle_interrupt(_number: int, _frame: FrameType | None) -> None:
+    def handle_signal(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         if control.stopping():
             raise KeyboardInterrupt
         control.stop()
         print("\nstopping after this step, keeping everything; Ctrl-C again leaves at once", file=sys.stderr)
 
-    handlers: dict[int, Any] = {signal.SIGINT: handle_interrupt}
-    if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = signal.SIG_IGN
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    caught = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in caught}
+    for number in caught:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handle_signal)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in caught:
+            signal.signal(number, before[number])
 
 
 def find_run_folder(name: str) -> Path:
     """A run by its path or by its name."""
-    path = Path(name)
-    if (path / "status.json").is_file():
+    path = expand_path(name)
+    if is_run_folder(path):
         return path
     try:
         return find_run(path.name, path.parent if path.parent.name else default_root())
@@ -318,7 +334,7 @@ def print_presets(arguments: argparse.Namespace) -> int:
         print(parameter_table(), end="")
     elif arguments.what == "show":
         Preset.load(arguments.name)
-        path = Path(arguments.name)
+        path = expand_path(arguments.name)
         path = path if path.suffix in (".yaml", ".yml") else PRESETS / f"{arguments.name}.yaml"
         print(path.read_text(encoding="utf-8"), end="")
     else:

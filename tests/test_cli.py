@@ -23,8 +23,8 @@ from psd.config.preset import Preset, list_presets
 from psd.config.reference import parameter_table
 from psd.distillation.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
 from psd.evaluation.speed import bench
-from psd.evaluation.speed.phases import Half
 from psd.evaluation.speed.recorder import Call
+from psd.evaluation.speed.throughput import StageShare
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.store.archive import latest_checkpoint, list_runs, read_preset, read_status, replay_events
@@ -222,7 +222,9 @@ def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
     assert isinstance(told[-1], Finished)
 
 
-@pytest.mark.parametrize(("value", "words"), [("grid_size=8", "grid_size cannot change"), ("kappa", "not key=value")])
+@pytest.mark.parametrize(
+    ("value", "words"), [("scene.grid_size=8", "scene.grid_size cannot change"), ("kappa", "not key=value")]
+)
 def test_resume_refuses_what_cannot_move(
     root: Path, capsys: pytest.CaptureFixture[str], value: str, words: str
 ) -> None:
@@ -259,7 +261,7 @@ def test_resume_of_a_run_that_is_being_written(root: Path, capsys: pytest.Captur
 
 def blob(root: Path) -> Path:
     """The folder of a run whose scene is its initial blob."""
-    preset = Preset(grid_size=16, mesh_resolution=24, mesh_faces=300, steps=1)
+    preset = Preset.make({"scene.grid_size": 16, "mesh_resolution": 24, "mesh_faces": 300, "steps": 1})
     state = {f"scene/{name}": tensor.numpy() for name, tensor in make_scene(preset).state().items()}
     with RunFolder.create(preset, root) as folder:
         folder.write(Started(step=0, preset={}, total_steps=1, views=4, environment={"torch": "x"}))
@@ -622,7 +624,7 @@ def test_bench_accounts_for_every_call(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_bench_warms_each_half_up_and_measures_updates_in_both() -> None:
     """A late orbit of two: its calls come as often as its half does in the run, not in the bench."""
-    preset = make_preset(steps=100, late_start=0.8, late_groups=2, negative_t_max=0.0)
+    preset = make_preset(steps=100, stages=[{"share": 0.8}, {"share": 0.2, "groups": 2}], negative_t_max=0.0)
     found = bench.measure_steps(preset, make_models(), 3)
     assert found.steps == 6 and found.parts["negative"]["steps"] == 2
     calls = {key: call["calls_per_step"] for key, call in found.bare.items() if key.startswith("encode")}
@@ -659,7 +661,7 @@ def test_bench_arithmetic() -> None:
     bare.seconds = {"unet (2,)": [0.2, 0.1, 0.9], "render 64": [0.1]}
     bare.steps = [bench.Counter({"unet (2,)": 2, "render 64": 1}), bench.Counter({"unet (2,)": 1, "render 64": 1})]
     laps = [{"unet": 0.5, "other": 0.1, "step": 0.6}, {"unet": 0.3, "negative": 0.1, "other": 0.1, "step": 0.5}]
-    weights = bench.step_shares(laps, [Half("early", 1.0, updates=0.2)])
+    weights = bench.step_shares(laps, [StageShare("early", 1.0, updates=0.2)])
     assert weights == [0.8, 0.2]
     found = bench.summarise_steps(laps, bare, weights, 1000)
     assert found.step_s == pytest.approx(0.8 * 0.6 + 0.2 * 0.5) and found.run_s == pytest.approx(580)

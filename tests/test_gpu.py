@@ -20,7 +20,6 @@ from psd.distillation.events import Finished, Meshed, Stepped
 from psd.distillation.methods import choose
 from psd.distillation.run import run
 from psd.evaluation.speed import bench, throughput
-from psd.evaluation.speed.phases import Half, split_into_halves
 from psd.geometry.cameras import camera_rays, turntable_cameras
 from psd.models.random_weights import random_models
 from psd.runtime import devices, memory
@@ -31,8 +30,8 @@ pytestmark = pytest.mark.gpu
 CAPS = {"mvdream": 22, "mvdream-shaded": 22, "mvdream-12gb": 11, "mvdream-8gb": 7, "sd21": 22, "sd15": 22}  # GB
 WHOLE = ("mvdream", "mvdream-8gb")  # of which previews, checkpoints and mesh are timed too
 PHASES = {  # early: small pictures of a soft blob; late: large ones of a solid thing, as the second half of a run sees
-    "early": {"late_start": 1.0},
-    "late": {"blob_density": 100.0},
+    "early": {},
+    "late": {"scene.blob_density": 100.0},
 }
 
 
@@ -41,15 +40,12 @@ def cuda() -> torch.device:
 
 
 def phase(name: str, which: str, **changes: Any) -> Preset:
-    preset = Preset.load(name, {**PHASES[which], **changes})
-    if which == "late":
-        late = {"groups": preset.late_groups, "render_size": preset.late_render_size, "late_start": 1e-6}
-        preset = preset.with_values(late)
-    return preset
+    """One of the two stages of a preset as a run of its own."""
+    return Preset.load(name, {**PHASES[which], **changes}).in_stage(list(PHASES).index(which))
 
 
-def halves_of(name: str, **changes: Any) -> dict[str, Half]:
-    return {half.name: half for half in split_into_halves(Preset.load(name, changes), 1000)}
+def halves_of(name: str, **changes: Any) -> dict[str, throughput.StageShare]:
+    return dict(zip(PHASES, throughput.weigh_stages(Preset.load(name, changes), 1000), strict=True))
 
 
 def paced(name: str, which: str, **changes: Any) -> float:
@@ -156,7 +152,7 @@ def compiled_nerfacc():
 def test_nerfaccs_packed_rendering_agrees(compiled_nerfacc, record_property) -> None:
     """Its occupancy grid marches, its packed kernels composite; values and the table's gradient against ours."""
     nerfacc = compiled_nerfacc
-    preset = Preset.load("mvdream", {"blob_density": 40.0, "ray_samples": 512, "background": "plain"})
+    preset = Preset.load("mvdream", {"scene": {"blob_density": 40.0, "ray_samples": 512, "background": "plain"}})
     scene = RadianceScene(preset, cuda())
     scene.advance(0.0)
     field: Any = scene.field

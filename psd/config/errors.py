@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
 
-def explain_validation(error: ValidationError, known: Iterable[str]) -> str:
-    """Pydantic's findings: key, value, bound; unknown keys with the nearest of the ``known`` ones."""
+def explain_validation(
+    error: ValidationError, known: Iterable[str], tags: Mapping[str, Container[str]] | None = None
+) -> str:
+    """Pydantic's findings: key, value, bound; unknown keys with the nearest of the ``known`` ones.
+
+    ``tags``: of keys whose value is one of several kinds, the names of the kinds, which are no part of a key.
+    """
     lines = []
     for issue in error.errors(include_url=False)[:8]:  # who sends thousands needs no list of them
-        key = ".".join(map(str, issue["loc"]))[:100] or "preset"
+        first, *rest = issue["loc"] or ("preset",)
+        if rest and str(rest[0]) in (tags or {}).get(str(first), ()):
+            rest = rest[1:]
+        key = ".".join(map(str, [first, *rest]))[:100]
         if issue["type"] == "extra_forbidden":
             near = get_close_matches(key, known, 1)
-            lines.append(f"unknown key {format_value(key)}" + (f": did you mean {near[0]!r}?" if near else ""))
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            lines.append(f"unknown key {format_value(key)}" + (": another kind has it" if key in near else hint))
         elif issue["type"] == "value_error":
-            lines.append(issue["msg"].removeprefix("Value error, "))
+            where = f"{key}." if issue["loc"] else ""
+            lines.append(where + issue["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{key}={format_value(issue['input'])}: {issue['msg'][0].lower()}{issue['msg'][1:]}")
     return "; ".join(lines)

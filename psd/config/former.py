@@ -1,6 +1,6 @@
 """Presets of earlier versions in today's keys: run folders and saved presets hold every key that there was.
 
-An option leaves when an experiment found it worthless (docs/deleted-options.md); commit 7e1bf54 is the last that has
+An option leaves when an experiment found it worthless (docs/evidence.md); commit 7e1bf54 is the last that has
 them all.  What a preset said with one that is gone is told, never dropped in silence.
 """
 
@@ -28,6 +28,14 @@ CHANGED: dict[str, tuple[str, dict[str, str | None]]] = {
 }
 
 
+# Keys of a flat preset that are settings of the scene today; the hash grid has no grid_size.
+NESTED = (
+    "ray_samples", "density_lr", "colour_lr", "blob_density", "background", "weight_tv", "weight_opacity",
+    "weight_entropy", "grid_size",
+)  # fmt: skip
+LATE = ("late_start", "late_render_size", "late_groups", "orientation_start")  # of the two halves of a run
+
+
 def translate_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Values of any version in today's keys, and ``key=value`` of each that nothing of today stands for.
 
@@ -49,4 +57,31 @@ def translate_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
             lost.append(f"{name}={value}")
         else:
             today[key] = choice
-    return today, lost
+    return nest_scene(today), lost
+
+
+def nest_scene(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values with the scene's settings in ``scene``, and a late half as the second of two stages."""
+    today, scene = dict(values), {}
+    if "field" in today:
+        scene["kind"] = today.pop("field")
+    for name in NESTED:
+        if name in today and not (name == "grid_size" and scene.get("kind") == "hash"):
+            scene[name] = today.pop(name)
+        today.pop(name, None)
+    start, size, groups, share = (today.pop(name, None) for name in LATE)
+    orientation = today.pop("weight_orientation", None)
+    full, first = orientation or 0.0, (orientation or 0.0) * (1.0 if share is None else share)
+    if orientation is not None:
+        scene["weight_orientation"] = [first, full]
+    if start is not None and start < 1:
+        early, late = {"share": start}, {"share": 1 - start}
+        if full != first:
+            late["scene"] = {"weight_orientation": [full, full]}
+        late |= {"render_size": 64 if size is None else size, "groups": 1 if groups is None else groups}
+        if today.pop("shading", False):
+            late["shading"] = True
+        today["stages"] = [early, late]
+    elif start is not None:
+        today.pop("shading", None)  # it had no half to light
+    return {**today, **({"scene": {**today.get("scene", {}), **scene}} if scene else {})}

@@ -7,16 +7,19 @@ value, the bound and the cure.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from psd.config import strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
+from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
 from psd.config.strict_yaml import LARGEST_FILE
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
@@ -24,33 +27,15 @@ MOST_MODELS = 8  # rewards or judges of one run
 # Judges that no run may see, so that they can measure results.
 EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
 LONGEST_NAME = 300  # characters of a folder or hub id
+TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 PairKind = Literal["steered", "random"]
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str,
-    symbol: str = "",
-    unit: str = "",
-    live: bool = False,
-    log: bool = False,
-    step: float | None = None,
-    **bounds: Any,
-) -> Any:
-    """A field with what the interface needs to know; ``live`` fields may change during a run."""
-    extra = {"group": group, "symbol": symbol, "unit": unit, "live": live, "log": log, "step": step}
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
-
-
-class Preset(BaseModel):
+class Preset(Settings):
     """All parameters of one run.  Groups: run, prior, guidance, preference, negative, scene, cameras, output."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # fmt: off
     # run
@@ -98,15 +83,22 @@ class Preset(BaseModel):
         le=200,
     )
     rescale: float = setting(
-        0.5, "Pull the guided contrast back to the conditional's.", group="guidance", symbol="φ", step=0.05, ge=0, le=1
+        0.5, "Pull the guided contrast back to the conditional's.", group="guidance", staged=True, symbol="φ",
+        step=0.05, ge=0, le=1,
     )
     score_space: Literal["latent", "image"] = setting(
         "latent", "Pull the render to the target as latents, through the encoder, or as pixels.", group="guidance"
     )
-    t_max_start: float = setting(0.95, "Upper end of t/T at the start.", group="guidance", ge=0.02, le=0.999)
-    t_max_end: float = setting(0.25, "Upper end of t/T after annealing.", group="guidance", ge=0.02, le=0.999)
-    t_min_start: float = setting(0.6, "Lower end of t/T at the start.", group="guidance", ge=0.0, le=0.999)
-    t_min_end: float = setting(0.05, "Lower end of t/T after annealing.", group="guidance", ge=0.0, le=0.999)
+    t_max_start: float = setting(
+        0.95, "Upper end of t/T at the start.", group="guidance", staged=True, ge=0.02, le=0.999
+    )
+    t_max_end: float = setting(
+        0.25, "Upper end of t/T after annealing.", group="guidance", staged=True, ge=0.02, le=0.999
+    )
+    t_min_start: float = setting(0.6, "Lower end of t/T at the start.", group="guidance", staged=True, ge=0.0, le=0.999)
+    t_min_end: float = setting(
+        0.05, "Lower end of t/T after annealing.", group="guidance", staged=True, ge=0.0, le=0.999
+    )
     anneal_fraction: float = setting(0.8, "Share of the run over which t anneals.", group="guidance", gt=0, le=1)
 
     janus: Literal["none", "views", "perp_neg"] = setting(
@@ -137,11 +129,12 @@ class Preset(BaseModel):
     )
     kappa: float = setting(1.0, "Gap (mean gaps) of confidence tanh(1).", group="preference", symbol="κ", gt=0, le=20)
     preference_t_max: float = setting(
-        1.0, "No pair or pixel gradient above this t/T; 0.1 below, all.", group="preference", symbol="t_on", ge=0, le=1
+        1.0, "No pair or pixel gradient above this t/T; 0.1 below, all.", group="preference", staged=True,
+        symbol="t_on", ge=0, le=1,
     )
     steer_radius: float = setting(
-        0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", symbol="r",
-        log=True, gt=0, le=1,
+        0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", staged=True,
+        symbol="r", log=True, gt=0, le=1,
     )
     steer_by: Literal["gradient", "scores"] = setting(
         "gradient", "Nudge by the reward's gradient, or its estimate from scores (for black boxes).", group="preference"
@@ -166,37 +159,30 @@ class Preset(BaseModel):
     negative_radius: float = setting(0.3, "Largest RMS drift.", group="negative", symbol="r_n", gt=0, le=10)
 
     # scene
-    field: Literal["grid", "hash"] = setting("grid", "Dense grid (CPU) or multi-resolution hash grid.", group="scene")
-    grid_size: int = setting(56, "Cells along an edge of the finest grid.", group="scene", ge=8, le=512)
-    render_size: int = setting(64, "Pixels along an edge while optimising.", group="scene", unit="px", ge=8, le=1024)
-    ray_samples: int = setting(48, "Samples along a ray.", group="scene", ge=4, le=1024)
-    density_lr: float = setting(0.2, "Adam step of the density.", group="scene", log=True, gt=0, le=1)
-    colour_lr: float = setting(0.1, "Adam step of the colours.", group="scene", log=True, gt=0, le=1)
+    scene: SceneSettings = Field(default=GridScene(kind="grid"), description="What is optimised, by kind.")
+    render_size: int = setting(
+        64, "Pixels along an edge while optimising.", group="scene", unit="px", staged=True, ge=8, le=1024
+    )
     lr_final: float = setting(0.2, "Learning rates at the end, as a share of the start.", group="scene", gt=0, le=1)
-    blob_density: float = setting(10.0, "Height of the initial density blob.", group="scene", ge=0, le=100)
-    weight_tv: float = setting(5.0, "Total variation of the field.", group="scene", ge=0, le=1e4)
-    weight_opacity: float = setting(10.0, "Mean opacity: empties fog.", group="scene", ge=0, le=1e4)
-    weight_entropy: float = setting(100.0, "Binary entropy of opacity: all or nothing.", group="scene", ge=0, le=1e4)
-    weight_orientation: float = setting(0.0, "Normals that face away from the camera.", group="scene", ge=0, le=1e4)
-    random_background: float = setting(0.5, "Chance of a random plain background per step.", group="scene", ge=0, le=1)
-    background: Literal["plain", "network"] = setting(
-        "plain", "Behind the object, where no random colour is: plain greys, or learned by direction.", group="scene"
-    )
-    shading: bool = setting(False, "Light the surface from `late_start` on, so that shape shows.", group="scene")
-    orientation_start: float = setting(
-        1.0, "Share of weight_orientation at the start; it grows until `late_start`.", group="scene", ge=0, le=1
-    )
     weight_decay: float = setting(0.0, "Decoupled weight decay of the scene (AdamW).", group="scene", ge=0, le=1)
-    late_start: float = setting(1.0, "Share of the run after which late values hold.", group="scene", gt=0, le=1)
-    late_render_size: int = setting(64, "`render_size` after `late_start`.", group="scene", unit="px", ge=8, le=1024)
-    late_groups: int = setting(1, "`groups` after `late_start`.", group="scene", ge=1, le=16)
+    random_background: float = setting(
+        0.5, "Chance of a random plain background per step.", group="scene", staged=True, ge=0, le=1
+    )
+    shading: bool = setting(False, "Light the surface, so that shape shows.", group="scene", staged=True)
+    stages: list[Stage] = setting(
+        [], "Parts of the run, each with its `share` and what differs there; empty: all steps alike.", group="scene"
+    )
 
     # cameras
-    groups: int = setting(1, "Orbits per step.", group="cameras", ge=1, le=16)
-    elevation_deg: tuple[float, float] = setting((0.0, 30.0), "Range of elevations.", group="cameras", unit="deg")
-    fovy_deg: tuple[float, float] = setting((40.0, 40.0), "Range of vertical views.", group="cameras", unit="deg")
+    groups: int = setting(1, "Orbits per step.", group="cameras", staged=True, ge=1, le=16)
+    elevation_deg: tuple[float, float] = setting(
+        (0.0, 30.0), "Range of elevations.", group="cameras", staged=True, unit="deg"
+    )
+    fovy_deg: tuple[float, float] = setting(
+        (40.0, 40.0), "Range of vertical views.", group="cameras", staged=True, unit="deg"
+    )
     distance_factor: tuple[float, float] = setting(
-        (1.1, 1.1), "Range of half the covered width at the origin.", group="cameras", unit="world units"
+        (1.1, 1.1), "Range of half the covered width at the origin.", group="cameras", staged=True, unit="world units"
     )
 
     # output
@@ -211,17 +197,13 @@ class Preset(BaseModel):
     texture: bool = setting(False, "Bake a UV texture (slower) instead of vertex colours.", group="output")
     # fmt: on
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _undo_the_truths_of_yaml(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads ``on`` as true, and true would count as 1; and ``off``, a choice here, as false."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and annotation in (int, float):
-            raise ValueError(f"{info.field_name}={value} must be a number")
-        return "off" if value is False and "off" in get_args(annotation) else value
-
     @model_validator(mode="after")
     def _check(self) -> Preset:
+        for index in range(len(self.stages)):
+            self.in_stage(index)  # raises for what cannot work there
+        if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > TOLERANCE:
+            shares = ", ".join(f"{stage.share:g}" for stage in self.stages)
+            raise ValueError(f"the shares of stages ({shares}) must sum to 1")
         for low, high in (("t_min_start", "t_max_start"), ("t_min_end", "t_max_end")):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}: lower it")
@@ -268,19 +250,22 @@ class Preset(BaseModel):
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Preset:
         """Check values; every complaint names key, value and bound (`PresetError`)."""
+        values = merge({}, values)
+        if isinstance(scene := values.get("scene"), Mapping):
+            values["scene"] = {"kind": "grid", **scene}
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(values)
         except ValidationError as error:
-            raise PresetError(explain_validation(error, cls.model_fields)) from None
+            raise PresetError(explain_validation(error, list_settings(), tags={"scene": SCENES})) from None
 
     @classmethod
     def load(cls, name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         """A preset by name (``presets/<name>.yaml``) or by path, with overrides."""
-        return cls.make({**read_values(name), **(overrides or {})})
+        return cls.make(merge(read_values(name), overrides or {}))
 
     def with_values(self, values: Mapping[str, Any]) -> Preset:
         """A checked copy with other values."""
-        return Preset.make({**self.model_dump(), **values})
+        return Preset.make(merge(self.model_dump(), values))
 
     @property
     def total_steps(self) -> int:
@@ -298,36 +283,96 @@ class Preset(BaseModel):
         """Share of the schedule that is done after ``step`` steps; it stays at 1 during ``extra_steps``."""
         return min(step / self.steps, 1.0)
 
-    def is_late(self, progress: float) -> bool:
-        return self.late_start < 1 and progress >= self.late_start
+    def stage_at(self, progress: float) -> tuple[int, float]:
+        """The stage after a share ``progress`` of the run, from 0 on, and the share of it that is done."""
+        begun = 0.0
+        for index, stage in enumerate(self.stages):
+            if progress < begun + stage.share - TOLERANCE or index == len(self.stages) - 1:
+                return index, min((progress - begun) / stage.share, 1.0)
+            begun += stage.share
+        return 0, progress
+
+    def in_stage(self, index: int) -> Preset:
+        """As it holds in one of its stages; itself where it has none."""
+        if not self.stages:
+            return self
+        where, changes = f"stages[{index}]", self.stages[index].changes
+        known = list_settings()
+        named = [f"scene.{key}" for key in changes.get("scene", {})] if isinstance(changes.get("scene"), dict) else []
+        for name in [*(name for name in changes if name != "scene"), *named]:
+            if name not in known or not known[name].json_schema_extra["staged"]:  # type: ignore[index]
+                staged = ", ".join(name for name, info in known.items() if info.json_schema_extra["staged"])  # type: ignore[index]
+                raise PresetError(f"{where}: {format_value(name)} cannot differ in a stage; these can: {staged}")
+        try:
+            return Preset.make(merge({**self.model_dump(), "stages": []}, changes))
+        except PresetError as error:
+            raise PresetError(f"{where}: {error}") from None
 
     def at(self, progress: float) -> Preset:
-        """As it holds after a share ``progress`` of the run: large, few pictures once the shape stands."""
-        if not self.is_late(progress):
-            return self
-        return self.model_copy(update={"groups": self.late_groups, "render_size": self.late_render_size})
+        """As it holds after a share ``progress`` of the run."""
+        return self.in_stage(self.stage_at(progress)[0])
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _is_printable(text: str) -> bool:
-    """No control characters beside newline and tab."""
-    return not any(unicodedata.category(c) == "Cc" for c in text if c not in "\n\t")
+    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
 
 
-def read_values(name: str) -> dict[str, Any]:
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is named by the path of its file, whose suffix may be written in any case."""
+    return name.lower().endswith((".yaml", ".yml"))
+
+
+def list_settings() -> dict[str, FieldInfo]:
+    """Every setting by its name, nested ones with a dot (``scene.grid_size``), whatever kind of scene has it."""
+    found: dict[str, FieldInfo] = {}
+    for name, info in Preset.model_fields.items():
+        if name != "scene":
+            found[name] = info
+            continue
+        for model in (SceneKind, *SCENES.values()):
+            found |= {f"scene.{key}": field for key, field in model.model_fields.items() if field.json_schema_extra}
+    return found
+
+
+def flatten(preset: Preset) -> dict[str, Any]:
+    """Every value by the name of its setting, of the preset's own kind of scene."""
+    values = {name: getattr(preset, name) for name in Preset.model_fields}
+    scene = values.pop("scene")
+    return {**values, **{f"scene.{key}": getattr(scene, key) for key in type(scene).model_fields}}
+
+
+def read_values(name: str, *, inside: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values that a preset's file gives, by name (``presets/<name>.yaml``) or by path, before any check."""
-    is_path = name.endswith((".yaml", ".yml"))
+    is_path = is_preset_file(name)
     if not is_path and name not in list_presets():
         raise PresetError(f"no preset {format_value(name)}; there are: {', '.join(list_presets())}")
-    path = Path(name) if is_path else PRESETS / f"{name}.yaml"
+    path = Path(os.path.expanduser(name)) if is_path else PRESETS / f"{name}.yaml"
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST_FILE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise PresetError(f"cannot read the preset {format_value(name)}: {error}") from None
-    return parse_mapping(text)
+    return parse_preset(text, inside=(*inside, name))
+
+
+def parse_preset(text: str, *, inside: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a preset's text over those of the shipped preset that it ``extends``, if any, before any check.
+
+    ``inside``: the presets that extend this one.
+    """
+    values = parse_mapping(text)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if base not in list_presets():
+        raise PresetError(f"extends={format_value(base)}: there are {', '.join(list_presets())}")
+    if base in inside:
+        raise PresetError(f"extends={base} goes round in a circle: {' -> '.join([*inside, base])}")
+    return merge(read_values(base, inside=inside), values)
 
 
 def parse_value(text: str) -> Any:

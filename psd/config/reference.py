@@ -7,14 +7,15 @@ from typing import Any, Literal, cast, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from psd.config.preset import Preset
+from psd.config.preset import list_settings
+from psd.config.settings import Range, Stage
 
 
 def parameter_table() -> str:
     """All parameters as Markdown tables, one for each group: what docs/parameters.md shows."""
     lines: list[str] = []
     group = ""
-    for name, field in Preset.model_fields.items():
+    for name, field in list_settings().items():
         extra = cast(dict[str, Any], field.json_schema_extra)
         if extra["group"] != group:
             group = extra["group"]
@@ -22,7 +23,7 @@ def parameter_table() -> str:
         symbol = f" *{extra['symbol']}*" if extra["symbol"] else ""
         live = " Live." if extra["live"] else ""
         default = yaml.safe_dump(
-            Preset.model_fields[name].get_default(call_default_factory=True),
+            field.get_default(call_default_factory=True),
             default_flow_style=True,
             allow_unicode=True,
         )
@@ -42,7 +43,8 @@ def _describe_values(field: FieldInfo) -> str:
     }
     unit = cast(dict[str, Any], field.json_schema_extra)["unit"]
     if not bounds:
-        kinds = {str: "text", dict[str, float]: "names with weights", list[str]: "names", tuple[float, float]: "a pair"}
+        kinds = {str: "text", list[str]: "names", dict[str, float]: "names with weights", Range: "a pair"}
+        kinds[list[Stage]] = "a list of mappings"
         return f"{kinds[field.annotation]} {unit}".rstrip()
     low = f"above {bounds['gt']}" if "gt" in bounds else f"{bounds['ge']}"
     high = f"below {bounds['lt']}" if "lt" in bounds else f"{bounds['le']}"

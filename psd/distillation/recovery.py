@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from psd.config.preset import Preset
 from psd.distillation.events import Failed
 from psd.runtime.deferred import NonFiniteError
@@ -55,7 +58,7 @@ def preview_not_finite(error: NonFiniteError, step: int, which: str) -> Failed:
     return Failed(
         step=step,
         message=f"preview {which}: {error}",
-        cure="start anew with a lower density_lr or colour_lr; the checkpoint holds the scene that was looked at",
+        cure="start anew with a lower scene.density_lr or scene.colour_lr; the checkpoint holds the scene as it is",
     )
 
 
@@ -64,32 +67,34 @@ def step_out_of_memory(preset: Preset, step: int) -> Failed:
     return Failed(
         step=step,
         message=f"out of memory at step {step + 1}, even with {describe_sizes(preset)}",
-        cure="free memory and resume, or start anew with a lower render_size, ray_samples, groups, candidates or "
-        f"grid_size; {LAST_GOOD}",
+        cure="free memory and resume, or start anew with a lower render_size, scene.ray_samples, groups, candidates or "
+        f"scene.grid_size; {LAST_GOOD}",
     )
 
 
-SMALLER = {
-    "render_size": 16,
-    "late_render_size": 16,
-    "groups": 1,
-    "late_groups": 1,
-    "candidates": 2,
-}  # halved when memory is short, down to this; a scene keeps the ray_samples that it was made with
+# Halved when memory is short, down to this, in every stage; a scene keeps the ray_samples that it was made with.
+SMALLER = {"render_size": 16, "groups": 1, "candidates": 2}
 
 
 def reduced_preset(preset: Preset) -> Preset:
     """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is.
 
-    (And `Models.fewer`: past `late_start` a step has one orbit anyway, and networks fill the memory.)
+    (And `Models.fewer`: where a step has one orbit anyway, networks fill the memory.)
     """
-    halves = {name: max(least, getattr(preset, name) // 2) for name, least in SMALLER.items()}
-    return preset.with_values({name: min(half, getattr(preset, name)) for name, half in halves.items()})
+
+    def halved(values: Mapping[str, Any]) -> dict[str, Any]:
+        known = {name: least for name, least in SMALLER.items() if name in values}
+        return {**values, **{name: min(values[name], max(least, values[name] // 2)) for name, least in known.items()}}
+
+    stages = [halved(stage.model_dump()) for stage in preset.stages]
+    return preset.with_values({**halved({name: getattr(preset, name) for name in SMALLER}), "stages": stages})
 
 
 def describe_sizes(preset: Preset) -> str:
-    """``render_size 32, late_render_size 32, ..., and networks one orbit at a time``"""
-    values = ", ".join(f"{name} {getattr(preset, name)}" for name in SMALLER)
+    """``render_size 32, groups 1, ..., and networks one orbit at a time``; a key's values in all stages."""
+    everywhere = [preset.in_stage(index) for index in range(max(1, len(preset.stages)))]
+    found = {name: dict.fromkeys(str(getattr(stage, name)) for stage in everywhere) for name in SMALLER}
+    values = ", ".join(f"{name} {' and '.join(those)}" for name, those in found.items())
     return f"{values}, and networks one orbit at a time"
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from psd import __version__
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, list_settings
 from psd.distillation import detectors, recovery, sampling
 from psd.distillation.events import (
     Alarmed,
@@ -225,16 +225,17 @@ def optimise_step(
     """
     prior, scene, readings = models.prior, state.scene, DeferredChecks()
     progress = preset.progress(state.step)
+    _, stage_progress = preset.stage_at(progress)
     preset = preset.at(progress)
 
     # ---- 1: cameras, render, latents, differentiable to the scene
-    scene.advance(state.step / preset.steps)
+    scene.advance(state.step / preset.steps, preset.scene)
     cameras = sample_orbits(
         preset.groups, prior.views, elevation_deg=preset.elevation_deg, fovy_deg=preset.fovy_deg,
         distance_factor=preset.distance_factor, generator=shared,
     ).to(prior.device)  # fmt: skip
     background, learned = sampling.draw_background(preset, shared)
-    light = sampling.draw_light(cameras, shared) if preset.shading and preset.is_late(progress) else None
+    light = sampling.draw_light(cameras, shared) if preset.shading else None
     with clock.part("render"):
         render = scene.render(
             cameras, preset.render_size, background=background, generator=shared,
@@ -281,7 +282,8 @@ def optimise_step(
     roots, gradients = [root], [gradient]
     if found.pixels is not None:
         roots, gradients = [*roots, render.rgb], [*gradients, found.pixels]
-    weighted = [regulariser_weight(preset, name, progress) * value for name, value in terms.items()]
+    weights = preset.scene.regulariser_weights(stage_progress)
+    weighted = [weights[name] * value for name, value in terms.items()]
     if weighted:
         roots, gradients = [*roots, torch.stack(weighted).sum()], [*gradients, None]
     state.optimiser.zero_grad(set_to_none=True)
@@ -320,15 +322,6 @@ def optimise_step(
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
-def regulariser_weight(preset: Preset, name: str, progress: float) -> float:
-    """Of a regulariser; that of orientation may grow, as normals mean nothing before there is a surface."""
-    full = getattr(preset, f"weight_{name}")
-    if name != "orientation":
-        return full
-    grown = min(1.0, progress / preset.late_start)
-    return full * (preset.orientation_start + (1 - preset.orientation_start) * grown)
-
-
 def image_score(
     prior: Prior, images: Float[Tensor, "b v 3 h w"], z0: Float[Tensor, "b v c h2 w2"],
     gradient: Float[Tensor, "b v c h2 w2"],
@@ -353,8 +346,9 @@ def resize_images(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor
 
 def apply_live_values(preset: Preset, models: Models, wish: dict) -> Preset:
     """The preset with the live values; raises `PresetError` for what is no live field, no value or no loaded reward."""
+    known = list_settings()
     for name in wish:
-        about = Preset.model_fields[name].json_schema_extra if name in Preset.model_fields else {"live": True}
+        about = known[name].json_schema_extra if name in known else {"live": True}
         if not (isinstance(about, dict) and about["live"]):
             raise PresetError(f"{name} cannot change during a run: set it before the start")
     live = preset.with_values(wish)

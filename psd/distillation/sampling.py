@@ -33,8 +33,10 @@ def step_generators(run: torch.Generator) -> tuple[torch.Generator, torch.Genera
 
 def timestep_range(preset: Preset, step: int, total: int) -> tuple[int, int]:
     """Smallest and largest diffusion step ``t`` of ``total`` that the optimisation step ``step`` may draw."""
+    progress = preset.progress(step)
+    preset = preset.at(progress)
     return formulas.timestep_bounds(
-        preset.progress(step), low=(preset.t_min_start, preset.t_min_end),
+        progress, low=(preset.t_min_start, preset.t_min_end),
         high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction, total=total,
     )  # fmt: skip
 
@@ -60,7 +62,7 @@ def draw_background(
     colour = torch.rand(preset.groups, 3, generator=generator)
     plain = torch.tensor(BACKGROUNDS)[torch.randint(len(BACKGROUNDS), (preset.groups,), generator=generator)]
     random = chance < preset.random_background
-    learned = ~random[:, 0] if preset.background == "network" else None
+    learned = ~random[:, 0] if preset.scene.background == "network" else None
     return torch.where(random, colour, plain), learned
 
 

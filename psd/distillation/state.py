@@ -60,16 +60,14 @@ class State:
             scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15, weight_decay=preset.weight_decay,
             decoupled_weight_decay=True,
         )  # fmt: skip
-        for group in optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
         negative = Negative.create(preset, models.prior)
         gap_scale = GapScale(GAP_DECAY, models.prior.levels)
         return cls(scene, optimiser, negative, gap_scale, torch.Generator().manual_seed(preset.seed))
 
     def decay(self, preset: Preset) -> None:
-        """Learning rates fall exponentially to ``lr_final`` of their start at the end of the run."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * preset.lr_final ** preset.progress(self.step)
+        """Learning rates as the preset has them at this step, falling exponentially to ``lr_final`` of their start."""
+        for group, fresh in zip(self.optimiser.param_groups, self.scene.parameter_groups(preset), strict=True):
+            group["lr"] = fresh["lr"] * preset.lr_final ** preset.progress(self.step)
 
     def keep_best(self, score: float) -> None:
         scene = {name: to_numpy(tensor) for name, tensor in self.scene.state().items()}

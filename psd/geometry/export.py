@@ -131,8 +131,8 @@ def encode_glb(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_m
     from trimesh.visual import TextureVisuals
     from trimesh.visual.material import PBRMaterial
 
-    textured = mesh.texture is not None and mesh.uv is not None
-    picture = None if mesh.texture is None or not textured else Image.fromarray(mesh.texture)
+    picture = Image.fromarray(mesh.texture) if mesh.texture is not None and mesh.uv is not None else None
+    textured = picture is not None
     material = PBRMaterial("surface", metallicFactor=0.0, roughnessFactor=1.0, baseColorTexture=picture)
     # trimesh casts colours to 8 bits but keeps the type of attributes of one's own: so they travel as one.
     attributes = {} if textured else {"_COLOR": encode_linear(mesh.colours)}

@@ -15,7 +15,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from psd.config.errors import MissingError, PresetError, format_value
 from psd.config.preset import PRESETS, Preset

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from psd.runs.jobs.worker import Worker
     from psd.runs.store.archive import list_runs, replay_events
     from psd.runs.store.folder import RunFolder
+    from psd.runs.store.library import Library
 
-__all__ = ["RunFolder", "Worker", "list_runs", "make_events", "replay_events"]
+__all__ = ["Library", "RunFolder", "Worker", "list_runs", "make_events", "replay_events"]
 __getattr__ = lazy_names(
     __name__,
     {
+        "Library": "psd.runs.store.library",
         "RunFolder": "psd.runs.store.folder",
         "Worker": "psd.runs.jobs.worker",
         "list_runs": "psd.runs.store.archive",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,20 +14,31 @@ from psd.distillation.state import restore_scene, strip_prefix
 from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
-from psd.runs.store.archive import ACTIVE, checkpoint_steps, latest_checkpoint, read_preset, read_status
+from psd.runs.store.archive import ACTIVE, checkpoint_steps, find_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
+from psd.runtime.diagnosis import first_line
 from psd.scenes.interfaces import MeshSettings, Scene, Thresholded
+
+LOG = logging.getLogger(__name__)
 
 
 def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
     """The scene that ``preset.export`` names in the run's newest checkpoint, and its step; `PresetError` if none."""
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        raise PresetError(f"{folder.name} has no whole checkpoint: nothing to make a mesh of")
+    search = find_checkpoint(folder)
+    if search.checkpoint is None:
+        why = f" ({search.reasons})" if search.reasons else ""
+        raise PresetError(f"{folder.name} has no whole checkpoint{why}: nothing to make a mesh of")
+    if search.reasons:
+        LOG.warning("run %s: %s", folder.name, search.reasons)
+    checkpoint = search.checkpoint
     best = checkpoint.values.get("best") if preset.export == "best" else None
-    step, prefix = (best["step"], "best/") if best else (checkpoint.step, "scene/")
-    return restore_scene(preset, strip_prefix(prefix, checkpoint.tensors), step), step
+    try:
+        step, prefix = (int(best["step"]), "best/") if best else (checkpoint.step, "scene/")
+        return restore_scene(preset, strip_prefix(prefix, checkpoint.tensors), step), step
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of a version whose seals prove nothing
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PresetError(f"the checkpoint of {folder.name} does not fit its preset ({reason}): restore it") from None
 
 
 def remesh_run(
@@ -71,11 +83,11 @@ def rewrite_mesh(
     if status.state in ACTIVE:
         raise StoreError(f"{folder.name} is still going", "wait for its end, or stop it first")
     mesh, step = remesh_run(folder, scene=scene, threshold=threshold, faces=faces, texture=texture)
-    told = {"step": status.step, "time_s": status.time_s}
+    stamp = {"step": status.step, "time_s": status.time_s}
     with RunFolder.open(folder, size_mm=size_mm) as run:
-        for note in mesh.notes:
-            run.write(Warned(message=note, **told))
-        run.write(Meshed(mesh=mesh, scene_step=step, statistics=mesh_statistics(mesh), **told))
+        for note in (*run.notes, *mesh.notes):
+            run.write(Warned(message=note, **stamp))
+        run.write(Meshed(mesh=mesh, scene_step=step, statistics=mesh_statistics(mesh), **stamp))
     return mesh
 
 

@@ -5,11 +5,11 @@ A run's record is its folder; what is printed is for whoever is still there.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from typing import Any, TextIO
 
 
@@ -23,7 +23,7 @@ class ForgivingStream:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        if isinstance(stream, TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
@@ -36,6 +36,8 @@ class ForgivingStream:
                 return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
             except ValueError:  # closed
                 self._stream = None
+            except RuntimeError:  # a signal's handler writes in the middle of a write
+                return 0
         return len(text)
 
     def flush(self) -> None:
@@ -69,6 +71,9 @@ class ForgivingStream:
 @contextmanager
 def forgiving_output() -> Iterator[None]:
     """Make stdout and stderr `ForgivingStream`s, and write out what they hold at the end."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # the number of a closed stderr must not go to a run's file
+        pass
+    os.close(spare)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = streams = tuple(ForgivingStream(stream) for stream in before)  # type: ignore[assignment]
     try:

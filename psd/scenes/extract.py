@@ -144,7 +144,7 @@ def best_threshold(
     if not target.any() or not highest.max() > 0:
         raise MeshError(
             "the field is empty: no pixel of six views reaches opacity 0.5, and the largest density is"
-            f" {float(density.max()):.3g}: run more steps, or lower weight_opacity"
+            f" {float(density.max()):.3g}: run more steps, or lower scene.weight_opacity"
         )
     candidates = torch.logspace(-4, 0, 97)[:-1] * highest.max()
     inside = highest > candidates[:, None]  # candidates x pixels
@@ -207,7 +207,7 @@ def iso_surface(
     if (share := solid[1:-1, 1:-1, 1:-1][(radius > 1 - RIM) & (radius <= 1)].mean()) > 0.5:
         raise MeshError(
             f"the field is full: {share:.0%} of the outermost tenth of the unit ball lie above the threshold"
-            f" {threshold:.3g} (at most 50%): raise weight_opacity or the threshold"
+            f" {threshold:.3g} (at most 50%): raise scene.weight_opacity or the threshold"
         )
     level[np.asarray(ndimage.binary_fill_holes(solid)) & ~solid] = 0.5
     vertices, faces, _, _ = marching_cubes(level, 0.0, gradient_direction="ascent")

@@ -14,6 +14,7 @@ from psd.geometry.cameras import Cameras
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
+    from psd.config.settings import SceneSettings
     from psd.geometry.mesh import Mesh
 
 
@@ -93,8 +94,11 @@ class Scene(Protocol):
         """Terms of the field itself (total variation, ...), unweighted."""
         ...
 
-    def advance(self, progress: float) -> None:
-        """Tell the scene how far the run is: coarse to fine, occupancy updates; in [0, 1), beyond in extra steps."""
+    def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
+        """Tell the scene how far the run is: coarse to fine, occupancy updates; in [0, 1), beyond in extra steps.
+
+        ``settings`` are those of the stage; None: as they are.
+        """
         ...
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:

@@ -24,6 +24,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from psd.config.settings import GridScene
 from psd.geometry.cameras import Cameras, camera_rays
 from psd.runtime import devices
 from psd.runtime.devices import to_device, to_like
@@ -36,6 +37,7 @@ from psd.scenes.interfaces import Light, MeshSettings, Render
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
+    from psd.config.settings import SceneSettings
     from psd.geometry.mesh import Mesh
 
 RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
@@ -110,28 +112,28 @@ def occupied_radius(occupied: Bool[Tensor, "x y z"]) -> float:
 
 
 class RadianceScene:
-    """A field and how it is rendered: ``preset.ray_samples`` samples across the ball's diameter."""
+    """A field and how it is rendered: ``scene.ray_samples`` samples across the ball's diameter."""
 
     def __init__(self, preset: Preset, device: torch.device | str = "cpu") -> None:
-        if preset.field == "grid":
-            self.field: GridField | HashField = GridField(preset.grid_size, preset.blob_density)
+        self.settings = settings = preset.scene
+        if isinstance(settings, GridScene):
+            self.field: GridField | HashField = GridField(settings.grid_size, settings.blob_density)
         else:
-            self.field = HashField(preset.blob_density, seed=preset.seed, device=device)
+            self.field = HashField(settings.blob_density, seed=preset.seed, device=device)
         self.field.to(device)
         self.notes = self.field.notes
         seeded = torch.Generator().manual_seed(preset.seed)
-        self.backdrop = Backdrop(seeded).to(device) if preset.background == "network" else None
+        self.backdrop = Backdrop(seeded).to(device) if settings.background == "network" else None
         self.device = torch.device(device)
-        self.step = 2 * RADIUS / (preset.ray_samples - 2)  # two intervals more than fit, for the shift
+        self.step = 2 * RADIUS / (settings.ray_samples - 2)  # two intervals more than fit, for the shift
         self.reach: tuple[Tensor, float] | None = None  # cells of a field, and `occupied_radius` of them
-        self.weights = {name: getattr(preset, f"weight_{name}") for name in ("tv", "opacity", "entropy", "orientation")}
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """Groups for Adam with their initial learning rates; shapes never change during a run."""
         groups = self.field.parameter_groups(preset)
         if self.backdrop is not None:
             params = [(BEHIND + name, value) for name, value in self.backdrop.named_parameters()]
-            groups.append({"name": "background", "params": params, "lr": preset.colour_lr / 10})
+            groups.append({"name": "background", "params": params, "lr": preset.scene.colour_lr / 10})
         return groups
 
     def render(
@@ -162,7 +164,7 @@ class RadianceScene:
         marched = self._march_rays(origins, directions, shift.to(origins.dtype))
         if isinstance(self.field, HashField) and torch.is_grad_enabled():
             marched = self._drop_hidden(self.field, marched, origins, directions)
-        facing = self.weights["orientation"] > 0
+        facing = self.settings.uses_normals
         found = self.field.sample(marched.points, normals=normals or facing or light is not None)
         if light is not None:
             view = torch.div(marched.sample_ray, size * size, rounding_mode="floor")
@@ -198,9 +200,9 @@ class RadianceScene:
     def _ray_regularisers(self, opacity: Float[Tensor, "b v 1 h w"]) -> dict[str, Tensor]:
         """Means over all pixels, of the terms that have a weight."""
         terms = {}
-        if self.weights["opacity"] > 0:
+        if self.settings.weight_opacity > 0:
             terms["opacity"] = opacity.mean()
-        if self.weights["entropy"] > 0:
+        if self.settings.weight_entropy > 0:
             terms["entropy"] = volume_rendering.binary_entropy(opacity).mean()
         return terms
 
@@ -248,9 +250,10 @@ class RadianceScene:
 
     def regularisers(self) -> dict[str, Tensor]:
         """Terms of the field itself: ``tv``, its total variation, if that has a weight."""
-        return {"tv": self.field.total_variation()} if self.weights["tv"] > 0 else {}
+        return {"tv": self.field.total_variation()} if self.settings.weight_tv > 0 else {}
 
-    def advance(self, progress: float) -> None:
+    def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
+        self.settings = settings or self.settings
         self.field.advance(progress)
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:

@@ -21,7 +21,7 @@ import gradio as gr
 from gradio.components import Component
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, list_settings
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE, read_preset
 from psd.runs.store.files import StoreError
@@ -252,7 +252,7 @@ def _wire_hand(desk: PageContext, bar: StatusBar, asked: PromptBox) -> None:
     def duplicate(run: str) -> list[Any]:
         """Leave the run, which goes on, with its values in the controls."""
         try:
-            return ["", "", "", *desk.show(read_preset(desk.worker.folder(run)))]
+            return ["", "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
         except (PresetError, StoreError) as error:
             return [gr.skip(), gr.skip(), html.note_html(str(error)), *desk.skipped()]
 
@@ -294,9 +294,7 @@ def _build_settings(name: str, preset: Preset) -> tuple[SharePanel, list[Control
     dice.click(lambda: random.randrange(2**31), None, parts[0].components, **QUIET)
     parts += [controls.make_control(field, preset) for field in FIRST]
     elsewhere = {"seed", *FIRST, *controls.ELSEWHERE}
-    for group, fields in controls.group_fields(
-        [field for field in Preset.model_fields if field not in elsewhere]
-    ).items():
+    for group, fields in controls.group_fields([name for name in list_settings() if name not in elsewhere]).items():
         with gr.Accordion(TITLES.get(group, group.capitalize()), open=False):
             parts += [controls.make_control(field, preset) for field in fields]
     return share, parts, _lock_panes([*share.locked, dice], parts, locked)

@@ -106,7 +106,7 @@ def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look
         watched = WatchedRun(state="interrupted", message=str(error))
     compared = watcher.view_runs(seen.compared if seen.tab == "Compare" else ())
     runs = watcher.runs(owner if seen.only_mine else "") if seen.tab == "Runs" else ()
-    return Page(watched, seen, bool(run) and worker.is_steerable_by(run, owner), compared, runs)
+    return Page(watched, seen, bool(run) and worker.library.is_steerable_by(run, owner), compared, runs)
 
 
 def collect_updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:

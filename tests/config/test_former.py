@@ -45,6 +45,11 @@ def test_its_preset_reads_in_todays_keys(folder: Path) -> None:
     )["schema"] == 1 < SCHEMA  # fmt: skip
     preset = read_preset(folder, to_resume=True)
     assert (preset.pair, preset.scaling, preset.kappa, preset.seed) == ("random", "none", 2.0, 0)
+    assert preset.scene.kind == "grid" and preset.scene.grid_size == 8 and preset.scene.background == "network"
+    assert [(preset.at(x).render_size, preset.at(x).groups, preset.at(x).shading) for x in (0.0, 0.5)] == [
+        (8, 1, False), (12, 2, True)
+    ]  # fmt: skip
+    assert [preset.at(x).scene.weight_orientation for x in (0.0, 0.5)] == [(0.05, 0.5), (0.5, 0.5)]
     assert read_provenance(folder, 6)["preset"]["pair"] == "random"
     assert read_status(folder).state == "finished"
     assert [type(event) for event in replay_events(folder)][:: len(list(replay_events(folder))) - 1] == [

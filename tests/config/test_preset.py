@@ -1,6 +1,7 @@
 """Presets: what is out of range is refused by name before a model is loaded; what is in range survives a file."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from psd.config.assignments import parse_assignments
 from psd.config.errors import PresetError
-from psd.config.preset import PRESETS, Preset, list_presets, parse_mapping
+from psd.config.preset import PRESETS, Preset, flatten, list_presets, list_settings, parse_mapping, parse_preset
 from psd.config.reference import parameter_table
 
-FIELDS = Preset.model_fields
+FIELDS = list_settings()
 NUMBERS = {name: field for name, field in FIELDS.items() if field.annotation in (int, float)}
 CHOICES = {
     name: get_args(field.annotation) for name, field in FIELDS.items() if get_origin(field.annotation) is Literal
@@ -55,6 +56,14 @@ def outside(name: str) -> st.SearchStrategy:
 
 LINE = st.text(st.characters(blacklist_categories=["Cc", "Cs"]), min_size=1, max_size=100)
 NAME = LINE.filter(str.strip)
+
+
+def of_its_kind(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what the kind of scene lacks."""
+    lacking = {"scene.grid_size"} if values["scene.kind"] == "hash" else set()
+    return {name: value for name, value in values.items() if name not in lacking}
+
+
 PRESET = st.fixed_dictionaries(
     {
         "prompt": NAME,
@@ -65,7 +74,7 @@ PRESET = st.fixed_dictionaries(
         **{name: inside(name) for name in NUMBERS if not name.startswith(("t_min", "t_max"))},
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     }
-)
+).map(of_its_kind)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -91,7 +100,7 @@ def test_a_number_out_of_range_is_refused_with_key_value_and_bound(data: st.Data
 def test_a_number_at_its_bounds_is_accepted(name: str) -> None:
     for value in (low(name), high(name)):
         if not name.startswith(("t_min", "t_max")):  # those are tied to each other
-            assert getattr(Preset.make({name: value}), name) == value
+            assert flatten(Preset.make({name: value}))[name] == value
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -274,14 +283,67 @@ def test_a_preset_that_is_not_there_is_answered_with_those_that_are(tmp_path: Pa
 def test_every_shipped_preset_loads_and_explains_each_of_its_keys(name: str) -> None:
     Preset.load(name)
     lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    keys = [i for i, line in enumerate(lines) if line[:1].isalpha()]
+    keys = [i for i, line in enumerate(lines) if re.match(r" *[a-z_]+:", line)]
     assert keys
-    silent = [lines[i] for i in keys if "#" not in lines[i] and not lines[i - 1].startswith("#")]
+    silent = [lines[i] for i in keys if "#" not in lines[i] and not lines[i - 1].lstrip().startswith("#")]
     assert not silent, "explain these keys beside or above them"
 
 
 def test_overrides_win_over_the_file() -> None:
     assert Preset.load("tiny", {"steps": 3}).steps == 3
+    dotted, nested = (Preset.load("tiny", {**way}) for way in ({"scene.grid_size": 9}, {"scene": {"grid_size": 9}}))
+    assert (
+        dotted == nested and dotted.scene.weight_tv == Preset.load("tiny").scene.weight_tv != Preset().scene.weight_tv
+    )
+
+
+def test_another_kind_of_scene_begins_with_its_own_defaults() -> None:
+    changed = Preset.load("tiny", {"scene.kind": "hash", "scene.ray_samples": 9})
+    assert changed.scene == Preset.make({"scene": {"kind": "hash", "ray_samples": 9}}).scene
+    assert changed.with_values({"scene.kind": "hash", "scene.weight_tv": 1}).scene.ray_samples == 9
+    for values, words in [
+        ({"scene": {"kind": "cloud"}}, "'cloud'.*'grid', 'hash'"), ({"grid_size": 9}, "did you mean 'scene.grid_size'"),
+        ({"scene.grid_size": 7}, "scene.grid_size=7"), ({"scene.gird_size": 9}, "did you mean 'scene.grid_size'"),
+        ({"scene": {"kind": "hash", "grid_size": 9}}, "unknown key 'scene.grid_size': another kind has it"),
+        ({"scene": 3}, "scene=3"), ({"scene.grid_size": True}, "grid_size=True must be a number"),
+    ]:  # fmt: skip
+        with pytest.raises(PresetError, match=words):
+            Preset.make(values)
+
+
+def test_a_preset_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
+    text = "extends: tiny\nsteps: 7\nscene: {grid_size: 9}\n"
+    found, base = Preset.make(parse_preset(text)), Preset.load("tiny")
+    assert (
+        found == base.with_values({"steps": 7, "scene.grid_size": 9}) and found.scene.weight_tv == base.scene.weight_tv
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    assert Preset.load(str(tmp_path / "mine.yaml")) == found
+    with pytest.raises(PresetError, match="extends='nothing'.*tiny"):
+        parse_preset("extends: nothing")
+    with pytest.raises(PresetError, match="tiny -> mine -> tiny"):
+        parse_preset("extends: tiny", inside=("tiny", "mine"))
+    mvdream = flatten(Preset.load("mvdream"))
+    differing = {name for name, value in flatten(Preset.load("mvdream-shaded")).items() if value != mvdream[name]}
+    assert differing == {"stages"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([{"share": 0.4}, {"share": 0.5}], r"shares of stages \(0.4, 0.5\) must sum to 1"),
+        ([{"share": 1, "render_size": 3}], r"stages\[0\]: render_size=3"),
+        ([{"share": 0.5}, {"share": 0.5, "steps": 9}], r"stages\[1\]: 'steps' cannot differ in a stage"),
+        ([{"share": 1, "guidance_scale": 9}], "'guidance_scale' cannot differ"),  # it is moved by hand
+        ([{"share": 1, "scene": {"kind": "hash"}}], "'scene.kind' cannot differ"),
+        ([{"share": 1, "scene.weight_orientation": [1, -1]}], "weight_orientation"),
+        ([{"share": 1, "t_min_end": 0.9}], r"stages\[0\]: t_min_end=0.9 is above t_max_end"),
+        ([{"share": 0}], "stages.0.share=0"), ([{}], "stages.0.share"), (3, "stages=3"),
+    ],
+)  # fmt: skip
+def test_stages_that_cannot_work_are_refused(stages: Any, words: str) -> None:
+    with pytest.raises(PresetError, match=words):
+        Preset.make({"stages": stages})
 
 
 def test_the_table_lists_every_parameter_once_with_its_default() -> None:

@@ -10,7 +10,7 @@ from psd.distillation.methods import choose
 from psd.distillation.negative import Negative
 from psd.distillation.results import Score
 from psd.distillation.step import StepContext
-from psd.evaluation.speed.phases import split_into_halves
+from psd.evaluation.speed.throughput import weigh_stages
 from tests.support.toy import POSITIONS, WORDS, BlackBox, QuadraticReward, ToyPrior, make_preset, make_step
 
 
@@ -143,10 +143,13 @@ def test_due_every_so_often_at_low_noise_where_a_reward_is_asked() -> None:
         assert not own.due(preset.with_values({"method": method}), 4, 100, 1000)
 
 
+HALVES = [{"share": 0.5}, {"share": 0.5, "t_max_end": 0.5}]  # the later half at other noise levels
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"late_start": 0.5, "extra_steps": 7}, {"negative_t_max": 0.0}, {"method": "sds"}]
+    "changes", [{}, {"stages": HALVES, "extra_steps": 7}, {"negative_t_max": 0.0}, {"method": "sds"}]
 )
-def test_the_expected_updates_of_each_half_are_those_of_every_t_that_its_steps_may_draw(changes: dict) -> None:
+def test_the_expected_updates_of_each_stage_are_those_of_every_t_that_its_steps_may_draw(changes: dict) -> None:
     preset = make_preset(**{"steps": 60, "negative_every": 3, "negative_t_max": 0.405, "t_min_end": 0.0, **changes})
     own = learned(make_step(candidates=1))
 
@@ -155,10 +158,10 @@ def test_the_expected_updates_of_each_half_are_those_of_every_t_that_its_steps_m
         return sum(own.due(preset, step, t, 100) for t in range(low, high + 1)) / (high - low + 1)
 
     shares = [share(step) for step in range(preset.total_steps)]
-    early = 30 if preset.late_start < 1 else len(shares)
+    early = 30 if preset.stages else len(shares)
     expected = [half for half in (shares[:early], shares[early:]) if half]
-    found = split_into_halves(preset, 100)
-    assert [half.name for half in found] == ["early", "late"][: len(expected)]
+    found = weigh_stages(preset, 100)
+    assert [stage.name for stage in found] == (["stage 1", "stage 2"] if preset.stages else ["all steps"])
     assert [half.updates for half in found] == pytest.approx([sum(half) / len(half) for half in expected])
     assert [half.share for half in found] == [len(half) / len(shares) for half in expected]
 

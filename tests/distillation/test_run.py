@@ -386,7 +386,7 @@ def test_live_values_hold_from_the_next_step_on() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"guidance_scale": -1.0}, "guidance_scale=-1.0"), ({"grid_size": 64}, "grid_size cannot change"),
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0"), ({"scene.grid_size": 64}, "scene.grid_size cannot change"),
         ({"rewards": {"stranger": 1.0}}, "stranger"), ({"rewards": {"quadratic": 0.0}}, "weight 0"),
         ({"guidence_scale": 2.0}, "guidance_scale"),
     ],
@@ -770,7 +770,8 @@ def test_the_scene_hears_of_extra_steps_too() -> None:
     list(run(make_preset(steps=4, extra_steps=4), models, resume=last_checkpoint(first)))
     assert heard[7:] == [1.25, 1.5, 1.75]
     grid = Hears(make_preset()).grid.detach().numpy()
-    restore_scene(make_preset(steps=4), {"grid": grid}, 7, make_scene=Hears)
+    make: Any = Hears
+    restore_scene(make_preset(steps=4), {"grid": grid}, 7, make_scene=make)
     assert heard[10:] == [1.5]
 
 
@@ -809,7 +810,7 @@ def test_out_of_memory_goes_on_smaller_from_the_last_step_once() -> None:
 
 def test_a_run_that_goes_on_smaller_marches_its_rays_as_before() -> None:
     """A scene's step along a ray is fixed when it is made: the one that went on, a resumed and a revived one agree."""
-    preset = Preset.make({"ray_samples": 40, "groups": 2, "render_size": 64})
+    preset = Preset.make({"scene.ray_samples": 40, "groups": 2, "render_size": 64})
     made, less = RadianceScene(preset), reduced_preset(preset)
     assert (less.render_size, less.groups) == (32, 1) and RadianceScene(less).step == made.step
     assert "render_size 32" in describe_sizes(less) and "ray_samples" not in describe_sizes(less)

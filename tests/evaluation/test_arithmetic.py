@@ -15,7 +15,7 @@ def models() -> Models:
     return cost.load_on_meta(Preset.load("mvdream"), tiny=True)
 
 
-def count(models: Models, *, updates: float = 0.25, **changes: object) -> cost.Cost:
+def count(models: Models, *, updates: float = 0.25, **changes: Any) -> cost.Cost:
     """Of `mvdream` with one orbit a step."""
     return cost.count_step(Preset.load("mvdream", {"groups": 1, **changes}), models, updates)
 

@@ -14,7 +14,6 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
 from psd.evaluation.speed import bench, throughput
-from psd.evaluation.speed.phases import Half
 from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.precision import run_in_precision
@@ -148,7 +147,7 @@ def test_the_pace_waits_for_the_gpu_at_the_ends_only_and_weighs_halves_and_updat
         for step in range(1, preset.total_steps + 1):
             assert clock is not None and clock.synchronise is None
             clock.begun += 1 + (step == 5)  # one was tried again
-            late = preset.is_late(preset.progress(step - 1))
+            late = preset.stage_at(preset.progress(step - 1))[0] == 1
             warm_up = 500 if (step - 1) % 13 < throughput.WARM_UP else 0
             world.launch(GPU * (1 + late) * (1 + preset.negative) + warm_up)
             yield Stepped(step=step, t=1)
@@ -158,8 +157,8 @@ def test_the_pace_waits_for_the_gpu_at_the_ends_only_and_weighs_halves_and_updat
                 since = world.now
 
     made_up(monkeypatch, events)
-    found = [Half("early", 0.25, updates=0.0), Half("late", 0.75, updates=0.2)]
-    preset = make_preset(steps=1000, late_start=0.25, extra_steps=3)
+    found = [throughput.StageShare("early", 0.25, updates=0.0), throughput.StageShare("late", 0.75, updates=0.2)]
+    preset = make_preset(steps=1000, stages=[{"share": 0.25}, {"share": 0.75}], extra_steps=3)
     seen = throughput.measure_throughput(preset, make_models(), 10, found, world.synchronise)
     assert seen.step_s == pytest.approx(0.25 * GPU + 0.75 * (0.8 * 2 * GPU + 0.2 * 4 * GPU), rel=1e-3)
     assert [(one.negative, one.negative_every, one.negative_t_max) for one in runs] == [(False, 2, 1.0), (True, 1, 1.0)]
@@ -178,7 +177,7 @@ def test_without_updates_there_is_one_run_and_the_gpu_is_waited_for_twice(
 
     made_up(monkeypatch, events)
     seen = throughput.measure_throughput(
-        make_preset(), make_models(), 10, [Half("early", 1.0, updates=0.0)], world.synchronise
+        make_preset(), make_models(), 10, [StageShare("early", 1.0, updates=0.0)], world.synchronise
     )
     assert seen.step_s == pytest.approx(LAUNCH, rel=1e-3) and world.waits == 2 and seen.repeated == 0
 
@@ -284,7 +283,7 @@ def test_bars_are_asked_where_they_were_set() -> None:
 
 
 def test_the_table_says_what_was_measured_how() -> None:
-    laps, half = [{"unet": 0.3, "other": 0.1, "step": 0.4}], Half("early", 1.0, updates=0.0)
+    laps, half = [{"unet": 0.3, "other": 0.1, "step": 0.4}], StageShare("early", 1.0, updates=0.0)
     bare = bench.ModelCallTimes(lambda: None)
     bare.seconds, bare.steps = {"unet (2,)": [0.2], "render 64": [0.1]}, [bench.Counter({"unet (2,)": 1})]
     unwatched = throughput.Throughput(0.25, memory.Peak(2**30, int(2e9), int(3e9)), repeated=2)

@@ -912,7 +912,7 @@ def test_all_suites_that_can_run_here_are_told_before_any_runs(
 @pytest.mark.timeout(900)
 def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
     """Two short real runs, one process; a second call finds nothing to do; lost lines come back without a run."""
-    text = SMALL.replace("set: {steps: 6}", "set: {steps: 4, grid_size: 24, mesh_resolution: 32}")
+    text = SMALL.replace("set: {steps: 6}", "set: {steps: 4, scene.grid_size: 24, mesh_resolution: 32}")
     found = small(tmp_path, text)
     monkeypatch.setattr(run, "WORK", tmp_path)
     path, todo = tmp_path / "lines.jsonl", expand_jobs(found, [])[:2]

@@ -355,7 +355,7 @@ def large_suite(mvdream_folder: Path, small_decoder: Path, tmp_path: Path, monke
     here = {
         "device": "cpu", "prior": str(mvdream_folder), "reward_decoder": str(small_decoder),
         "rewards": {str(files["hps"]): 1.0}, "negative_prompt": "ugly",
-        "steps": 3, "t_max_start": 0.5, "t_min_start": 0.5, "groups": 1, "late_render_size": 64, "ray_samples": 32,
+        "steps": 3, "t_max_start": 0.5, "t_min_start": 0.5, "stages": [], "groups": 1, "scene.ray_samples": 32,
         "preview_every": 3, "preview_size": 32, "mesh_resolution": 32,
     }  # fmt: skip
     whole = Suite.load(SUITES / "large.yaml").model_dump()

@@ -196,7 +196,7 @@ def write_adapter(folder: Path, lora: dict[Key, tuple[Tensor, Tensor]], adapter:
     ],
 )
 def test_an_adapter_of_unknown_strength_is_refused(
-    config: dict[str, object] | None, words: str, folders: dict[str, Path], tmp_path: Path
+    config: dict[str, Any] | None, words: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     lora = pairs([("unet", UNET_LAYERS[0])], weights("1.5"))
     source = write_adapter(tmp_path / "style", lora, **(config or {}))

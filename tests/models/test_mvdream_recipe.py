@@ -12,7 +12,6 @@ from psd.distillation import denoising, sampling
 from psd.distillation.events import Stepped
 from psd.distillation.formulas import perpendicular_part
 from psd.distillation.methods import choose
-from psd.distillation.run import regulariser_weight
 from psd.geometry.cameras import sample_orbits, turntable_cameras
 from psd.models.prior import view_prompts
 from psd.models.prior.view_prompts import ViewPrompts
@@ -30,27 +29,42 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_late_values_hold_from_their_share_of_the_run_on() -> None:
-    preset = make_preset(groups=2, late_groups=1, render_size=8, late_render_size=16, late_start=0.5)
-    assert preset.at(0.49) is preset
-    assert (preset.at(0.5).groups, preset.at(0.5).render_size) == (1, 16)
-    assert make_preset().at(0.999) == make_preset()
+    preset = make_preset(
+        groups=3, render_size=8, stages=[{"share": 0.5, "groups": 2}, {"share": 0.5, "render_size": 16}]
+    )
+    assert (preset.at(0.49).groups, preset.at(0.49).render_size) == (2, 8)
+    assert (preset.at(0.5).groups, preset.at(0.5).render_size) == (3, 16) and preset.at(1.0) == preset.at(0.5)
+    plain = make_preset()
+    assert plain.at(0.999) is plain and plain.stage_at(0.25) == (0, 0.25)
+
+
+def test_stages_come_in_order_each_with_its_own_progress() -> None:
+    thirds = make_preset(stages=[{"share": 1 / 3}] * 3)
+    found = [thirds.stage_at(step / 9) for step in range(10)]
+    assert [index for index, _ in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert [done for _, done in found] == pytest.approx([0, 1 / 3, 2 / 3] * 3 + [1], abs=1e-9)
 
 
 def test_a_run_changes_its_groups_on_the_way() -> None:
     prior = ToyPrior()
-    preset = make_preset(steps=4, groups=2, late_groups=1, late_start=0.5, negative=False, method="sds")
+    preset = make_preset(
+        steps=4, groups=2, stages=[{"share": 0.5}, {"share": 0.5, "groups": 1}], negative=False, method="sds"
+    )
     events = list(run(preset, make_models(prior=prior)))
     assert len([event for event in events if isinstance(event, Stepped)]) == 4
     assert prior.calls == [16, 16, 8, 8]  # images of two conditions: 2 groups of 4, then 1
 
 
-def test_the_orientation_term_grows_until_the_late_start() -> None:
-    preset = make_preset(weight_orientation=1000, orientation_start=0.01, late_start=0.5)
-    assert [regulariser_weight(preset, "orientation", x) for x in (0, 0.25, 0.5, 1)] == pytest.approx(
-        [10, 505, 1000, 1000]
-    )
-    assert regulariser_weight(make_preset(weight_orientation=3), "orientation", 0.0) == 3
-    assert regulariser_weight(preset, "tv", 0.0) == preset.weight_tv
+def test_the_orientation_term_grows_over_its_stage() -> None:
+    grows, stays = {"scene.weight_orientation": [10, 1000]}, {"scene": {"weight_orientation": [1000, 1000]}}
+    preset = make_preset(stages=[{"share": 0.5, **grows}, {"share": 0.5, **stays}])
+
+    def weights(progress: float) -> dict[str, float]:
+        return preset.at(progress).scene.regulariser_weights(preset.stage_at(progress)[1])
+
+    assert [weights(x)["orientation"] for x in (0, 0.25, 0.5, 1)] == pytest.approx([10, 505, 1000, 1000])
+    assert make_preset(scene={"weight_orientation": [3, 3]}).scene.regulariser_weights()["orientation"] == 3
+    assert weights(0.0)["tv"] == preset.scene.weight_tv
 
 
 # ----------------------------------------------------------------------------------------------------------- background
@@ -64,7 +78,7 @@ def test_harmonics_are_orthonormal_over_the_sphere() -> None:
 
 
 def test_learned_background_stands_behind_its_groups_only_and_learns() -> None:
-    preset = make_preset(background="network", blob_density=0.0, ray_samples=16)
+    preset = make_preset(scene={"background": "network", "blob_density": 0.0, "ray_samples": 16})
     scene = RadianceScene(preset)
     cameras = turntable_cameras(2)[torch.tensor([0, 0])]
     red = torch.tensor([[1.0, 0, 0]]).expand(2, 3)
@@ -85,7 +99,7 @@ def test_learned_background_stands_behind_its_groups_only_and_learns() -> None:
 
 
 def test_a_learned_background_takes_the_place_of_the_greys() -> None:
-    preset = make_preset(background="network", random_background=0.5, groups=16)
+    preset = make_preset(scene={"background": "network"}, random_background=0.5, groups=16)
     drawn = [sampling.draw_background(preset, seeded(i))[1] for i in range(40)]
     share = torch.stack([learned for learned in drawn if learned is not None]).float().mean()
     assert abs(share - 0.5) < 0.06
@@ -100,7 +114,7 @@ def test_a_learned_background_takes_the_place_of_the_greys() -> None:
 @torch.no_grad()
 def test_light_falls_as_lambert_says() -> None:
     """A hard ball lit from the camera: bright in the middle, dark at the rim; lit from behind: ambient only."""
-    preset = make_preset(blob_density=40.0, ray_samples=96, grid_size=48)
+    preset = make_preset(scene={"blob_density": 40.0, "ray_samples": 96, "grid_size": 48})
     scene = RadianceScene(preset)
     cameras = turntable_cameras(1)
     place = torch.nn.functional.normalize(cameras.c2w[..., :3, 3], dim=-1) * 50
@@ -149,7 +163,7 @@ def test_a_light_is_drawn_as_ever() -> None:
 def test_a_shaded_run_lights_late_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     lit, drawn = [], sampling.draw_light
     monkeypatch.setattr("psd.distillation.sampling.draw_light", lambda *given: lit.append(1) or drawn(*given))
-    preset = make_preset(steps=4, method="sds", shading=True, late_start=0.75, late_render_size=8)
+    preset = make_preset(steps=4, method="sds", stages=[{"share": 0.75}, {"share": 0.25, "shading": True}])
     list(run(preset, make_models()))
     assert len(lit) == 1
 
@@ -285,7 +299,7 @@ def test_weight_decay_is_decoupled() -> None:
     """Without a gradient a parameter shrinks by lr x decay, whatever Adam's moments are."""
     from psd.distillation.state import State
 
-    preset = make_preset(weight_decay=0.1, colour_lr=0.5)
+    preset = make_preset(weight_decay=0.1, scene={"colour_lr": 0.5})
     state = State.create(preset, make_models(), ToyScene)
     (parameter,) = state.optimiser.param_groups[0]["params"]
     before = parameter.detach().clone()

@@ -29,7 +29,7 @@ from psd.runtime.devices import to_like
 
 CPU = torch.device("cpu")
 LARGE = [name for name in list_presets() if name != "tiny"]
-SMALL = "render_size=16 late_render_size=16 ray_samples=16 preview_size=16 mesh_resolution=16 device=cpu"
+SMALL = "stages=[] render_size=16 scene.ray_samples=16 preview_size=16 mesh_resolution=16 device=cpu"
 
 
 def words(text: str) -> list[str]:

@@ -35,7 +35,7 @@ import sys, threading, time
 from pathlib import Path
 from psd.config.preset import Preset
 from psd.runs.jobs.worker import Worker
-from tests.fake_run import fake_run
+from tests.support.fake_run import fake_run
 
 def slow(preset, control, resume):
     for event in fake_run(preset, control, resume):
@@ -164,7 +164,7 @@ def test_fifty_starts_and_stops_leave_nothing_behind(tmp_path: Path) -> None:
         cycle()
     gc.collect()
     wait_for(lambda: (threading.active_count(), handles()) == before)  # the last folder is closed after its last event
-    runs = worker.runs()
+    runs = worker.library.list_runs()
     assert len(runs) == 51 and not [run for run in runs if run.status.state in ACTIVE]
     assert worker.shutdown(PATIENCE_S)
 

@@ -1,5 +1,6 @@
 """Runs on the shelf: whose they are, which go, what a zip holds, and what the worker does with all of it."""
 
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from psd.runs.store import ownership, retention
 from psd.runs.store.archive import list_runs, read_preset, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
+from psd.runs.store.schema import RUN_FILES
 from tests.runs.test_worker import (
     PATIENCE_S,
     Gate,
@@ -62,8 +64,8 @@ STEERING: dict[str, Callable[[Worker, str, str], object]] = {
     "resume": lambda worker, run, owner: worker.resume(run, owner),
     "change": lambda worker, run, owner: worker.change(run, {"guidance_scale": 2.0}, owner),
     "extend": lambda worker, run, owner: worker.extend(run, 3, owner),
-    "delete": lambda worker, run, owner: worker.delete(run, owner),
-    "pin": lambda worker, run, owner: worker.pin_run(run, True, owner),
+    "delete": lambda worker, run, owner: worker.library.delete_run(run, owner),
+    "pin": lambda worker, run, owner: worker.library.pin_run(run, True, owner),
 }
 
 
@@ -75,15 +77,15 @@ def test_nobody_steers_the_run_of_another(hire: Hire, owner: str) -> None:  # no
     for name, steer in STEERING.items():
         with pytest.raises(ownership.NotYoursError, match="another browser"):
             steer(worker, run_id, owner)
-        assert name and not worker.is_steerable_by(run_id, owner)
+        assert name and not worker.library.is_steerable_by(run_id, owner)
     gate.open(6)
     events = finish(worker, run_id)
     assert isinstance(events[-1], Finished) and events[-1].reason == "completed"
     assert not any(isinstance(event, LiveChanged) for event in events)
     assert (
-        worker.is_steerable_by(run_id, ALICE)
-        and [run.id for run in worker.runs(ALICE)] == [run_id]
-        and not worker.runs(BOB)
+        worker.library.is_steerable_by(run_id, ALICE)
+        and [run.id for run in worker.library.list_runs(ALICE)] == [run_id]
+        and not worker.library.list_runs(BOB)
     )
 
 
@@ -98,7 +100,7 @@ def test_an_extended_run_goes_on_in_the_same_stream(hire: Hire) -> None:  # noqa
     events = finish(worker, run_id)
     assert events[: len(before)] == before, "who watches goes on counting"
     assert steps(events) == [*range(1, 11)]
-    preset = read_preset(worker.folder(run_id))
+    preset = read_preset(worker.library.find_folder(run_id))
     assert (preset.steps, preset.extra_steps, worker.snapshot_job(run_id).status.total) == (6, 4, 10)
     with pytest.raises(PresetError, match="say how many more"):
         worker.extend(run_id, 0, ALICE)
@@ -154,16 +156,16 @@ def test_the_list_tells_what_a_run_is(hire: Hire) -> None:  # noqa: F811
     worker = hire(fake_run)
     run_id = worker.submit(PRESET.with_values({"seed": 7, "method": "sds"}))
     finish(worker, run_id)
-    worker.pin_run(run_id, True)
-    (run,) = worker.runs()
+    worker.library.pin_run(run_id, True)
+    (run,) = worker.library.list_runs()
     status = run.status
     assert (run.id, status.prompt, status.seed, status.method, status.state) == (
         run_id, "a red mushroom", 7, "sds", "finished",
     )  # fmt: skip
     assert run.is_pinned and run.thumbnail == run.folder / "public/previews/000004.jpg"
     assert (status.best_step, status.best_score) == (4, 4.0)
-    worker.pin_run(run_id, False)
-    assert not worker.runs()[0].is_pinned
+    worker.library.pin_run(run_id, False)
+    assert not worker.library.list_runs()[0].is_pinned
 
 
 def test_delete_removes_a_run_that_is_over(hire: Hire, tmp_path: Path) -> None:  # noqa: F811
@@ -173,14 +175,14 @@ def test_delete_removes_a_run_that_is_over(hire: Hire, tmp_path: Path) -> None: 
     until_running = worker.wait(run_id, 0, PATIENCE_S)
     assert until_running
     with pytest.raises(StoreError, match="stop it first"):
-        worker.delete(run_id)
+        worker.library.delete_run(run_id)
     gate.open(6)
     finish(worker, run_id)
-    wait_for(lambda: read_status(worker.folder(run_id)).state == "finished")
-    worker.delete(run_id)
-    assert list(tmp_path.iterdir()) == [] and worker.runs() == [] and worker.list_jobs() == []
+    wait_for(lambda: read_status(worker.library.find_folder(run_id)).state == "finished")
+    worker.library.delete_run(run_id)
+    assert list(tmp_path.iterdir()) == [] and worker.library.list_runs() == [] and worker.list_jobs() == []
     with pytest.raises(StoreError, match="no run"):
-        worker.delete(run_id)
+        worker.library.delete_run(run_id)
 
 
 def test_room_is_made_oldest_first_and_never_of_the_pinned(tmp_path: Path) -> None:
@@ -189,19 +191,19 @@ def test_room_is_made_oldest_first_and_never_of_the_pinned(tmp_path: Path) -> No
         folder.rename(tmp_path / f"2026010{age + 1}-000000{folder.name[15:]}")
     ids = sorted(run.id for run in list_runs(tmp_path))
     retention.pin_run(tmp_path / ids[0], True)
-    assert retention.delete_oldest(tmp_path, 10, 1e12) == []
-    assert retention.delete_oldest(tmp_path, 3, 1e12, spare=[ids[1]]) == [ids[2], ids[3]]
+    assert retention.delete_oldest(tmp_path, Limits(runs=10)) == []
+    assert retention.delete_oldest(tmp_path, Limits(runs=3), spare=[ids[1]]) == [ids[2], ids[3]]
     with RunFolder.open(tmp_path / ids[4]) as going:
         going.set_state("running")
-        assert retention.delete_oldest(tmp_path, 0, 1e12) == [ids[1]]
+        assert retention.delete_oldest(tmp_path, Limits(runs=1)) == [ids[1]]
     size = retention.size_bytes(tmp_path / ids[0])
-    assert size > 1000 and retention.delete_oldest(tmp_path, 10, size + 1) == [ids[4]]
+    assert size > 1000 and retention.delete_oldest(tmp_path, Limits(total_bytes=size + 1)) == [ids[4]]
 
 
 def test_an_interrupted_deletion_is_finished_later(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     folder.rename(folder.with_name(retention.DELETED + folder.name))
-    retention.delete_oldest(tmp_path, 10, 1e12)
+    retention.delete_oldest(tmp_path, Limits())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -218,18 +220,18 @@ def test_a_disk_that_is_nearly_full_starts_nothing(hire: Hire, monkeypatch: pyte
     monkeypatch.setattr("psd.runs.store.retention.LEAST_FREE_BYTES", 2**80)
     with pytest.raises(StoreError, match="disk is full.*PSD_RUNS"):
         worker.submit(PRESET)
-    assert worker.runs() == []
+    assert worker.library.list_runs() == []
 
 
 def test_a_zip_holds_what_a_watcher_may_see(hire: Hire) -> None:  # noqa: F811
     worker = hire(fake_run)
     run_id = worker.submit(PRESET, owner=ALICE)
     finish(worker, run_id)
-    with zipfile.ZipFile(path := worker.zip_run(run_id)) as archive:
+    with zipfile.ZipFile(path := worker.library.zip_run(run_id)) as archive:
         assert archive.testzip() is None
         names = {name.removeprefix(f"{run_id}/") for name in archive.namelist()}
-    assert path.name == f"{run_id}.zip" and worker.zip_run(run_id) == path
-    worker.delete(run_id, ALICE)
+    assert path.name == f"{run_id}.zip" and worker.library.zip_run(run_id) == path
+    worker.library.delete_run(run_id, ALICE)
     assert not path.exists(), "zips of runs that are gone would pile up"
     assert {"preset.yaml", "events.jsonl", "metrics.jsonl", "public/previews/000002.jpg"} <= names
     assert not {name for name in names if name.startswith(("checkpoints", "log", "lock", "owner"))}
@@ -237,9 +239,12 @@ def test_a_zip_holds_what_a_watcher_may_see(hire: Hire) -> None:  # noqa: F811
 
 def test_what_cannot_be_read_can_be_deleted_and_pushes_nothing_out(tmp_path: Path) -> None:
     broken, good = finished(tmp_path), finished(tmp_path, seed=1)
-    (broken / "status.json").write_text("{")
-    assert retention.delete_oldest(tmp_path, most_runs=1, most_bytes=1e12) == [] and good.is_dir()
-    retention.delete_run(broken)
+    for name in RUN_FILES:
+        (broken / name).write_text("{")
+    shutil.rmtree(broken / "checkpoints")
+    assert [run.status.state for run in list_runs(tmp_path)] == ["finished", "unreadable"]
+    assert retention.delete_oldest(tmp_path, Limits(runs=1)) == [] and good.is_dir()
+    retention.delete_run(broken, "a test")
     assert [run.folder for run in list_runs(tmp_path)] == [good]
 
 
@@ -291,7 +296,7 @@ def test_an_estimate_is_measured_once_and_never_beside_a_run(hire: Hire) -> None
     pace = worker.estimate(PRESET)
     assert pace is not None and pace.step_s == pytest.approx(0.5) and len(calls) == 1
     assert worker.estimate(PRESET.with_values({"seed": 5, "steps": 77})) == pace and len(calls) == 1
-    assert worker.runs() == [], "a warm-up writes nothing"
+    assert worker.library.list_runs() == [], "a warm-up writes nothing"
     other = PRESET.with_values({"render_size": 32})
     gate.permits = type(gate.permits)(0)
     run_id = worker.submit(other)
@@ -381,11 +386,11 @@ def test_memory_of_jobs_that_are_over_is_given_back(hire: Hire, monkeypatch: pyt
     wait_for(
         lambda: (
             ids[-1] in [job.id for job in worker.list_jobs()]
-            and read_status(worker.folder(ids[-1])).state == "finished"
+            and read_status(worker.library.find_folder(ids[-1])).state == "finished"
         )
     )
     wait_for(lambda: [job.id for job in worker.list_jobs()] == ids[-2:])
-    assert len(worker.runs()) == 4
+    assert len(worker.library.list_runs()) == 4
 
 
 def test_the_queue_has_an_end(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

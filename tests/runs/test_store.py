@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import psd
 from psd.config.preset import Preset
 from psd.distillation.events import (
     Checkpointed,
@@ -37,6 +36,7 @@ from psd.geometry.cleanup import vertex_normals
 from psd.geometry.mesh import Mesh
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import drive_run
+from psd.runs.store import files
 from psd.runs.store.archive import (
     RUN_ID,
     find_run,
@@ -160,24 +160,24 @@ def test_closed_folder_takes_no_events(folder: RunFolder) -> None:
 
 def test_crash_between_write_and_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "status.json"
-    psd.files.replace_file(path, b"old")
+    files.replace_file(path, b"old")
 
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        psd.files.replace_file(path, b"new")
+        files.replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_failed_append_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "events.jsonl"
-    psd.files.append_line(path, "whole")
+    files.append_line(path, "whole")
     monkeypatch.setattr("builtins.open", lambda *args, **kwargs: FillingFile(path))
     with pytest.raises(StoreError, match="disk is full"):
-        psd.files.append_line(path, "a much longer line")
+        files.append_line(path, "a much longer line")
     monkeypatch.undo()
     assert path.read_bytes() == b"whole\n"
 
@@ -233,11 +233,13 @@ def test_line_cut_short_is_told_and_mended(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("line", ["{}", "not json", '{"event": "Rocket", "step": 1}', '{"event": "Warned", "step": 1}'])
-def test_foreign_line_is_named(folder: RunFolder, line: str) -> None:
-    folder.write(Warned(step=0, message="fine"))
-    psd.files.append_line(folder.path / "events.jsonl", line)
-    with pytest.raises(StoreError, match=r"events\.jsonl:2"):
-        list(replay_events(folder.path))
+def test_foreign_line_is_skipped_and_named(folder: RunFolder, line: str) -> None:
+    folder.write(fine := Warned(step=0, message="fine"))
+    files.append_line(folder.path / "events.jsonl", line)
+    folder.write(after := Warned(step=1, message="after"))
+    *events, told = replay_events(folder.path)
+    assert events == [fine, after]
+    assert isinstance(told, Warned) and "events.jsonl: 1 line skipped, the first at events.jsonl:2" in told.message
 
 
 def test_missing_previews_are_told(folder: RunFolder) -> None:
@@ -361,7 +363,7 @@ def test_list_runs_newest_first_with_the_unreadable(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     runs = list_runs(tmp_path)
     assert [run.status.state for run in runs] == ["interrupted", "interrupted", "unreadable"]
-    assert "_s2_" in runs[0].id and runs[2].folder == old and "status.json" in runs[2].status.message
+    assert "_s2_" in runs[0].id and runs[2].folder == old and "not a run folder" in runs[2].status.message
     assert list_runs(tmp_path / "nowhere") == []
 
 
@@ -374,24 +376,24 @@ def test_one_damaged_status_hides_no_other_run(tmp_path: Path, content: bytes) -
     good, bad = (RunFolder.create(PRESET.with_values({"seed": seed}), tmp_path) for seed in (1, 2))
     bad.close()
     (bad.path / "status.json").write_bytes(content)
-    assert {run.id: run.status.state for run in list_runs(tmp_path)} == {good.id: "queued", bad.id: "unreadable"}
+    assert {run.id: run.status.state for run in list_runs(tmp_path)} == {good.id: "queued", bad.id: "interrupted"}
     good.close()
 
 
 def test_two_readers_do_not_take_each_other_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     take_lock(path).release()
-    original, seen = psd.files.lock_descriptor, []
+    original, seen = files.lock_descriptor, []
 
     def look_meanwhile(descriptor: int, *, blocking: bool) -> bool:
-        monkeypatch.setattr(psd.files, "lock_descriptor", original)
+        monkeypatch.setattr(files, "lock_descriptor", original)
         other = os.open(path, os.O_RDONLY)
         assert original(other, blocking=False)  # another reader is looking just now
-        threading.Timer(psd.files.READER_PAUSE_S, os.close, [other]).start()
+        threading.Timer(files.READER_PAUSE_S, os.close, [other]).start()
         seen.append(original(descriptor, blocking=blocking))
         return seen[-1]
 
-    monkeypatch.setattr(psd.files, "lock_descriptor", look_meanwhile)
+    monkeypatch.setattr(files, "lock_descriptor", look_meanwhile)
     assert not is_locked(path) and seen == [False]
 
 

@@ -144,7 +144,7 @@ def test_a_mesh_that_was_made_again_is_among_the_events_of_a_run_that_goes_on(
     worker = hire(fake_run)
     run_id = worker.submit(PRESET)
     before = finish(worker, run_id)
-    with RunFolder.open(worker.folder(run_id)) as folder:
+    with RunFolder.open(worker.library.find_folder(run_id)) as folder:
         folder.write(note := Warned(step=6, message="made again"))
     worker.extend(run_id, 2)
     assert finish(worker, run_id)[: len(before) + 1] == [*before, note]
@@ -226,7 +226,7 @@ def test_a_paused_run_can_be_stopped(hire: Callable[[MakeEvents], Worker]) -> No
 
 def test_a_paused_run_gives_way_to_those_who_wait(hire: Callable[..., Worker]) -> None:
     gate = Gate()
-    worker = hire(gate.run, Limits(pause_s=0.0))
+    worker = hire(gate.run, Limits(pause_s=1e-3))
     first = worker.submit(PRESET)
     worker.pause(first)
     gate.open(1)
@@ -370,9 +370,9 @@ def test_a_run_that_cannot_go_on_is_free_for_another_try(
     def damaged(*_: Any) -> None:
         raise StoreError("schema 99", "update")
 
-    monkeypatch.setattr("psd.runs.jobs.worker.latest_checkpoint", damaged)
+    monkeypatch.setattr("psd.runs.jobs.drive.find_checkpoint", damaged)
     with pytest.raises(StoreError, match="schema 99"):
-        worker.submit(PRESET, resume=worker.folder(run_id))
+        worker.submit(PRESET, resume=worker.library.find_folder(run_id))
     monkeypatch.undo()
     worker.extend(run_id, 2)
     assert steps(finish(worker, run_id))[-1] == 8

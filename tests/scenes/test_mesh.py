@@ -207,7 +207,7 @@ def test_a_field_without_a_surface_is_an_error(density: Field, cure: str) -> Non
 
 
 def test_fog_that_fills_a_scene_is_no_ball() -> None:
-    scene = make_scene(Preset(grid_size=16))
+    scene = make_scene(Preset.make({"scene.grid_size": 16}))
     state = scene.state()
     state["density_levels.0"].fill_(9.0)
     scene.load_state(state)

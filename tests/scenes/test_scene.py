@@ -31,7 +31,14 @@ from psd.scenes.radiance import RadianceScene, masked_indices, occupied_radius, 
 from tests.support import reference_volrend
 
 WHITE = torch.ones(1, 3)
-ALL_TERMS: dict[str, Any] = {f"weight_{name}": 1.0 for name in ("tv", "opacity", "entropy", "orientation")}
+ALL_TERMS: dict[str, Any] = {
+    "weight_tv": 1.0, "weight_opacity": 1.0, "weight_entropy": 1.0, "weight_orientation": (1.0, 1.0)
+}  # fmt: skip
+FIELDS = {"grid": {"kind": "grid", "grid_size": 12, "ray_samples": 16}, "hash": {"kind": "hash", "ray_samples": 16}}
+
+
+def preset_of(scene: dict[str, Any], **values: Any) -> Preset:
+    return Preset.make({"scene": scene, **values})
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -61,7 +68,7 @@ def random_rays(n: int = 5, s: int = 9) -> tuple[torch.Tensor, torch.Tensor, tor
 
 def small_scene(**changes) -> RadianceScene:
     """A lumpy coloured object on a small grid, everything faded in."""
-    scene = make_scene(Preset.make({"grid_size": 12, "ray_samples": 24, **changes}))
+    scene = make_scene(preset_of({"grid_size": 12, "ray_samples": 24, **changes}))
     scene.advance(1.0)
     with torch.no_grad():
         for parameter in scene.field.parameters():
@@ -71,7 +78,7 @@ def small_scene(**changes) -> RadianceScene:
 
 def ball(radius: float, cells: int = 32, **changes) -> RadianceScene:
     """A hard ball: raw density +6 inside, -12 outside, linear over one cell."""
-    scene = make_scene(Preset.make({"grid_size": cells, "ray_samples": 64, **changes}))
+    scene = make_scene(preset_of({"grid_size": cells, "ray_samples": 64, **changes}))
     scene.advance(1.0)
     axis = torch.linspace(-1, 1, cells + 1)
     distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
@@ -247,7 +254,7 @@ def test_hash_encoding_agrees_with_loops() -> None:
 
 
 def test_hash_field_renders_its_blob_and_looks_only_when_due() -> None:
-    scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4}))
+    scene = RadianceScene(preset_of({"kind": "hash", "ray_samples": 16}, seed=4))
     field = cast(HashField, scene.field)
     before = scene.render(turntable_cameras(1), 8, background=WHITE)
     scene.advance(0.0)
@@ -270,7 +277,7 @@ def test_hash_field_renders_its_blob_and_looks_only_when_due() -> None:
 
 def test_a_look_that_memory_was_too_short_for_is_still_due(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a run that resumes from there."""
-    whole, scene = (RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4})) for _ in range(2))
+    whole, scene = (RadianceScene(preset_of({"kind": "hash", "ray_samples": 16}, seed=4)) for _ in range(2))
     plain, short = HashField.density_at, [True]
 
     def density_at(field: HashField, points: torch.Tensor) -> torch.Tensor:
@@ -281,7 +288,7 @@ def test_a_look_that_memory_was_too_short_for_is_still_due(monkeypatch: pytest.M
     monkeypatch.setattr(HashField, "density_at", density_at)
     with pytest.raises(torch.OutOfMemoryError):
         scene.advance(0.25)
-    resumed = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16, "seed": 4}))
+    resumed = RadianceScene(preset_of({"kind": "hash", "ray_samples": 16}, seed=4))
     resumed.load_state(scene.state())
     short.clear()
     for each in (whole, scene, resumed):
@@ -291,7 +298,7 @@ def test_a_look_that_memory_was_too_short_for_is_still_due(monkeypatch: pytest.M
 
 
 def test_cells_that_hold_something_are_the_same_tensor_until_they_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 16}))
+    scene = RadianceScene(preset_of({"kind": "hash", "ray_samples": 16}))
     field = cast(HashField, scene.field)
     known = [field.occupied_cells(0.5)]
     for progress, size in ((0.0, 0.8), (0.5, 1.0)):
@@ -357,7 +364,7 @@ def static(mask: torch.Tensor, count: int) -> torch.Tensor:
 def test_a_gpu_is_waited_for_as_often_as_the_scene_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three times a training step, twice a look, once more after a refresh; with a light, normals and a background."""
     monkeypatch.setattr("psd.scenes.radiance.masked_indices", static)
-    scene = RadianceScene(Preset.make({"field": "hash", "ray_samples": 32, "background": "network", **ALL_TERMS}))
+    scene = RadianceScene(preset_of({"kind": "hash", "ray_samples": 32, "background": "network", **ALL_TERMS}))
     scene.advance(0.0)
 
     def step() -> None:
@@ -404,7 +411,7 @@ def test_cells_are_measured_again_only_when_they_are_others(monkeypatch: pytest.
     )
     for field, times in (("grid", 2), ("hash", 1)):
         measured.clear()
-        scene = make_scene(Preset.make({"field": field, "grid_size": 12, "ray_samples": 16}))
+        scene = make_scene(preset_of(FIELDS[field]))
         for _ in range(2):
             scene.render(turntable_cameras(1), 4, background=WHITE)
         assert len(measured) == times
@@ -525,7 +532,7 @@ def test_skipping_empty_cells_changes_nothing(monkeypatch: pytest.MonkeyPatch, n
 
 def test_what_a_surface_hides_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hard ball: a training step keeps less than a quarter of its samples, and the same picture and gradient."""
-    scene = make_scene(Preset.make({"field": "hash", "ray_samples": 256}))
+    scene = make_scene(preset_of({"kind": "hash", "ray_samples": 256}))
     cast(HashField, scene.field).blob_density = 300.0
     scene.advance(0.0)
     counts, sample = [], scene.field.sample
@@ -608,10 +615,10 @@ def test_same_generator_same_bits_and_other_seed_other_samples() -> None:
 
 @pytest.mark.parametrize("field", ["grid", "hash"])
 def test_state_restores_the_render_and_keeps_the_parameters(field: str) -> None:
-    changes = {"field": field, "grid_size": 12, "ray_samples": 16}
+    changes = FIELDS[field]
     scene, other = (
-        make_scene(Preset.make(changes)),
-        make_scene(Preset.make({**changes, "seed": 9, "blob_density": 10.0})),
+        make_scene(preset_of(changes)),
+        make_scene(preset_of({**changes, "blob_density": 10.0}, seed=9)),
     )
     scene.advance(0.05)
     with torch.no_grad():
@@ -701,7 +708,7 @@ def sphere_views(cameras: Cameras, size: int, radius: float, background: torch.T
 
 def test_fits_a_coloured_sphere_without_fog() -> None:
     weights = {"weight_tv": 5, "weight_opacity": 10, "weight_entropy": 100}
-    preset = Preset.make({"grid_size": 24, "ray_samples": 32, **weights})
+    preset = preset_of({"grid_size": 24, "ray_samples": 32, **weights})
     scene, generator, steps = make_scene(preset), seeded(), 45
     optimiser = torch.optim.Adam(scene.parameter_groups(preset), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]

@@ -48,7 +48,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     kept = []
     for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
         event = {key: value for key, value in json.loads(line).items() if key not in UNTIMED}
-        if event.get("kind", event.get("type")) in ("started", "Started", "checkpointed", "Checkpointed"):
+        if event["event"] in ("Started", "Checkpointed"):
             continue  # versions and paths; checkpoints come by the clock
         if isinstance(metrics := event.get("metrics"), dict):
             event["metrics"] = {name: value for name, value in metrics.items() if not name.startswith(CLOCK)}
@@ -58,7 +58,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 def read_mesh(folder: Path) -> dict[str, np.ndarray]:
     """Vertices, faces and colours, in an order that does not depend on the writer."""
-    mesh: Any = trimesh.load_mesh(folder / "mesh.glb", process=False)
+    mesh: Any = trimesh.load_mesh(folder / "public" / "exports" / "mesh.glb", process=False)
     colours = np.asarray(mesh.visual.vertex_colors)[:, :3] if mesh.visual.kind == "vertex" else np.zeros((0, 3))
     return {"vertices": np.asarray(mesh.vertices, np.float32), "faces": np.asarray(mesh.faces), "colours": colours}
 

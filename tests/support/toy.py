@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.config.settings import SceneSettings
 from psd.distillation.events import Event
 from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
@@ -142,12 +143,14 @@ class ToyScene:
     def __init__(self, preset: Preset, device: torch.device | None = None) -> None:
         axis = torch.linspace(-1, 1, 8)
         radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
-        self.grid = nn.Parameter(torch.cat([preset.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)]))
+        self.grid = nn.Parameter(
+            torch.cat([preset.scene.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)])
+        )
         self.progress = -1.0
         self.steps_seen = 0  # by `after_step`
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
-        return [{"name": "grid", "params": [("grid", self.grid)], "lr": preset.colour_lr}]
+        return [{"name": "grid", "params": [("grid", self.grid)], "lr": preset.scene.colour_lr}]
 
     def look_up(self, points: Tensor) -> Tensor:
         found = nn.functional.grid_sample(
@@ -187,7 +190,7 @@ class ToyScene:
     def regularisers(self) -> dict[str, Tensor]:
         return {"tv": self.grid.diff(dim=1).square().mean()}
 
-    def advance(self, progress: float) -> None:
+    def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
         self.progress = progress
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:
@@ -210,7 +213,7 @@ class ToyScene:
 BASE = {
     "prompt": "red cube", "negative_prompt": "low quality", "steps": 6, "rewards": {"quadratic": 1.0}, "judges": [],
     "render_size": SIZE, "preview_size": 16, "preview_every": 3, "mesh_resolution": 24, "mesh_faces": 400,
-    "negative_every": 2, "negative_t_max": 1.0, "colour_lr": 0.1,
+    "negative_every": 2, "negative_t_max": 1.0,
 }  # fmt: skip
 
 

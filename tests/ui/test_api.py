@@ -5,11 +5,13 @@ import io
 import json
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -24,7 +26,8 @@ from psd.embedded.captions import grammar
 from psd.runs.jobs import admission
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import read_status
-from psd.ui import api, build
+from psd.runtime import pictures
+from psd.ui import api, build, protection
 from psd.ui.state.watch import Watcher
 from tests.runs.test_worker import PATIENCE_S, Gate, finish, until
 from tests.support.fake_run import fake_run
@@ -42,6 +45,7 @@ class Server:
     worker: Worker
     gate: Gate
     client: Client
+    blocks: gr.Blocks
 
     def call(self, name: str, **values: Any) -> Any:
         return self.client.predict(**values, api_name=f"/{name}")
@@ -102,17 +106,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     blocks = build.build_blocks(worker)
     api.register_endpoints(blocks, worker, score=score, remake=remake)
     _, url, _ = blocks.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=2**20, **build.launch_options()
-    )
-    yield Server(url, root, worker, gate, Client(url, verbose=False))
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=2**20,
+        app_kwargs={"middleware": protection.protect(worker.library.find_folder)}, **build.launch_options(),
+    )  # fmt: skip
+    yield Server(url, root, worker, gate, Client(url, verbose=False), blocks)
     gate.open(10_000)
     blocks.close()
     assert worker.shutdown(PATIENCE_S)
 
 
 def png(size: int = 4, colour: tuple[int, int, int] = (255, 0, 0)) -> str:
+    return encode(Image.new("RGB", (size, size), colour))
+
+
+def encode(image: Image.Image, form: str = "PNG", **options: Any) -> str:
     stream = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(stream, "PNG")
+    image.save(stream, form, **options)
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -125,6 +134,14 @@ def test_only_the_named_endpoints_are_public_and_each_is_documented(server: Serv
     named = told["named_endpoints"]
     assert {name.removeprefix("/") for name in named} == ENDPOINTS and not told["unnamed_endpoints"]
     assert all(about["description"] for about in named.values())
+    for name, about in named.items():
+        for parameter in about["parameters"]:
+            where = f"{name}, {parameter['parameter_name']}"
+            assert parameter["python_type"]["description"] and parameter["python_type"]["type"] != "Any", where
+            assert parameter["label"] == parameter["parameter_name"], where
+        (result,) = about["returns"]
+        assert result["python_type"]["description"] and result["python_type"]["type"] != "Any", name
+    assert named["/export_mesh"]["returns"][0]["python_type"]["type"] == "filepath"
     assert [p["parameter_name"] for p in named["/start_run"]["parameters"]] == [
         "prompt", "preset", "seed", "overrides", "owner",
     ]  # fmt: skip
@@ -168,6 +185,35 @@ def test_stop_ends_a_run_and_needs_its_owner(server: Server) -> None:
     server.gate.permits = type(server.gate.permits)(0)
 
 
+def test_a_seed_counts_wherever_it_is_given(server: Server) -> None:
+    for values, seed in [({}, 0), ({"overrides": "{seed: 5, steps: 6}"}, 5), ({"seed": 3}, 3),
+                         ({"seed": 4, "overrides": "{seed: 4, prompt: a red mushroom, steps: 6}"}, 4)]:  # fmt: skip
+        assert server.finished(**values)["seed"] == seed
+
+
+def test_addresses_show_no_folder_of_the_server(server: Server) -> None:
+    """Files are fetched by the run's id, also before anybody asked for the run, and nothing else is."""
+    told = server.finished()
+    status = server.call("get_status", run_id=told["run_id"])
+    assert status["thumbnail"].startswith(f"gradio_api/file=runs/{told['run_id']}/previews/")
+    assert str(server.root) not in json.dumps([status, server.watch(told["run_id"]), server.call("list_runs")])
+    old = server.root / f"20200101-000000_a-cube_s0_{secrets.token_hex(4)}"
+    (old / "public/exports").mkdir(parents=True)
+    (old / "public/exports/mesh.glb").write_bytes(b"glTF of before")
+    (old / "status.json").write_text((server.root / told["run_id"] / "status.json").read_text())
+    (old / "owner").write_text("secret")
+    (old / "public/link").symlink_to(old / "owner")
+    below = f"gradio_api/file=runs/{old.name}"
+    assert server.fetch(f"{below}/exports/mesh.glb").content == b"glTF of before"
+    assert server.fetch(f"{below}/exports/mesh%2Eglb").content == b"glTF of before"
+    ranged = httpx.get(f"{server.url}{below}/exports/mesh.glb", headers={"range": "bytes=0-3"}, timeout=PATIENCE_S)
+    assert (ranged.status_code, ranged.content) == (206, b"glTF")
+    for file in ("../owner", "..%2fowner", "link", "exports", "exports/none.glb", "%00", f"{old}/owner"):
+        answer = server.fetch(f"{below}/{file}")
+        assert answer.status_code in (403, 404) and str(server.root) not in answer.text.replace(file, ""), file
+    assert server.fetch("gradio_api/file=runs/../secret/x").status_code in (403, 404)
+
+
 def test_runs_of_one_owner_share_the_secret(server: Server) -> None:
     first = server.finished()
     second = server.finished(owner=first["owner"])
@@ -180,11 +226,11 @@ def test_meshes_are_fetched_by_all_and_made_again_by_the_owner(server: Server) -
     assert "no format 'usdz'" in server.refused("export_mesh", run_id=told["run_id"], format="usdz")
     assert "another" in server.refused("export_mesh", run_id=told["run_id"], scene="best")
     made = server.call("export_mesh", run_id=told["run_id"], scene="best", threshold=3.5, owner=told["owner"])
-    assert server.fetch(made["file"]).content == b"best 3.5"
+    assert Path(made).read_bytes() == b"best 3.5", "the client fetches the file"
     assert server.call("export_mesh", run_id=told["run_id"]) == made
     for name in ("mesh.obj", "mesh.obj.zip"):  # textured
         (server.root / told["run_id"] / "public/exports" / name).write_text(name)
-    assert server.call("export_mesh", run_id=told["run_id"], format="obj")["file"].endswith("/mesh.obj.zip")
+    assert Path(server.call("export_mesh", run_id=told["run_id"], format="obj")).name == "mesh.obj.zip"
 
 
 def test_images_are_scored(server: Server) -> None:
@@ -203,9 +249,14 @@ def test_images_are_scored(server: Server) -> None:
         ({"prompt": "x" * 301}, "at most 300"),
         ({"prompt": ["a"]}, "valid string"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": True}, "seed=True is yes or no"),
+        ({"seed": 3, "overrides": "seed: 5"}, "seed=3, but overrides say 5"),
+        ({"overrides": "seed: -1"}, "seed=-1"),
+        ({"overrides": "prompt: a blue cube"}, "prompt='a red mushroom', but overrides say 'a blue cube'"),
         ({"seed": 10**40}, "seed"),
         ({"preset": "../../etc/passwd"}, "no preset"),
         ({"preset": "/etc/hosts.yaml"}, "is a file"),
+        ({"preset": "/etc/HOSTS.YAML"}, "is a file"),
         ({"overrides": "steps: 1e99"}, "steps"),
         ({"overrides": "mesh_resolution: 100000"}, "mesh_resolution=100000"),
         ({"overrides": "guidance_scale: .nan"}, "guidance_scale"),
@@ -223,14 +274,16 @@ def test_images_are_scored(server: Server) -> None:
         ({"overrides": "reward_decoder: evil/decoder"}, "no model 'evil/decoder'"),
         ({"overrides": "reward_decoder: /etc/passwd"}, "no model '/etc/passwd'"),
         ({"overrides": "{negative_prompt: a n4k3d mug, guidance_scale: 0}"}, "say it differently"),
+        ({"overrides": '{"negative_prompt": "\\ud800"}'}, "unicode"),
+        ({"overrides": '{"prior": "\\ud800"}'}, "printable characters"),
         ({"prompt": "a n4k3d mug"}, "say it differently"),
     ],
 )
 def test_start_run_refuses_in_words(server: Server, values: dict[str, Any], words: str) -> None:
-    before = len(server.worker.runs())
+    before = len(server.worker.library.list_runs())
     said = server.refused("start_run", **{"prompt": "a red mushroom", **values})
     assert words in said and "Traceback" not in said and len(said) < 1500
-    assert len(server.worker.runs()) == before, "nothing is left behind"
+    assert len(server.worker.library.list_runs()) == before, "nothing is left behind"
 
 
 def test_start_run_words_a_caption_as_the_prior_learned_it(server: Server) -> None:
@@ -267,11 +320,141 @@ def test_markup_stays_text(server: Server) -> None:
         ([base64.b64encode(base64.b64decode(png())[:40]).decode()], "not a PNG or JPEG"),
         (["A" * 4_000_001], "4000001 characters"),
         ([png(3000)], "3000 x 3000 pixels"),
+        ([encode(Image.new("RGB", (14_000, 1)))], "14000 x 1 pixels: 2048 at most along an edge"),
         ("x", "valid list"),
     ],
 )
 def test_strange_images_are_refused(server: Server, images: Any, words: str) -> None:
     assert words in server.refused("score_images", images=images, prompt="a cube")
+
+
+def test_a_picture_is_scored_as_a_viewer_shows_it() -> None:
+    """Transparency over white, 16 bits as 8, upright, and base64 as the command of that name writes it."""
+    generator = np.random.default_rng(0)
+    colour, alpha = generator.integers(0, 256, (6, 8, 3), np.uint8), generator.integers(0, 256, (6, 8, 1), np.uint8)
+    shown = np.round(colour * (alpha / 255) + 255 * (1 - alpha / 255))
+    translucent = Image.fromarray(np.concatenate([colour, alpha], axis=2))
+    assert np.abs(pictures.decode_image(encode(translucent)) - shown).max() <= 1
+    hidden = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert (pictures.decode_image(encode(hidden)) == 255).all(), "white, whatever colour is hidden"
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    assert (pictures.decode_image(encode(palette, transparency=1)) == 255).all()
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    fine = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert (pictures.decode_image(encode(fine))[..., 0] == grey).all()
+    upright = Image.fromarray(np.kron(colour, np.ones((8, 8, 1), np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = encode(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    assert np.abs(pictures.decode_image(turned).astype(int) - np.asarray(upright)).mean() < 12
+    lines = base64.encodebytes(base64.b64decode(png())).decode()
+    assert (pictures.decode_image(lines) == pictures.decode_image(png())).all()
+    assert (pictures.decode_image(f" data:image/png;base64,{lines}\n") == pictures.decode_image(png())).all()
+
+
+@pytest.mark.parametrize("threshold", [-1.0, float("inf"), float("nan")])
+def test_a_threshold_is_a_number_from_0_on(server: Server, threshold: float) -> None:
+    closed = api.Api(server.worker, score, remake, {})
+    told = server.finished()
+    with pytest.raises(PresetError, match="must be a number from 0 on"):
+        closed.export_mesh(told["run_id"], threshold=threshold, owner=told["owner"])
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("list_runs", {"limit": True}), ("watch_run", {"run_id": "x", "since": True}),
+    ("export_mesh", {"run_id": "x", "threshold": True}),
+])  # fmt: skip
+def test_yes_is_no_number(server: Server, name: str, values: dict[str, Any]) -> None:
+    assert "is yes or no" in server.refused(name, **values)
+
+
+def post(server: Server, name: str, values: Any, session: str = "a script") -> dict[str, Any]:
+    """Call an endpoint without the client's own checks; what comes of it, or the refusal of the request."""
+    (number,) = (number for number, fn in server.blocks.fns.items() if fn.api_name == name)
+    joined = {"data": values, "fn_index": number, "session_hash": session}
+    answer = httpx.post(
+        f"{server.url}gradio_api/queue/join", content=json.dumps(joined), headers={"content-type": "application/json"},
+        timeout=PATIENCE_S,
+    )  # fmt: skip
+    if answer.status_code != 200:
+        return {"error": answer.text, "status": answer.status_code}
+    with httpx.stream("GET", f"{server.url}gradio_api/queue/data?session_hash={session}", timeout=PATIENCE_S) as lines:
+        for line in lines.iter_lines():
+            if "process_completed" in line:
+                return json.loads(line[5:])["output"]
+    return {"error": "no answer"}
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("get_status", []), ("get_status", ["x", "y"]), ("list_runs", ["", 20, 3]), ("start_run", ["a red mushroom"]),
+])  # fmt: skip
+def test_too_many_and_too_few_values_are_refused(server: Server, name: str, values: list[Any]) -> None:
+    assert re.search(r"takes \d values, not \d", post(server, name, values)["error"])
+
+
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+HOSTILE = [None, 8, -1, 2.5, 10**40, True, [], [1, [2]], {}, FILE,
+           "\ud800", "a\udfffb", "x" * 100_000, "\0", "../../etc/passwd", "{", "💥" * 300, float("nan")]  # fmt: skip
+
+
+def test_no_value_brings_a_traceback(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each endpoint with each hostile value in each place of an otherwise plain call."""
+    ask_everything(server, capfd, [None, 8, [], "\ud800"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_500_hostile_calls_bring_no_traceback(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ask_everything(server, capfd, HOSTILE, times=2) >= 500
+
+
+def ask_everything(server: Server, capfd: pytest.CaptureFixture[str], hostile: list[Any], times: int = 1) -> int:
+    plain: dict[str, list[Any]] = {
+        "start_run": ["a red mushroom", "tiny", 0, "steps: 2", ""], "get_status": ["x"], "stop_run": ["x", "y"],
+        "list_runs": ["", 3], "export_mesh": ["x", "glb", "", 0.0, ""], "score_images": [[png()], "a cube", ""],
+        "watch_run": ["x", 0],
+    }  # fmt: skip
+    assert set(plain) == ENDPOINTS
+    calls = 0
+    for _ in range(times):
+        for name, values in plain.items():
+            for place in range(len(values)):
+                for value in hostile:
+                    output = post(server, name, [*values[:place], value, *values[place + 1 :]])
+                    calls += 1
+                    if "error" in output:
+                        assert output["error"] and len(str(output["error"])) < 2000, (name, place, value)
+                        assert str(server.root) not in str(output["error"])
+    written = capfd.readouterr()
+    assert "Traceback" not in written.out + written.err
+    return calls
+
+
+def test_a_client_has_so_many_streams_and_unread_ones_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that nobody reads keep nobody else from watching a run."""
+    monkeypatch.setattr(api, "STREAMS_OF_CLIENT", 3)
+    monkeypatch.setattr(api, "UNREAD", 4)
+    monkeypatch.setattr(api, "STREAM_S", 0.02)
+    monkeypatch.setattr(api, "SILENT_S", 0.04)
+    told = server.call("start_run", prompt="a red mushroom", seed=7, overrides="steps: 6")
+    server.gate.open(1)
+    until(server.worker, told["run_id"], 1)
+    (number,) = (number for number, fn in server.blocks.fns.items() if fn.api_name == "watch_run")
+    for _ in range(6):  # nobody fetches what they bring
+        joined = {"data": [told["run_id"], 0], "fn_index": number, "session_hash": secrets.token_hex(8)}
+        assert httpx.post(f"{server.url}gradio_api/queue/join", json=joined, timeout=PATIENCE_S).status_code == 200
+    deadline = time.monotonic() + PATIENCE_S
+    refused = ""
+    while not refused and time.monotonic() < deadline:
+        refused = str(post(server, "watch_run", ["x", 0]).get("error", ""))
+    assert "no run" in refused
+    stream = server.client.submit(told["run_id"], 0, api_name="/watch_run")
+    server.gate.open(50)
+    stream.result(timeout=PATIENCE_S)
+    events = [event for chunk in stream.outputs() for event in chunk]
+    assert events[0]["event"] == "Started" and events[-1]["event"] == "Finished"
+    server.gate.permits = type(server.gate.permits)(0)
 
 
 def test_a_stream_from_before_the_start_is_refused(server: Server) -> None:
@@ -303,7 +486,7 @@ def test_lists_are_bounded(server: Server, limit: int) -> None:
 
 def test_only_the_public_files_of_runs_are_served(server: Server) -> None:
     told = server.finished()
-    folder = server.worker.folder(told["run_id"])
+    folder = server.worker.library.find_folder(told["run_id"])
     server.call("get_status", run_id=told["run_id"])
     secret = server.root / "secret.txt"
     secret.write_text("secret")
@@ -320,7 +503,7 @@ def test_only_the_public_files_of_runs_are_served(server: Server) -> None:
         for form in (f"{path}", f"{folder}/public/../{path.name}", f"{folder}/public/..%2f{path.name}"):
             assert server.fetch(f"gradio_api/file={form}").status_code in (403, 404), form
     preview = next((folder / "public/previews").iterdir())
-    assert server.fetch(f"gradio_api/file={preview}").status_code == 200
+    assert server.fetch(f"gradio_api/file=runs/{folder.name}/previews/{preview.name}").status_code == 200
     (folder / "public/link").symlink_to(secret)
     assert server.fetch(f"gradio_api/file={folder}/public/link").status_code in (403, 404), "a link leads outside"
 
@@ -356,7 +539,7 @@ def test_no_listener_of_the_page_lets_a_stranger_steer(server: Server) -> None:
     assert attached["data"][4:6] == ["a red mushroom", 7], "the page shows the run"
     server.ask(session, asked)
 
-    folder = server.worker.folder(run_id)
+    folder = server.worker.library.find_folder(run_id)
     assert read_status(folder).state == "running" and not (folder / "pinned").exists()
     server.gate.open(2)
     until(server.worker, run_id, 4)
@@ -443,17 +626,17 @@ def test_the_list_can_be_edited(tmp_path: Path) -> None:
 def test_an_image_filter_keeps_the_picture_out_and_ends_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    screen = admission.load_image_filter("tests.test_api:refuses_step_4")
+    screen = admission.load_image_filter("tests.ui.test_api:refuses_step_4")
     worker = Worker(fake_run, tmp_path, screen=screen)
     run_id = worker.submit(Preset(steps=6))
     finish(worker, run_id)
     assert worker.shutdown(PATIENCE_S)
-    folder = worker.folder(run_id)
+    folder = worker.library.find_folder(run_id)
     assert sorted(path.name for path in (folder / "public/previews").glob("*.jpg")) == ["000002.jpg"]
     told = json.loads((folder / "status.json").read_text())
     assert "too green" in told["message"] and "preview was refused: too green" in caplog.text
     with pytest.raises(PresetError, match="no image filter"):
-        admission.load_image_filter("tests.test_api:nothing")
+        admission.load_image_filter("tests.ui.test_api:nothing")
 
 
 def refuses_step_4(images: np.ndarray) -> str:

@@ -160,13 +160,13 @@ def test_a_curve_stays_small_and_keeps_its_extremes(length: int) -> None:
 @pytest.fixture(scope="module")
 def parts() -> list[controls.Control]:
     with gr.Blocks(analytics_enabled=False):
-        return [controls.make_control(name, Preset()) for name in Preset.model_fields if name not in controls.ELSEWHERE]
+        return [controls.make_control(name, Preset()) for name in list_settings() if name not in controls.ELSEWHERE]
 
 
 def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Control]) -> None:
-    assert {part.name for part in parts} | set(controls.ELSEWHERE) == set(Preset.model_fields)
+    assert {part.name for part in parts} | set(controls.ELSEWHERE) == set(list_settings())
     for part in parts:
-        info = Preset.model_fields[part.name]
+        info = list_settings()[part.name]
         extra = info.json_schema_extra
         assert isinstance(extra, dict)
         for component in part.components:
@@ -189,7 +189,7 @@ def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> 
     """Sliders whose range ends below the new value move their end as well."""
     other = Preset().with_values(
         {"steps": 9000, "method": "sds", "guidance_scale": 100.0, "elevation_deg": (5.0, 6.0), "negative": False,
-         "rewards": {"a/one": 3.0, "b/two": 0.5}, "negative_lr": 0.5, "negative_prompt": "ugly"}
+         "rewards": {"a/one": 3.0, "b/two": 0.5}, "negative_lr": 0.5, "negative_prompt": "ugly", "scene.grid_size": 500}
     )  # fmt: skip
     given: list = []
     for part in parts:
@@ -203,9 +203,23 @@ def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> 
     assert base.with_values(controls.read_all(parts, given, base)) == other
 
 
+def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts: list[controls.Control]) -> None:
+    other = Preset().with_values({"scene.kind": "hash", "scene.ray_samples": 200})
+    updates = {part.name: part.write(other) for part in parts}
+    assert updates["scene.grid_size"] == [gr.update(visible=False)]
+    given = [
+        component.value if isinstance(update, dict) else update.value if isinstance(update, gr.Slider) else update
+        for part in parts
+        for component, update in zip(part.components, updates[part.name], strict=True)
+    ]
+    assert Preset().with_values(controls.read_all(parts, given, Preset())) == other
+    (size,) = next(part for part in parts if part.name == "scene.grid_size").write(Preset())
+    assert size.visible and size.value == Preset().scene.grid_size  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_sliders_stay_within_the_declared_bounds(parts: list[controls.Control]) -> None:
     for part in parts:
-        low, high = controls.read_bounds(Preset.model_fields[part.name])
+        low, high = controls.read_bounds(list_settings()[part.name])
         for component in part.components:
             if isinstance(component, gr.Slider) and part.name != "rewards":
                 assert low is not None and high is not None
@@ -402,10 +416,8 @@ def test_ranking_weighs_judge_and_consistency_alike() -> None:
 def test_compared_runs_differ_in_what_is_compared_only() -> None:
     wanted = Preset(prompt="a red mug", seed=2**31 - 1)
     psd, sds, preset = compare.preset_variants(wanted, ["psd", "sds"], ["tiny"])
-    assert list(share.preset_differences(psd, sds)) == ["method"] and (preset.prompt, preset.seed) == (
-        psd.prompt,
-        psd.seed,
-    )
+    assert list(share.preset_differences(psd, sds)) == ["method", "negative"] and not sds.negative
+    assert (preset.prompt, preset.seed) == (psd.prompt, psd.seed)
     assert [made.seed for made in compare.seed_variants(wanted, 3)] == [2**31 - 1, 0, 1]
 
 
@@ -455,7 +467,9 @@ def test_the_shared_file_is_the_preset() -> None:
 
 def test_the_difference_is_what_differs() -> None:
     assert share.diff_table(Preset.load("tiny"), "tiny").count("<tr>") == 2  # the heading, and that there is nothing
-    assert "negative_lr" in share.diff_table(STRANGE, "tiny") and "grid_size" not in share.diff_table(STRANGE, "tiny")
+    assert "negative_lr" in share.diff_table(STRANGE, "tiny") and "scene.grid_size" not in share.diff_table(
+        STRANGE, "tiny"
+    )
 
 
 def test_padding_shares_a_row() -> None:

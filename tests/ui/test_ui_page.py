@@ -1,5 +1,6 @@
 """The whole page without a browser: every pane of every tab, while a run waits, goes on, is over and is read back."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -120,7 +121,12 @@ def attached(worker: Worker, run: str) -> list[Any]:
 
 def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worker: Worker) -> None:
     run = finished(worker)
-    (worker.folder(run) / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
+    folder = worker.library.find_folder(run)
+    (folder / "preset.resolved.yaml").write_text("a_key_of_tomorrow: 1")
+    assert attached(worker, run)[3] != gr.skip(), "its log has the values as well"
+    shutil.rmtree(folder / "checkpoints")
+    log = folder / "events.jsonl"
+    log.write_text(log.read_text().replace('"preset": {', '"preset": {"a_key_of_tomorrow": 1, '))
     owner, shown, message, *values = attached(worker, run)
     assert owner and shown == run and "a_key_of_tomorrow" in message and all(value == gr.skip() for value in values)
     *_, said, base = listener(worker, "duplicate")(run)[:4]
@@ -138,7 +144,11 @@ def test_a_page_without_a_secret_starts_no_run_and_with_it_its_own(worker: Worke
     owner = attached(worker, "")[0]
     started, _, said = listener(worker, "start")(owner, *values)
     assert not said
-    assert owner and worker.is_steerable_by(started, owner) and not worker.is_steerable_by(started, "y" * 32)
+    assert (
+        owner
+        and worker.library.is_steerable_by(started, owner)
+        and not worker.library.is_steerable_by(started, "y" * 32)
+    )
 
 
 def test_what_is_moved_before_the_first_step_holds_from_there(tmp_path: Path) -> None:
@@ -176,7 +186,7 @@ def test_a_page_that_opens_while_a_run_goes_on_shows_the_values_it_has_now(tmp_p
     while not Watcher(worker).view_run(run).view.live:
         threading.Event().wait(0.01)
     *_, base = attached(worker, run)[:4]
-    assert base["guidance_scale"] == 9.5 and read_preset(worker.folder(run)).guidance_scale == 4.0
+    assert base["guidance_scale"] == 9.5 and read_preset(worker.library.find_folder(run)).guidance_scale == 4.0
     gate.set()
     assert worker.shutdown()
 
@@ -185,7 +195,7 @@ def test_a_run_of_another_process_is_not_read_anew_at_every_look(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished(worker)
-    folder, reads = worker.folder(run), []
+    folder, reads = worker.library.find_folder(run), []
 
     def slow(*given: Any, **how: Any) -> Iterator[Event]:
         reads.append(1)

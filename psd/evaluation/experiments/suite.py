@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from psd.config.errors import MissingError, PresetError, explain_validation, format_value
 from psd.config.preset import PRESETS, Preset, parse_mapping
+from psd.config.settings import merge
 from psd.config.strict_yaml import LARGEST_FILE
 
 ROOT = PRESETS.parent
@@ -151,9 +152,10 @@ class Suite(_Strict):
 
     def values(self, method: str) -> Preset:
         """The method's preset, before caption and seed; its run is looked at a dozen times."""
-        given = {"threads": 1, "judges": [], **self.set, **self.methods[method].set}
-        preset = Preset.make({**preset_values(self.preset), **given})
-        return preset if "preview_every" in given else with_preview_interval(preset)
+        own = self.methods[method].set
+        shared = merge(preset_values(self.preset), {"threads": 1, "judges": [], **self.set})
+        preset = Preset.make(merge(shared, own))
+        return preset if "preview_every" in {**self.set, **own} else with_preview_interval(preset)
 
     def rewards(self, method: str) -> dict[str, float]:
         """What the method climbs, or would: what its train reward is measured by."""

@@ -74,7 +74,7 @@ def tabulate_runs(lines: Iterable[Line]) -> Runs:
 
 def measure_values(runs: Runs, measure: str) -> pd.Series:
     """The measure of each run, NaN where it has none; empty where no run has it."""
-    return runs[measure].astype(float) if measure in runs else NO_VALUES
+    return runs.loc[:, measure].astype(float) if measure in runs else NO_VALUES
 
 
 def mean_measure(runs: Runs, measure: str) -> float | None:
@@ -91,7 +91,7 @@ def pair_differences(one: Runs, other: Runs, measure: str) -> pd.Series:
 
 def count_wins(differences: pd.Series) -> pd.Series:
     """1 for each difference above 0, 0 below, 1/2 for a tie: their mean is a win rate."""
-    return (1 + np.sign(differences)) / 2
+    return differences.gt(0) + differences.eq(0) / 2
 
 
 @lru_cache(maxsize=8)
@@ -102,7 +102,7 @@ def draw_resamples(count: int) -> np.ndarray:
 
 def bootstrap_mean(differences: pd.Series, level: float = LEVEL) -> Interval | None:
     """Mean over captions of the mean over their seeds, with its interval; None without any caption."""
-    means = differences.groupby(level="prompt", sort=False).mean().to_numpy()
+    means = np.asarray(differences.groupby(level="prompt", sort=False).mean())
     if not len(means):
         return None
     return percentile_interval(means.mean(), means[draw_resamples(len(means))].mean(1), len(means), level)
@@ -153,9 +153,9 @@ def match_control(reference: Runs, sweep: Mapping[str, Runs], measure: str) -> M
     rewards = wide.dropna().xs("reward", axis=1, level=1)
     if rewards.empty:
         return None
-    above = rewards.sub(rewards[OWN], axis=0).mean().drop(OWN).sort_values(kind="stable")
+    above: Any = rewards.sub(rewards[OWN], axis=0).mean().drop(OWN).sort_values(kind="stable")
     low, high = above[above <= 0], above[above > 0]
-    enclosing = [*([low.idxmax()] if len(low) else []), *([high.idxmin()] if len(high) else [])]
+    enclosing: list[str] = [*([low.idxmax()] if len(low) else []), *([high.idxmin()] if len(high) else [])]
     counted = wide.loc[wide[[OWN, *enclosing]].dropna().index].dropna(axis=1)
     curve = [name for name in above.index if name in counted]
     means = counted[[OWN, *curve]].groupby(level="prompt").mean()

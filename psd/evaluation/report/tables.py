@@ -114,7 +114,7 @@ def split_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, Runs]:
 def keep_common_runs(rows: Rows) -> dict[str, Runs]:
     """Of each row the runs, by caption and seed, that all rows have; nothing where there is none."""
     shared = reduce(pd.Index.intersection, (runs.index for runs in rows.values())) if rows else NO_RUNS.index
-    return {label: runs[runs.index.isin(shared)] for label, runs in rows.items()} if len(shared) else {}
+    return {label: runs.loc[runs.index.isin(shared)] for label, runs in rows.items()} if len(shared) else {}
 
 
 def main_rows(suite: Suite, lines: Sequence[Line]) -> dict[str, Runs]:

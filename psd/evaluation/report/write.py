@@ -84,7 +84,8 @@ def median_curve(curves: Iterable[Sequence[Sequence[float]]], index: int) -> lis
     """Medians over the runs of a value at each step: a judge's raw score has no upper end, and one caption could decide
     a mean."""
     points = pd.DataFrame([point for curve in curves for point in curve])
-    return list(points.groupby(0)[index].median().items()) if len(points) else []
+    medians: Any = points.groupby(0)[index].median() if len(points) else {}
+    return list(medians.items())
 
 
 def drop_first_quarter(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

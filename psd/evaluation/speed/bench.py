@@ -4,8 +4,9 @@
 for a GPU at both ends of every part.  The overhead is a step's time by that clock minus its bare calls: every call of
 prior, rewards and scene is recorded, and between the steps each kind is timed alone on the same arguments, with its
 backward where gradients flowed, and with the same waits.  Each measured step is weighed as often as its like comes in
-the whole run (`psd.evaluation.speed.phases`): late ones, and updates of the negative.  The pace, it/s, and the memory
-are those of further steps that nobody waits for or records (`psd.evaluation.speed.throughput`).
+the whole run (`psd.evaluation.speed.throughput.weigh_stages`): those of each stage, and updates of the negative.  The
+pace, it/s, and the memory are those of further steps that nobody waits for or records
+(`psd.evaluation.speed.throughput`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from psd.runs.store.folder import RunFolder
 from psd.runtime import memory
 
 if TYPE_CHECKING:
-    from psd.evaluation.speed.phases import Half
     from psd.models.interfaces import Models
 
 UPDATE_EVERY = 3  # steps: each warm-up has an update of the negative, and three measured steps have one
@@ -102,7 +102,7 @@ def time_alone(call: Call, synchronise: Callable[[], object]) -> float:
 def scene_parameters(call: Call) -> list[Any]:
     """The parameters that a render's gradients reach; the preset only sets learning rates, so any will do."""
     groups = call.function.__self__.parameter_groups(Preset())  # type: ignore[attr-defined]
-    return [parameter for group in groups for parameter in group["params"]]
+    return [parameter for group in groups for _, parameter in group["params"]]
 
 
 def record_models(models: Models, alone: ModelCallTimes) -> tuple[Models, MakeScene]:
@@ -169,18 +169,19 @@ class Report:
         return "\n".join([*lines, *(["", *map(str, self.targets)] if self.targets else [])])
 
 
-def measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None = None) -> Report:
-    """Run ``steps`` steps of each half, after a warm-up.  The schedule is squeezed into them; the scene stays young.
+def measure_steps(
+    preset: Preset, models: Models, steps: int, weigh: Sequence[throughput.StageShare] | None = None
+) -> Report:
+    """Run ``steps`` steps of each stage, after a warm-up.  The schedule is squeezed into them; the scene stays young.
 
-    ``weigh``: what to take them for, where ``preset`` is made to be one half of another.  Raises `PresetError` for too
+    ``weigh``: what to take them for, where ``preset`` is made to be one stage of another.  Raises `PresetError` for too
     few steps, for a run that fails, and for one that has to go on smaller as memory is short.
     """
     return throughput.require_memory(lambda: _measure_steps(preset, models, steps, weigh))
 
 
-def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[Half] | None) -> Report:
+def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[throughput.StageShare] | None) -> Report:
     from psd.distillation.run import run
-    from psd.evaluation.speed.phases import split_into_halves
     from psd.runtime.timing import Clock
 
     if not UPDATE_EVERY <= steps <= 4000:
@@ -195,10 +196,8 @@ def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[H
             bare.discard_step()
             super().restart()
 
-    found, each = weigh or split_into_halves(preset, models.prior.levels), WARM_UP + steps
-    watched = throughput.short_schedule(
-        preset, len(found), each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0}
-    )
+    found, each = weigh or throughput.weigh_stages(preset, models.prior.levels), WARM_UP + steps
+    watched = throughput.short_schedule(preset, each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0})
     recorded, make_scene = record_models(models, bare)
     events = run(watched, recorded, clock=Watch(synchronise), make_scene=make_scene)
     for event in throughput.require_steady(events):
@@ -214,14 +213,14 @@ def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[H
     return summarise_steps(laps, bare, step_shares(laps, found), preset.total_steps, seen)
 
 
-def step_shares(laps: list[dict[str, float]], found: Sequence[Half]) -> list[float]:
-    """What share of the run's steps each measured one stands for: those of its half, with an update or without."""
-    each, whole, shares = len(laps) // len(found), sum(half.share for half in found), []
-    for index, half in enumerate(found):
+def step_shares(laps: list[dict[str, float]], found: Sequence[throughput.StageShare]) -> list[float]:
+    """What share of the run's steps each measured one stands for: those of its stage, with an update or without."""
+    each, whole, shares = len(laps) // len(found), sum(stage.share for stage in found), []
+    for index, stage in enumerate(found):
         updated = ["negative" in lap for lap in laps[index * each : (index + 1) * each]]
         like = Counter(updated)
-        of_kind = {True: half.updates, False: 1 - half.updates}
-        shares += [half.share / whole * of_kind[kind] / like[kind] for kind in updated]
+        of_kind = {True: stage.updates, False: 1 - stage.updates}
+        shares += [stage.share / whole * of_kind[kind] / like[kind] for kind in updated]
     return shares
 
 

@@ -26,7 +26,7 @@ from psd.distillation import sampling
 from psd.distillation.preview import VIEWS
 from psd.distillation.run import optimise_step
 from psd.distillation.state import State
-from psd.evaluation.speed.phases import split_into_halves
+from psd.evaluation.speed.throughput import weigh_stages
 from psd.geometry.cameras import Cameras
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import ViewPrompts
@@ -165,9 +165,9 @@ class CountingClock(Clock):
 def count_step(preset: Preset, models: Models, updates: float) -> Cost:
     """The cost of the first step of ``preset``; ``models`` from `load_on_meta`.
 
-    ``updates``: how many updates of the negative embedding a step has on average (see `psd.evaluation.speed.phases`);
-    the part ``negative`` is that share of a whole update.  What is made again on the way back, where networks take
-    ``network_batch`` pictures at a time, counts again.
+    ``updates``: updates of the negative embedding a step, on average (see
+    `psd.evaluation.speed.throughput.weigh_stages`); the part ``negative`` is that share of a whole update.  What is
+    made again on the way back, where networks take ``network_batch`` pictures at a time, counts again.
     """
     set_max_batch(models, preset.network_batch)
     device, t = models.prior.device, int(NOISE_LEVEL * models.prior.levels)
@@ -241,35 +241,35 @@ def set_max_batch(models: Models, batch: int) -> None:
 
 
 def cost_table(preset: Preset) -> str:
-    """Operations, the pace that GPUs of several rates would keep by them alone, and memory, of both halves of a run.
+    """Every stage of a run: operations, the pace that GPUs of several rates would keep by them alone, and memory.
+
 
     Where networks take few pictures at a time, also how many of the operations are for that.
     """
     models = load_on_meta(preset)
-    found = split_into_halves(preset, models.prior.levels)
+    found = weigh_stages(preset, models.prior.levels)
 
-    def count_halves(**changes: Any) -> list[Cost]:
-        late = {"groups": preset.late_groups}
+    def count_stages(**changes: Any) -> list[Cost]:
         return [
-            count_step(preset.with_values({**changes, **(late if half.name == "late" else {})}), models, half.updates)
-            for half in found
+            count_step(preset.in_stage(index).with_values(changes), models, stage.updates)
+            for index, stage in enumerate(found)
         ]
 
-    costs = count_halves()
+    costs = count_stages()
     names = list(dict.fromkeys(name for cost in costs for name in cost.parts))
 
     def row(name: str, values: Iterable[float]) -> str:
         return f"{name:20}" + "".join(f"{value:9.2f}" for value in values)
 
-    columns = "".join(f"{half.name:>9}" for half in found)
+    columns = "".join(f"{stage.name:>9}" for stage in found)
     lines = [f"{'TFLOP a step':20}{columns}"]
     lines += [row(name, (cost.parts.get(name, 0) for cost in costs)) for name in names]
     lines += [row("total", (cost.total for cost in costs))]
     if preset.network_batch:
-        whole = count_halves(network_batch=0)
+        whole = count_stages(network_batch=0)
         lines += [row("of it made again", (own.total - its.total for own, its in zip(costs, whole, strict=True)))]
-    mean = sum(half.share * cost.total for half, cost in zip(found, costs, strict=True))
-    paced = "".join(f"{name + ', it/s':>13}" for name in [*(half.name for half in found), "run"])
+    mean = sum(stage.share * cost.total for stage, cost in zip(found, costs, strict=True))
+    paced = "".join(f"{name + ', it/s':>13}" for name in [*(stage.name for stage in found), "run"])
     lines += ["", f"{'networks alone at':20}{paced}"]
     for rate in RATES:
         paces = [rate / cost.total for cost in costs] + [rate / mean]

@@ -26,14 +26,13 @@ from psd.runtime.diagnosis import first_line
 from psd.runtime.timing import Clock
 
 if TYPE_CHECKING:
-    from psd.evaluation.speed.phases import Half
     from psd.models.interfaces import Models
 
 Found = TypeVar("Found")
 Synchronise = Callable[[], object]
 
 ROOM = "Free memory, raise --memory-gb, or choose a preset or values that need less"
-WARM_UP = 3  # steps of each half that allocate and compile
+WARM_UP = 3  # steps of each stage that allocate and compile
 # The speed targets of the project, for `mvdream` as it is shipped; a run of 10,000 steps in 10 minutes.
 TARGET_IT_S = 17.0  # on a card of the H200's class
 TARGET_BYTES = 22e9  # so that a card of 24 GB does
@@ -76,11 +75,39 @@ def cap_memory(gigabytes: float | None) -> None:
 # -------------------------------------------------------------------------------------------------- a run that is timed
 
 
-def short_schedule(preset: Preset, halves: int, each: int, values: Mapping[str, Any]) -> Preset:
-    """``preset`` with ``each`` steps in each of its halves and one more, as the last step would preview."""
-    steps = each * halves + 1
-    late = {"late_start": each / steps} if halves == 2 else {}
-    return preset.with_values({"steps": steps, "extra_steps": 0, "preview_every": 10_000, **late, **values})
+@dataclass(frozen=True)
+class StageShare:
+    """What a stage weighs in the whole run."""
+
+    name: str
+    share: float  # of the run's steps
+    updates: float  # of the negative embedding that a step is expected to have
+
+
+def weigh_stages(preset: Preset, levels: int) -> list[StageShare]:
+    """Every stage that has steps; one, where the preset names none.  ``levels`` is T, of the prior's schedule."""
+    from psd.distillation.negative import update_probability
+
+    steps: dict[int, list[int]] = {}
+    for step in range(preset.total_steps):
+        steps.setdefault(preset.stage_at(preset.progress(step))[0], []).append(step)
+    return [
+        StageShare(
+            f"stage {index + 1}" if preset.stages else "all steps", len(own) / preset.total_steps,
+            sum(update_probability(preset, step, levels) for step in own) / len(own),
+        )
+        for index, own in steps.items()
+    ]  # fmt: skip
+
+
+def short_schedule(preset: Preset, each: int, values: Mapping[str, Any]) -> Preset:
+    """``preset`` with ``each`` steps in each of its stages and one more, as the last step would preview."""
+    steps = each * max(1, len(preset.stages)) + 1
+    stages = [{**stage.model_dump(), "share": each / steps} for stage in preset.stages]
+    if stages:
+        stages[-1]["share"] = (each + 1) / steps
+    changed = {"steps": steps, "extra_steps": 0, "preview_every": 10_000, "stages": stages}
+    return preset.with_values({**changed, **values})
 
 
 def require_steady(events: Iterator[Event]) -> Iterator[Event]:
@@ -126,27 +153,27 @@ class Throughput:
 
 
 def measure_throughput(
-    preset: Preset, models: Models, steps: int, found: Sequence[Half], synchronise: Synchronise
+    preset: Preset, models: Models, steps: int, found: Sequence[StageShare], synchronise: Synchronise
 ) -> Throughput:
-    """The pace of the whole run, from ``steps`` steps of each half after a warm-up.
+    """The pace of the whole run, from ``steps`` steps of each stage after a warm-up.
 
     Steps with an update of the negative and without are timed apart, in runs where all have one or none: in so few
     steps they would not come as often as in the run.  Raises as `require_steady` does.
     """
-    each, whole, peak, repeated = WARM_UP + steps, sum(half.share for half in found), memory.Peak(0), 0
+    each, whole, peak, repeated = WARM_UP + steps, sum(stage.share for stage in found), memory.Peak(0), 0
     kinds: dict[bool, dict[str, Any]] = {False: {"negative": False}}
-    if any(half.updates for half in found):
+    if any(stage.updates for stage in found):
         kinds[True] = {"negative_every": 1, "negative_t_max": 1.0}
     seconds = {}
     for updated, values in kinds.items():
         memory.release_memory()  # what the run before left would count as held
-        clock, chosen = Clock(), short_schedule(preset, len(found), each, values)
+        clock, chosen = Clock(), short_schedule(preset, each, values)
         seconds[updated] = time_steps(chosen, models, steps, synchronise, clock)
         peak, repeated = peak | memory.Peak.now(), repeated + clock.begun - each * len(found)
     mean = 0.0
-    for index, half in enumerate(found):
-        shares = {False: 1 - half.updates, True: half.updates}
-        mean += half.share / whole * sum(shares[updated] * times[index] for updated, times in seconds.items())
+    for index, stage in enumerate(found):
+        shares = {False: 1 - stage.updates, True: stage.updates}
+        mean += stage.share / whole * sum(shares[updated] * times[index] for updated, times in seconds.items())
     return Throughput(mean, peak, repeated)
 
 

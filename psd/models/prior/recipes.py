@@ -104,6 +104,7 @@ def check_schedule(config: Mapping[str, Any], source: str) -> str:
         raise PresetError(f"{source} has a {name}; read are schedules of betas, as DDPM's and DDIM's are")
     if kind not in PREDICTIONS:
         raise PresetError(f"{source} predicts {format_value(kind)}; supported are {' and '.join(PREDICTIONS)}")
+    steps: Any
     steps, betas, schedule = config.get("num_train_timesteps"), config.get("trained_betas"), config.get("beta_schedule")
     if not is_count(steps) or not 10 <= steps <= 100_000:
         raise PresetError(
@@ -119,6 +120,8 @@ def check_schedule(config: Mapping[str, Any], source: str) -> str:
             f" {', '.join(BETA_SCHEDULES)}"
         )
     elif schedule != "squaredcos_cap_v2":
+        low: Any
+        high: Any
         low, high = config.get("beta_start"), config.get("beta_end")
         if not (is_between(low, 0, 1) and is_between(high, 0, 1) and 0 < low < high < 1):
             raise PresetError(

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, list_settings
 
 
 class Controls:
-    """The hand on the controls of one run (`psd.distillation.interfaces.Control`), safe to use from any thread."""
+    """The controls of one run (`psd.distillation.interfaces.Control`), safe to use from any thread."""
 
     def __init__(self, preset: Preset) -> None:
         self._preset = preset
@@ -29,25 +29,36 @@ class Controls:
 
     def change(self, values: Mapping[str, Any]) -> None:
         """Move live sliders; raises PresetError for a field that is not live or a value that is out of bounds."""
-        for name in values:
-            if name not in LIVE_FIELDS:
-                raise PresetError(f"{name} cannot change during a run; these can: {', '.join(LIVE_FIELDS)}")
         with self._changing:
-            checked = self._preset.with_values({**self._live, **values})
-            self._live = {name: getattr(checked, name) for name in {**self._live, **values}}
+            self._live = self._check_values({**self._live, **values})
 
-    def replay_changes(self, changes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Make earlier changes again, each (step, values) when the run has `reached` its step.
+    def replay_changes(self, changes: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
+        """Make earlier changes again, each (step, values) when the run reaches its step (`reach_step`).
 
-        What the user changes in the meantime goes over them.
+        What the user changes in the meantime goes over them.  Returns complaints about those that cannot be made.
         """
-        self._to_replay = changes
+        accepted, complaints = [], []
+        for step, values in changes:
+            try:
+                accepted.append((step, self._check_values(values)))
+            except PresetError as error:
+                complaints.append(f"a live change of step {step} was skipped: {error}")
+        self._to_replay = accepted
+        return complaints
 
     def reach_step(self, step: int) -> None:
         """The run has completed ``step`` steps."""
         while self._to_replay and self._to_replay[0][0] <= step:
             (_, values), *self._to_replay = self._to_replay
             self._replayed = {**self._replayed, **values}
+
+    def _check_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of live fields as the preset takes them; raises PresetError."""
+        for name in values:
+            if name not in LIVE_FIELDS:
+                raise PresetError(f"{name} cannot change during a run; these can: {', '.join(LIVE_FIELDS)}")
+        checked = self._preset.with_values(values)
+        return {name: getattr(checked, name) for name in values}
 
     def stopping(self) -> bool:
         return self._stopping.is_set()
@@ -74,4 +85,4 @@ class Controls:
         return self._going.wait(timeout_s)
 
 
-LIVE_FIELDS = tuple(name for name, info in Preset.model_fields.items() if (info.json_schema_extra or {}).get("live"))  # type: ignore[union-attr]
+LIVE_FIELDS = tuple(name for name, info in list_settings().items() if info.json_schema_extra["live"])  # type: ignore[index]

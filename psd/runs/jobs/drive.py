@@ -1,4 +1,4 @@
-"""One run: its hand on the controls, and the road of its events into its folder.
+"""One run: its events on their way into its folder, and its controls on their way to it.
 
 Knows neither models nor the algorithm: ``make_events(preset, control, resume)`` returns any iterator of events.
 """
@@ -10,12 +10,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Warned
+from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Started, Warned
 from psd.runs.jobs.controls import Controls
-from psd.runs.store.archive import ACTIVE, changes_since
+from psd.runs.store.archive import ACTIVE, changes_since, find_checkpoint
+from psd.runs.store.event_lines import read_event_lines
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.runtime.memory import is_out_of_memory
@@ -44,15 +46,16 @@ def drive_run(
 ) -> Iterator[Event]:
     """Run to the end, or stop after step ``until``, yielding each event as stored.
 
-    An exception of the run or of the store becomes a Failed with a cure, its traceback in log.txt; whatever was
-    written before stays.  A pause holds the run between two events, until ``give_way``
-    objects: then it stops, as by its user.  Only BaseExceptions such as KeyboardInterrupt
-    pass through.  A resumed run makes the live changes again that came after its checkpoint.  A preview that ``screen``
-    objects to is not stored, and ends the run with a Failed.
+    Whatever the run or the store raises becomes a Failed with a cure, its traceback in log.txt; what was written before
+    stays, and a run that was over and cannot even begin again is left as it was.  Only KeyboardInterrupt passes.  A
+    pause holds the run between two events, until ``give_way`` objects: then it stops, as by its user.  A resumed run
+    makes the live changes again that came after its checkpoint.  A preview that ``screen`` objects to is not stored,
+    and ends the run with a Failed.
     """
     step, time_s = (resume.step, resume.time_s) if resume else (0, 0.0)
+    has_started = False
     try:
-        control.replay_changes(changes_since(folder.path, step))
+        notes = [*folder.notes, *control.replay_changes(changes_since(folder.path, step))]
         events = make_events(folder.preset, control, resume)
         while (event := next(events, None)) is not None:
             step, time_s = event.step, event.time_s
@@ -61,6 +64,10 @@ def drive_run(
                 LOG.warning("run %s, step %d: a preview was refused: %s", folder.id, step, reason)
                 raise RefusedError(f"a picture was refused at step {step}: {reason}")
             yield (stored := folder.write(event))
+            has_started |= isinstance(event, Started)
+            if notes and has_started:
+                yield folder.write(Warned(step=step, time_s=time_s, message="; ".join(notes)))
+                notes = []
             for note in stored.notes if isinstance(stored, Meshed) else ():
                 yield folder.write(Warned(step=step, time_s=time_s, message=note))
             if until is not None and step >= until:
@@ -73,31 +80,65 @@ def drive_run(
                         control.stop()
                         yield folder.write(Warned(step=step, time_s=time_s, message=reason))
                 folder.set_state("running")
-    except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a Failed that the user sees
-        yield _record_failure(folder, describe_failure(error, step, time_s))
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the boundary: everything becomes a Failed that the user sees
+        yield record_failure(folder, describe_failure(error, step, time_s), has_begun=has_started)
     else:
         if folder.status.state in ACTIVE:
             message = "the run ended without saying why"
-            yield _record_failure(folder, Failed(step=step, time_s=time_s, message=message, cure="report this"))
+            failure = Failed(step=step, time_s=time_s, message=message, cure="report this")
+            yield record_failure(folder, failure, has_begun=has_started)
 
 
-def describe_failure(error: Exception, step: int, time_s: float) -> Failed:
+def describe_failure(error: BaseException, step: int, time_s: float) -> Failed:
     """An exception in words."""
     message, cure = str(error) or type(error).__name__, getattr(error, "cure", "")
     if isinstance(error, StoreError):
         message = message.removesuffix(f": {cure}")
     elif is_out_of_memory(error):
-        message, cure = f"out of memory: {message}", "lower render_size, ray_samples, grid_size or candidates"
+        message, cure = (
+            f"out of memory: {message}",
+            "lower render_size, scene.ray_samples, scene.grid_size or candidates",
+        )
     elif not cure and not isinstance(error, PresetError):
         message, cure = f"{type(error).__name__}: {message}", "log.txt in the run folder has the details"
     text = "".join(traceback.format_exception(error))
     return Failed(step=step, time_s=time_s, message=message, cure=cure, traceback=text)
 
 
-def _record_failure(folder: RunFolder, event: Failed) -> Event:
-    """Store a failure; on a full disk the consumers at least hear of it, and the folder's writer knows."""
+def record_failure(folder: RunFolder, event: Failed, *, has_begun: bool = True) -> Event:
+    """Store a failure; on a full disk the consumers at least hear of it, and the folder's writer knows.
+
+    A run that was over before and has not ``has_begun`` again keeps its state and its log: only log.txt tells.
+    """
     try:
-        return folder.write(event)
+        if has_begun or not folder.was_over:
+            return folder.write(event)
+        folder.log(f"could not go on: {event.message}\n{event.traceback}")
+        folder.undo_state()
+        return replace(event, traceback="")
     except StoreError as error:
-        folder.status = replace(folder.status, state="failed", message=event.message)
+        try:
+            folder.set_state("failed", event.message)
+        except StoreError as refused:
+            LOG.warning("the state of the run %s could not be written: %s", folder.id, refused)
         return replace(event, message=f"{event.message} (and it could not be stored: {error})", traceback="")
+
+
+def require_checkpoint(folder: Path, *, from_start: bool = False) -> tuple[Checkpointed | None, list[str]]:
+    """The checkpoint that a run goes on from, None for its start, and what should be said about the choice.
+
+    Raises StoreError where its checkpoints are lost, unless ``from_start`` allows to begin anew.
+    """
+    search = find_checkpoint(folder)
+    if search.checkpoint is None and search.is_lost and not from_start:
+        raise StoreError(
+            f"no checkpoint of {folder.name} can be used ({search.reasons}), so it would begin anew",
+            "restore one, duplicate the run, or allow it with `resume --from-start`",
+        )
+    notes = [search.reasons] if search.reasons else []
+    steps = read_event_lines(folder / "events.jsonl", (b'"Stepped"',))
+    if search.checkpoint is None and next(steps, None) is not None:
+        notes.append("there is no checkpoint: the run begins anew")
+    return search.checkpoint, notes

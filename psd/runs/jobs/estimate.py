@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import Preset, flatten, list_settings
 from psd.distillation.events import Event, Failed, Finished, Started, Stepped, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents, describe_failure
@@ -17,11 +17,13 @@ from psd.runs.jobs.drive import MakeEvents, describe_failure
 WARM_UP_STEPS = 8
 WARM_UP_S = 20.0  # then `LEAST_STEPS` will do
 LEAST_STEPS = 3  # of a live run, before its speed counts
+ANY_VALUE = ("t_", "scene.weight_", "scene.blob_")
 # What a user may change without changing the cost of a step.
 FREE = {
     "prompt", "negative_prompt", "seed", "steps", "extra_steps", "early_stop", "export", "checkpoint_s",
-    *(name for name in Preset.model_fields if name.endswith("_lr") or name.startswith(("t_", "weight_", "blob_"))),
-    *(name for name, field in Preset.model_fields.items() if (field.json_schema_extra or {}).get("live")),  # type: ignore[union-attr]
+    *(name for name in list_settings() if name.endswith("_lr") or name.startswith(ANY_VALUE)),
+    *(name for name, field in list_settings().items() if field.json_schema_extra["live"]),  # type: ignore[index]
+    "weight_decay",
 } - {"rewards"}  # fmt: skip
 
 
@@ -40,7 +42,7 @@ class RunEstimate:
 
 
 def workload_key(preset: Preset) -> Hashable:
-    values = {name: value for name, value in preset.model_dump().items() if name not in FREE}
+    values = {name: value for name, value in flatten(preset).items() if name not in FREE}
     return repr({**values, "rewards": sorted(preset.rewards)})
 
 

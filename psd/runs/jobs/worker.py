@@ -2,90 +2,54 @@
 
 Knows neither models nor the algorithm (`psd.runs.jobs.drive.MakeEvents`).  What consumers get are the stored events:
 arrays are dropped once they are in files, and the rest is read from there (`psd.runs.jobs.event_log`), so a long run
-costs little memory. ``owner`` is the secret of the browser or script that asks (`psd.runs.store.retention`): it may
-steer its own runs, anybody may watch.
+costs little memory. ``owner`` is the secret of the browser or script that asks (`psd.runs.store.ownership`): it may
+steer its own runs, anybody may watch.  The runs that are over are the library's (`Worker.library`).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.distillation.events import Checkpointed, Event, Finished
+from psd.distillation.events import Event, Finished
 from psd.runs.jobs.controls import Controls
-from psd.runs.jobs.drive import MakeEvents, Screen, drive_run
+from psd.runs.jobs.drive import (
+    MakeEvents,
+    Screen,
+    describe_failure,
+    drive_run,
+    record_failure,
+    require_checkpoint,
+)
 from psd.runs.jobs.estimate import Pacer, RunEstimate, measure_warm_up, workload_key
 from psd.runs.jobs.event_log import EventLog
-from psd.runs.store import ownership, retention
-from psd.runs.store.archive import (
-    Run,
-    Status,
-    default_root,
-    find_run,
-    history_offsets,
-    latest_checkpoint,
-    list_runs,
-    read_preset,
-)
-from psd.runs.store.files import StoreError
+from psd.runs.jobs.job import Job, JobSnapshot
+from psd.runs.jobs.queue import FairQueue, drop_place, list_saved_places, save_place
+from psd.runs.store import ownership
+from psd.runs.store.archive import find_checkpoint, history_offsets, read_preset
+from psd.runs.store.files import StoreError, is_locked
 from psd.runs.store.folder import RunFolder
+from psd.runs.store.library import Library
+from psd.runs.store.retention import Limits
 
 LOG = logging.getLogger(__name__)
-MOST_QUEUED = 50
-MOST_ZIPS = 8  # that lie ready on the disk
+MOST_QUEUED = 200  # runs that wait
+MOST_OF_ONE = 20  # of these, of one owner
+RETRY_S = 20.0  # between two tries to write a state that a full disk refused
 MOST_OVER = 20  # runs that are over and still have their jobs in memory
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one user may take from the others.
-
-    Above ``runs`` or ``total_bytes`` the oldest runs go; never one that is pinned or goes on.  A run that has been
-    paused for ``pause_s`` while others wait for its device is stopped, keeping what it reached.
-    """
-
-    runs: int = 500
-    total_bytes: float = 20 * 2**30
-    pause_s: float = 15 * 60
-
-
-@dataclass(frozen=True)
-class JobSnapshot:
-    """A job as a consumer sees it at one moment."""
-
-    id: str
-    folder: Path
-    preset: Preset
-    status: Status
-    events: int  # how many there are; `Worker.events_since` takes an index below it
-    ahead: int  # jobs that go first; 0 when running or over
-    wait_s: float | None  # until it starts, from measured speeds; 0 when started, None where one is not known yet
-    left_s: float | None  # from its start, or from now on, to its mesh
-    live: Mapping[str, Any]
-    stopping: bool = False  # it was asked to end, and has not yet
-
-
-@dataclass
-class _Entry:
-    folder: RunFolder
-    control: Controls
-    resume: Checkpointed | None
-    log: EventLog
-    until: int | None = None
-    over: threading.Event = field(default_factory=threading.Event)
-    pacer: Pacer = field(default_factory=Pacer)
-
-
 class Worker:
-    """One daemon thread for one device; jobs run first in, first out.  All methods may be called from any thread.
+    """One daemon thread for one device; owners take turns (`FairQueue`).  All methods may be called from any thread.
+
+    Whatever a job raises, the job fails and the next one goes on.  Runs that waited when an earlier server of the same
+    root was killed wait again.
 
     ``admit`` refuses a preset by raising `PresetError` (a prompt filter); ``screen`` looks at previews before they are
     stored (`psd.runs.jobs.drive.Screen`).  Methods that steer raise `psd.runs.store.ownership.NotYoursError` for a run
@@ -101,74 +65,94 @@ class Worker:
         admit: Callable[[Preset], None] | None = None,
         screen: Screen | None = None,
     ) -> None:
-        self._make_events, self._root = make_events, (root or default_root()).absolute()
-        self._limits, self._admit, self._screen = limits or Limits(), admit, screen
-        self._entries: dict[str, _Entry] = {}
-        self._queue: deque[str] = deque()
+        self._make_events, self._admit, self._screen = make_events, admit, screen
+        self._limits = limits or Limits()
+        self.library = Library(root, self._limits, self._forget_run)
+        self._entries: dict[str, Job] = {}
+        self._queue = FairQueue()
+        self._unsaved: list[RunFolder] = []  # whose last state a full disk refused
         self._changed = threading.Condition()
         self._device = threading.Lock()  # held by whoever computes: a run, or a warm-up
         self._paces: dict[Hashable, RunEstimate] = {}
-        self._zips = TemporaryDirectory(prefix="psd-zip-")
-        self._zipping = threading.Lock()  # nobody clears away what another is still writing
         self._closing = False
-        self._delete_oldest()
+        self.library.make_room()
         self._thread = threading.Thread(target=self._work_queue, name="psd-worker", daemon=True)
+        self._restore_queue()
         self._thread.start()
 
     # ---- start
 
-    def submit(self, preset: Preset, resume: Path | None = None, owner: str = "", until: int | None = None) -> str:
+    def submit(
+        self,
+        preset: Preset,
+        resume: Path | None = None,
+        owner: str = "",
+        until: int | None = None,
+        from_start: bool = False,
+    ) -> str:
         """Queue a run, or the rest of an earlier one from its newest checkpoint; returns the run's id at once.
 
         ``until`` stops it after that step; `extend` by nothing then goes on with the run that was planned, bit for bit.
+        ``from_start`` allows to begin anew where every checkpoint of the earlier one is lost.
         Raises PresetError for a prompt that is not admitted, and StoreError when the queue or the disk is full, the
-        folder cannot be made, or another process writes it.
+        folder cannot be made, its checkpoints are lost, or another process writes it.
         """
-        self._require_place()
+        return self._submit(preset, resume, owner, ownership.hash_owner(owner), until, from_start)
+
+    def _submit(
+        self, preset: Preset, resume: Path | None, owner: str, digest: str, until: int | None, from_start: bool
+    ) -> str:
+        self._require_place(digest)
         if self._admit is not None:
             self._admit(preset)
-        retention.require_room(self._root)
-        folder = RunFolder.create(preset, self._root) if resume is None else RunFolder.open(resume, preset)
+        self.library.require_room()
+        folder = RunFolder.create(preset, self.library.root) if resume is None else RunFolder.open(resume, preset)
         try:
             checkpoint, log = None, EventLog(folder.path)
             if resume is None:
                 ownership.claim_run(folder.path, owner)
             else:
-                checkpoint = latest_checkpoint(resume)
+                checkpoint, notes = require_checkpoint(folder.path, from_start=from_start)
+                folder.notes += notes
                 earlier = self._entries.get(folder.id)  # whose consumers go on counting
                 if earlier:
                     log = earlier.log
                     log.catch_up()  # a mesh that was made again meanwhile
                 else:
                     log = EventLog(folder.path, history_offsets(resume, checkpoint))
+            save_place(folder.path, preset.extra_steps, until, digest)
+            if resume is not None:
                 folder.set_state("queued")
             with self._changed:
-                self._require_place()  # others have come, or the end, while files were read and written
+                self._require_place(digest)  # others have come, or the end, while files were read and written
                 self._entries.pop(folder.id, None)
-                self._entries[folder.id] = _Entry(folder, Controls(preset), checkpoint, log, until)
-                self._queue.append(folder.id)
+                self._entries[folder.id] = Job(folder, Controls(preset), checkpoint, log, until, digest)
+                self._queue.add_run(folder.id, digest)
                 self._changed.notify_all()
         except BaseException:
-            folder.discard() if resume is None else folder.close()
+            if resume is None:
+                folder.discard()
+            else:
+                drop_place(folder.path)
+                folder.close()
             raise
         return folder.id
 
-    def extend(self, run_id: str, steps: int = 0, owner: str = "") -> None:
+    def extend(self, run_id: str, steps: int = 0, owner: str = "", from_start: bool = False) -> None:
         """Go on with a run that is over or was interrupted, with ``steps`` more past its planned end.
 
         The schedules of noise levels and learning rates stay at their last values there (``Preset.extra_steps``), so
-        on a CPU the result is that of a run which was planned as long.
+        on a CPU the result is that of a run which was planned as long.  ``from_start``: as in `submit`.
         """
-        folder = self.folder(run_id)
-        ownership.require_owner(folder, owner)
+        folder = self.library.require_owner(run_id, owner)
         if (entry := self._entries.get(run_id)) and not entry.over.is_set():
             raise PresetError("the run is still going: extend it when it is over")
         preset = read_preset(folder, to_resume=True)
         preset = preset.with_values({"extra_steps": preset.extra_steps + steps})
-        checkpoint = latest_checkpoint(folder)
+        checkpoint = find_checkpoint(folder).checkpoint
         if checkpoint and checkpoint.step >= preset.total_steps and not steps:
             raise PresetError(f"the run has done all of its {checkpoint.step} steps: say how many more")
-        self.submit(preset, resume=folder)
+        self._submit(preset, folder, "", ownership.hash_owner(owner), None, from_start)
 
     def estimate(self, preset: Preset) -> RunEstimate | None:
         """The pace of runs like ``preset``: known from an earlier one, else from a warm-up of a few seconds.
@@ -239,83 +223,55 @@ class Worker:
         with self._changed:
             return [self.snapshot_job(run_id) for run_id in self._entries]
 
-    # ---- the shelf
-
-    def folder(self, run_id: str) -> Path:
-        """The folder of any run under the root; raises StoreError for an id that is none."""
-        return find_run(run_id, self._root)
-
-    def runs(self, owner: str = "") -> list[Run]:
-        """All runs under the root, newest first; with an ``owner`` only theirs."""
-        runs = list_runs(self._root)
-        return [run for run in runs if ownership.is_owner(run.folder, owner)] if owner else runs
-
-    def is_steerable_by(self, run_id: str, owner: str) -> bool:
-        """Whether ``owner`` may steer the run."""
-        try:
-            ownership.require_owner(self.folder(run_id), owner)
-        except StoreError:
-            return False
-        return True
-
-    def pin_run(self, run_id: str, pinned: bool, owner: str = "") -> None:
-        """Keep a run whatever the limits say, or no longer."""
-        folder = self.folder(run_id)
-        ownership.require_owner(folder, owner)
-        retention.pin_run(folder, pinned)
-
-    def delete(self, run_id: str, owner: str = "") -> None:
-        """Remove a run for good; raises StoreError while it goes on."""
-        folder = self.folder(run_id)
-        ownership.require_owner(folder, owner)
-        retention.delete_run(folder)
-        with self._zipping:
-            self._zip_path(folder).unlink(missing_ok=True)
-        with self._changed:
-            self._entries.pop(run_id, None)
-
-    def zip_run(self, run_id: str) -> Path:
-        """A run as one file (`psd.runs.store.retention.zip_run`), made anew; it goes with the run, or after `MOST_ZIPS`
-        newer ones.
-        """
-        folder = self.folder(run_id)
-        with self._zipping:
-            made = retention.zip_run(folder, self._zip_path(folder))
-            for old in sorted(made.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime)[:-MOST_ZIPS]:
-                old.unlink()
-        return made
+    # ---- the end
 
     def shutdown(self, timeout_s: float = 30.0) -> bool:
         """Stop everything, keeping results; False when the current step did not end in time."""
         with self._changed:
             self._closing = True
-            for run_id in list(self._queue):
+            for run_id in self._queue:
                 self._stop(run_id)
             for entry in self._entries.values():
                 entry.control.stop()
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        self._zips.cleanup()
+        self.library.close()
         return not self._thread.is_alive()
 
     # ---- inside
 
-    def _zip_path(self, folder: Path) -> Path:
-        return Path(self._zips.name) / f"{folder.name}.zip"
+    def _restore_queue(self) -> None:
+        """Queue the runs again that waited when an earlier server was killed; nothing runs yet."""
+        for folder, place in list_saved_places(self.library.root):
+            if is_locked(folder / "lock"):
+                continue  # it waits in another server
+            try:
+                preset = read_preset(folder, to_resume=True).with_values({"extra_steps": place.extra_steps})
+                self._submit(preset, folder, "", place.owner, place.until, from_start=False)
+            except (PresetError, StoreError) as error:
+                LOG.warning("the run %s waited and cannot be queued again: %s", folder.name, error)
+                drop_place(folder)
+            else:
+                LOG.warning("the run %s waited when the server died: it waits again", folder.name)
 
-    def _require_place(self) -> None:
+    def _require_place(self, owner: str) -> None:
         if self._closing:
             raise RuntimeError("the worker has been shut down: make a new one")
+        if self._thread.ident is not None and not self._thread.is_alive():
+            raise RuntimeError("the worker's thread is dead: start the server anew, the queue is kept")
         if len(self._queue) >= MOST_QUEUED:
             raise StoreError(f"{MOST_QUEUED} runs are waiting already", "try again when some of them are done")
+        if self._queue.count_of(owner) >= MOST_OF_ONE:
+            cure = "try again when some of them are done, or stop some"
+            raise StoreError(f"{MOST_OF_ONE} of your runs are waiting already", cure)
 
-    def _find_entry(self, run_id: str) -> _Entry:
+    def _find_entry(self, run_id: str) -> Job:
         try:
             return self._entries[run_id]
         except KeyError:
             raise StoreError(f"no job {run_id[:80]!r} here", "choose one of the list of jobs") from None
 
-    def _owned_entry(self, run_id: str, owner: str) -> _Entry:
+    def _owned_entry(self, run_id: str, owner: str) -> Job:
         entry = self._find_entry(run_id)
         ownership.require_owner(entry.folder.path, owner)
         return entry
@@ -325,9 +281,9 @@ class Worker:
         if run_id not in self._queue:
             return []
         running = [key for key, other in self._entries.items() if not other.over.is_set() and key not in self._queue]
-        return running + list(self._queue)[: self._queue.index(run_id)]
+        return running + self._queue.list_before(run_id)
 
-    def _left_s(self, entry: _Entry) -> float | None:
+    def _left_s(self, entry: Job) -> float | None:
         """Seconds of work to its mesh: by its own speed, else by that of an earlier run of its shape."""
         if entry.over.is_set():
             return 0.0
@@ -339,31 +295,65 @@ class Worker:
     def _stop(self, run_id: str) -> None:
         entry = self._entries[run_id]
         entry.control.stop()
-        if run_id in self._queue:
-            self._queue.remove(run_id)
-            end = Finished(step=entry.folder.status.step, reason="stopped")
-            for event in drive_run(lambda *_: iter([end]), entry.folder, entry.control):
-                self._record_event(entry, event)
+        if run_id not in self._queue:
+            return
+        self._queue.remove_run(run_id)
+        end = Finished(step=entry.folder.status.step, time_s=entry.folder.status.time_s, reason="stopped")
+        try:
+            if entry.folder.was_over:  # it stays what it was
+                entry.folder.undo_state()
+                self._record_event(entry, end)
+            else:
+                for event in drive_run(lambda *_: iter([end]), entry.folder, entry.control):
+                    self._record_event(entry, event)
+        except StoreError as error:
+            LOG.warning("the state of the run %s could not be written: %s", run_id, error)
+        finally:
             self._end(entry)
 
     def _work_queue(self) -> None:
+        while (entry := self._wait_for_entry()) is not None:
+            try:
+                with self._device:
+                    self._drive_entry(entry)
+            except BaseException as error:  # noqa: BLE001 - one failure stays one failure: the thread lives
+                self._record_breakdown(entry, error)
+            finally:
+                entry.resume = None  # its tensors are not needed any more
+                with self._changed:
+                    self._end(entry)
+            self.library.make_room([entry.folder.id])
+
+    def _wait_for_entry(self) -> Job | None:
+        """The run whose turn it is, as soon as there is one; None at the end."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                if not self._queue:
-                    return
-                entry = self._entries[self._queue.popleft()]
-            with self._device:
-                events = drive_run(
-                    self._make_events, entry.folder, entry.control, entry.resume, self._screen, entry.until,
-                    self._give_way,
-                )  # fmt: skip
-                for event in events:
-                    self._record_event(entry, event)
-            entry.resume = None  # its tensors are not needed any more
-            with self._changed:
-                self._end(entry)
-            self._delete_oldest([entry.folder.id])
+                patience_s = RETRY_S if self._unsaved else None
+                self._changed.wait_for(lambda: self._queue or self._closing, patience_s)
+                if self._queue:
+                    return self._entries[self._queue.take_next()]
+                if self._closing:
+                    return None
+            self._unsaved = [folder for folder in self._unsaved if not folder.store_status_late()]
+
+    def _drive_entry(self, entry: Job) -> None:
+        drop_place(entry.folder.path)
+        events = drive_run(
+            self._make_events, entry.folder, entry.control, entry.resume, self._screen, entry.until, self._give_way
+        )
+        for event in events:
+            self._record_event(entry, event)
+
+    def _record_breakdown(self, entry: Job, error: BaseException) -> None:
+        """A job ended by what `drive_run` lets through, or could not tell: it has failed, and says so if it can."""
+        LOG.error("the run %s broke down", entry.folder.id, exc_info=error)
+        try:
+            status = entry.folder.status
+            failure = describe_failure(error, status.step, status.time_s)
+            self._record_event(entry, record_failure(entry.folder, failure))
+        except Exception:  # the next run does not depend on it
+            LOG.exception("the end of the run %s could not be told", entry.folder.id)
+            entry.folder.status = replace(entry.folder.status, state="failed", message=str(error))
 
     def _give_way(self, paused_s: float) -> str:
         if paused_s < self._limits.pause_s or not self._queue:
@@ -378,23 +368,28 @@ class Worker:
         with self._changed:
             return self._closing or not all(entry.over.is_set() for entry in self._entries.values())
 
-    def _delete_oldest(self, spare: Sequence[str] = ()) -> None:
-        try:
-            retention.delete_oldest(self._root, self._limits.runs, self._limits.total_bytes, spare)
-        except (OSError, StoreError) as error:  # the runs that wait do not depend on it
-            LOG.warning("no room could be made in %s: %s", self._root, error)
+    def _forget_run(self, run_id: str) -> None:
+        """Its folder was deleted."""
+        with self._changed:
+            self._entries.pop(run_id, None)
 
-    def _record_event(self, entry: _Entry, event: Event) -> None:
+    def _record_event(self, entry: Job, event: Event) -> None:
         entry.pacer.add(event)
         with self._changed:
             entry.log.add(event)
             self._changed.notify_all()
 
-    def _end(self, entry: _Entry) -> None:
-        entry.folder.close()
+    def _end(self, entry: Job) -> None:
+        entry.over.set()
+        try:
+            drop_place(entry.folder.path)
+            entry.folder.close()
+        except OSError as error:
+            LOG.warning("the run %s could not be closed: %s", entry.folder.id, error)
+        if not entry.folder.is_status_stored:
+            self._unsaved.append(entry.folder)
         if (pace := entry.pacer.run_estimate) and pace.end_s:
             self._paces[workload_key(entry.folder.preset)] = pace
-        entry.over.set()
         over = [run_id for run_id, other in self._entries.items() if other.over.is_set()]
         for run_id in over[:-MOST_OVER]:
             del self._entries[run_id]  # its folder tells the rest

@@ -3,7 +3,7 @@
     <root>/<date-time>_<slug>_s<seed>_<hash of the resolved preset>/
         preset.yaml  preset.resolved.yaml  environment.json  status.json (replaced atomically)
         events.jsonl (everything, in order; what `replay` reads)  metrics.jsonl (one flat row a step)  log.txt  lock
-        checkpoints/<step>.safetensors + <step>.json (written last: without it the checkpoint does not count)
+        checkpoints/<step>.safetensors + <step>.json (the seal, `psd.runs.store.checkpoints`; written last)
         public/previews/<step>.jpg + <step>_<other>.png   public/exports/mesh.* + turntable.*
 
 Only ``public/`` is meant to be served.  Event files name their arrays relative to the run folder, with ``/``.
@@ -54,20 +54,25 @@ from psd.runs.store.archive import (
     read_provenance,
     read_status,
 )
+from psd.runs.store.checkpoints import checkpoint_file, make_seal
 from psd.runs.store.files import (
     StoreError,
     append_line,
     cut_partial_line,
     explain_os_errors,
+    overwrite_file,
     replace_file,
     take_lock,
     temporary_sibling,
 )
 from psd.runs.store.media import FilmError, encode_views, write_films
+from psd.runs.store.status import OVER
 
 KEPT_CHECKPOINTS = 2
 ROW = re.compile(rb'\{"step": (\d+),')  # of metrics.jsonl, as `RunFolder.write` begins it
 STATUS_EVERY_S = 1.0  # steps update status.json at most this often
+FOLDERS = ("public", "public/previews", "public/exports", "checkpoints")
+WRITTEN = ("events.jsonl", "metrics.jsonl", "log.txt", "status.json", "preset.resolved.yaml", "environment.json")
 
 
 def slugify_prompt(prompt: str) -> str:
@@ -85,6 +90,11 @@ class RunFolder:
         self.path, self.preset, self.status = path, preset, status
         self._lock, self._size_mm = lock, size_mm
         self._status_due = 0.0
+        self._before = status  # as the folder was opened
+        self._preset_is_due = False  # preset.resolved.yaml is written with the first event
+        self._has_history = (log := path / "events.jsonl").is_file() and log.stat().st_size > 0
+        self.notes: list[str] = []  # what had to be rebuilt when the folder was opened
+        self.is_status_stored = True
 
     @classmethod
     def create(cls, preset: Preset, root: Path | None = None) -> RunFolder:
@@ -102,13 +112,13 @@ class RunFolder:
         lock = take_lock(path / "lock")
         status = Status(
             "queued", total=preset.total_steps, prompt=preset.prompt, seed=preset.seed, method=preset.method,
-            created=_format_time(now),
+            created=_format_time(now), run=path.name,
         )  # fmt: skip
         folder = cls(path, preset, status, lock)
         given = preset.model_dump(mode="json", exclude_unset=True)
         try:
-            replace_file(path / "preset.yaml", _dump_yaml(given).encode())
-            replace_file(path / "preset.resolved.yaml", resolved.encode())
+            replace_file(path / "preset.yaml", _dump_yaml(given).encode(), durable=True)
+            replace_file(path / "preset.resolved.yaml", resolved.encode(), durable=True)
             folder.set_state("queued")
         except BaseException:
             folder.discard()
@@ -120,16 +130,26 @@ class RunFolder:
         """An existing folder, to go on writing, optionally with a changed preset (more steps).
 
         ``size_mm`` is the longest side of the STL files that it writes.
-        A line that a crash cut short is taken off events.jsonl and metrics.jsonl, and the log says so.
+        All that is needed is read first: what raises StoreError leaves the folder as it was.  A changed preset is
+        written with the first event.  What had to be rebuilt is in ``notes``; a line that a crash cut short is taken
+        off events.jsonl and metrics.jsonl, and the log says so.
         """
         path = Path(path).absolute()
+        _require_plain_layout(path)
+        notes: list[str] = []
         status = read_status(path)
         lock = take_lock(path / "lock")
         try:
-            folder = cls(path, preset or read_preset(path), replace(status, schema=SCHEMA), lock, size_mm)
-            if preset:
-                replace_file(path / "preset.resolved.yaml", preset.to_yaml().encode())
-                folder.status = replace(folder.status, total=preset.total_steps)
+            known = read_preset(path, notes=notes)
+            status = replace(status, schema=SCHEMA, run=path.name)
+            folder = cls(path, preset or known, status, lock, size_mm)
+            folder._preset_is_due = bool(notes) or folder.preset != known
+            folder.status = replace(status, total=folder.preset.total_steps)
+            if status.message.startswith("status.json"):
+                notes.append(status.message)
+            folder.notes = notes
+            for part in FOLDERS:
+                (path / part).mkdir(exist_ok=True)
             for name in ("events.jsonl", "metrics.jsonl"):
                 if lost := cut_partial_line(path / name):
                     folder.log(f"{name} ended in the middle of a line: {lost} bytes taken off")
@@ -142,11 +162,19 @@ class RunFolder:
     def id(self) -> str:
         return self.path.name
 
+    @property
+    def was_over(self) -> bool:
+        """Whether the folder holds an earlier run that had begun, and ended, when it was opened."""
+        return self._before.state in OVER and self._has_history
+
     def write(self, event: Event) -> Event:
         """Store an event and its arrays; returns it with ``file`` set, what could not be made of a mesh in its
         ``notes``, and a failure's traceback moved to the log."""
         if not self._lock.is_locked:
-            raise StoreError(f"{self.path} is closed", "open it again with RunFolder.open")
+            raise StoreError(f"{self.id} is closed", "open it again with RunFolder.open")
+        if self._preset_is_due and not isinstance(event, Warned | Failed | Finished):
+            replace_file(self.path / "preset.resolved.yaml", self.preset.to_yaml().encode(), durable=True)
+            self._preset_is_due = False
         match event:
             case Started():
                 text = json.dumps({**event.environment, "notes": event.notes}, indent=2, ensure_ascii=False)
@@ -192,9 +220,44 @@ class RunFolder:
 
     def set_state(self, state: str, message: str = "") -> None:
         now = _format_time(datetime.now().astimezone())
+        durable = state != self.status.state
         self.status = replace(self.status, state=state, message=message, updated=now, pid=os.getpid())
-        replace_file(self.path / "status.json", json.dumps(asdict(self.status), indent=2, ensure_ascii=False).encode())
+        self._store_status(durable=durable)
         self._status_due = time.monotonic() + STATUS_EVERY_S
+
+    def undo_state(self) -> None:
+        """Let the folder say what it said before it was opened: nothing has happened in it."""
+        self.status = self._before
+        self._store_status(durable=True)
+
+    def store_status_late(self) -> bool:
+        """Write the state that a full disk refused, after the folder was closed; whether nothing is left to do."""
+        if self.is_status_stored:
+            return True
+        try:
+            lock = take_lock(self.path / "lock")
+        except StoreError:  # somebody goes on with it: it is theirs to write now; or it was deleted
+            return True
+        try:
+            self._store_status(durable=True)
+        except StoreError:
+            return False
+        finally:
+            lock.release()
+        return True
+
+    def _store_status(self, *, durable: bool) -> None:
+        """Replace status.json; on a full disk write over it, which takes no room."""
+        path = self.path / "status.json"
+        data = json.dumps(asdict(self.status), indent=2, ensure_ascii=False).encode()
+        self.is_status_stored = False
+        try:
+            replace_file(path, data, durable=durable)
+        except StoreError:
+            if not path.is_file():
+                raise
+            overwrite_file(path, data)
+        self.is_status_stored = True
 
     def log(self, text: str) -> None:
         append_line(self.path / "log.txt", f"{_format_time(datetime.now().astimezone())} {text.rstrip()}")
@@ -226,15 +289,13 @@ class RunFolder:
         """
         from safetensors.numpy import save
 
-        file = f"checkpoints/{event.step:06d}.safetensors"
-        tensors = {name: np.asarray(array, order="C") for name, array in event.tensors.items()}
-        seal = {"schema": SCHEMA, "step": event.step, "time_s": event.time_s, "values": dict(event.values)}
-        text = json.dumps(seal, allow_nan=False, ensure_ascii=False)
+        file = checkpoint_file(event.step)
+        data = save({name: np.asarray(array, order="C") for name, array in event.tensors.items()})
         path = self.path / file
         sealed = path.with_suffix(".json")
         with (
-            temporary_sibling(path, [save(tensors)], durable=True) as new,
-            temporary_sibling(sealed, [text.encode()], durable=True) as new_seal,
+            temporary_sibling(path, [data], durable=True) as new,
+            temporary_sibling(sealed, [make_seal(event, self.preset, [data])], durable=True) as new_seal,
         ):
             sealed.unlink(missing_ok=True)  # an old seal must not vouch for new tensors
             os.replace(new, path)
@@ -301,6 +362,20 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _require_plain_layout(path: Path) -> None:
+    """Raises StoreError where a link, or a folder for a file, stands in a place that is written."""
+    checkpoints = [f"checkpoints/{part.name}" for part in (path / "checkpoints").glob("[!.]*")]
+    for name in (*FOLDERS, *WRITTEN, *checkpoints, "lock", "exports.new"):
+        part, is_folder = path / name, name in (*FOLDERS, "exports.new")
+        if part.is_symlink():
+            what = "a link, which is not followed"
+        elif part.exists() and part.is_dir() != is_folder:
+            what = "a file where a folder belongs" if is_folder else "a folder where a file belongs"
+        else:
+            continue
+        raise StoreError(f"{name} of the run {path.name} is {what}", "move it away, or restore the run")
 
 
 def _new_directory(root: Path, name: str) -> Path:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from psd.runs.store.files import FULL
+from psd.runs.store.files import FULL, StoreError
+
+# What Pillow raises for files that are missing or damaged.
+BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, ZeroDivisionError, struct.error, zlib.error)
 
 
 class FilmError(RuntimeError):
@@ -31,12 +36,17 @@ def encode_views(images: UInt8[np.ndarray, "v h w 3"], *, lossless: bool) -> byt
 
 
 def decode_views(path: Path) -> UInt8[np.ndarray, "v h w 3"]:
-    """The inverse of `encode_views`, up to JPEG's losses."""
+    """The inverse of `encode_views`, up to JPEG's losses; raises StoreError for what is no such picture."""
     from PIL import Image
 
-    with Image.open(path) as picture:
-        row = np.asarray(picture.convert("RGB"))
-    return np.stack(np.split(row, row.shape[1] // row.shape[0], axis=1))
+    try:
+        with Image.open(path, formats=["JPEG", "PNG"]) as picture:
+            row = np.asarray(picture.convert("RGB"))
+        return np.stack(np.split(row, row.shape[1] // row.shape[0], axis=1))
+    except BROKEN_PICTURE as error:
+        raise StoreError(f"{path.name} is no picture of views ({type(error).__name__})", "restore it") from None
+    except Image.DecompressionBombError:
+        raise StoreError(f"{path.name} is far too large for a picture of views", "restore it") from None
 
 
 def write_films(frames: UInt8[np.ndarray, "v h w 3"], folder: Path) -> None:

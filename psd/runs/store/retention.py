@@ -1,24 +1,68 @@
-"""The shelf of runs: who may steer one, which are kept, what goes when there is too much, and a run as one file.
+"""Which runs are kept, which go when there is too much, and the words for each that goes.
 
-An owner is a secret that a browser or a script keeps; a run's folder holds its SHA-256 only (``owner``).  A run without
-one, made on the command line, obeys everybody who can open the page.  ``pinned`` is an empty file.
+``pinned`` is an empty file in a run's folder: such a run never goes to make room.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-import secrets
 import shutil
-import zipfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from psd.runs.store.archive import ACTIVE, Run, list_runs
+from psd.config.errors import PresetError, format_value
+from psd.runs.store.archive import ACTIVE, Run, checkpoint_steps, list_runs
 from psd.runs.store.files import StoreError, explain_os_errors, take_lock
+from psd.runs.store.ownership import read_owner
 
+LOG = logging.getLogger(__name__)
 LEAST_FREE_BYTES = 200 * 2**20  # on the disk of the runs, to start another
-PACKED = ("preset.yaml", "preset.resolved.yaml", "environment.json", "events.jsonl", "metrics.jsonl")  # and public/
+MOST_EMPTY = 20  # runs that ended before their first step, of all owners together
 DELETED = ".deleted-"
+UNLIMITED = "unlimited"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one user may take from the others; infinity is no limit.  Raises PresetError for what is no limit.
+
+    Above ``runs`` of one owner, the oldest runs of that owner go.  Above ``total_bytes`` of all, the oldest run of
+    whoever takes most goes.  Never one that is pinned or goes on.  A run that has been paused for ``pause_s`` while
+    others wait for its device is stopped, keeping what it reached.
+    """
+
+    runs: float = 500
+    total_bytes: float = 20 * 2**30
+    pause_s: float = 15 * 60
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            require_limit(name, getattr(self, name), least=1 if name == "runs" else 0)
+
+
+def require_limit(name: str, value: object, least: int = 0) -> None:
+    """Raises PresetError for what is no limit: text, nan, zero or less, below ``least``."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (number > 0 and number >= least):
+        bound = f"at least {least}" if least else "above 0"
+        raise PresetError(f"{name}={format_value(value)} is no limit: it must be {bound}; {UNLIMITED} stands for none")
+
+
+def parse_limit(text: str) -> float:
+    """A limit as a person types it: a number above 0, or `UNLIMITED`.  Raises PresetError."""
+    if text.strip().lower() == UNLIMITED:
+        return math.inf
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise PresetError(f"{format_value(text)} is no limit: give a number above 0, or {UNLIMITED}")
+    return value
 
 
 def pin_run(folder: Path, pinned: bool) -> None:
@@ -27,8 +71,8 @@ def pin_run(folder: Path, pinned: bool) -> None:
         (folder / "pinned").touch() if pinned else (folder / "pinned").unlink(missing_ok=True)
 
 
-def delete_run(folder: Path) -> None:
-    """Remove a run for good, an unreadable one too; raises StoreError while it is queued, running or paused.
+def delete_run(folder: Path, reason: str) -> None:
+    """Remove a run for good, an unreadable one too, and log why; StoreError while it is queued, running or paused.
 
     The folder leaves the list at once, under another name, and then the disk.
     """
@@ -40,7 +84,8 @@ def delete_run(folder: Path) -> None:
     try:
         with explain_os_errors(folder):
             os.replace(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)  # `delete_oldest` may be clearing it as well, and tries again later
+        LOG.warning("deleted the run %s: %s", folder.name, reason)
+        _remove_tree(gone)  # `delete_oldest` may be clearing it as well, and tries again later
     finally:
         lock.release()
 
@@ -57,32 +102,65 @@ def size_bytes(folder: Path) -> int:
     return total
 
 
-def delete_oldest(root: Path, most_runs: int, most_bytes: float, spare: Iterable[str] = ()) -> list[str]:
-    """Delete the oldest runs until at most so many and so much are left; returns their ids.
+@dataclass(frozen=True)
+class _KeptRun:
+    """A run that counts, with what the limits ask about it."""
+
+    run: Run
+    owner: str
+    size: int
+    is_empty: bool  # over before its first step
+
+    @property
+    def age_key(self) -> tuple[bool, str]:
+        """What goes first comes first: runs that hold nothing, then the oldest."""
+        return not self.is_empty, self.run.id
+
+
+def delete_oldest(root: Path, limits: Limits, spare: Iterable[str] = ()) -> list[str]:
+    """Delete runs until the limits hold, logging each with its reason; returns their ids.
 
     Runs that are pinned, that go on, or that ``spare`` names stay, whatever they take.  What an interrupted deletion
     left behind goes first.  What cannot be read neither goes nor counts: it must not push out what can.
     """
     if root.is_dir():
         for left in root.glob(f"{DELETED}*"):
-            shutil.rmtree(left, ignore_errors=True)  # in use on Windows, say: next time
+            LOG.warning("cleared away what was left of the run %s, deleted earlier", left.name.removeprefix(DELETED))
+            _remove_tree(left)  # in use on Windows, say: next time
     spared = set(spare)
-    runs = [run for run in list_runs(root) if run.status.state != "unreadable"]
-    sizes = {run.id: size_bytes(run.folder) for run in runs}
-    count, total = len(runs), sum(sizes.values())
+    kept = [_describe_run(run) for run in list_runs(root) if run.status.state != "unreadable"]
+    kept.sort(key=lambda item: item.age_key)
     gone: list[str] = []
-    for run in reversed(runs):
-        if count <= most_runs and total <= most_bytes:
-            break
-        if not _is_deletable(run, spared):
-            continue
+    while (choice := next(_choose_deletions(kept, limits, spared), None)) is not None:
+        item, reason = choice
         try:
-            delete_run(run.folder)
-        except StoreError:
-            continue  # somebody has just resumed it
-        count, total = count - 1, total - sizes[run.id]
-        gone.append(run.id)
+            delete_run(item.run.folder, reason)
+            gone.append(item.run.id)
+            kept.remove(item)
+        except StoreError as error:  # somebody has just resumed it, or it may not be removed
+            LOG.info("the run %s stays: %s", item.run.id, error)
+            spared.add(item.run.id)
     return gone
+
+
+def _choose_deletions(kept: list[_KeptRun], limits: Limits, spared: set[str]) -> Iterator[tuple[_KeptRun, str]]:
+    """The run that has to go next and why, in the order in which limits are looked at; nothing when all hold."""
+    deletable = [item for item in kept if _is_deletable(item.run, spared)]
+    empty = [item for item in deletable if item.is_empty]
+    if len(empty) > MOST_EMPTY:
+        yield empty[0], f"it ended before its first step, and the newest {MOST_EMPTY} of those are kept"
+    counts = Counter(item.owner for item in kept)
+    for item in deletable:
+        if counts[item.owner] > limits.runs:
+            yield item, f"its owner has {counts[item.owner]} runs, and {limits.runs:g} are kept"
+    total = sum(item.size for item in kept)
+    if total > limits.total_bytes and deletable:
+        sizes: Counter[str] = Counter()
+        for item in kept:
+            sizes[item.owner] += item.size
+        largest = max({item.owner for item in deletable}, key=lambda owner: (sizes[owner], owner))
+        item = next(item for item in deletable if item.owner == largest)
+        yield item, f"all runs take {total / 2**30:.3g} GiB, and {limits.total_bytes / 2**30:.3g} are kept"
 
 
 def require_room(root: Path) -> None:
@@ -96,24 +174,18 @@ def require_room(root: Path) -> None:
         )
 
 
-def zip_run(folder: Path, path: Path) -> Path:
-    """A run as one zip: preset, events, pictures and meshes; no checkpoint, no log, no owner.
-
-    Whoever may watch a run may have it.
-    """
-    files = [folder / name for name in PACKED] + sorted((folder / "public").rglob("*"))
-    beside = path.with_name(f"{secrets.token_hex(4)}-{path.name}")  # others may be making or sending the same
-    try:
-        with explain_os_errors(path):
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-                for file in files:
-                    if file.is_file() and not file.name.startswith("."):
-                        archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
-            os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+def _describe_run(run: Run) -> _KeptRun:
+    is_empty = run.status.state not in ACTIVE and not run.status.step and not checkpoint_steps(run.folder)
+    return _KeptRun(run, read_owner(run.folder), size_bytes(run.folder), is_empty)
 
 
 def _is_deletable(run: Run, spared: set[str]) -> bool:
     return run.id not in spared and run.status.state not in ACTIVE and not run.is_pinned
+
+
+def _remove_tree(folder: Path) -> None:
+    """As much of a folder as can be removed; of a link to one, the link."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

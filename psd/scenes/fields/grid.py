@@ -110,6 +110,6 @@ class GridField(nn.Module):
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         return [
-            {"name": "density", "params": named_parameters(self, "density_levels"), "lr": preset.density_lr},
-            {"name": "colour", "params": named_parameters(self, "colour_levels"), "lr": preset.colour_lr},
+            {"name": "density", "params": named_parameters(self, "density_levels"), "lr": preset.scene.density_lr},
+            {"name": "colour", "params": named_parameters(self, "colour_levels"), "lr": preset.scene.colour_lr},
         ]

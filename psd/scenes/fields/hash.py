@@ -139,9 +139,9 @@ class HashField(nn.Module):
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """The networks move at a tenth of the table's rate, as in MVDream."""
-        density = preset.density_lr
+        density = preset.scene.density_lr
         return [
             {"name": "encoding", "params": named_parameters(self, "encoding"), "lr": density},
             {"name": "density", "params": named_parameters(self, "density_network"), "lr": density / 10},
-            {"name": "colour", "params": named_parameters(self, "colour_network"), "lr": preset.colour_lr / 10},
+            {"name": "colour", "params": named_parameters(self, "colour_network"), "lr": preset.scene.colour_lr / 10},
         ]

@@ -14,10 +14,12 @@ import gradio as gr
 from gradio.components import Component
 from pydantic.fields import FieldInfo
 
-from psd.config.preset import Preset
+from psd.config.preset import Preset, flatten, list_settings
+from psd.config.settings import SCENES
 
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
-ELSEWHERE = ("prompt", "prior", "judges", "loras")  # the prompt has its own box; models are chosen by the preset
+# The prompt has its own box; models are chosen by the preset, and stages are written as text.
+ELSEWHERE = ("prompt", "prior", "judges", "loras", "stages")
 SLIDER_SPAN = 10  # a slider reaches this multiple of the preset's value where the bound lies further
 
 
@@ -36,8 +38,12 @@ class Control:
 
 
 def make_control(name: str, preset: Preset) -> Control:
-    """The control of field ``name``, with the value of ``preset``, in the current Blocks context."""
-    info, value = Preset.model_fields[name], getattr(preset, name)
+    """The control of setting ``name``, with the value of ``preset``, in the current Blocks context.
+
+    One that the preset's kind of scene lacks has its default, and does not show.
+    """
+    info, values = list_settings()[name], flatten(preset)
+    value, present = values.get(name, info.default), name in values
     live = bool(_read_extra(info, "live"))
     if isinstance(value, dict):
         return _make_weights(name, preset)
@@ -45,13 +51,18 @@ def make_control(name: str, preset: Preset) -> Control:
         with gr.Row(elem_classes="range"):
             ends = [gr.Number(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120)
                     for i, end in enumerate(("from", "to"))]  # fmt: skip
-        return Control(name, ends, lambda given, _: tuple(given), lambda p: list(getattr(p, name)), live)
-    component = _make_component(name, info, value)
-    if isinstance(component, gr.Slider):
-        return Control(
-            name, [component], _take_first, lambda p: [gr.Slider(**_slider_range(info, getattr(p, name)))], live
-        )
-    return Control(name, [component], _take_first, lambda p: [getattr(p, name)], live)
+        return Control(name, ends, lambda given, _: tuple(given), lambda p: list(flatten(p)[name]), live)
+    component = _make_component(name, info, value, present)
+
+    def write(changed: Preset) -> list[Any]:
+        values = flatten(changed)
+        if name not in values:
+            return [gr.update(visible=False)]
+        if isinstance(component, gr.Slider):
+            return [gr.Slider(**_slider_range(info, values[name]), visible=True)]
+        return [values[name]]
+
+    return Control(name, [component], _take_first, write, live)
 
 
 def help_text(info: FieldInfo) -> str:
@@ -75,8 +86,11 @@ def read_bounds(info: FieldInfo) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _make_component(name: str, info: FieldInfo, value: Any) -> Component:
-    shared: dict[str, Any] = {"label": _field_label(name, info), "info": help_text(info), "elem_id": f"control-{name}"}
+def _make_component(name: str, info: FieldInfo, value: Any, visible: bool) -> Component:
+    shared: dict[str, Any] = {
+        "label": _field_label(name, info), "info": help_text(info), "elem_id": f"control-{name.replace('.', '-')}",
+        "visible": visible,
+    }  # fmt: skip
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
         return gr.Dropdown(list(choices), value=value, **shared)
@@ -120,7 +134,7 @@ def _make_weights(name: str, preset: Preset) -> Control:
         unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 5.0}
         return shown + [unused] * (REWARD_SLOTS - len(named))
 
-    info = Preset.model_fields[name]
+    info = list_settings()[name]
     sliders = [
         gr.Slider(minimum=0.0, step=0.05, info=help_text(info), elem_id=f"control-{name}-{i}", **chosen)
         for i, chosen in enumerate(slider_settings(getattr(preset, name)))
@@ -136,7 +150,8 @@ def _make_weights(name: str, preset: Preset) -> Control:
 
 
 def _field_label(name: str, info: FieldInfo, end: str = "") -> str:
-    plain = name.removesuffix("_deg").removesuffix("_s").replace("_", " ")
+    plain = name.rpartition(".")[2].removesuffix("_deg").removesuffix("_s").replace("_", " ")
+    plain = "scene" if name == "scene.kind" else plain
     symbol, unit = _read_extra(info, "symbol"), _read_extra(info, "unit")
     return " ".join(filter(None, (plain, end, f"({symbol})" if symbol else "", f"[{unit}]" if unit else "")))
 
@@ -156,15 +171,20 @@ def _take_first(given: Sequence[Any], _: Preset) -> Any:
 def group_fields(names: Sequence[str]) -> dict[str, list[str]]:
     """Field names by their declared group, in the order of declaration."""
     groups: dict[str, list[str]] = {}
+    known = list_settings()
     for name in names:
-        groups.setdefault(_read_extra(Preset.model_fields[name], "group"), []).append(name)
+        groups.setdefault(_read_extra(known[name], "group"), []).append(name)
     return groups
 
 
 def read_all(controls: Sequence[Control], given: Sequence[Any], base: Preset) -> dict[str, Any]:
-    """The values of all components, flat and in order, as values of the preset's fields."""
+    """The values of all components, flat and in order, as values of settings, without those of other kinds of scene."""
     values, rest = {}, list(given)
     for item in controls:
         mine, rest = rest[: len(item.components)], rest[len(item.components) :]
         values[item.name] = item.read(mine, base)
-    return values
+    kind = SCENES[values.get("scene.kind", base.scene.kind)]
+    others = {f"scene.{name}" for model in SCENES.values() for name in model.model_fields} - {
+        f"scene.{name}" for name in kind.model_fields
+    }
+    return {name: value for name, value in values.items() if name not in others}

@@ -64,14 +64,14 @@ def line_chart(
             f'<li><svg viewBox="0 0 22 6" aria-hidden="true"><line x1="0" x2="22" y1="3" y2="3" stroke="{colour}" '
             f'stroke-dasharray="{dash}"></line></svg>{html.escape(name)} <b>{shown}</b></li>'
         )
-    said = "; ".join(
+    ends = "; ".join(
         f"{name} {format_number(line[0][1])} to {format_number(line[-1][1])}" for name, line in lines.items() if line
     )
-    said = said or "no values yet"
+    summary = html.escape(f"{title} over steps: {ends or 'no values yet'}")
     return (
         f'<figure class="chart"><figcaption>{html.escape(title)} <small>{html.escape(unit)}</small></figcaption>'
         f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(f"{title} over steps: {said}")}">{"".join(drawn)}</svg>'
+        f'aria-label="{summary}">{"".join(drawn)}</svg>'
         f'<ul class="legend">{"".join(legend) or "<li>no values yet</li>"}</ul></figure>'
     )
 
@@ -81,7 +81,8 @@ def _draw_grid(ticks: Sequence[float], steps: int, place: Place) -> str:
     for value in ticks:
         _, y = place(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"></line>'
-                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{format_number(value)}</text>')  # fmt: skip
+                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                     f"{format_number(value)}</text>")  # fmt: skip
     for step in round_ticks(0, max(steps, 1)):
         if step <= max(steps, 1) and step == int(step):
             x, y = place(step, ticks[0])
@@ -114,9 +115,9 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
                      f"<title>{html.escape(name)}</title></text>")  # fmt: skip
         for column, (step, value) in enumerate(zip(steps, values, strict=True)):
             x, wide = LEFT + 42 + column * (cell * (width - 42) / width), cell * (width - 42) / width
+            title = f"{html.escape(name)}, step {step}: {format_number(value)}"
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{wide + 0.4:.1f}" height="{height - 2}" '
-                         f'fill="{cividis_colour(value / most)}"><title>{html.escape(name)}, step {step}: {format_number(value)}'
-                         "</title></rect>")  # fmt: skip
+                         f'fill="{cividis_colour(value / most)}"><title>{title}</title></rect>')  # fmt: skip
     tall = max(HEIGHT, TOP + height * len(rows) + 22)  # nothing below it moves when the first rows come
     ends = ""
     if steps:
@@ -124,11 +125,12 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
         ends = (f'<text x="{LEFT + 42}" y="{low}">step {steps[0]}</text>'
                 f'<text x="{WIDTH - RIGHT}" y="{low}" text-anchor="end">step {steps[-1]}</text>')  # fmt: skip
     ramp = "".join(f'<i style="background:{cividis_colour(i / 8)}"></i>' for i in range(9))
-    said = "; ".join(f"{name} {format_number(values[-1])}" for name, values in rows)
+    newest = html.escape("drift now: " + "; ".join(f"{name} {format_number(values[-1])}" for name, values in rows))
     return (
         f'<figure class="chart"><figcaption>Drift of each token <small>{html.escape(unit)}</small></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{html.escape(f"drift of each token now: {said}")}">'
-        f'{"".join(parts)}{ends}</svg><div class="ramp"><span>0</span>{ramp}<span>{format_number(most)}</span></div></figure>'
+        f'<svg viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{newest}">'
+        f"{''.join(parts)}{ends}</svg>"
+        f'<div class="ramp"><span>0</span>{ramp}<span>{format_number(most)}</span></div></figure>'
     )
 
 

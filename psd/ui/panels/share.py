@@ -17,9 +17,10 @@ import gradio as gr
 from psd.config.assignments import parse_assignments
 from psd.config.errors import PresetError
 from psd.config.former import translate_preset
-from psd.config.preset import Preset, list_presets, parse_mapping
+from psd.config.preset import Preset, flatten, list_presets, parse_preset
 from psd.runs.store.folder import slugify_prompt
 from psd.ui.markup.html import note_html, table_html
+from psd.ui.protection import server_address
 from psd.ui.state.page import QUIET
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ OWN = "own: "  # before the names that a browser gave
 
 
 def preset_differences(preset: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
-    """Field -> its value in each, where they differ."""
-    pairs = {name: (getattr(preset, name), getattr(other, name)) for name in Preset.model_fields}
-    return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
+    """Setting -> its value in each, where they differ; of another kind of scene, from that kind's defaults."""
+    alike = flatten(other.with_values({"scene.kind": preset.scene.kind})) | {"scene.kind": other.scene.kind}
+    return {name: (ours, alike[name]) for name, ours in flatten(preset).items() if ours != alike[name]}
 
 
 def diff_table(preset: Preset, base: str) -> str:
@@ -73,7 +74,7 @@ def client_snippet(preset: Preset, base: str, address: str) -> str:
 
 def read_text(text: str) -> Preset:
     """A preset as text, of this version or an earlier one; `PresetError` for what is wrong or gone."""
-    values, lost = translate_preset(parse_mapping(text))
+    values, lost = translate_preset(parse_preset(text))
     if lost:
         raise PresetError(f"this version no longer has {', '.join(lost)}: take it out")
     return Preset.make(values)
@@ -141,9 +142,8 @@ class SharePanel:
                 preset = desk.read_controls(*given)
             except PresetError as error:
                 return [gr.skip()] * 5 + [note_html(str(error))]
-            address = request.headers.get("origin") or f"http://{request.headers['host']}"
             return [preset.to_yaml(), diff_table(preset, base), preset_link(preset), command_line(preset, base),
-                    client_snippet(preset, base, address), ""]  # fmt: skip
+                    client_snippet(preset, base, server_address(request)), ""]  # fmt: skip
 
         def refresh_derived(name: str, request: gr.Request, *given: Any) -> list[Any]:
             """What tells of the values, but for the text that somebody may be editing."""

@@ -70,7 +70,8 @@ def status_html(page: Page) -> str:
     why = FOREIGN if run.run_id and not page.is_mine else OVER if run.run_id and run.is_over else ""
     why = why or (NONE if run.is_over else "")
     warning = run.view.warning if not run.is_over else ""
-    return f'{status_line(run)}<div class="said">{trouble_html(run) or note_html(warning, "hint")}{note_html(why, "hint")}</div>'
+    trouble = trouble_html(run) or note_html(warning, "hint")
+    return f'{status_line(run)}<div class="said">{trouble}{note_html(why, "hint")}</div>'
 
 
 def status_line(watched: WatchedRun) -> str:

@@ -51,6 +51,8 @@ class Watcher:
         self._memories: OrderedDict[str, _Memory] = OrderedDict()
         self._listed: dict[str, tuple[float, tuple[Run, ...]]] = {}
         self._lock = threading.Lock()
+        for run in worker.library.list_runs():  # a link to a mesh must work after a restart of the server
+            serve_folder(run.folder / "public")
 
     def view_run(self, run_id: str) -> WatchedRun:
         """The run as it stands now; raises StoreError for an id that is no run."""
@@ -58,7 +60,7 @@ class Watcher:
             job = self._worker.snapshot_job(run_id)
         except StoreError:
             job = None
-        folder = job.folder if job else self._worker.folder(run_id)
+        folder = job.folder if job else self._worker.library.find_folder(run_id)
         with self._lock:
             if run_id not in self._memories:
                 serve_folder(folder / "public")
@@ -85,7 +87,7 @@ class Watcher:
         with self._lock:
             when, listed = self._listed.get(owner, (0.0, ()))
             if now - when >= LIST_S:
-                listed = tuple(self._worker.runs(owner))
+                listed = tuple(self._worker.library.list_runs(owner))
                 kept = self._listed if len(self._listed) < KEPT else {}
                 self._listed = {**kept, owner: (now, listed)}
                 for run in listed[:LISTED]:
@@ -143,5 +145,8 @@ class Watcher:
     def _count_shots(folder: Path, memory: _Memory) -> int:
         preview = memory.view.previews.last
         if memory.shots is None and preview and preview.file and (folder / preview.file).is_file():
-            memory.shots = len(decode_views(folder / preview.file))
+            try:
+                memory.shots = len(decode_views(folder / preview.file))
+            except StoreError:  # a damaged picture: the next one tells
+                return 4
         return memory.shots or 4

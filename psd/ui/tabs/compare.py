@@ -52,7 +52,8 @@ def compared_views_html(page: Page) -> str:
             continue
         address = file_url(watched, seen.file, seen.step)
         shots = "".join(
-            f'<div class="shot"><img src="{address}" alt="{html.escape(f"{short_label(watched)}, {name}, step {seen.step}")}"'
+            f'<div class="shot"><img src="{address}"'
+            f' alt="{html.escape(f"{short_label(watched)}, {name}, step {seen.step}")}"'
             f' style="width:{len(names)}00%;margin-left:-{i}00%"><span>{html.escape(name)}</span></div>'
             for i, name in enumerate(names)
         )
@@ -85,8 +86,8 @@ def scores_table(compared: Sequence[WatchedRun]) -> str:
     names = dict.fromkeys(
         name for watched in compared for name in watched.view.curves if name.startswith(("reward/", "judge/"))
     )
-    heads = ["run", "place", *(metric_label(name) + (" (judge)" if name.startswith("judge/") else "") for name in names),
-             "consistency", "step", "time", "state"]  # fmt: skip
+    scores = (metric_label(name) + (" (judge)" if name.startswith("judge/") else "") for name in names)
+    heads = ["run", "place", *scores, "consistency", "step", "time", "state"]  # fmt: skip
 
     def format_cell(value: float | None) -> str:
         return "–" if value is None else format_number(value)
@@ -213,7 +214,7 @@ class CompareTab:
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
         def list_choices(chosen: list[str]) -> Any:
-            known = {run.id: run_label(run) for run in desk.worker.runs()}
+            known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
             return gr.Dropdown(
                 [(told, run_id) for run_id, told in known.items()], value=[run for run in chosen if run in known]
             )

@@ -54,7 +54,8 @@ def curves_html(view: View) -> str:
     charts = [
         line_chart("Reward against judge", "each as a share of its own range", reward_against_judge(view), steps=steps,
                    rules=[*rules, *((alarm.step, alarm.message) for alarm in view.alarms)], bounds=(0.0, 1.0)),
-        line_chart("Rewards, optimised", "raw score", {**select_group("reward/"), **weighted}, steps=steps, rules=rules),
+        line_chart("Rewards, optimised", "raw score", {**select_group("reward/"), **weighted}, steps=steps,
+                   rules=rules),
         line_chart("Judges, only watch", "raw score", select_group("judge/"), steps=steps, rules=rules),
         line_chart("Pictures", "no reward sees these numbers", statistics, steps=steps, rules=rules),
         line_chart("Preference over base", "length of the one over the other", select_curves("pair/ratio"), steps=steps,
@@ -110,8 +111,8 @@ def alarm_notes(view: View) -> str:
         said = note_html(_calm_sentence(view), "hint")
     best = view.best
     kept = (
-        f"Best scene so far by the judge {metric_label(f'judge/{best.judge}')}: step {best.step}, score {format_number(best.score)}. "
-        "It is kept in every checkpoint. That score chose it, so it flatters it."
+        f"Best scene so far by the judge {metric_label(f'judge/{best.judge}')}: step {best.step}, "
+        f"score {format_number(best.score)}. It is kept in every checkpoint. That score chose it, so it flatters it."
         if best else "No preview has been judged yet."
     )  # fmt: skip
     return said + note_html(kept, "hint")

@@ -14,7 +14,6 @@ from psd.config.preset import Preset
 from psd.geometry.export import FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
-from psd.runs.store.ownership import require_owner
 from psd.ui.markup.html import EXPORTS, download_file, file_url, format_number, note_html
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import View
@@ -85,7 +84,7 @@ class MeshTab:
             Pane([self.viewer], _mesh_key, self._update_viewer, "Mesh"),
             Pane([files], lambda p: download_links(p.run), lambda p: [download_links(p.run)], "Mesh"),
             Pane([film, facts], _mesh_key, lambda p: [turntable_html(p.run), statistics_table(p.run.view)], "Mesh"),
-            Pane([self.threshold, self.count], lambda p: (p.run.run_id, mesh_threshold(p.run.view)), _update_range, "Mesh"),
+            Pane([self.threshold, self.count], _range_key, _update_range, "Mesh"),
             Pane([self.make, self.message], self._find_obstacle, self._update_button, "Mesh"),
         ]  # fmt: skip
 
@@ -94,7 +93,7 @@ class MeshTab:
             if self._remesher is None or not run:
                 return ""
             try:
-                faces = self._remesher().count(desk.worker.folder(run), threshold, kept)
+                faces = self._remesher().count(desk.worker.library.find_folder(run), threshold, kept)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
             return note_html(f"{faces:,} faces before simplifying", "hint")
@@ -102,9 +101,13 @@ class MeshTab:
         def make(run: str, owner: str, threshold: float, faces: float, texture: bool, kept: str) -> str:
             assert self._remesher is not None
             try:
-                require_owner(desk.worker.folder(run), owner)
+                folder = desk.worker.library.require_owner(run, owner)
                 self._remesher().export(
-                    desk.worker.folder(run), threshold=threshold, faces=int(faces), texture=texture, kept=kept
+                    folder,
+                    threshold=threshold,
+                    faces=int(faces),
+                    texture=texture,
+                    kept=kept,
                 )
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
@@ -144,6 +147,10 @@ def mesh_threshold(view: View) -> float | None:
     """Of the run's own mesh: where the slider starts."""
     value = view.mesh.statistics.get("threshold") if view.mesh else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def _range_key(page: Page) -> tuple[str, float | None]:
+    return page.run.run_id, mesh_threshold(page.run.view)
 
 
 def _update_range(page: Page) -> list[Any]:

@@ -21,7 +21,8 @@ def negative_tab() -> list[Pane]:
     charts = gr.HTML(negative_charts(View()), elem_id="negative-charts")
     words = gr.HTML(tokens_table(View()), elem_id="tokens", elem_classes="table")
     return [
-        Pane([sentence], lambda p: describe_negative(p.run.view), lambda p: [describe_negative(p.run.view)], "Negative"),
+        Pane([sentence], lambda p: describe_negative(p.run.view), lambda p: [describe_negative(p.run.view)],
+             "Negative"),
         Pane([charts], lambda p: chart_key(p.run.view, "negative/"), lambda p: [negative_charts(p.run.view)],
              "Negative"),
         Pane([words], lambda p: p.run.view.negatives.last, lambda p: [tokens_table(p.run.view)], "Negative"),

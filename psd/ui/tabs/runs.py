@@ -45,14 +45,14 @@ class RunsTab:
             try:
                 match what:
                     case "zip":
-                        return ["", gr.File(str(desk.worker.zip_run(run)), visible=True), *quiet]
+                        return ["", gr.File(str(desk.worker.library.zip_run(run)), visible=True), *quiet]
                     case "duplicate":
                         said = note_html("Its values are in the sidebar: change some and press Run.", "hint")
-                        return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.folder(run)))]
+                        return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
                     case "delete":
-                        desk.worker.delete(run, owner)
+                        desk.worker.library.delete_run(run, owner)
                     case "keep" | "release":
-                        desk.worker.pin_run(run, what == "keep", owner)
+                        desk.worker.library.pin_run(run, what == "keep", owner)
                     case "go on":
                         desk.worker.extend(run, owner=owner)
             except (PresetError, StoreError) as error:
@@ -91,7 +91,8 @@ def run_row(run: Run) -> list[str]:
     said = f"<small>{html.escape(status.message)}</small>" if status.state == "unreadable" else ""
     return [thumbnail_html(run), f"{link}<small>{html.escape(status.created[:16].replace('T', ' '))}</small>{said}",
             html.escape(status.method), str(status.seed), best, f"{status.step} / {status.total}",
-            state_badge(status.state) + (" 📌" if run.is_pinned else ""), f'<span class="acts">{buttons}</span>']  # fmt: skip
+            state_badge(status.state) + (" 📌" if run.is_pinned else ""),
+            f'<span class="acts">{buttons}</span>']  # fmt: skip
 
 
 def act_button(act: str, run: Run) -> str:

@@ -1,0 +1,156 @@
+"""What a setting is, and the settings of each kind of scene.
+
+One declaration gives the check, the slider's range, the tooltip, the command-line flag and the reference's row.
+Nested settings are named with a dot: ``scene.grid_size``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Range = tuple[float, float]  # from, to
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    symbol: str = "",
+    unit: str = "",
+    live: bool = False,
+    staged: bool = False,
+    log: bool = False,
+    step: float | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field with what the interface needs to know.
+
+    ``live`` fields may change during a run by hand, ``staged`` ones by a stage of the run.
+    """
+    extra = {
+        "group": group, "symbol": symbol, "unit": unit, "live": live, "staged": staged, "log": log, "step": step,
+    }  # fmt: skip
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Settings(BaseModel):
+    """Frozen values; unknown keys, infinite numbers and truth values in place of numbers are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _undo_the_truths_of_yaml(cls, values: Any) -> Any:
+        """YAML reads ``on`` as true, and true would count as 1; and ``off``, a choice here, as false."""
+        if not isinstance(values, Mapping):
+            return values
+        found = dict(values)
+        for name, info in cls.model_fields.items():
+            if not isinstance(value := found.get(name), bool):
+                continue
+            if info.annotation in (int, float):
+                raise ValueError(f"{name}={value} must be a number")
+            if value is False and "off" in get_args(info.annotation):
+                found[name] = "off"
+        return found
+
+
+class RadianceSettings(Settings):
+    """Of a radiance field, whatever stores it."""
+
+    # fmt: off
+    ray_samples: int = setting(48, "Samples along a ray.", group="scene", ge=4, le=1024)
+    density_lr: float = setting(0.2, "Adam step of the density.", group="scene", staged=True, log=True, gt=0, le=1)
+    colour_lr: float = setting(0.1, "Adam step of the colours.", group="scene", staged=True, log=True, gt=0, le=1)
+    blob_density: float = setting(10.0, "Height of the initial density blob.", group="scene", ge=0, le=100)
+    background: Literal["plain", "network"] = setting(
+        "plain", "Behind the object, where no random colour is: plain greys, or learned by direction.", group="scene"
+    )
+    weight_tv: float = setting(5.0, "Total variation of the field.", group="scene", staged=True, ge=0, le=1e4)
+    weight_opacity: float = setting(10.0, "Mean opacity: empties fog.", group="scene", staged=True, ge=0, le=1e4)
+    weight_entropy: float = setting(
+        100.0, "Binary entropy of opacity: all or nothing.", group="scene", staged=True, ge=0, le=1e4
+    )
+    weight_orientation: Range = setting(
+        (0.0, 0.0), "Normals that face away from the camera, at the start and at the end of a stage.", group="scene",
+        staged=True,
+    )
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _check_range(self) -> RadianceSettings:
+        if not all(0 <= value <= 1e4 for value in self.weight_orientation):
+            raise ValueError(f"weight_orientation={self.weight_orientation} must lie in [0, 10000]")
+        return self
+
+    def regulariser_weights(self, progress: float = 0.0) -> dict[str, float]:
+        """Weight of each regulariser by its name, after a share ``progress`` of the stage."""
+        first, last = self.weight_orientation
+        return {
+            "tv": self.weight_tv, "opacity": self.weight_opacity, "entropy": self.weight_entropy,
+            "orientation": first + (last - first) * progress,
+        }  # fmt: skip
+
+    @property
+    def uses_normals(self) -> bool:
+        """Whether some regulariser looks at normals."""
+        return max(self.weight_orientation) > 0
+
+
+class GridScene(RadianceSettings):
+    """A dense grid: the fastest field on a CPU."""
+
+    kind: Literal["grid"]
+    grid_size: int = setting(56, "Cells along an edge of the finest grid (grid only).", group="scene", ge=8, le=512)
+
+
+class HashScene(RadianceSettings):
+    """A multi-resolution hash grid with two small networks, as MVDream's."""
+
+    kind: Literal["hash"]
+
+
+SceneSettings = Annotated[GridScene | HashScene, Field(discriminator="kind")]
+SCENES: Mapping[str, type[RadianceSettings]] = {"grid": GridScene, "hash": HashScene}
+
+
+class SceneKind(Settings):
+    """The choice between them, as a setting of its own."""
+
+    kind: Literal["grid", "hash"] = setting(
+        "grid", "Dense grid (CPU) or multi-resolution hash grid; another kind starts from its own defaults.",
+        group="scene",
+    )  # fmt: skip
+
+
+class Stage(Settings):
+    """A part of a run; beside its share it names only what differs from the preset, in the preset's own keys."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    share: float = Field(gt=0, le=1, description="Of the run's `steps`; all shares sum to 1.")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with changes; ``scene.<key>``, and each key of a mapping ``scene``, change one setting of the scene.
+
+    Another kind of scene begins with that kind's defaults.
+    """
+    dotted = {name: value for name, value in changes.items() if str(name).startswith("scene.")}
+    merged = {**values, **{name: value for name, value in changes.items() if name not in dotted}}
+    scene = changes.get("scene", {})
+    if not isinstance(scene, Mapping):
+        return merged  # checked settings, or wrong: the preset's own check says so
+    if changed := {**scene, **{name.removeprefix("scene."): value for name, value in dotted.items()}}:
+        before = values.get("scene", {})
+        same = isinstance(before, Mapping) and changed.get("kind", before.get("kind")) == before.get("kind")
+        merged["scene"] = {**(before if same else {}), **changed}
+    return merged

@@ -1,0 +1,130 @@
+"""The library of runs under one root: listing, pins, deletion, zips and the limits; who may do what to which.
+
+Serves pages and endpoints, whatever the queue is doing (`psd.runs.jobs.worker.Worker.library`).  All methods may be
+called from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from psd.runs.store import ownership, retention
+from psd.runs.store.archive import Run, default_root, find_run, list_runs
+from psd.runs.store.files import StoreError, explain_os_errors, is_plain_file
+from psd.runs.store.retention import Limits
+
+LOG = logging.getLogger(__name__)
+MOST_ZIPS = 8  # that lie ready on the disk
+PACKED = ("preset.yaml", "preset.resolved.yaml", "environment.json", "events.jsonl", "metrics.jsonl")  # and public/
+
+
+class Library:
+    """The runs under ``root``.  ``owner`` is the secret of the browser or script that asks: it may steer its own runs,
+    anybody may watch.  Methods that change a run raise `NotYoursError` for one of another owner.
+
+    ``forget`` is called with the id of each run that was deleted.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        limits: Limits | None = None,
+        forget: Callable[[str], None] = lambda run_id: None,
+    ) -> None:
+        self.root = (root or default_root()).absolute()
+        self._limits, self._forget = limits or Limits(), forget
+        self._zips = TemporaryDirectory(prefix="psd-zip-")
+        self._zipping = threading.Lock()  # nobody clears away what another is still writing
+
+    def find_folder(self, run_id: str) -> Path:
+        """The folder of any run under the root; raises StoreError for an id that is none."""
+        return find_run(run_id, self.root)
+
+    def list_runs(self, owner: str = "") -> list[Run]:
+        """All runs under the root, newest first; with an ``owner`` only theirs."""
+        runs = list_runs(self.root)
+        return [run for run in runs if ownership.is_owner(run.folder, owner)] if owner else runs
+
+    def is_steerable_by(self, run_id: str, owner: str) -> bool:
+        """Whether ``owner`` may steer the run."""
+        try:
+            self.require_owner(run_id, owner)
+        except StoreError:
+            return False
+        return True
+
+    def require_owner(self, run_id: str, owner: str) -> Path:
+        """The folder of a run that ``owner`` may steer; raises StoreError for any other."""
+        folder = self.find_folder(run_id)
+        ownership.require_owner(folder, owner)
+        return folder
+
+    def pin_run(self, run_id: str, pinned: bool, owner: str = "") -> None:
+        """Keep a run whatever the limits say, or no longer."""
+        retention.pin_run(self.require_owner(run_id, owner), pinned)
+
+    def delete_run(self, run_id: str, owner: str = "") -> None:
+        """Remove a run for good; raises StoreError while it goes on."""
+        retention.delete_run(self.require_owner(run_id, owner), "somebody who may steer it asked for that")
+        self._drop_run(run_id)
+
+    def make_room(self, spare: Iterable[str] = ()) -> list[str]:
+        """Delete what is above the limits (`retention.delete_oldest`); what the disk refuses is logged."""
+        try:
+            gone = retention.delete_oldest(self.root, self._limits, spare)
+        except Exception:  # the runs that wait do not depend on it
+            LOG.exception("no room could be made in %s", self.root)
+            return []
+        for run_id in gone:
+            self._drop_run(run_id)
+        return gone
+
+    def require_room(self) -> None:
+        """Raises StoreError when the disk is about to be full."""
+        retention.require_room(self.root)
+
+    def zip_run(self, run_id: str) -> Path:
+        """A run as one file (`write_zip`), made anew; it goes with the run, or after `MOST_ZIPS` newer ones."""
+        folder = self.find_folder(run_id)
+        with self._zipping:
+            made = write_zip(folder, self._zip_path(run_id))
+            for old in sorted(made.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime)[:-MOST_ZIPS]:
+                old.unlink()
+        return made
+
+    def close(self) -> None:
+        """Remove the zips."""
+        self._zips.cleanup()
+
+    def _zip_path(self, run_id: str) -> Path:
+        return Path(self._zips.name) / f"{run_id}.zip"
+
+    def _drop_run(self, run_id: str) -> None:
+        with self._zipping:
+            self._zip_path(run_id).unlink(missing_ok=True)
+        self._forget(run_id)
+
+
+def write_zip(folder: Path, path: Path) -> Path:
+    """A run as one zip at ``path``: preset, events, pictures and meshes; no checkpoint, no log, no owner.
+
+    Everybody who may watch a run may have it.  Links are left out: what they point to is no part of the run.
+    """
+    candidates = [folder / name for name in PACKED] + sorted((folder / "public").rglob("*"))
+    new = path.with_name(f"{secrets.token_hex(4)}-{path.name}")  # others may be making or sending the same
+    try:
+        with explain_os_errors(path):
+            with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+                for file in candidates:
+                    if is_plain_file(file, folder) and not file.name.startswith("."):
+                        archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    return path
