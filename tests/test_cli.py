@@ -500,19 +500,6 @@ def test_a_pager_that_is_left_changes_no_exit_code() -> None:
         assert process.stderr.read() == b"" and process.wait() == 0
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals are hung up here")
-def test_a_run_goes_on_when_its_terminal_is_closed(root: Path) -> None:
-    def hang_up(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
-        for event in fake_run(preset, control, resume):
-            yield event
-            if event.step == 2:
-                os.kill(os.getpid(), signal.SIGHUP)
-
-    assert main(["run", "a red cube", "--steps", "6"], prepare=lambda preset: hang_up) == OK
-    assert read_status(the_run(root)).state == "finished"
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-
-
 # doctor ------------------------------------------------------------------------------------------------------------
 
 

@@ -49,3 +49,8 @@ class PresetError(ValueError):
 
 class MissingError(PresetError):
     """The value is right, but this machine lacks what it names: a model, a package, a device."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

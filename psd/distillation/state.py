@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psd.config.errors import PresetError
+from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
 from psd.distillation.detectors import Monitor
 from psd.distillation.events import Checkpointed
@@ -18,7 +18,6 @@ from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.negative import Negative
 from psd.models.interfaces import Models
-from psd.runtime.diagnosis import first_line
 from psd.scenes.choose import make_scene
 from psd.scenes.interfaces import MakeScene, Scene
 

@@ -1,4 +1,4 @@
-"""Models found on this machine or downloaded from the hub, in a thread of its own that can be left."""
+"""Models found on this machine or downloaded from the hub."""
 
 from __future__ import annotations
 
@@ -8,72 +8,20 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
-from psd.config.errors import MissingError, PresetError, format_value
+from psd.config.errors import MissingError, PresetError, first_line, format_value
 from psd.config.preset import PRESETS, Preset
 from psd.models.checkpoints.refusals import read_json_object
+from psd.models.download import SilentBar, watch_download
 from psd.models.releases import GB, RELEASES, mirrors_of
-from psd.runtime.diagnosis import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
-
-POLL_S = 0.5  # between looks at how far it is
-
-
-class LeftError(Exception):
-    """A download was left before its end, as asked."""
-
-
-class SilentBar(tqdm):
-    """A progress bar that shows nothing, for what takes a second."""
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **(keywords | {"disable": True}))
-
-
-def watch_download(download: Callable[[type[tqdm]], object], leave: Callable[[], bool]) -> Iterator[int]:
-    """Bytes that ``download(progress bar)`` has reached, now and then; `LeftError` as soon as ``leave`` says so.
-
-    Of its bars those that count bytes are followed: what arrived and what was put together, of which one may lag.
-    """
-    from huggingface_hub.utils import tqdm as hub_bar  # shown on a terminal alone
-
-    reached: dict[int, int] = {}
-
-    class Bar(hub_bar):
-        """Counts where nothing is shown too: tqdm itself stands still then."""
-
-        def __init__(self, *args: Any, initial: int = 0, unit: str = "it", **keywords: Any) -> None:
-            super().__init__(*args, initial=initial, unit=unit, **keywords)
-            self.number = len(reached) if unit == "B" else -1
-            if self.number >= 0:
-                reached[self.number] = initial
-
-        def update(self, n: float | None = 1) -> bool | None:
-            if leave():
-                raise LeftError
-            if self.number >= 0:
-                reached[self.number] += int(n or 0)
-            return super().update(n)
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(download, Bar)
-        while not future.done():
-            wait([future], POLL_S)
-            yield max(reached.values(), default=0)
-        future.result()
-    if leave():
-        raise LeftError
-
 
 ROOT = PRESETS.parent
 SPARE_DISK = GB  # bytes that a download leaves free

@@ -24,7 +24,7 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
 
     Downloads come first, as `Warned` events: size and licence before anything is fetched.  A stop ends a download.
     """
-    from psd.models.hub import LeftError
+    from psd.models.download import LeftError
     from psd.models.load import download_models
 
     step, time_s = (resume.step, resume.time_s) if resume else (0, 0.0)

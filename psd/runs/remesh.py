@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from psd.config.errors import PresetError
+from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
 from psd.distillation.state import restore_scene, strip_prefix
@@ -17,7 +17,6 @@ from psd.geometry.mesh import Mesh, mesh_statistics
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, find_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
-from psd.runtime.diagnosis import first_line
 from psd.scenes.interfaces import MeshSettings, Scene, Thresholded
 
 LOG = logging.getLogger(__name__)

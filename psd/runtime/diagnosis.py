@@ -7,10 +7,7 @@ import re
 import shutil
 import sys
 
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+from psd.config.errors import first_line
 
 
 def python_problem(version: tuple[int, int]) -> str:

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from psd.config.errors import PresetError
-from psd.runtime.diagnosis import first_line
+from psd.config.errors import PresetError, first_line
 
 LARGEST_PICTURE = 4_000_000  # characters of base64
 LONGEST_EDGE = 2048  # px; a picture is padded to a square of it, so that the edge and not the area decides its memory

@@ -85,6 +85,7 @@ def test_it_is_meshed_again(folder: Path) -> None:
 def test_written_on_it_is_of_today(folder: Path) -> None:
     with RunFolder.open(folder, read_preset(folder)) as opened:
         opened.set_state("queued")
+        opened.write(Started(step=6, preset={}, total_steps=6, views=4, environment={}))  # it goes on
     assert json.loads((folder / "status.json").read_text())["schema"] == SCHEMA
     assert "reading" not in yaml.safe_load((folder / "preset.resolved.yaml").read_text())
     assert read_preset(folder) == read_preset(FORMER)

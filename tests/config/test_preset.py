@@ -355,3 +355,9 @@ def test_the_table_lists_every_parameter_once_with_its_default() -> None:
         assert (
             tuple(shown) if isinstance(shown, list) and isinstance(field.default, tuple) else shown
         ) == field.default
+
+
+@pytest.mark.parametrize("name", ["own.yaml", "OWN.YAML", "Own.Yml"])
+def test_the_suffix_of_a_preset_file_is_read_in_any_case(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("prompt: a red cube\n")
+    assert Preset.load(str(tmp_path / name)).prompt == "a red cube"

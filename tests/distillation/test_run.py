@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -1049,7 +1049,7 @@ def test_a_step_decodes_its_target_once(monkeypatch: pytest.MonkeyPatch) -> None
     decoded = []
     decode = ToyPrior.decode
     monkeypatch.setattr(ToyPrior, "decode", lambda self, z0: decoded.append(1) or decode(self, z0))
-    list(run(make_preset(method="reward_gradient", score_space="image", steps=3), make_models()))
+    list(run(make_preset(method="reward_gradient", score_space="image", steps=3, negative=False), make_models()))
     assert len(decoded) == 3
 
 

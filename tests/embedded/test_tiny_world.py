@@ -563,7 +563,7 @@ def test_a_data_set_with_other_settings_is_not_added_to(tmp_path):
 
 
 def test_the_loader_says_how_to_make_missing_data(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m psd\.tiny data"):
+    with pytest.raises(FileNotFoundError, match=r"python -m psd embedded data"):
         data.load_shards(tmp_path)
 
 

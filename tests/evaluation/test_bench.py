@@ -14,6 +14,7 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
 from psd.evaluation.speed import bench, throughput
+from psd.evaluation.speed.throughput import StageShare
 from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.precision import run_in_precision

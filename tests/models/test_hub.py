@@ -17,9 +17,9 @@ from psd import doctor
 from psd.config.errors import MissingError, PresetError
 from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Finished, Warned
+from psd.models import download, releases
 from psd.models import hub as models_hub
-from psd.models import releases
-from psd.models.hub import LeftError
+from psd.models.download import LeftError
 from psd.models.load import download_models
 from psd.runs import engine
 from psd.runs.jobs.controls import Controls
@@ -152,7 +152,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
         )
         return started[-1]
 
-    monkeypatch.setattr(models_hub, "POLL_S", 0.005)
+    monkeypatch.setattr(download, "POLL_S", 0.005)
     monkeypatch.setattr(models_hub, "GB", 1000.0)
     yield begin
     for there in started:

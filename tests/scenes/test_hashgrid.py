@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from psd import doctor
-from psd.scenes.fields import hash
+from psd.scenes.fields import hash_backends
 from psd.scenes.fields.hash import HashField
 from psd.scenes.fields.hash_backends import hash_backend, make_hash_encoding, triton_problem
 from psd.scenes.fields.hash_encoding import HashEncoding
@@ -194,7 +194,7 @@ def test_beside_tinycudann_slopes_are_the_kernels_where_these_work(
     tinycudann = SimpleNamespace(Encoding=lambda *_, **__: Fused(), __spec__=ModuleSpec("tinycudann", None))
     monkeypatch.setitem(sys.modules, "tinycudann", tinycudann)
     monkeypatch.setitem(sys.modules, "psd.scenes.fields.hash_triton", SimpleNamespace(TritonHashEncoding=Kernels))
-    monkeypatch.setattr(hash, "triton_problem", lambda device: reason)
+    monkeypatch.setattr(hash_backends, "triton_problem", lambda device: reason)
     monkeypatch.setattr(HashEncoding, "to", lambda self, device: self)
     name, why = hash_backend(torch.device("cuda"))
     assert name == "tinycudann" and reason in why and ("slopes in plain torch" in why) == bool(reason)

@@ -111,9 +111,10 @@ def test_uploads_of_a_client_are_bounded(server: tuple[str, gr.Blocks, App], mon
     assert upload(50) == 413
 
     def endless() -> Iterator[bytes]:
-        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.yaml"\r\n\r\n'
-        for _ in range(50):
-            yield b"x" * 100_000
+        for number in range(50):
+            yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="%d.yaml"\r\n\r\n' % number
+            yield b"x" * 100_000 + b"\r\n"
+        yield b"--b--\r\n"
 
     headers = {"content-type": "multipart/form-data; boundary=b"}
     assert httpx.post(url, content=endless(), headers=headers, timeout=PATIENCE_S).status_code == 413

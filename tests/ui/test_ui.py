@@ -13,7 +13,7 @@ import pytest
 
 from psd.__main__ import make_parser, resolve_preset
 from psd.config.errors import PresetError
-from psd.config.preset import Preset, parse_mapping
+from psd.config.preset import Preset, list_settings, parse_mapping
 from psd.distillation.events import (
     Event,
     Failed,

@@ -1,4 +1,4 @@
-"""Which captions are trained on, evenly, and which are only ever asked: ``python -m psd.embedded captions``."""
+"""Which captions are trained on, evenly, and which are only ever asked: ``python -m psd embedded captions``."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def write_lists(folder: Path = LISTS) -> None:
 def _write_list(path: Path, distractors: dict[str, list[str]]) -> None:
     content = {
         "about": f"Captions never trained on, each with {DISTRACTORS} distractors, the first {NEAR_MISSES} of them "
-        "near misses; made by `python -m psd.embedded captions`.",
+        "near misses; made by `python -m psd embedded captions`.",
         "captions": list(distractors),
         "distractors": distractors,
     }
@@ -160,7 +160,7 @@ def _draw_distractors(caption: Caption, rng: random.Random) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m psd.embedded captions``."""
+    """The options of ``python -m psd embedded captions``."""
     parser.add_argument("--out", type=Path, default=LISTS)
 
 

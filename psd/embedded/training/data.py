@@ -55,7 +55,7 @@ def load_shards(folder: Path | str, shards: Sequence[int] | None = None, *, fiel
     paths = sorted(folder.glob("shard-*.safetensors")) if shards is None else [_shard_path(folder, i) for i in shards]
     if not paths:
         raise FileNotFoundError(
-            f"no finished shard in {folder}: make some with `python -m psd.embedded data --out {folder}`"
+            f"no finished shard in {folder}: make some with `python -m psd embedded data --out {folder}`"
         )
     captions: list[str] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in fields}
@@ -183,7 +183,7 @@ def _shard_path(folder: Path, number: int) -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m psd.embedded data``."""
+    """The options of ``python -m psd embedded data``."""
     parser.add_argument("--objects", type=int, default=16_000)
     parser.add_argument("--size", type=int, default=64, help="pixels along a side")
     parser.add_argument("--out", type=Path, default=Path("work/data"))

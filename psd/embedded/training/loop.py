@@ -1,4 +1,4 @@
-"""Training of the embedded models: ``python -m psd.embedded train {vae,prior,reward,selector,evidence,referee}``.
+"""Training of the embedded models: ``python -m psd embedded train {vae,prior,reward,selector,evidence,referee}``.
 
 One loop for all of them; what differs (network, loss, shipped format) is a `TrainingTask`.  Batches depend only on
 (seed, iteration, rank), so a resumed training is the uninterrupted one.  On a CPU several one-thread processes average
@@ -228,7 +228,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, help="one-thread CPU processes that average gradients")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="minutes at the start, then a quarter less time")
-    parser.add_argument("--data", default="work/data", help="shards of `python -m psd.embedded data`")
+    parser.add_argument("--data", default="work/data", help="shards of `python -m psd embedded data`")
     parser.add_argument("--work", default="work/train", help="checkpoints, logs, sheets")
     parser.add_argument("--out", help="where to ship the EMA weights (default: in --work)")
     parser.add_argument("--vae", default="work/train/vae/shipped/vae", help="the autoencoder, for the prior")

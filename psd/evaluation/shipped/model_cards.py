@@ -1,4 +1,4 @@
-"""``python -m psd.embedded ship``: trained weights into ``assets/``, each folder with its model card.
+"""``python -m psd embedded ship``: trained weights into ``assets/``, each folder with its model card.
 
 A card says what the model is, how it was trained, what it measures and the sha256 of each file that decides what it
 computes (the lines that loading and ``python -m psd doctor`` check).  Figures come from ``training.json`` and

@@ -1,6 +1,6 @@
 """What the embedded models are worth, on committed captions that none of them was trained on.
 
-``python -m psd.embedded evaluate [critics|prior|prior-early|scenes]`` prints each figure beside its bar and keeps them
+``python -m psd embedded evaluate [critics|prior|prior-early|scenes]`` prints each figure beside its bar and keeps them
 in ``assets/results/embedded-<name>.json``.  ``scenes`` runs the default preset on the 24 test captions, resumes, and is
 the only one that takes long.
 """

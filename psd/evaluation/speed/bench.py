@@ -33,7 +33,11 @@ from psd.runs.store.folder import RunFolder
 from psd.runtime import memory
 
 if TYPE_CHECKING:
+    import torch
+
+    from psd.evaluation.speed.recorder import Call
     from psd.models.interfaces import Models
+    from psd.scenes.interfaces import MakeScene, Scene
 
 UPDATE_EVERY = 3  # steps: each warm-up has an update of the negative, and three measured steps have one
 

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from psd.config.errors import PresetError
+from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
-from psd.distillation import recovery
 from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Stepped, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import drive_run
 from psd.runs.store.folder import RunFolder
 from psd.runtime import memory
-from psd.runtime.diagnosis import first_line
 from psd.runtime.timing import Clock
 
 if TYPE_CHECKING:
@@ -115,6 +113,8 @@ def require_steady(events: Iterator[Event]) -> Iterator[Event]:
 
     It would only warn and go on smaller: what is measured then is another workload.
     """
+    from psd.distillation import recovery  # brings torch
+
     for event in events:
         match event:
             case Failed():

@@ -23,10 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from psd.config.errors import MissingError, PresetError
+from psd.config.errors import MissingError, PresetError, first_line
 from psd.models.checkpoints import layouts
 from psd.models.checkpoints.layouts import NamedTensors, State
-from psd.runtime.diagnosis import first_line
 from psd.runtime.memory import is_out_of_memory
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from psd.config.errors import MissingError, PresetError
-from psd.runtime.diagnosis import first_line
+from psd.config.errors import MissingError, PresetError, first_line
 from psd.runtime.memory import is_out_of_memory
 
 FETCH_AGAIN = "copy or download it again, or name another source"

@@ -143,7 +143,7 @@ class RunFolder:
             known = read_preset(path, notes=notes)
             status = replace(status, schema=SCHEMA, run=path.name)
             folder = cls(path, preset or known, status, lock, size_mm)
-            folder._preset_is_due = bool(notes) or folder.preset != known
+            folder._preset_is_due = bool(notes) or preset is not None
             folder.status = replace(status, total=folder.preset.total_steps)
             if status.message.startswith("status.json"):
                 notes.append(status.message)

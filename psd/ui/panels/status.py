@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from psd.ui.markup.html import EXPORTS, file_url, format_minutes, note_html, state_badge
-from psd.ui.state.page import Pane, WatchedRun
+from psd.ui.state.page import Page, Pane, WatchedRun
 
 FOREIGN = "Another browser started this run: here it can be watched and duplicated, but not steered."
 OVER = "This run is over: Pause and Stop are for one that is going."
