@@ -18,11 +18,13 @@ CAUSES = {  # how the name of the first tensor that is not finite begins -> what
     "latents": ("the render is finite, so the prior's encoder overflowed", "start anew with precision=float32"),
     "noise prediction": (
         "its inputs are finite, so the prior's network overflowed, or the learned negative embedding went astray",
-        "resume with a lower negative_lr, or start anew with precision=float32",
+        "resume with a lower negative_lr (`python -m psd resume <run> --set negative_lr=0.002`), or start anew with"
+        " precision=float32",
     ),
     "decoded prediction": (
         "the predicted latents lie too far out for the decoder",
-        "resume with a lower guidance_scale, or start anew with precision=float32",
+        "resume with a lower guidance_scale (`python -m psd resume <run> --set guidance_scale=2`), or start anew with"
+        " precision=float32",
     ),
     "reward gradient": (
         "the reward's score is finite and its slope is not",

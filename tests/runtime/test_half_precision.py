@@ -264,7 +264,7 @@ def test_a_run_ends_when_no_draw_is_finite_and_keeps_the_last_good_state(without
     failure, saved = events[-1], events[-2]
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step == 2
     assert "step 3, t = " in failure.message and "noise prediction" in failure.message
-    assert failure.cure.startswith("start anew with precision=bfloat16") and "guidance_scale" in failure.cure
+    assert failure.cure.startswith("start anew with precision=bfloat16") and "negative_lr" in failure.cure
     scales = 1 + round(torch.tensor(LEAST / LARGEST).log2().item() / torch.tensor(BACKOFF).log2().item())
     assert prior.tries == 2 + MOST_DRAWS * scales
     assert len(warnings(events)) == 2

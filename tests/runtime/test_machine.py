@@ -106,7 +106,7 @@ def test_models_that_do_not_fit_are_explained_and_let_go(monkeypatch: pytest.Mon
     def broken(*args, **keywords):
         raise RuntimeError("other")
 
-    monkeypatch.setattr(load.components, "load", broken)
+    monkeypatch.setattr(load.components, "load_components", broken)
     with pytest.raises(RuntimeError, match="other"):
         load.load_models(Preset.load("tiny", {"device": "cpu"}))
 
