@@ -135,7 +135,10 @@ def serve_page(options: Options) -> None:
     blocks = build.build_blocks(worker, preset=options.preset, vocabularies=vocabularies, remesher=make_remesher)
     api.register_endpoints(blocks, worker, score=score_pictures, remake=remake_mesh, vocabularies=vocabularies)
     frameable = bool(os.environ.get("SPACE_ID"))  # the hub shows a Space in a frame
-    layers = protection.protect(worker.library.find_folder, proxies=options.proxies, frameable=frameable)
+    library = worker.library
+    layers = protection.protect(
+        library.find_folder, library.find_zip, proxies=options.proxies, frameable=frameable
+    )  # fmt: skip
     signal.signal(signal.SIGTERM, raise_interrupt)  # Gradio knows Ctrl-C only
     try:
         server, _, _ = blocks.launch(

@@ -292,7 +292,8 @@ def test_export_into_a_run_is_told_by_it(root: Path) -> None:
     (exports / "mesh.mtl").write_text("of an earlier texture")
     assert main(["export", str(folder), "--format", "glb", "--threshold", "3"]) == OK
     names = {path.name for path in exports.iterdir()}
-    assert names == {"mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "statistics.json"}
+    films = {"turntable.mp4", "turntable.webp"}
+    assert names == {"mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "statistics.json", *films}
     *_, last = replay_events(folder)
     assert isinstance(last, Meshed) and last.statistics["threshold"] == 3.0
     assert json.loads((exports / "statistics.json").read_text()) == last.statistics

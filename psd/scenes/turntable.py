@@ -9,15 +9,16 @@ from jaxtyping import UInt8
 from psd.geometry import cameras as geometry_cameras
 from psd.scenes.interfaces import Scene
 
+FRAMES, ELEVATION_DEG = 48, 15.0
 CHUNK = 4  # frames rendered at a time: memory
 
 
 def render_turntable(
     scene: Scene,
     *,
-    frames: int = 48,
+    frames: int = FRAMES,
     size: int = 128,
-    elevation_deg: float = 15.0,
+    elevation_deg: float = ELEVATION_DEG,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     device: torch.device | str = "cpu",
 ) -> UInt8[np.ndarray, "v h w 3"]:

@@ -31,8 +31,8 @@ from psd.runs.store.files import StoreError
 from psd.runtime.pictures import decode_image
 from psd.ui.endpoints import document_parameters, explain_errors, explain_stream_errors, require_every_value
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
-from psd.ui.markup.html import EXPORTS, download_file
-from psd.ui.protection import hide_paths, run_file_address, server_address
+from psd.ui.markup.html import EXPORTS, download_file, file_url
+from psd.ui.protection import hide_paths, server_address
 
 STREAM_S = 0.5  # between two looks of a stream at its run
 SILENT_S = 10.0  # a stream that has nothing to tell sends an empty list so often, so that a client that left is noticed
@@ -297,4 +297,4 @@ def summarise_run(run: Run) -> dict[str, Any]:
 
 def public_address(folder: Path, path: Path) -> str:
     """Where a public file of a run is served, relative to the server's address."""
-    return run_file_address(folder.name, path.relative_to(folder / "public").as_posix())
+    return file_url(folder.name, path.relative_to(folder).as_posix())

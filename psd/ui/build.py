@@ -1,11 +1,13 @@
 """The page: inputs made from the Preset's declaration, tabs that show a run, and the wires between them.
 
-    view.py      fold(view, event) -> view: what a watcher knows of a run, pure
-    page.py      what one page looks at, and panes: components with what they show of it
-    status.py live.py curves.py negative.py mesh.py compare.py runs.py log.py    a file for the bar and for each tab
-    chart.py markup.py    SVG and HTML that they share, pure
-    controls.py  the Preset's fields as components      ask.py, prompt.py  the prompt box and its help
-    watch.py     live and stored runs as views          desk.py  what the listeners of all parts share
+    state/view.py   fold_event(view, event) -> view: what a page knows of a run, pure
+    state/page.py   what one page looks at, and panes: components with what they show of it
+    state/watch.py  live and stored runs as views
+    panels/, tabs/  a file for the prompt box, the status bar, the shared presets, and for each tab
+    markup/         SVG and HTML that they share, pure
+    inputs/         the Preset's fields as components, names of presets, help with prompts
+    context.py      what the listeners of all parts share
+    checked.py      what a request must be before a listener sees it
 
 A run belongs to the server: the page holds its id, asks for news on a timer and takes only what has changed.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,17 @@ from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE, read_preset
 from psd.runs.store.files import StoreError
 from psd.runs.store.ownership import new_owner
-from psd.ui.context import LookInputs, PageContext, collect_updates, find_live_preset, read_look, read_page
+from psd.ui.checked import CheckedBlocks
+from psd.ui.context import (
+    LookInputs,
+    PageContext,
+    collect_updates,
+    find_live_preset,
+    read_look,
+    read_page,
+    require_whole,
+    reset_html,
+)
 from psd.ui.inputs import controls
 from psd.ui.inputs.controls import Control
 from psd.ui.inputs.vocabulary import Vocabulary
@@ -34,7 +47,7 @@ from psd.ui.markup import html
 from psd.ui.panels.prompt_box import PromptBox, build_prompt_box
 from psd.ui.panels.share import SharePanel
 from psd.ui.panels.status import StatusBar, status_bar
-from psd.ui.state.page import QUIET, Page, Pane
+from psd.ui.state.page import FLOATING, QUIET, Page, Pane
 from psd.ui.state.watch import Watcher
 from psd.ui.tabs.compare import CompareTab
 from psd.ui.tabs.curves import curves_tab
@@ -48,6 +61,7 @@ __all__ = ["build_blocks", "launch_options"]
 
 CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
 TICK_S, REST_S = 0.7, 5.0
+MOST_MORE = 100_000  # steps at once past a run's end
 FIRST = ("method", "steps")  # beside preset and seed; the other fields are in their groups
 TITLES = {"run": "Machine", "models": "Reward weights", "negative": "Negative embedding"}
 # The tab's panes are filled once its components are on the page: Gradio draws no mesh that comes before its viewer.
@@ -60,11 +74,29 @@ MOUNTED = """async () => {
 FREE = "The values of the next run; those marked Live can also be moved while it goes on."
 THEIRS = "Locked while this run goes on: another browser steers it. Duplicate sets up a run of your own."
 FIXED = "Locked while this run goes on, except what is marked Live. Duplicate sets up another run."
-# A dropdown of Gradio takes the key that leaves it for one that opens it, and its list stays over the page.  (In the
-# head: what Gradio runs as ``js`` comes after the page can be used.)
-LEAVING = """<script>document.addEventListener('keydown', event => {
+# Three habits of Gradio that are stopped before it sees the event.  (In the head: what Gradio runs as ``js`` comes
+# after the page can be used.)  A dropdown takes the key that leaves it for one that opens it, and its list stays over
+# the page.  A slider that loses the keyboard pulls what was typed to its ends without a word: here it stays, and the
+# preset answers in words.  A slider's reset button sets what it held when it was drawn, and no listener to a hand's
+# moves hears of it: here it types the value of the preset, or of the run, into the field beside it.
+HABITS = """<script>
+document.addEventListener('keydown', event => {
   if (event.key === 'Tab' && event.target.matches('[role=combobox]')) event.stopPropagation()
-}, true)</script>"""
+}, true)
+document.addEventListener('blur', event => {
+  const field = event.target
+  if (field.type === 'number' && field.closest('.block')?.querySelector('input[type=range]')) event.stopPropagation()
+}, true)
+document.addEventListener('click', event => {
+  const button = event.target.closest?.('.reset-button'), block = button?.closest('[id^=control-]')
+  if (!block || button.disabled) return
+  event.stopPropagation()
+  const values = JSON.parse(document.querySelector('#reset-values i').dataset.values)
+  const field = block.querySelector('input[type=number]')
+  field.value = values[block.id.slice('control-'.length)]
+  field.dispatchEvent(new Event('input', {bubbles: true}))
+}, true)
+</script>"""
 # The address follows what was started or left, unless that was refused: then the page still shows what it did.
 ADDRESS = """(run, refused) => {
   if (!refused) history.replaceState(null, '', run ? '?run=' + encodeURIComponent(run) : '?')
@@ -72,7 +104,10 @@ ADDRESS = """(run, refused) => {
 
 
 def launch_options() -> dict[str, Any]:
-    """Arguments for ``launch``: theme, style, and nothing that is fetched from elsewhere."""
+    """Arguments for ``launch``: theme, style, and nothing that is fetched from elsewhere.
+
+    The files of runs are served by `psd.ui.protection.protect`.
+    """
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", radius_size="lg",
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
@@ -83,7 +118,7 @@ def launch_options() -> dict[str, Any]:
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
         color_accent="*primary_600",
     )  # fmt: skip
-    return {"theme": theme, "css_paths": CSS, "head": LEAVING, "ssr_mode": False, "footer_links": ["api", "settings"]}
+    return {"theme": theme, "css_paths": CSS, "head": HABITS, "ssr_mode": False, "footer_links": ["api", "settings"]}
 
 
 def build_blocks(
@@ -99,7 +134,9 @@ def build_blocks(
     asked for when a page first meshes the scene of a run that is over again.
     """
     watcher, vocabularies, first = Watcher(worker), vocabularies or {}, Preset.load(preset)
-    with gr.Blocks(title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
+    with CheckedBlocks(
+        title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+    ) as blocks:
         gr.HTML(html.HEADER, elem_id="header")
         with gr.Column(elem_id="layout"):
             with gr.Column(elem_id="ask"):
@@ -123,6 +160,7 @@ def build_blocks(
                         log = log_tab()
             with gr.Column(elem_id="settings"):
                 share, parts, locks = _build_settings(preset, first)
+        reset = gr.HTML(reset_html(first), elem_id="reset-values")
         run_id, keys, tab = gr.State(""), gr.State([]), gr.State("Live")
         last = gr.BrowserState("", storage_key="psd-last-run", secret="psd")
         owner = gr.BrowserState("", storage_key="psd-owner", secret="psd")
@@ -141,14 +179,15 @@ def build_blocks(
             return collect_updates(panes, read_page(worker, watcher, run, owner, read_look(viewer, *seen)), old)
 
         desk = PageContext(
-            worker, watcher, vocabularies, parts, asked.prompt, run_id, gr.State(first.model_dump()), last, owner,
+            worker, watcher, vocabularies, parts, asked.prompt, share.choice, reset, run_id,
+            gr.State(first.model_dump()), last, owner,
             {"fn": refresh, "inputs": [run_id, owner, keys, *looking.inputs],
              "outputs": [keys, *(component for pane in panes for component in pane.components)], **QUIET},
         )  # fmt: skip
         timer.tick(**desk.news)
         _wire_address(blocks, desk, asked)
         _wire_start(desk, asked)
-        _wire_hand(desk, bar, asked)
+        _wire_hand(desk, bar)
         share.wire_events(desk, blocks)
         tabs.select(_selected_tab, None, tab, **QUIET).then(None, None, None, js=MOUNTED).then(**desk.news)
         live.wire_events(desk)
@@ -189,7 +228,7 @@ def _wire_address(blocks: gr.Blocks, desk: PageContext, asked: PromptBox) -> Non
         except (PresetError, StoreError) as error:  # of another version, say: it can still be looked at
             return [owner, watched.run_id, html.note_html(f"Its values cannot be shown: {error}"), *desk.skipped()]
         moved = {} if watched.is_over else dict(watched.view.live)
-        return [owner, watched.run_id, "", *desk.show(preset.with_values(moved))]
+        return [owner, watched.run_id, "", *desk.show(preset.with_values(moved), start=preset)]
 
     shown = [desk.owner, desk.run_id, asked.message, *desk.shown]
     blocks.load(attach, [desk.last, desk.owner], shown, **QUIET).then(**desk.news)
@@ -217,16 +256,16 @@ def _wire_start(desk: PageContext, asked: PromptBox) -> None:
         return html.note_html(f"About {html.format_minutes(pace.left_s(preset))}{memory} on this machine.", "hint")
 
     asked.estimate.click(
-        estimate_cost, desk.shown, asked.message, show_progress="minimal", api_visibility="private", concurrency_limit=1
+        estimate_cost, desk.given, asked.message, show_progress="minimal", api_visibility="private", concurrency_limit=1
     )
     for trigger in (asked.run.click, asked.prompt.submit):
         trigger(
-            submit_run, [desk.owner, *desk.shown], [desk.run_id, desk.last, asked.message],
+            submit_run, [desk.owner, *desk.given], [desk.run_id, desk.last, asked.message],
             trigger_mode="once", **QUIET,
         ).then(**desk.news).then(None, [desk.last, asked.message], None, js=ADDRESS, **QUIET)  # fmt: skip
 
 
-def _wire_hand(desk: PageContext, bar: StatusBar, asked: PromptBox) -> None:
+def _wire_hand(desk: PageContext, bar: StatusBar) -> None:
     def pause(run: str, owner: str) -> str:
         try:
             paused = desk.worker.snapshot_job(run).status.state == "paused"
@@ -242,9 +281,9 @@ def _wire_hand(desk: PageContext, bar: StatusBar, asked: PromptBox) -> None:
             return html.note_html(str(error))
         return ""
 
-    def go_on(run: str, more: float, owner: str) -> str:
+    def go_on(run: str, more: float | None, owner: str) -> str:
         try:
-            desk.worker.extend(run, int(more or 0), owner)
+            desk.worker.extend(run, require_whole("steps more", more or 0, 0, MOST_MORE), owner)
         except (PresetError, StoreError) as error:
             return html.note_html(str(error))
         return ""
@@ -257,12 +296,12 @@ def _wire_hand(desk: PageContext, bar: StatusBar, asked: PromptBox) -> None:
             return [gr.skip(), gr.skip(), html.note_html(str(error)), *desk.skipped()]
 
     mine = [desk.run_id, desk.owner]
-    bar.pause.click(pause, mine, asked.message, **QUIET).then(**desk.news)
-    bar.stop.click(stop, mine, asked.message, **QUIET).then(**desk.news)
-    bar.go_on.click(go_on, [desk.run_id, bar.more, desk.owner], asked.message, **QUIET).then(**desk.news)
-    bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, asked.message, *desk.shown], **QUIET).then(
+    bar.pause.click(pause, mine, bar.message, **QUIET).then(**desk.news)
+    bar.stop.click(stop, mine, bar.message, **QUIET).then(**desk.news)
+    bar.go_on.click(go_on, [desk.run_id, bar.more, desk.owner], bar.message, **QUIET).then(**desk.news)
+    bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, bar.message, *desk.shown], **QUIET).then(
         **desk.news
-    ).then(None, [desk.last, asked.message], None, js=ADDRESS, **QUIET)
+    ).then(None, [desk.last, bar.message], None, js=ADDRESS, **QUIET)
 
 
 def _wire_live(desk: PageContext, part: Control) -> None:
@@ -274,12 +313,12 @@ def _wire_live(desk: PageContext, part: Control) -> None:
             return
         try:
             desk.worker.change(run, {part.name: part.read(given, preset)}, owner)
-        except (PresetError, StoreError) as error:
-            gr.Warning(str(error))
+        except (PresetError, StoreError) as error:  # floating above the page: the slider may be anywhere on it
+            gr.Warning(escape(str(error)), title="Not changed")
 
     for component in part.components:
         component.input(  # pyright: ignore[reportAttributeAccessIssue] - sliders and numbers have it
-            change, [desk.run_id, desk.owner, *part.components], None, trigger_mode="always_last", **QUIET
+            change, [desk.run_id, desk.owner, *part.components], None, trigger_mode="always_last", **FLOATING
         )
 
 

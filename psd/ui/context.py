@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from psd.config.errors import PresetError
+from psd.config.errors import PresetError, format_value
 from psd.config.preset import Preset
+from psd.config.settings import merge
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE
 from psd.runs.store.files import StoreError
 from psd.ui.inputs import controls
 from psd.ui.inputs.controls import Control
+from psd.ui.inputs.origin import name_preset
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.state.page import MOST, Look, Page, Pane, WatchedRun
 from psd.ui.state.watch import Watcher
@@ -30,6 +33,8 @@ class PageContext:
     vocabularies: Mapping[str, Vocabulary]
     parts: Sequence[Control]
     prompt: gr.Textbox
+    choice: gr.Dropdown  # the preset's name
+    reset: gr.HTML  # what the sliders' reset buttons go back to
     run_id: gr.State  # of the run that is watched
     base: gr.State  # the preset whose values the controls show, as a dictionary: a preset, or the run attached to
     last: gr.BrowserState  # the run that this browser started last
@@ -37,15 +42,23 @@ class PageContext:
     news: Mapping[str, Any]  # the listener that brings the page up to date: fn, inputs, outputs
 
     @property
-    def shown(self) -> list[Component]:
-        """What `show` gives and `wanted` takes."""
+    def given(self) -> list[Component]:
+        """The components whose values `read_controls` takes."""
         return [self.base, self.prompt, *(component for part in self.parts for component in part.components)]
 
-    def read_controls(self, base: Mapping[str, Any], prompt: str, *given: Any) -> Preset:
-        """The preset that the controls say; raises PresetError, also for words that the prior does not know."""
+    @property
+    def shown(self) -> list[Component]:
+        """The components that `show` updates."""
+        return [*self.given, self.choice, self.reset]
+
+    def read_values(self, base: Mapping[str, Any], prompt: str, *given: Any) -> dict[str, Any]:
+        """What the controls say as values of the preset's fields, before any check."""
         before = Preset.make(base)
-        made = before.with_values({"prompt": prompt.strip(), **controls.read_all(self.parts, given, before)})
-        return reword_preset(made, self.vocabularies)
+        return merge(base, {"prompt": prompt.strip(), **controls.read_all(self.parts, given, before)})
+
+    def read_controls(self, *given: Any) -> Preset:
+        """The preset that the controls say; raises PresetError, also for words that the prior does not know."""
+        return reword_preset(Preset.make(self.read_values(*given)), self.vocabularies)
 
     @staticmethod
     def require_secret(owner: str) -> str:
@@ -56,21 +69,37 @@ class PageContext:
             raise PresetError("the page is still loading: try once more in a moment")
         return owner
 
-    def show(self, preset: Preset, *, prompt: bool = True) -> list[Any]:
-        """Updates that let the controls say ``preset``."""
+    def show(self, preset: Preset, *, prompt: bool = True, name: str = "", start: Preset | None = None) -> list[Any]:
+        """Updates that let the controls say ``preset``.
+
+        ``name`` is what the person calls it, by default the shipped preset that it is or comes from; ``start`` is what
+        the reset buttons go back to, by default ``preset``.
+        """
         parts = [update for part in self.parts for update in part.write(preset)]
-        return [preset.model_dump(), preset.prompt if prompt else gr.skip(), *parts]
+        return [
+            preset.model_dump(), preset.prompt if prompt else gr.skip(), *parts, name or name_preset(preset),
+            reset_html(start or preset),
+        ]  # fmt: skip
 
     def skipped(self) -> list[Any]:
         return [gr.skip()] * len(self.shown)
 
 
+def reset_html(preset: Preset) -> str:
+    """Where the page's script finds what the reset buttons go back to."""
+    return f'<i data-values="{html.escape(controls.reset_values(preset))}"></i>'
+
+
+def require_whole(name: str, value: float | None, low: int, high: int) -> int:
+    """A number from a field beside the preset's; raises PresetError with the name, the value and the bounds."""
+    if value is None or value != int(value) or not low <= value <= high:
+        raise PresetError(f"{name}={format_value(value)} must be a whole number in [{low}, {high:,}]")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class LookInputs:
-    """The components that say what the page looks at, in the order that `read_look` takes their values.
-
-    No sliders: one that still holds a value of the range before makes Gradio refuse the page's whole question.
-    """
+    """The components that say what the page looks at, in the order that `read_look` takes their values."""
 
     viewer: gr.Model3D
     tab: gr.State
@@ -111,12 +140,12 @@ def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look
 
 def collect_updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:
     """The new keys, then what has changed for each component; everything else is skipped."""
-    keys, found = [], []
+    keys, updates = [], []
     for pane, before in zip(panes, old or [None] * len(panes), strict=True):
         key = pane.key(now) if pane.is_shown(now) else before
         keys.append(key)
-        found += [gr.skip()] * len(pane.components) if key == before else pane.values(now)
-    return [keys, *found]
+        updates += [gr.skip()] * len(pane.components) if key == before else pane.values(now)
+    return [keys, *updates]
 
 
 def find_live_preset(desk: PageContext, run: str) -> Preset | None:

@@ -24,11 +24,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from psd.config.preset import PRESETS
 from psd.runs.store.files import StoreError
+from psd.ui.markup.html import RUN_FILES, name_download
 from psd.ui.state.watch import serve_folder
 
-RUN_FILE = re.compile(r"(?P<prefix>.*/gradio_api/file=)runs/(?P<run>[^/]+)/(?P<file>.+)", re.DOTALL)
+RUN_FILE = re.compile(rf"(?P<prefix>.*/gradio_api/file=){RUN_FILES}(?P<run>[^/]+)/(?P<file>.+)", re.DOTALL)
 REMOTE_FILE = re.compile(r".*/gradio_api/(file|proxy)=\s*[a-z][a-z0-9+.-]*:", re.DOTALL | re.IGNORECASE)
 LOGIN = re.compile(r".*/login/?")
+DISPOSITION = b"content-disposition"
+SHOWN = (".jpg", ".png", ".webp", ".mp4", ".glb")  # what a browser shows where it stands; others it saves
 NO_FILE = "no-such-file"  # what Gradio is asked for in the place of a file that is not served: it refuses, after login
 # Routes of Gradio that this page does not use and that write to the disk, compute, or tell of others' visits.
 CLOSED = re.compile(
@@ -51,13 +54,17 @@ Logins = Mapping[str, str]  # name -> password
 
 
 def protect(
-    find_folder: Callable[[str], Path], *, proxies: Collection[str] = (), frameable: bool = False
+    find_folder: Callable[[str], Path],
+    find_zip: Callable[[str], Path] | None = None,
+    *,
+    proxies: Collection[str] = (),
+    frameable: bool = False,
 ) -> list[Middleware]:
     """The layers for ``app_kwargs={"middleware": ...}`` of ``launch``.
 
-    ``find_folder`` gives a run's folder, or raises StoreError.  The X-Forwarded headers of requests from ``proxies``
-    (addresses, or ``*`` for all) are believed, those of others are dropped.  ``frameable``: other sites may show the
-    page in a frame, as a Space needs it.
+    ``find_folder`` gives a run's folder and ``find_zip`` its zip, or each raises StoreError.  The X-Forwarded headers
+    of requests from ``proxies`` (addresses, or ``*`` for all) are believed, those of others are dropped.
+    ``frameable``: other sites may show the page in a frame, as a Space needs it.
     """
     return [
         Middleware(ForwardedHeaders, proxies=frozenset(proxies)),
@@ -65,13 +72,8 @@ def protect(
         Middleware(ClosedRoutes),
         Middleware(BodyLimit),
         Middleware(LoginDelay),
-        Middleware(RunFiles, find_folder=find_folder),
+        Middleware(RunFiles, find_folder=find_folder, find_zip=find_zip),
     ]
-
-
-def run_file_address(run_id: str, file: str) -> str:
-    """Where a file below a run's ``public/`` is served, relative to the server's address."""
-    return f"gradio_api/file=runs/{quote(run_id)}/{quote(file)}"
 
 
 def server_address(request: gr.Request | None) -> str:
@@ -277,21 +279,39 @@ class LoginDelay:
 class RunFiles:
     """Serves public files of runs by the run's id, so that no address shows a folder of the server.
 
-    The request goes on to Gradio's own route, which asks for the login and answers ranges.
+    The request goes on to Gradio's own route, which asks for the login and answers ranges.  Files that a person saves
+    are named after the run's prompt (`psd.ui.markup.html.name_download`).
     """
 
-    def __init__(self, app: ASGIApp, find_folder: Callable[[str], Path]) -> None:
-        self.app, self.find_folder = app, find_folder
+    def __init__(
+        self, app: ASGIApp, find_folder: Callable[[str], Path], find_zip: Callable[[str], Path] | None = None
+    ) -> None:
+        self.app, self.find_folder, self.find_zip = app, find_folder, find_zip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (match := RUN_FILE.fullmatch(scope["path"])):
-            file = await run_in_threadpool(self._find_file, match["run"], match["file"])
-            path = match["prefix"] + (file.as_posix() if file else NO_FILE)
-            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
-        await self.app(scope, receive, send)
+        match = RUN_FILE.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if match is None:
+            return await self.app(scope, receive, send)
+        file = await run_in_threadpool(self._find_file, match["run"], match["file"])
+        path = match["prefix"] + (file.as_posix() if file else NO_FILE)
+        name = name_download(match["run"], file.name) if file else ""
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in (200, 206):
+                headers = [(key, value) for key, value in message["headers"] if key.lower() != DISPOSITION]
+                kind = "inline" if name.endswith(SHOWN) else "attachment"
+                message = {**message, "headers": [*headers, (DISPOSITION, f'{kind}; filename="{name}"'.encode())]}
+            await send(message)
+
+        scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+        await self.app(scope, receive, send_named if file else send)
 
     def _find_file(self, run_id: str, name: str) -> Path | None:
         try:
+            if self.find_zip is not None and name == f"{run_id}.zip":
+                file = self.find_zip(run_id)
+                serve_folder(file.parent)
+                return file
             public = self.find_folder(run_id) / "public"
             file = (public / name).resolve()
             if not file.is_file() or not file.is_relative_to(public.resolve()):

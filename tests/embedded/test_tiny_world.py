@@ -53,6 +53,8 @@ def test_articles_capitals_and_stops_are_forgiven():
     assert Caption("cube", "orange").text == "an orange cube" and Caption("cube", "red").text == "a red cube"
     assert parse("A orange Cube.") == parse("orange cube") == Caption("cube", "orange")
     assert parse("an purple ice cream cone").kind == "ice cream cone"
+    for quoted in ('"{}"', "'{}'", "“{}”", "„{}“", "‘{}’", "«{}»", "`{}`"):
+        assert parse(quoted.format("a red cube")) == Caption("cube", "red"), quoted
 
 
 def test_unknown_words_are_named_and_the_nearest_captions_offered():

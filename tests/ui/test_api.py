@@ -567,8 +567,9 @@ def test_a_password_shuts_everything(tmp_path: Path) -> None:
     blocks = build.build_blocks(worker)
     api.register_endpoints(blocks, worker, score=score, remake=remake)
     _, url, _ = blocks.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", auth=[("ada", "lace")], **build.launch_options()
-    )
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", auth=[("ada", "lace")],
+        **build.launch_options(),
+    )  # fmt: skip
     try:
         for path in ("config", "gradio_api/info", "gradio_api/file=/etc/passwd"):
             assert httpx.get(url + path, timeout=PATIENCE_S).status_code == 401

@@ -13,7 +13,7 @@ import pytest
 
 from psd.__main__ import make_parser, resolve_preset
 from psd.config.errors import PresetError
-from psd.config.preset import Preset, list_settings, parse_mapping
+from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
 from psd.distillation.events import (
     Event,
     Failed,
@@ -33,12 +33,14 @@ from psd.geometry.export import FRAMES
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import Run, Status
 from psd.runs.store.files import StoreError
+from psd.ui.context import require_whole
 from psd.ui.inputs import controls
+from psd.ui.inputs.origin import name_preset
 from psd.ui.inputs.vocabulary import EXAMPLES, build_caption, caption_problem, reword_preset, suggest_captions
 from psd.ui.markup import html
-from psd.ui.markup.charts import heat_map, line_chart, round_ticks
+from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
 from psd.ui.panels import share, status
-from psd.ui.state.page import LISTED, Look, Page, WatchedRun
+from psd.ui.state.page import LISTED, MOST, Look, Page, WatchedRun
 from psd.ui.state.view import BUCKETS, MOMENTS, Curve, ThinnedEvents, View, fold_event
 from psd.ui.state.watch import Watcher
 from psd.ui.tabs import compare, mesh, ranking
@@ -196,9 +198,11 @@ def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> 
         updates = part.write(other)
         assert len(updates) == len(part.components)
         for component, update in zip(part.components, updates, strict=True):
+            value = update.value if isinstance(update, gr.components.Component) else update
             if isinstance(component, gr.Slider):
-                assert update.minimum <= update.value <= update.maximum, part.name
-            given.append(update.value if isinstance(update, gr.components.Component) else update)
+                ends = update if isinstance(update, gr.Slider) else component
+                assert ends.minimum <= value <= ends.maximum, part.name
+            given.append(value)
     base = Preset(rewards={"a/one": 1.0, "b/two": 1.0})
     assert base.with_values(controls.read_all(parts, given, base)) == other
 
@@ -208,7 +212,7 @@ def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts:
     updates = {part.name: part.write(other) for part in parts}
     assert updates["scene.grid_size"] == [gr.update(visible=False)]
     given = [
-        component.value if isinstance(update, dict) else update.value if isinstance(update, gr.Slider) else update
+        component.value if isinstance(update, dict) else getattr(update, "value", update)
         for part in parts
         for component, update in zip(part.components, updates[part.name], strict=True)
     ]
@@ -314,7 +318,7 @@ def test_each_view_of_a_preview_has_its_square() -> None:
     watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
     shown = tabs_live.live_views_html(watched, Look(kinds=("rgb",)))
     assert re.findall(r"margin-left:-(\d)00%", shown) == ["0", "1", "2", "3"] and shown.count("width:400%") == 4
-    assert shown.count("gradio_api/file=runs/id/public/previews/000000.jpg?v=0") == 4
+    assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 4
 
 
 def test_the_worst_view_is_outlined_and_named() -> None:
@@ -521,3 +525,79 @@ def test_a_page_holds_the_newest_runs_and_says_so() -> None:
     assert f"newest {LISTED} of {LISTED + 3}" in shown
     assert f"mug {LISTED - 1}<" in shown and f"mug {LISTED}<" not in shown
     assert "newest" not in runs_table(many[:LISTED])
+
+
+# ---- names, files and numbers
+
+
+def test_values_are_named_by_the_shipped_preset_they_come_from() -> None:
+    base = Preset.load("mvdream")
+    assert name_preset(base) == "mvdream" == name_preset(base.with_values({"prompt": "a red mug", "seed": 7}))
+    assert name_preset(base.with_values({"kappa": 2.0})) == "own (from mvdream, 1 value differs)"
+    changed = base.with_values({"kappa": 2.0, "guidance_scale": 60.0, "threads": 2})
+    assert name_preset(changed) == "own (from mvdream, 3 values differ)"
+    assert all(name_preset(Preset.load(name)) == name for name in list_presets())
+
+
+def test_a_slider_reaches_what_its_field_allows_and_zero_means_a_number_to_type(parts: list[controls.Control]) -> None:
+    typed = {"extra_steps", "threads", "reward_views", "network_batch"}
+    for part in parts:
+        info = list_settings()[part.name]
+        for component in part.components:
+            assert not isinstance(component, gr.Slider) or part.name not in typed
+            if isinstance(component, gr.Slider) and part.name != "rewards":
+                assert (component.minimum, component.maximum) == controls.read_bounds(info), part.name
+            if isinstance(component, gr.Number):
+                assert (component.minimum, component.maximum, component.precision) == (None, None, None), part.name
+
+
+def test_compared_runs_are_named_by_what_differs() -> None:
+    def made(
+        run_id: str, prompt: str = "a red mug", method: str = "psd", seed: int = 0, **values: object
+    ) -> WatchedRun:
+        return WatchedRun(run_id, prompt=prompt, method=method, seed=seed, view=View(preset=values))
+
+    def names(*runs: WatchedRun) -> list[str]:
+        return list(ranking.name_runs(runs).values())
+
+    first, second = "20261128-144018_a_s0_00000000", "20261128-150109_a_s0_00000000"
+    assert names(made(first, "a duck"), made(second, "a mug", "sds")) == ["a duck", "a mug"]
+    assert names(made(first), made(second, method="sds", seed=1)) == ["psd", "sds"]
+    assert names(made(first), made(second, seed=1)) == ["seed 0", "seed 1"]
+    assert names(made(first, kappa=1.0), made(second, kappa=2.0)) == ["kappa 1.0", "kappa 2.0"]
+    assert names(made(first), made(second)) == ["14:40:18", "15:01:09"]
+    three = names(made(first), made(second, method="sds"), made("c", method="sds", seed=1))
+    assert three == ["psd · seed 0", "sds · seed 0", "sds · seed 1"]
+    assert names(made(first)) == ["psd · seed 0"] and names(WatchedRun("r")) == ["r"] and names() == []
+    presets = [Preset.load(name).model_dump() for name in ("tiny", "mvdream")]
+    assert names(*(WatchedRun(f"r{i}", view=View(preset=p)) for i, p in enumerate(presets))) == ["tiny", "mvdream"]
+
+
+def test_eight_compared_runs_have_eight_signs() -> None:
+    assert (
+        len({line_style(place) for place in range(MOST)}) == len({line_style(place)[0] for place in range(MOST)}) == 8
+    )
+
+
+def test_a_text_changes_what_it_names() -> None:
+    assert share.read_changes("kappa: 3\nreading: S") == {"kappa": 3, "pair": "steered"}
+    with pytest.raises(PresetError, match="no longer has"):
+        share.read_changes("steer_both: true")
+
+
+@pytest.mark.parametrize("value", [None, 1.5, 0, 9])
+def test_a_number_beside_the_preset_s_is_refused_by_name_value_and_bounds(value: float | None) -> None:
+    assert require_whole("seeds", 2.0, 1, 8) == 2
+    with pytest.raises(PresetError, match=rf"seeds={value} must be a whole number in \[1, 8\]"):
+        require_whole("seeds", value, 1, 8)
+
+
+def test_the_threshold_s_range_is_the_runs_own_whatever_is_made_again() -> None:
+    def meshed(threshold: float, faces: int) -> Meshed:
+        facts = {"threshold": threshold, "faces": faces, "textured": faces > 500}
+        return Meshed(step=4, mesh=None, statistics=facts, file="public/exports/mesh.glb")
+
+    view = told([*STORY[:1], meshed(8.0, 300), meshed(2.0, 1234)])
+    slider, faces, texture, scene, _ = mesh._update_choices(Page(WatchedRun("r", view=view)))
+    assert (slider.minimum, slider.value, slider.maximum) == (2.0, 2.0, 32.0)
+    assert (faces, texture, scene) == (1300, True, "last")

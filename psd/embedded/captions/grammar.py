@@ -38,6 +38,7 @@ PRIMITIVES = ROUND_PRIMITIVES + FLAT_PRIMITIVES
 MODIFIERS = ("striped", "glossy", "tall", "tiny")
 RELATIONS = ("on top of", "next to")
 LISTS = Path(__file__).resolve().parents[3] / "assets" / "captions"  # the held-out lists of psd.embedded.captions.lists
+DOUBLE_QUOTES, SINGLE_QUOTES = '"“”„‟«»', "'‘’‚‛‹›`"  # as people and their word processors write them
 LOW_QUALITY = "low quality blurry"  # the one caption of degraded images: the prior's fixed negative prompt
 
 
@@ -205,7 +206,8 @@ def reword_text(text: str) -> str:
 
 
 def _split_words(text: str) -> list[str]:
-    return re.findall(r"[^\s.,;:!?\"]+", text.lower())
+    words = re.findall(rf"[^\s.,;:!?{DOUBLE_QUOTES}]+", text.lower())
+    return [plain for word in words if (plain := word.strip(SINGLE_QUOTES))]
 
 
 def _match_caption(words: list[str]) -> Caption | None:

@@ -98,6 +98,13 @@ class Library:
                 old.unlink()
         return made
 
+    def find_zip(self, run_id: str) -> Path:
+        """The zip that `zip_run` made of a run; raises StoreError where none lies ready."""
+        path = self._zip_path(self.find_folder(run_id).name)
+        if not path.is_file():
+            raise StoreError(f"no zip of the run {run_id[:80]!r} lies ready", "ask for it again")
+        return path
+
     def close(self) -> None:
         """Remove the zips."""
         self._zips.cleanup()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,17 @@ from pydantic.fields import FieldInfo
 
 from psd.config.preset import Preset, flatten, list_settings
 from psd.config.settings import SCENES
+from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
 
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
+LARGEST_WEIGHT = 100  # of a reward
 # The prompt has its own box; models are chosen by the preset, and stages are written as text.
 ELSEWHERE = ("prompt", "prior", "judges", "loras", "stages")
-SLIDER_SPAN = 10  # a slider reaches this multiple of the preset's value where the bound lies further
+# A slider spans all that its field allows.  Where that is more than this multiple of the default, a hand could not set
+# a useful value with it: such a field is a number to type.
+WIDEST = 60
+USUAL = 10  # up to this multiple of the default a slider's step is fine enough to choose among
+PREFIX = "control-"  # of the components' ids
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ def make_control(name: str, preset: Preset) -> Control:
         return _make_weights(name, preset)
     if isinstance(value, tuple):
         with gr.Row(elem_classes="range"):
-            ends = [gr.Number(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120)
+            ends = [FreeNumber(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120,
+                               elem_id=f"{control_id(name)}-{end}")
                     for i, end in enumerate(("from", "to"))]  # fmt: skip
         return Control(name, ends, lambda given, _: tuple(given), lambda p: list(flatten(p)[name]), live)
     component = _make_component(name, info, value, present)
@@ -58,9 +66,10 @@ def make_control(name: str, preset: Preset) -> Control:
         values = flatten(changed)
         if name not in values:
             return [gr.update(visible=False)]
-        if isinstance(component, gr.Slider):
-            return [gr.Slider(**_slider_range(info, values[name]), visible=True)]
-        return [values[name]]
+        if not name.startswith("scene."):
+            return [values[name]]
+        ends = {"minimum": component.minimum, "maximum": component.maximum} if isinstance(component, gr.Slider) else {}
+        return [type(component)(value=values[name], visible=True, **ends)]
 
     return Control(name, [component], _take_first, write, live)
 
@@ -68,13 +77,26 @@ def make_control(name: str, preset: Preset) -> Control:
 def help_text(info: FieldInfo) -> str:
     """The field's description with what a user must know beside it: bounds where typed, and that it may change live."""
     low, high = read_bounds(info)
-    typed = _read_extra(info, "log") and low is not None
+    is_typed = low is not None and high is not None and not has_slider(info)
     texts = [
         info.description or "",
-        f"{low:g} to {high:g}." if typed else "",
+        f"{low:,.12g} to {high:,.12g}." if is_typed else "",
         "Live." if _read_extra(info, "live") else "",
     ]
     return " ".join(filter(None, texts))
+
+
+def has_slider(info: FieldInfo) -> bool:
+    """Whether a number is set by a slider: its bounds are near enough to each other, and it is no logarithmic one.
+
+    An integer that begins at 0 stands for a choice of the machine's ("0: all"), so it is typed.
+    """
+    low, high = read_bounds(info)
+    if low is None or high is None or _read_extra(info, "log"):
+        return False
+    if info.annotation is int:
+        return bool(info.default) and high <= WIDEST * info.default
+    return high <= max(1.0, WIDEST * info.default)
 
 
 def read_bounds(info: FieldInfo) -> tuple[float | None, float | None]:
@@ -86,57 +108,54 @@ def read_bounds(info: FieldInfo) -> tuple[float | None, float | None]:
     return low, high
 
 
+def control_id(name: str) -> str:
+    """The id of a setting's component on the page."""
+    return PREFIX + name.replace(".", "-")
+
+
 def _make_component(name: str, info: FieldInfo, value: Any, visible: bool) -> Component:
     shared: dict[str, Any] = {
-        "label": _field_label(name, info), "info": help_text(info), "elem_id": f"control-{name.replace('.', '-')}",
-        "visible": visible,
+        "label": _field_label(name, info), "info": help_text(info), "elem_id": control_id(name), "visible": visible,
     }  # fmt: skip
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
-        return gr.Dropdown(list(choices), value=value, **shared)
+        return FreeDropdown(list(choices), value=value, **shared)
     if isinstance(value, bool):
         return gr.Checkbox(value, **shared)
     if isinstance(value, str):
         return gr.Textbox(value, max_length=_max_length(info), **shared)
-    low, high = read_bounds(info)
-    if name == "seed" or _read_extra(info, "log") or low is None or high is None:
-        return gr.Number(value, minimum=low, maximum=high, precision=0 if isinstance(value, int) else None, **shared)
-    return gr.Slider(**_slider_range(info, value), **shared)
-
-
-def _slider_range(info: FieldInfo, value: float) -> dict[str, Any]:
-    """A slider's range: the declared bounds, but no further than is useful around ``value``."""
+    if not has_slider(info):
+        return FreeNumber(value, **shared)
     low, high = read_bounds(info)
     assert low is not None and high is not None
-    if high > SLIDER_SPAN * max(value, 0.1):
-        high = min(high, _round_up(SLIDER_SPAN * (value or 0.1)))
-    whole = info.annotation is int
-    step = _read_extra(info, "step") or (1 if whole else 10 ** math.floor(math.log10((high - low) / 50)))
-    return {"minimum": low, "maximum": high, "value": value, "step": step}
+    return FreeSlider(low, high, value, step=slider_step(info), buttons=["reset"], **shared)
 
 
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(value))
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= value * (1 - 1e-9))
+def slider_step(info: FieldInfo) -> float:
+    """The declared step, 1 for integers, else a power of ten of which some fifty lie in the field's usual range."""
+    low, high = read_bounds(info)
+    assert low is not None and high is not None
+    usual = min(high, USUAL * info.default) if info.default else high
+    return _read_extra(info, "step") or (1 if info.annotation is int else 10 ** math.floor(math.log10(usual / 50)))
 
 
 def _make_weights(name: str, preset: Preset) -> Control:
-    """One slider a reward; unused ones are hidden."""
+    """One slider a reward; unused ones are hidden.  What lies beyond a slider can be typed."""
 
     def slider_settings(rewards: Mapping[str, float]) -> list[dict[str, Any]]:
         named = [*rewards.items()][:REWARD_SLOTS]
         shown = [
             {"label": f"reward weight · {reward.rsplit('/', 1)[-1]}", "value": weight, "visible": True,
-             "maximum": max(5.0, _round_up(2 * weight) if weight else 5.0)}
+             "maximum": 10 if weight <= 10 else LARGEST_WEIGHT}
             for reward, weight in named
         ]  # fmt: skip
-        unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 5.0}
+        unused = {"label": "unused", "value": 0.0, "visible": False, "maximum": 10}
         return shown + [unused] * (REWARD_SLOTS - len(named))
 
     info = list_settings()[name]
+    help_ = f"{help_text(info)} 0 to {LARGEST_WEIGHT} when typed."
     sliders = [
-        gr.Slider(minimum=0.0, step=0.05, info=help_text(info), elem_id=f"control-{name}-{i}", **chosen)
+        FreeSlider(0, step=0.05, info=help_, buttons=["reset"], elem_id=f"{PREFIX}{name}-{i}", **chosen)
         for i, chosen in enumerate(slider_settings(getattr(preset, name)))
     ]
 
@@ -144,7 +163,7 @@ def _make_weights(name: str, preset: Preset) -> Control:
         return {**base.rewards, **dict(zip(base.rewards, given, strict=False))}
 
     def write_weights(changed: Preset) -> list[Any]:
-        return [gr.Slider(**chosen) for chosen in slider_settings(getattr(changed, name))]
+        return [FreeSlider(**chosen) for chosen in slider_settings(getattr(changed, name))]
 
     return Control(name, sliders, read_weights, write_weights, live=True)
 
@@ -168,6 +187,17 @@ def _take_first(given: Sequence[Any], _: Preset) -> Any:
     return given[0]
 
 
+def reset_values(preset: Preset) -> str:
+    """What the reset button of each slider goes back to, as JSON: the component's id without `PREFIX` -> value."""
+    numbers = {
+        control_id(name): value
+        for name, value in flatten(preset).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    weights = {f"{control_id('rewards')}-{i}": weight for i, weight in enumerate(preset.rewards.values())}
+    return json.dumps({name.removeprefix(PREFIX): value for name, value in {**numbers, **weights}.items()})
+
+
 def group_fields(names: Sequence[str]) -> dict[str, list[str]]:
     """Field names by their declared group, in the order of declaration."""
     groups: dict[str, list[str]] = {}
@@ -183,8 +213,11 @@ def read_all(controls: Sequence[Control], given: Sequence[Any], base: Preset) ->
     for item in controls:
         mine, rest = rest[: len(item.components)], rest[len(item.components) :]
         values[item.name] = item.read(mine, base)
-    kind = SCENES[values.get("scene.kind", base.scene.kind)]
-    others = {f"scene.{name}" for model in SCENES.values() for name in model.model_fields} - {
-        f"scene.{name}" for name in kind.model_fields
-    }
+    kind = SCENES.get(values.get("scene.kind", base.scene.kind))  # None: the preset refuses it in words
+    others = (
+        {f"scene.{name}" for model in SCENES.values() for name in model.model_fields}
+        - {f"scene.{name}" for name in kind.model_fields}
+        if kind
+        else set()
+    )
     return {name: value for name, value in values.items() if name not in others}

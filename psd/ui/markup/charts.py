@@ -1,6 +1,6 @@
 """Line charts and heat maps as SVG: pure functions of fixed proportions, so that a page redraws them in place.
 
-Gradio patches the page's elements one by one where HTML is told anew, so a growing line moves and nothing else does.
+Gradio patches the page's elements one by one where HTML is sent anew, so a growing line moves and nothing else does.
 Every series has a colour and a dash of its own, and its newest value is in the legend, so colour carries nothing alone.
 """
 
@@ -9,14 +9,13 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import cycle
 
 from psd.ui.markup.html import format_number
 from psd.ui.state.view import Curve
 
 # After Okabe and Ito (told apart with any colour vision), shifted to a contrast of 3 on white and on dark slate.
-COLOURS = ("#2f8fcc", "#d55e00", "#009e73", "#cc79a7", "#808080", "#a6761d")
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2", "12 4")
+COLOURS = ("#2f8fcc", "#d55e00", "#009e73", "#cc79a7", "#808080", "#a6761d", "#8c78d8", "#5f8f2f")
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 2", "12 4", "4 4", "9 2 2 2 2 2")
 Place = Callable[[float, float], tuple[float, float]]  # step and value -> x and y
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 28
@@ -32,10 +31,12 @@ def line_chart(
     steps: int,
     rules: Iterable[tuple[int, str]] = (),
     bounds: tuple[float, float] | None = None,
+    places: Mapping[str, int] | None = None,
 ) -> str:
     """A figure of ``series`` over steps 0 .. ``steps``; ``rules`` are vertical lines, each with its text.
 
-    ``bounds`` fixes the vertical range; otherwise it follows the values in round numbers.
+    ``bounds`` fixes the vertical range; otherwise it follows the values in round numbers.  ``places`` gives each series
+    its colour and dash (`line_style`), by default its place among them.
     """
     lines = {name: list(curve.points()) for name, curve in series.items()}
     values = [value for line in lines.values() for _, value in line]
@@ -52,7 +53,8 @@ def line_chart(
         drawn.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
                      f"<title>step {step}: {html.escape(text)}</title></line>")  # fmt: skip
     legend = []
-    for (name, line), colour, dash in zip(lines.items(), cycle(COLOURS), cycle(DASHES), strict=False):
+    for place, (name, line) in enumerate(lines.items()):
+        colour, dash = line_style(place if places is None else places[name])
         shown = format_number(line[-1][1]) if line else "–"
         points = " ".join([f"{LEFT + step * across:.1f},{HEIGHT - BOTTOM - (value - low) * up:.1f}"
                            for step, value in line])  # fmt: skip
@@ -61,8 +63,7 @@ def line_chart(
             drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"></circle>')
         drawn.append(f'<polyline points="{points}" stroke="{colour}" stroke-dasharray="{dash}"></polyline>')
         legend.append(
-            f'<li><svg viewBox="0 0 22 6" aria-hidden="true"><line x1="0" x2="22" y1="3" y2="3" stroke="{colour}" '
-            f'stroke-dasharray="{dash}"></line></svg>{html.escape(name)} <b>{shown}</b></li>'
+            f"<li>{swatch_html(place if places is None else places[name])}{html.escape(name)} <b>{shown}</b></li>"
         )
     ends = "; ".join(
         f"{name} {format_number(line[0][1])} to {format_number(line[-1][1])}" for name, line in lines.items() if line
@@ -76,13 +77,28 @@ def line_chart(
     )
 
 
+def line_style(place: int) -> tuple[str, str]:
+    """Colour and dash of the line in this place of a list."""
+    return COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+
+
+def swatch_html(place: int) -> str:
+    """A short piece of the line in this place, as a sign beside its name."""
+    colour, dash = line_style(place)
+    return (
+        '<svg class="swatch" viewBox="0 0 22 6" aria-hidden="true"><line x1="0" x2="22" y1="3" y2="3" '
+        f'stroke="{colour}" stroke-dasharray="{dash}"></line></svg>'
+    )
+
+
 def _draw_grid(ticks: Sequence[float], steps: int, place: Place) -> str:
     parts = []
     for value in ticks:
         _, y = place(0, value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"></line>'
-                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-                     f"{format_number(value)}</text>")  # fmt: skip
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"></line>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{format_number(value)}</text>'
+        )
     for step in round_ticks(0, max(steps, 1)):
         if step <= max(steps, 1) and step == int(step):
             x, y = place(step, ticks[0])
@@ -125,10 +141,11 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], steps: Sequence[int], 
         ends = (f'<text x="{LEFT + 42}" y="{low}">step {steps[0]}</text>'
                 f'<text x="{WIDTH - RIGHT}" y="{low}" text-anchor="end">step {steps[-1]}</text>')  # fmt: skip
     ramp = "".join(f'<i style="background:{cividis_colour(i / 8)}"></i>' for i in range(9))
-    newest = html.escape("drift now: " + "; ".join(f"{name} {format_number(values[-1])}" for name, values in rows))
+    newest = "; ".join(f"{name} {format_number(values[-1])}" for name, values in rows)
+    summary = html.escape(f"drift of each token now: {newest}")
     return (
         f'<figure class="chart"><figcaption>Drift of each token <small>{html.escape(unit)}</small></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{newest}">'
+        f'<svg viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{summary}">'
         f"{''.join(parts)}{ends}</svg>"
         f'<div class="ramp"><span>0</span>{ramp}<span>{format_number(most)}</span></div></figure>'
     )

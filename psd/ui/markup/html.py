@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from psd.ui.state.page import WatchedRun
-
 
 def shot_names(count: int) -> list[str]:
     """What the fixed preview cameras show: an orbit that starts at the front (+x) and turns counter-clockwise."""
@@ -19,6 +17,8 @@ def shot_names(count: int) -> list[str]:
 
 HEADER = "<h1>PSD Studio</h1><p>From a sentence to a mesh, by Preference Score Distillation.</p>"
 EXPORTS = "public/exports"
+RUN_FILES = "runs/"  # before a run's id in the addresses of its files
+PUBLIC = "public/"
 STATES = {  # the store's words -> what a person reads
     "idle": "Ready",
     "queued": "Waiting",
@@ -69,9 +69,35 @@ def format_minutes(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{whole:02}" if minutes >= 60 else f"{minutes}:{whole:02}"
 
 
-def file_url(watched: WatchedRun, file: str, version: int) -> str:
-    """The address of a file of the run, relative to the page so that it holds below any root path."""
-    return f"gradio_api/file={quote((watched.folder / file).as_posix())}?v={version}"
+def file_url(run_id: str, file: str, version: int | None = None) -> str:
+    """The address of a public file of a run, relative to the page so that it holds below any root path.
+
+    ``file`` is relative to the run's folder, where ``public/`` alone is served, or ``<run id>.zip``.  ``version`` is a
+    number that changes with the file's content (`file_version`): a browser keeps what it has fetched from an address.
+    `psd.ui.protection.RunFiles` finds the file.
+    """
+    address = f"gradio_api/file={RUN_FILES}{quote(run_id)}/{quote(file.removeprefix(PUBLIC))}"
+    return address if version is None else f"{address}?v={version}"
+
+
+def file_version(path: Path) -> int:
+    """A number that changes whenever the file is written again; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def name_download(run_id: str, file: str) -> str:
+    """What a browser calls the file of a run that it saves: meshes and films after the prompt, in the id's letters.
+
+    >>> name_download("20261128-144018_a-duck_s0_0f3cbb01", "mesh.glb")
+    'a-duck.glb'
+    """
+    parts, path = run_id.split("_"), Path(file)
+    if len(parts) < 2 or path.stem.partition(".")[0] not in ("mesh", "turntable", "statistics"):
+        return path.name
+    return f"{parts[1]}{path.suffix}"
 
 
 def download_file(path: Path) -> Path:

@@ -56,7 +56,8 @@ def _build_help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) ->
         hint = html.note_html("Not yet a caption that the model knows. Nearest are below.", "hint") if foreign else ""
         return [hint, gr.Dataset(samples=_dataset_samples(suggest_captions(vocabulary, text, CHIPS)))]
 
-    prompt.input(show_suggestions, prompt, [known, chips], trigger_mode="always_last", **QUIET)
+    # Whatever changes the text: keys, paste, cut, dictation, or another part of the page that fills it.
+    prompt.change(show_suggestions, prompt, [known, chips], trigger_mode="always_last", **QUIET)
     chips.click(lambda sample: [sample[0], "", ""], chips, [prompt, message, known], **QUIET)
 
     none = ("–", "")

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import gradio as gr
+from gradio.components import Component
 
 from psd.config.assignments import parse_assignments
-from psd.config.errors import PresetError
+from psd.config.errors import PresetError, format_value
 from psd.config.former import translate_preset
-from psd.config.preset import Preset, flatten, list_presets, parse_preset
+from psd.config.preset import Preset, list_presets, parse_preset
+from psd.config.settings import merge
 from psd.runs.store.folder import slugify_prompt
+from psd.ui.inputs.components import FreeDropdown
+from psd.ui.inputs.origin import find_origin, name_preset, preset_differences
 from psd.ui.markup.html import note_html, table_html
 from psd.ui.protection import server_address
 from psd.ui.state.page import QUIET
@@ -29,12 +33,6 @@ if TYPE_CHECKING:
 MOST_SAVED = 50
 LONGEST_NAME = 60
 OWN = "own: "  # before the names that a browser gave
-
-
-def preset_differences(preset: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
-    """Setting -> its value in each, where they differ; of another kind of scene, from that kind's defaults."""
-    alike = flatten(other.with_values({"scene.kind": preset.scene.kind})) | {"scene.kind": other.scene.kind}
-    return {name: (ours, alike[name]) for name, ours in flatten(preset).items() if ours != alike[name]}
 
 
 def diff_table(preset: Preset, base: str) -> str:
@@ -73,26 +71,28 @@ def client_snippet(preset: Preset, base: str, address: str) -> str:
 
 
 def read_text(text: str) -> Preset:
-    """A preset as text, of this version or an earlier one; `PresetError` for what is wrong or gone."""
+    """A whole preset as text, of this version or an earlier one; `PresetError` for what is wrong or gone."""
+    return Preset.make(read_changes(text))
+
+
+def read_changes(text: str) -> dict[str, Any]:
+    """The values that a text names, of this version or an earlier one; `PresetError` for what is gone."""
     values, lost = translate_preset(parse_preset(text))
     if lost:
         raise PresetError(f"this version no longer has {', '.join(lost)}: take it out")
-    return Preset.make(values)
+    return values
 
 
 class SharePanel:
     """The components, in the current Blocks context."""
 
     def __init__(self, name: str) -> None:
-        self.first = name
         self.saved = gr.BrowserState({}, storage_key="psd-presets", secret="psd")
-        self.choice = gr.Dropdown(
-            list_presets(),
-            value=name,
-            label="preset",
-            info="Sets every value below; the prompt stays.",
-            elem_id="preset",
-        )
+        self.choice = FreeDropdown(
+            list_presets(), value=name, label="preset", info="Sets every value below; the prompt stays.",
+            allow_custom_value=True, elem_id="preset",
+        )  # fmt: skip
+        self.choice_message = gr.HTML("", elem_id="preset-message")
         with gr.Accordion("Preset as text, commands", open=False, elem_id="share"):
             self.read = gr.Button("Show the values as text", elem_id="share-read")
             self.text = gr.Code("", language="yaml", label="YAML", lines=8, max_lines=24, elem_id="share-yaml")
@@ -101,7 +101,7 @@ class SharePanel:
             self.diff = gr.HTML("", elem_id="share-diff", elem_classes="table")
             with gr.Row():
                 self.name = gr.Textbox(
-                    label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
+                    "", label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
                     min_width=120,
                 )  # fmt: skip
                 self.save = gr.Button("Save as", elem_id="share-save", min_width=96)
@@ -109,6 +109,7 @@ class SharePanel:
             self.upload = gr.UploadButton(
                 "Load a preset file", file_types=[".yaml", ".yml"], type="binary", elem_id="share-upload"
             )
+            self.file_message = gr.HTML("", elem_id="share-file-message")
             self.command = gr.Code(
                 "", language="shell", label="the same run, from a terminal", interactive=False, max_lines=6
             )
@@ -117,69 +118,106 @@ class SharePanel:
             )
 
     @property
-    def locked(self) -> list[gr.Dropdown | gr.Button | gr.UploadButton]:
+    def locked(self) -> list[Component]:
         """What sets values, and so waits while a run goes on."""
         return [self.choice, self.apply, self.upload]
 
     def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
-        told = [self.text, self.diff, self.link, self.command, self.client, self.message]
+        derived = [self.diff, self.link, self.command, self.client]
 
         def list_choices(saved: Mapping[str, str]) -> Any:
             return gr.Dropdown([*list_presets(), *(OWN + name for name in saved)])
 
-        def load_choice(name: str, saved: Mapping[str, str]) -> list[Any]:
-            own = saved.get(name.removeprefix(OWN)) if name.startswith(OWN) else None
+        def load_choice(name: str | None, saved: Mapping[str, str]) -> list[Any]:
+            """The values of a shipped preset or of one that this browser saved; no file of the server's."""
+            own = saved.get((name or "").removeprefix(OWN)) if (name or "").startswith(OWN) else None
             try:
-                preset = read_text(own) if own else Preset.load(name)
+                if own:
+                    preset = read_text(own)
+                elif name in list_presets():
+                    preset = Preset.load(str(name))
+                else:
+                    raise PresetError(f"no preset {format_value(name)}; there are: {', '.join(list_presets())}")
             except PresetError as error:
                 return [note_html(str(error)), *desk.skipped()]
-            return ["", *desk.show(preset, prompt=False)]
+            return ["", *desk.show(preset, prompt=False, name=str(name))]
 
-        def show_values(name: str, request: gr.Request, *given: Any) -> list[Any]:
+        def name_values(name: str | None, *given: Any) -> Any:
+            """The preset's name once a hand has moved a value; values that cannot be have none."""
+            try:
+                preset = Preset.make(desk.read_values(*given))
+            except PresetError:
+                return gr.skip()
+            now = name_preset(preset)
+            return gr.skip() if now == name else now
+
+        def show_values(request: gr.Request, *given: Any) -> list[Any]:
             """The values of the controls as text, as commands and as a file."""
-            base = self.first if name.startswith(OWN) else name  # one that the command line knows too
             try:
                 preset = desk.read_controls(*given)
             except PresetError as error:
                 return [gr.skip()] * 5 + [note_html(str(error))]
+            base, _ = find_origin(preset)
             return [preset.to_yaml(), diff_table(preset, base), preset_link(preset), command_line(preset, base),
                     client_snippet(preset, base, server_address(request)), ""]  # fmt: skip
 
-        def refresh_derived(name: str, request: gr.Request, *given: Any) -> list[Any]:
-            """What tells of the values, but for the text that somebody may be editing."""
-            return show_values(name, request, *given)[1:5]
+        def refresh_derived(request: gr.Request, *given: Any) -> list[Any]:
+            """What is made from the values, but for the text that somebody may be editing."""
+            return show_values(request, *given)[1:5]
 
-        def use_text(text: str) -> list[Any]:
+        def use_text(text: str, *given: Any) -> list[Any]:
+            """Change the values that the text names, and nothing else; say which those are."""
             try:
-                return ["", *desk.show(read_text(text))]
+                changes = read_changes(text)
+                before = desk.read_values(*given)
+                after = Preset.make(merge(before, changes))
+                try:
+                    changed = list(preset_differences(after, Preset.make(before)))
+                except PresetError:  # the text mended what could not be
+                    changed = list(changes)
             except PresetError as error:
                 return [note_html(str(error)), *desk.skipped()]
+            said = f"Changed: {', '.join(changed)}." if changed else "These values stand already: nothing has changed."
+            return [note_html(said, "hint"), *desk.show(after)]
 
         def upload_file(data: bytes) -> list[Any]:
+            """A file is a whole preset, as on the command line: what it does not name has its default."""
             try:
-                return use_text(data.decode())
+                text = data.decode()
+                preset, named = read_text(text), read_changes(text)
             except UnicodeDecodeError:
                 return [note_html("This file is no text: a preset is YAML."), *desk.skipped()]
+            except PresetError as error:
+                return [note_html(str(error)), *desk.skipped()]
+            rest = len(Preset.model_fields) - len(named)
+            said = f"Loaded {len(named)} keys" + (f"; the other {rest} are at their defaults." if rest else ".")
+            return [note_html(said, "hint"), *desk.show(preset)]
 
         def save_preset(name: str, saved: dict[str, str], *given: Any) -> list[Any]:
-            name = " ".join(name.split())
+            name = " ".join(name.split())[:LONGEST_NAME]
             if not name:
                 return [saved, gr.skip(), note_html("Give it a name first.")]
             if len(saved) >= MOST_SAVED and name not in saved:
                 return [saved, gr.skip(), note_html(f"This browser holds {MOST_SAVED} presets: save over one of them.")]
             try:
-                saved = {**saved, name[:LONGEST_NAME]: desk.read_controls(*given).to_yaml()}
+                saved = {**saved, name: desk.read_controls(*given).to_yaml()}
             except PresetError as error:
                 return [saved, gr.skip(), note_html(str(error))]
             return [saved, list_choices(saved), note_html(f"Saved as {OWN}{name}.", "hint")]
 
-        retell = {"fn": refresh_derived, "inputs": [self.choice, *desk.shown], "outputs": told[1:5], **QUIET}
-        self.choice.input(load_choice, [self.choice, self.saved], [self.message, *desk.shown], **QUIET).then(**retell)
-        self.read.click(show_values, [self.choice, *desk.shown], told, **QUIET)
-        self.apply.click(use_text, self.text, [self.message, *desk.shown], **QUIET).then(**retell)
-        self.upload.upload(upload_file, self.upload, [self.message, *desk.shown], **QUIET).then(**retell)
+        refresh = {"fn": refresh_derived, "inputs": desk.given, "outputs": derived, **QUIET}
+        self.choice.input(
+            load_choice, [self.choice, self.saved], [self.choice_message, *desk.shown], **QUIET
+        ).then(**refresh)  # fmt: skip
+        gr.on(
+            [component.input for part in desk.parts for component in part.components],  # pyright: ignore
+            name_values, [self.choice, *desk.given], self.choice, trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
+        self.read.click(show_values, desk.given, [self.text, *derived, self.message], **QUIET)
+        self.apply.click(use_text, [self.text, *desk.given], [self.message, *desk.shown], **QUIET).then(**refresh)
+        self.upload.upload(upload_file, self.upload, [self.file_message, *desk.shown], **QUIET).then(**refresh)
         self.save.click(
-            save_preset, [self.name, self.saved, *desk.shown], [self.saved, self.choice, self.message], **QUIET
+            save_preset, [self.name, self.saved, *desk.given], [self.saved, self.choice, self.file_message], **QUIET
         )
         blocks.load(list_choices, self.saved, self.choice, **QUIET)
 

@@ -1,4 +1,4 @@
-"""The bar that every tab has above it: what the run does now, how far it is, and the hand on it."""
+"""The bar that every tab has above it: what the run does now, how far it is, and the buttons that steer it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from psd.ui.markup.html import EXPORTS, file_url, format_minutes, note_html, state_badge
+from psd.ui.inputs.components import FreeNumber
+from psd.ui.markup.html import EXPORTS, file_url, file_version, format_minutes, note_html, state_badge
 from psd.ui.state.page import Page, Pane, WatchedRun
 
 FOREIGN = "Another browser started this run: here it can be watched and duplicated, but not steered."
@@ -25,6 +26,7 @@ class StatusBar:
     go_on: gr.Button
     more: gr.Number  # steps past the planned end
     duplicate: gr.Button
+    message: gr.HTML  # what the buttons answer
     panes: list[Pane]
 
 
@@ -35,17 +37,18 @@ def status_bar() -> StatusBar:
             pause = gr.Button("Pause", interactive=False, elem_id="pause", min_width=96)
             stop = gr.Button("Stop & keep", variant="stop", interactive=False, elem_id="stop", min_width=96)
             go_on = gr.Button("Go on", interactive=False, elem_id="go-on", min_width=96)
-            more = gr.Number(
-                0, minimum=0, maximum=100_000, precision=0, label="steps more", interactive=False, elem_id="more",
+            more = FreeNumber(
+                0, label="steps more", interactive=False, elem_id="more",
                 min_width=96, container=False,
             )  # fmt: skip
             duplicate = gr.Button("Duplicate", interactive=False, elem_id="duplicate", min_width=96)
+        message = gr.HTML("", elem_id="bar-message")
     hand = [pause, stop, go_on, more, duplicate]
     panes = [
         Pane([line], status_html, lambda p: [status_html(p)]),
         Pane(hand, lambda p: (p.run.state, p.run.run_id, p.is_mine), _button_updates),
     ]
-    return StatusBar(pause, stop, go_on, more, duplicate, panes)
+    return StatusBar(pause, stop, go_on, more, duplicate, message, panes)
 
 
 def _button_updates(page: Page) -> list[Any]:
@@ -59,7 +62,7 @@ def _button_updates(page: Page) -> list[Any]:
         ),
         gr.Button(interactive=mine and not run.is_over and run.state != "stopping"),
         gr.Button(f"Go on to {run.view.total_steps}" if left else "Add steps:", interactive=can_go_on),
-        gr.Number(0 if left else max(10, run.view.total_steps // 4), interactive=can_go_on and not left),
+        FreeNumber(0 if left else max(10, run.view.total_steps // 4), interactive=can_go_on and not left),
         gr.Button(interactive=bool(run.run_id)),
     ]
 
@@ -70,8 +73,8 @@ def status_html(page: Page) -> str:
     why = FOREIGN if run.run_id and not page.is_mine else OVER if run.run_id and run.is_over else ""
     why = why or (NONE if run.is_over else "")
     warning = run.view.warning if not run.is_over else ""
-    trouble = trouble_html(run) or note_html(warning, "hint")
-    return f'{status_line(run)}<div class="said">{trouble}{note_html(why, "hint")}</div>'
+    notes = (trouble_html(run) or note_html(warning, "hint")) + note_html(why, "hint")
+    return f'{status_line(run)}<div class="said">{notes}</div>'
 
 
 def status_line(watched: WatchedRun) -> str:
@@ -101,17 +104,18 @@ def status_line(watched: WatchedRun) -> str:
 def trouble_html(watched: WatchedRun) -> str:
     """What went wrong, with its cure; of a failed run also the last warning: it says what was tried before."""
     view = watched.view
-    said = " ".join(filter(None, (view.problem or watched.message, view.cure)))
-    if not said and watched.is_over and view.mesh is None:
-        said = view.warning  # why there is no mesh
+    text = " ".join(filter(None, (view.problem or watched.message, view.cure)))
+    if not text and watched.is_over and view.mesh is None:
+        text = view.warning  # why there is no mesh
     elif view.problem and view.warning:
-        said += f" Before that: {view.warning}"
-    return f'<div class="trouble" role="alert">{html.escape(said)}</div>' if said else ""
+        text += f" Before that: {view.warning}"
+    return f'<div class="trouble" role="alert">{html.escape(text)}</div>' if text else ""
 
 
 def _mesh_link(watched: WatchedRun) -> str:
     """The mesh in one click, from every tab; its place is kept until there is one."""
-    mesh = watched.view.mesh
-    if mesh is None or not (watched.folder / EXPORTS / "mesh.glb").is_file():
+    version = file_version(watched.folder / EXPORTS / "mesh.glb")
+    if watched.view.mesh is None or not version:
         return '<span class="result"></span>'
-    return f'<a class="result" href="{file_url(watched, f"{EXPORTS}/mesh.glb", mesh.step)}" download>Mesh ready ↓</a>'
+    address = file_url(watched.run_id, f"{EXPORTS}/mesh.glb", version)
+    return f'<a class="result" href="{address}" download>Mesh ready ↓</a>'

@@ -17,6 +17,8 @@ MOST = 8  # runs side by side
 LISTED = 100  # runs on the Runs tab
 # Of every listener that only the page uses.
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# The same for one that answers in a message above the page, which Gradio shows of listeners in its queue only.
+FLOATING: dict[str, Any] = {**QUIET, "queue": True, "concurrency_limit": 4}
 
 
 @dataclass(frozen=True)

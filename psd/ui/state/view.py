@@ -59,7 +59,7 @@ class Curve:
     last: tuple[int, float] | None = None
 
     def add_newest(self, step: int, value: float) -> Curve:
-        """With one more value; one that is not later than the last is told twice and changes nothing."""
+        """With one more value; one that is not later than the last came before and changes nothing."""
         if self.last and step <= self.last[0]:
             return self
         new = Bucket((step, value), (step, value))
@@ -106,7 +106,7 @@ class ThinnedEvents(Generic[T]):
     count: int = 0  # of all events, dropped ones too
 
     def add_newest(self, event: T) -> ThinnedEvents[T]:
-        """With one more; one that is not later than the last is told twice and takes its place."""
+        """With one more; one that is not later than the last came before, and this takes its place."""
         if self.items and event.step <= self.items[-1].step:
             return replace(self, items=(*self.items[:-1], event))
         newest_is_kept = (self.count - 1) % self.stride == 0
@@ -132,7 +132,7 @@ class ThinnedEvents(Generic[T]):
 
 @dataclass(frozen=True)
 class View:
-    """Everything that the events of one run tell; without arrays, so it stays small.
+    """Everything that the events of one run say; without arrays, so it stays small.
 
     Curves go by the metric's name; some are made here: ``weighted/reward`` (the sum that the weights in force make of
     the rewards), those of `SHARES` (of steps: that the first candidate won, and that half of the views agree on the
@@ -152,6 +152,7 @@ class View:
     negatives: ThinnedEvents[NegativeUpdated] = ThinnedEvents()
     previews: ThinnedEvents[Previewed] = ThinnedEvents()
     mesh: Meshed | None = None
+    own_threshold: float | None = None  # density of the surface that the run chose itself: of its first mesh
     changes: tuple[LiveChanged, ...] = ()
     best: BestKept | None = None
     alarms: tuple[Alarmed, ...] = ()
@@ -199,7 +200,9 @@ def fold_event(view: View, event: Event) -> View:
             return _add_metrics(view, event.step, means)
         case Meshed():
             faces = event.statistics.get("faces")
-            event = replace(event, mesh=None, turntable=None)
+            event, threshold = replace(event, mesh=None, turntable=None), event.statistics.get("threshold")
+            if view.own_threshold is None and isinstance(threshold, int | float):
+                view = replace(view, own_threshold=float(threshold))
             return _add_log_line(
                 replace(view, mesh=event), event, "mesh ready" + (f": {faces:,} faces" if faces else "")
             )
@@ -225,7 +228,8 @@ def _apply_start(view: View, event: Started) -> View:
     """From the start, or on from a checkpoint: what came after it is forgotten, since it happens anew."""
     step = event.step
     view = replace(
-        view, reason="", problem="", cure="", warning="", step=step, time_s=event.time_s, total_steps=event.total_steps,
+        view, reason="", problem="", cure="", warning="", own_threshold=None, step=step, time_s=event.time_s,
+        total_steps=event.total_steps,
         preset=event.preset, notes=event.notes, clock=((step, event.time_s),),
         curves={name: curve.until(step) for name, curve in view.curves.items()},
         negatives=view.negatives.until(step), previews=view.previews.until(step),

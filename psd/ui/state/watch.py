@@ -18,7 +18,8 @@ from psd.runs.store.archive import ACTIVE, Run, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.runs.store.media import decode_views
 from psd.runtime.memory import resident_bytes
-from psd.ui.state.page import LISTED, WatchedRun
+from psd.ui.markup.html import file_version
+from psd.ui.state.page import WatchedRun
 from psd.ui.state.view import View, fold_event
 
 LIST_S = 2.0
@@ -29,7 +30,7 @@ KEPT = 32  # runs whose views stay in memory: those that somebody looked at last
 
 @cache
 def serve_folder(public: Path) -> None:
-    """Let a run's public files be fetched, and nothing else of it; Gradio keeps what it is told twice twice."""
+    """Let Gradio serve the files below a folder; once, since Gradio keeps every mention of it."""
     gr.set_static_paths(public)
 
 
@@ -37,7 +38,7 @@ def serve_folder(public: Path) -> None:
 class _Memory:
     view: View = View()
     index: int = 0  # events of a live run folded so far
-    told: tuple[str, str] | None = None  # state and time of a stored run when it was read
+    version: tuple[str, str, int] | None = None  # state, time and event file of a stored run when it was read
     due: float = 0.0  # when a stored run that still grows may be read again
     shots: int | None = None  # views in a preview's file
     folding: threading.Lock = field(default_factory=threading.Lock)  # a long run holds up its own watchers only
@@ -63,8 +64,8 @@ class Watcher:
         folder = job.folder if job else self._worker.library.find_folder(run_id)
         with self._lock:
             if run_id not in self._memories:
-                serve_folder(folder / "public")
-            memory = self._memories.setdefault(run_id, _Memory())
+                self._memories[run_id] = _Memory()
+            memory = self._memories[run_id]
             self._memories.move_to_end(run_id)
             while len(self._memories) > KEPT:
                 self._memories.popitem(last=False)
@@ -73,13 +74,13 @@ class Watcher:
 
     def view_runs(self, run_ids: Iterable[str]) -> tuple[WatchedRun, ...]:
         """Those of them that are there."""
-        found = []
+        views = []
         for run_id in run_ids:
             try:
-                found.append(self.view_run(run_id))
+                views.append(self.view_run(run_id))
             except StoreError:  # gone: the others still compare
                 continue
-        return tuple(found)
+        return tuple(views)
 
     def runs(self, owner: str = "") -> tuple[Run, ...]:
         """All runs, or those of ``owner``, newest first; read again at most every LIST_S seconds."""
@@ -90,8 +91,6 @@ class Watcher:
                 listed = tuple(self._worker.library.list_runs(owner))
                 kept = self._listed if len(self._listed) < KEPT else {}
                 self._listed = {**kept, owner: (now, listed)}
-                for run in listed[:LISTED]:
-                    serve_folder(run.folder / "public")
             return listed
 
     def forget_list(self) -> None:
@@ -101,10 +100,10 @@ class Watcher:
 
     def _live(self, job: JobSnapshot, memory: _Memory) -> WatchedRun:
         over = job.status.state in ("finished", "stopped", "failed")
-        if over and memory.told:
+        if over and memory.version:
             return self._view_stored(job.id, job.folder, memory)
-        if memory.told:  # it was over and goes on: its events are told from the start
-            memory.view, memory.index, memory.told = View(), 0, None
+        if memory.version:  # it was over and goes on: its events come from the start
+            memory.view, memory.index, memory.version = View(), 0, None
         while events := self._worker.events_since(job.id, memory.index, PIECE):
             for event in events:
                 memory.view = fold_event(memory.view, event)
@@ -113,7 +112,7 @@ class Watcher:
         if over and view.reason and read_status(job.folder).state == state:
             return self._view_stored(job.id, job.folder, memory)
         if over and not view.reason:
-            state = "running"  # the status is written a moment before its event is told: the page must not miss it
+            state = "running"  # the status is written a moment before its event comes: the page must not miss it
         elif state == "queued" and not job.ahead:
             state = "loading"
         elif state == "running" and job.stopping:
@@ -128,13 +127,15 @@ class Watcher:
     def _view_stored(self, run_id: str, folder: Path, memory: _Memory) -> WatchedRun:
         """From its folder, read again when somebody has written there since; of a run that grows, now and then."""
         status = read_status(folder)
-        begun, told = time.monotonic(), (status.state, status.updated)
-        grows = memory.told is not None and memory.told[0] == status.state in ACTIVE
-        if memory.told != told and (begun >= memory.due or not grows):
+        begun = time.monotonic()
+        # The time of a status counts seconds: a mesh that is made again within one changes the event file only.
+        version = (status.state, status.updated, file_version(folder / "events.jsonl"))
+        grows = memory.version is not None and memory.version[0] == status.state in ACTIVE
+        if memory.version != version and (begun >= memory.due or not grows):
             memory.view = View()
             for event in replay_events(folder, images=False):
                 memory.view = fold_event(memory.view, without_arrays(event))
-            memory.told = told
+            memory.version = version
             memory.due = begun + (time.monotonic() - begun) / READ_SHARE
         return WatchedRun(
             run_id, folder, status.state, status.message, status.prompt, status.method, status.seed, memory.view,

@@ -13,9 +13,12 @@ from psd.config.errors import PresetError
 from psd.config.preset import Method, Preset, list_presets
 from psd.runs.store.archive import Run
 from psd.runs.store.files import StoreError
-from psd.ui.markup.charts import line_chart
+from psd.ui.context import require_whole
+from psd.ui.inputs.components import FreeDropdown, FreeSlider
+from psd.ui.markup.charts import line_chart, swatch_html
 from psd.ui.markup.html import (
     file_url,
+    file_version,
     format_minutes,
     format_number,
     metric_label,
@@ -27,11 +30,12 @@ from psd.ui.markup.html import (
 from psd.ui.state.page import MOST, QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import Curve
 from psd.ui.tabs.curves import chart_key
-from psd.ui.tabs.ranking import CONSISTENCY, best_to_continue, is_comparable, last_value, rank_runs, short_label
+from psd.ui.tabs.ranking import CONSISTENCY, best_to_continue, is_comparable, last_value, name_runs, rank_runs
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
 FIRST_STEPS = 120  # of the slider, until there is a run
+LONGEST_SWEEP = 100_000  # steps of each run
 
 
 def run_label(run: Run) -> str:
@@ -42,18 +46,18 @@ def run_label(run: Run) -> str:
 
 def compared_views_html(page: Page) -> str:
     """A row of views for each run, all at the same step."""
-    rows = []
-    for watched in page.compared:
+    rows, called = [], name_runs(page.compared)
+    for place, watched in enumerate(page.compared):
         seen = watched.view.previews.at(page.look.compared_step)
         names = shot_names(watched.shots)
-        head = f'<p class="who"><b>{html.escape(short_label(watched))}</b> {state_badge(watched.state)} '
+        head = f'<p class="who">{_heading_html(place, called[watched.run_id])} {state_badge(watched.state)} '
         if seen is None or seen.file is None:
             rows.append(head + "</p>" + f'<div class="shots" style="--views:4">{"<div class=shot></div>" * 4}</div>')
             continue
-        address = file_url(watched, seen.file, seen.step)
+        address = file_url(watched.run_id, seen.file, file_version(watched.folder / seen.file))
         shots = "".join(
-            f'<div class="shot"><img src="{address}"'
-            f' alt="{html.escape(f"{short_label(watched)}, {name}, step {seen.step}")}"'
+            f'<div class="shot"><img src="{address}" '
+            f'alt="{html.escape(f"{called[watched.run_id]}, {name}, step {seen.step}")}"'
             f' style="width:{len(names)}00%;margin-left:-{i}00%"><span>{html.escape(name)}</span></div>'
             for i, name in enumerate(names)
         )
@@ -62,58 +66,65 @@ def compared_views_html(page: Page) -> str:
     return "".join(rows) or '<p class="none">Choose runs above, or start some.</p>'
 
 
+def _heading_html(place: int, name: str) -> str:
+    """A run's name with the sign of its line in the charts."""
+    return f"{swatch_html(place)}<b>{html.escape(name)}</b>"
+
+
 def compared_charts_html(compared: Sequence[WatchedRun]) -> str:
     """The same curve of every run in one chart, a chart for each judge and for the reward."""
     steps = max((watched.view.total_steps for watched in compared), default=1)
     names = dict.fromkeys(
         name for watched in compared for name in watched.view.curves if name.startswith(("judge/", "weighted/"))
     )
-    drawn = []
+    drawn, called = [], name_runs(compared)
+    places = {called[watched.run_id]: place for place, watched in enumerate(compared)}
     for name in [*names, CONSISTENCY]:
-        series: dict[str, Curve] = {}
-        for watched in compared:
-            if name in watched.view.curves:
-                said = short_label(watched)
-                series[said if said not in series else f"{said} ({watched.run_id[:15]})"] = watched.view.curves[name]
+        series: dict[str, Curve] = {
+            called[watched.run_id]: watched.view.curves[name] for watched in compared if name in watched.view.curves
+        }
         title = f"Judge {metric_label(name)}" if name.startswith("judge/") else metric_label(name).capitalize()
-        drawn.append(line_chart(title, "raw score" if name != CONSISTENCY else "share", series, steps=steps))
+        unit = "raw score" if name != CONSISTENCY else "share"
+        drawn.append(line_chart(title, unit, series, steps=steps, places=places))
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
 def scores_table(compared: Sequence[WatchedRun]) -> str:
-    """Final scores, ranked where they can be."""
-    placed = is_comparable(compared)
+    """Final scores in the order of the rows above, with each run's place where they can be ranked."""
+    called, ranked = name_runs(compared), is_comparable(compared)
+    placed = {watched.run_id: place for watched, place in rank_runs(compared)}
     names = dict.fromkeys(
         name for watched in compared for name in watched.view.curves if name.startswith(("reward/", "judge/"))
     )
-    scores = (metric_label(name) + (" (judge)" if name.startswith("judge/") else "") for name in names)
-    heads = ["run", "place", *scores, "consistency", "step", "time", "state"]  # fmt: skip
+    scores = [metric_label(name) + (" (judge)" if name.startswith("judge/") else "") for name in names]
+    heads = ["run", "place", *scores, "consistency", "step", "time", "state"]
 
     def format_cell(value: float | None) -> str:
         return "–" if value is None else format_number(value)
 
     rows = [
-        [f'<a href="?run={html.escape(watched.run_id)}">{html.escape(short_label(watched))}</a>',
-         format_cell(place if placed else None),
+        [f'<a href="?run={html.escape(watched.run_id)}">{_heading_html(position, called[watched.run_id])}</a>',
+         format_cell(placed[watched.run_id] if ranked else None),
          *(format_cell(last_value(watched, name)) for name in names), format_cell(last_value(watched, CONSISTENCY)),
          f"{watched.view.step} / {watched.view.total_steps}", format_minutes(watched.view.time_s or None),
          state_badge(watched.state)]
-        for watched, place in rank_runs(compared)
+        for position, watched in enumerate(compared)
     ]  # fmt: skip
     return table_html(heads, rows, "No runs to compare.")
 
 
 def curtain_html(page: Page) -> str:
     """The front views of the first two runs at the chosen step, one over the other, with a curtain between them."""
-    layers = []
+    layers, called = [], name_runs(page.compared)
     for watched, side in zip(page.compared, ("left", "right")):
         seen = watched.view.previews.at(page.look.compared_step)
         if seen is None or seen.file is None:
             break
-        said = html.escape(f"{short_label(watched)}, front, step {seen.step}")
+        address = file_url(watched.run_id, seen.file, file_version(watched.folder / seen.file))
+        name = called[watched.run_id]
         layers.append(
-            f'<div class="shot {side}"><img src="{file_url(watched, seen.file, seen.step)}" alt="{said}">'
-            f"<span>{html.escape(short_label(watched))}</span></div>"
+            f'<div class="shot {side}"><img src="{address}" alt="{html.escape(f"{name}, front, step {seen.step}")}">'
+            f"<span>{html.escape(name)}</span></div>"
         )
     if len(layers) < 2:
         return '<p class="none">Two runs with a picture each meet here behind a curtain.</p>'
@@ -143,7 +154,7 @@ def continue_hint(compared: Sequence[WatchedRun]) -> str:
     """Which run would continue, or why none can."""
     if best := best_to_continue(compared):
         left = best.view.total_steps - best.view.step
-        return f"Best by judge and consistency: {short_label(best)}. It has {left} steps left."
+        return f"Best by judge and consistency: {name_runs(compared)[best.run_id]}. It has {left} steps left."
     if not compared:
         return "Start a sweep, or choose runs below: the best of them can go on to its end."
     if not is_comparable(compared):
@@ -168,29 +179,27 @@ class CompareTab:
                 )  # fmt: skip
                 self.start = gr.Button("Start comparison", variant="primary", elem_id="compare-button")
             with gr.Group():
-                self.count = gr.Slider(
-                    2,
-                    MOST,
-                    value=4,
-                    step=1,
-                    label="seeds (n)",
-                    info="That of the sidebar and the next.",
-                )
-                self.until = gr.Slider(
-                    5, 500, value=30, step=5, label="steps of each",
+                self.count = FreeSlider(
+                    2, MOST, value=4, step=1, label="seeds (n)", info="That of the sidebar and the next.", buttons=[],
+                    elem_id="sweep-seeds",
+                )  # fmt: skip
+                self.until = FreeSlider(
+                    5, 500, value=30, step=5, label="steps of each", buttons=[],
                     info="Then each is kept, and the best can go on to the end.", elem_id="sweep-steps",
                 )  # fmt: skip
                 self.sweep = gr.Button("Start seed sweep", variant="primary", elem_id="sweep-button")
                 self.go_on = gr.Button("Continue the best", interactive=False, elem_id="continue-best")
                 why = gr.HTML(note_html(continue_hint(()), "hint"), elem_id="continue-why")
         self.message = gr.HTML("", elem_id="compare-message")
-        self.runs = gr.Dropdown(
+        self.runs = FreeDropdown(
             [], value=[], multiselect=True, max_choices=MOST, label="runs", elem_id="compared",
             info="Any runs of this server; the first two are in the slider below.",
         )  # fmt: skip
         self.at = gr.State(FIRST_STEPS)
-        self.step = gr.Slider(0, FIRST_STEPS, value=FIRST_STEPS, step=1, label="step", elem_id="compare-scrub",
-                          info="All runs at this step, or the last before it.")  # fmt: skip
+        self.step = FreeSlider(
+            0, FIRST_STEPS, value=FIRST_STEPS, step=1, label="step", elem_id="compare-scrub", buttons=[],
+            info="All runs at this step, or the last before it.",
+        )  # fmt: skip
         nobody = Page()
         views = gr.HTML(compared_views_html(nobody), elem_id="compare-views")
         table_ = gr.HTML(scores_table(()), elem_id="compare-scores", elem_classes="table")
@@ -213,24 +222,25 @@ class CompareTab:
         """Start and continue runs; what is compared is remembered by the browser."""
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
-        def list_choices(chosen: list[str]) -> Any:
+        def list_choices(chosen: list[str] | None) -> Any:
             known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
             return gr.Dropdown(
-                [(told, run_id) for run_id, told in known.items()], value=[run for run in chosen if run in known]
+                [(label, run_id) for run_id, label in known.items()],
+                value=[run for run in chosen or [] if run in known],
             )
 
         def submit_all(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
             """All of them, or those that found a place and why the next one did not."""
-            owner, runs, said = desk.require_secret(owner), [], ""
+            owner, runs, message = desk.require_secret(owner), [], ""
             for preset in presets:
                 try:
                     runs.append(desk.worker.submit(preset, owner=owner, until=until))
                 except (PresetError, StoreError) as error:
                     if not runs:
                         return show_refusal(error)
-                    said = note_html(f"Only {len(runs)} of {len(presets)} were started: {error}")
+                    message = note_html(f"Only {len(runs)} of {len(presets)} were started: {error}")
                     break
-            return [list_choices(runs), runs, said]
+            return [list_choices(runs), runs, message]
 
         def show_refusal(error: Exception) -> list[Any]:
             return [gr.skip(), gr.skip(), note_html(str(error))]
@@ -243,27 +253,30 @@ class CompareTab:
             except PresetError as error:
                 return show_refusal(error)
 
-        def start_sweep(count: float, until: float, owner: str, *given: Any) -> list[Any]:
+        def start_sweep(count: float | None, until: float | None, owner: str, *given: Any) -> list[Any]:
             try:
-                return submit_all(seed_variants(desk.read_controls(*given), int(count)), owner, int(until))
+                seeds = require_whole("seeds", count, 2, MOST)
+                steps = require_whole("steps of each", until, 1, LONGEST_SWEEP)
+                return submit_all(seed_variants(desk.read_controls(*given), seeds), owner, steps)
             except PresetError as error:
                 return show_refusal(error)
 
         def go_on(chosen: list[str], owner: str) -> str:
-            best = best_to_continue(desk.watcher.view_runs(chosen))
+            compared = desk.watcher.view_runs(chosen[:MOST])
+            best = best_to_continue(compared)
             if best is None:
                 return note_html("There is nothing to continue: each run is at its end, or some still go on.")
             try:
                 desk.worker.extend(best.run_id, owner=owner)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
-            return note_html(f"{short_label(best)} goes on to step {best.view.total_steps}.", "hint")
+            return note_html(f"{name_runs(compared)[best.run_id]} goes on to step {best.view.total_steps}.", "hint")
 
         shown = [self.runs, remembered, self.message]
-        self.start.click(start_comparison, [self.methods, self.presets, desk.owner, *desk.shown], shown, **QUIET).then(
+        self.start.click(start_comparison, [self.methods, self.presets, desk.owner, *desk.given], shown, **QUIET).then(
             **desk.news
         )
-        self.sweep.click(start_sweep, [self.count, self.until, desk.owner, *desk.shown], shown, **QUIET).then(
+        self.sweep.click(start_sweep, [self.count, self.until, desk.owner, *desk.given], shown, **QUIET).then(
             **desk.news
         )
         self.go_on.click(go_on, [self.runs, desk.owner], self.message, **QUIET).then(**desk.news)

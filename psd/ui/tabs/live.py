@@ -10,7 +10,8 @@ import gradio as gr
 
 from psd.distillation.events import Previewed
 from psd.runs.store.archive import preview_file
-from psd.ui.markup.html import file_url, format_number, metric_label, shot_names, table_html
+from psd.ui.inputs.components import FreeSlider
+from psd.ui.markup.html import file_url, file_version, format_number, metric_label, shot_names, table_html
 from psd.ui.state.page import QUIET, Look, Page, Pane, WatchedRun
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class LiveTab:
                 elem_id="kinds", min_width=260,
             )  # fmt: skip
             self.at = gr.State(0)
-            self.step = gr.Slider(
-                0, 120, value=0, step=1, label="look back to [step]", elem_id="scrub", min_width=260,
+            self.step = FreeSlider(
+                0, 120, value=0, step=1, label="look back to [step]", elem_id="scrub", min_width=260, buttons=[],
                 info="The preview made at this step or before it.",
             )  # fmt: skip
             self.follow = gr.Checkbox(
@@ -89,17 +90,18 @@ def live_views_html(watched: WatchedRun, look: Look) -> str:
     cells = []
     for kind in kinds:
         file = preview_file(seen.step, kind)
-        there = kind == "rgb" or (watched.folder / file).is_file()
+        version = file_version(watched.folder / file)
+        address = file_url(watched.run_id, file, version)
         for i, name in enumerate(names):
-            if not there:
+            if kind != "rgb" and not version:
                 cells.append(f'<div class="shot empty"><span>no {KINDS[kind]} in this run</span></div>')
                 continue
             score = f" · {format_number(scores[i])}" if kind == "rgb" and scores else ""
             low = kind == "rgb" and i == worst
-            said = f"{name}, {KINDS[kind]}, step {seen.step}{score}{', the worst view' if low else ''}"
+            text = f"{name}, {KINDS[kind]}, step {seen.step}{score}{', the worst view' if low else ''}"
             cells.append(
-                f'<div class="shot{" worst" if low else ""}"><img src="{file_url(watched, file, seen.step)}" '
-                f'alt="{html.escape(said)}" style="width:{len(names)}00%;margin-left:-{i}00%">'
+                f'<div class="shot{" worst" if low else ""}"><img src="{address}" '
+                f'alt="{html.escape(text)}" style="width:{len(names)}00%;margin-left:-{i}00%">'
                 f"<span>{html.escape(name)}{score}{' · worst' if low else ''}</span></div>"
             )
     return f'<div class="shots" style="--views:{len(names)}">{"".join(cells)}</div>'

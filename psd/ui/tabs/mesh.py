@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,10 @@ from psd.config.preset import Preset
 from psd.geometry.export import FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
-from psd.ui.markup.html import EXPORTS, download_file, file_url, format_number, note_html
+from psd.ui.context import require_whole
+from psd.ui.inputs.components import FreeSlider, RunViewer
+from psd.ui.inputs.controls import read_bounds
+from psd.ui.markup.html import EXPORTS, download_file, file_url, file_version, format_number, note_html
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import View
 
@@ -29,6 +33,9 @@ DOWNLOADS = {
     "turntable.mp4": "Turntable",
     "statistics.json": "Statistics",
 }
+NO_REMESHER = "This server makes no meshes again."
+FEWEST_FACES, MOST_FACES = (int(bound or 0) for bound in read_bounds(Preset.model_fields["mesh_faces"]))
+FACES_STEP = 100
 UNTOUCHED = note_html("Move the threshold to see how many faces the surface has there.", "hint")
 REACH = 4.0  # the slider goes from a fraction of the automatic threshold to this multiple of it
 
@@ -53,7 +60,7 @@ class MeshTab:
     def __init__(self, preset: Preset, remesher: Callable[[], Remesh] | None) -> None:
         self._remesher = remesher
         with gr.Row(elem_id="mesh-row"):
-            self.viewer = gr.Model3D(
+            self.viewer = RunViewer(
                 label="Drag to turn, scroll to zoom", interactive=False, elem_id="viewer",
                 clear_color=(0.0, 0.0, 0.0, 0.0), min_width=300, scale=3,
             )  # fmt: skip
@@ -64,14 +71,15 @@ class MeshTab:
                         [("last step", "last"), ("best by the selector judge", "best")], value="last", label="scene",
                         info="Which state of the run is meshed.",
                     )  # fmt: skip
-                    self.threshold = gr.Slider(
+                    self.threshold = FreeSlider(
                         0.1, 40.0, value=10.0, step=0.01, label="threshold (τ) [density]", elem_id="threshold",
+                        buttons=[],
                         info="Where the surface lies: lower is fuller.",
                     )  # fmt: skip
                     self.count = gr.HTML(UNTOUCHED, elem_id="face-count")
-                    self.faces = gr.Slider(
-                        100, 100_000, value=preset.mesh_faces, step=100, label="most faces", elem_id="most-faces",
-                        info="The surface is simplified to this many.",
+                    self.faces = FreeSlider(
+                        FEWEST_FACES, MOST_FACES, value=preset.mesh_faces, step=FACES_STEP, label="most faces",
+                        elem_id="most-faces", buttons=[], info="The surface is simplified to this many.",
                     )  # fmt: skip
                     self.texture = gr.Checkbox(preset.texture, label="bake a texture", info="Slower; for Blender.")
                     self.make = gr.Button("Make the mesh again", interactive=False, elem_id="remesh-button")
@@ -83,32 +91,35 @@ class MeshTab:
         self.panes = [
             Pane([self.viewer], _mesh_key, self._update_viewer, "Mesh"),
             Pane([files], lambda p: download_links(p.run), lambda p: [download_links(p.run)], "Mesh"),
-            Pane([film, facts], _mesh_key, lambda p: [turntable_html(p.run), statistics_table(p.run.view)], "Mesh"),
-            Pane([self.threshold, self.count], _range_key, _update_range, "Mesh"),
+            Pane([film], lambda p: turntable_html(p.run), lambda p: [turntable_html(p.run)], "Mesh"),
+            Pane([facts], lambda p: statistics_table(p.run.view), lambda p: [statistics_table(p.run.view)], "Mesh"),
+            Pane([self.threshold, self.faces, self.texture, self.kept, self.count], _mesh_key, _update_choices, "Mesh"),
             Pane([self.make, self.message], self._find_obstacle, self._update_button, "Mesh"),
         ]  # fmt: skip
 
     def wire_events(self, desk: PageContext) -> None:
-        def show_face_count(run: str, threshold: float, kept: str) -> str:
+        def show_face_count(run: str, threshold: float | None, kept: str) -> str:
             if self._remesher is None or not run:
                 return ""
+            if threshold is None:
+                return note_html("threshold is empty: type a density")
             try:
                 faces = self._remesher().count(desk.worker.library.find_folder(run), threshold, kept)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
             return note_html(f"{faces:,} faces before simplifying", "hint")
 
-        def make(run: str, owner: str, threshold: float, faces: float, texture: bool, kept: str) -> str:
-            assert self._remesher is not None
+        def make(
+            run: str, owner: str, threshold: float | None, faces: float | None, texture: bool, kept: str
+        ) -> str:  # fmt: skip
             try:
+                if self._remesher is None:
+                    raise PresetError(NO_REMESHER)
+                if threshold is None:
+                    raise PresetError("threshold is empty: type a density")
+                count = require_whole("most faces", faces, FEWEST_FACES, MOST_FACES)
                 folder = desk.worker.library.require_owner(run, owner)
-                self._remesher().export(
-                    folder,
-                    threshold=threshold,
-                    faces=int(faces),
-                    texture=texture,
-                    kept=kept,
-                )
+                self._remesher().export(folder, threshold=threshold, faces=count, texture=texture, kept=kept)
             except (PresetError, StoreError) as error:
                 return note_html(str(error))
             return note_html("Made. The files above are the new ones.", "hint")
@@ -124,7 +135,7 @@ class MeshTab:
     def _find_obstacle(self, page: Page) -> str:
         """Why the mesh can't be made again now, in words; empty when it can."""
         if self._remesher is None:
-            return "This server makes no meshes again."
+            return NO_REMESHER
         if not page.run.is_over:
             return "The run goes on: its mesh can be made anew once it has ended."
         if page.run.view.mesh is None:
@@ -137,34 +148,38 @@ class MeshTab:
 
     @staticmethod
     def _update_viewer(page: Page) -> list[Any]:
-        """A new value would turn the camera back, so its place goes along."""
-        mesh = page.run.view.mesh
-        file = str(page.run.folder / mesh.file) if mesh and mesh.file else None
-        return [gr.Model3D(file, camera_position=page.look.camera)]
-
-
-def mesh_threshold(view: View) -> float | None:
-    """Of the run's own mesh: where the slider starts."""
-    value = view.mesh.statistics.get("threshold") if view.mesh else None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _range_key(page: Page) -> tuple[str, float | None]:
-    return page.run.run_id, mesh_threshold(page.run.view)
-
-
-def _update_range(page: Page) -> list[Any]:
-    middle = mesh_threshold(page.run.view)
-    if middle is None:  # no mesh yet, or of a scene whose surface needs none
-        made = page.run.view.mesh is not None
-        return [gr.Slider(visible=not made), "" if made else UNTOUCHED]
-    low, high = round(middle / REACH, 3), round(middle * REACH, 3)
-    return [gr.Slider(minimum=low, maximum=high, value=round(middle, 3), visible=True), UNTOUCHED]
+        """The mesh as its file is now; a new value would turn the camera back, so its place goes along."""
+        run = page.run
+        file = run.view.mesh.file if run.view.mesh else None
+        address = file_url(run.run_id, file, file_version(run.folder / file)) if file else None
+        return [RunViewer(address, camera_position=page.look.camera)]
 
 
 def _mesh_key(page: Page) -> object:
+    """Changes with the mesh's file and with what the run's events say of it: the one is there before the other."""
     mesh = page.run.view.mesh
-    return mesh and (page.run.run_id, mesh.step, mesh.time_s)
+    if mesh is None or not mesh.file:
+        return page.run.run_id, mesh
+    return page.run.run_id, file_version(page.run.folder / mesh.file), statistics_table(page.run.view)
+
+
+def _update_choices(page: Page) -> list[Any]:
+    """The mesh that is shown, as the choices that would make it again: a move then changes that and nothing else."""
+    view = page.run.view
+    facts = view.mesh.statistics if view.mesh else {}
+    threshold, own, faces = facts.get("threshold"), view.own_threshold, facts.get("faces")
+    hint = UNTOUCHED
+    if isinstance(threshold, int | float) and own is not None:
+        low, high = round(own / REACH, 3), round(own * REACH, 3)
+        slider = FreeSlider(minimum=low, maximum=high, value=round(threshold, 3), visible=True)
+    else:  # no mesh yet, or of a scene whose surface has none
+        slider, hint = FreeSlider(visible=view.mesh is None), UNTOUCHED if view.mesh is None else ""
+    if view.mesh is None or not isinstance(faces, int):
+        return [slider, gr.skip(), gr.skip(), gr.skip(), hint]
+    most = min(MOST_FACES, max(FEWEST_FACES, math.ceil(faces / FACES_STEP) * FACES_STEP))
+    scene_step = view.mesh.scene_step
+    is_best = view.best is not None and scene_step is not None and view.best.step == scene_step < view.step
+    return [slider, most, bool(facts.get("textured")), "best" if is_best else "last", hint]
 
 
 def download_links(watched: WatchedRun) -> str:
@@ -174,12 +189,12 @@ def download_links(watched: WatchedRun) -> str:
     for file, label in DOWNLOADS.items():
         path = download_file(watched.folder / EXPORTS / file)
         if watched.view.mesh is not None and path.is_file():
-            address = file_url(watched, f"{EXPORTS}/{path.name}", path.stat().st_mtime_ns)
+            address = file_url(watched.run_id, f"{EXPORTS}/{path.name}", file_version(path))
             saved = f"{name}{path.suffix}"
-            said = f'download="{saved}" aria-label="Download {label} as {saved}"'
+            attributes = f'download="{saved}" aria-label="Download {label} as {saved}"'
             if frame := FRAMES.get(file.rpartition(".")[2]):
-                said += f' title="{frame}"'
-            links.append(f'<a class="file" href="{address}" {said}>{label}</a>')
+                attributes += f' title="{frame}"'
+            links.append(f'<a class="file" href="{address}" {attributes}>{label}</a>')
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
     return f'<div class="files">{"".join(links)}</div>'
@@ -187,10 +202,10 @@ def download_links(watched: WatchedRun) -> str:
 
 def turntable_html(watched: WatchedRun) -> str:
     """The film, looping silently."""
-    mesh = watched.view.mesh
-    if mesh is None or not (watched.folder / EXPORTS / "turntable.mp4").is_file():
+    version = file_version(watched.folder / EXPORTS / "turntable.mp4")
+    if watched.view.mesh is None or not version:
         return '<div class="film empty"><p class="hint">The turntable appears with the mesh.</p></div>'
-    address = file_url(watched, f"{EXPORTS}/turntable.mp4", mesh.step)
+    address = file_url(watched.run_id, f"{EXPORTS}/turntable.mp4", version)
     return f'<div class="film"><video src="{address}" autoplay loop muted playsinline controls></video></div>'
 
 

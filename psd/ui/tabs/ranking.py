@@ -1,17 +1,69 @@
-"""Rank the runs of a comparison by their selector judge."""
+"""The runs of a comparison: what tells them apart, and which is the best by its selector judge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from psd.config.errors import PresetError
+from psd.config.preset import Preset
+from psd.ui.inputs.origin import name_preset
 from psd.ui.state.page import WatchedRun
 
 CONSISTENCY = "image/view_consistency"
 
 
-def short_label(watched: WatchedRun) -> str:
-    """What tells compared runs apart."""
-    return f"{watched.method} · seed {watched.seed}" + ("" if watched.method else f" · {watched.run_id}")
+def name_runs(compared: Sequence[WatchedRun]) -> dict[str, str]:
+    """Run id -> name, by what differs: prompt, else method, else seed, else other values, else the time it was made.
+
+    Each of these is part of the names only where the ones before it leave two runs alike.
+    """
+    traits = {
+        "prompt": [run.prompt for run in compared],
+        "method": [run.method for run in compared],
+        "seed": ["" if run.seed is None else f"seed {run.seed}" for run in compared],
+        "values": _describe_values(compared),
+        "time": [_read_time(run.run_id) for run in compared],
+        "id": [run.run_id for run in compared],
+    }
+    parts: list[tuple[str, ...]] = [()] * len(compared)
+    for texts in traits.values():
+        if len(set(parts)) == len(compared) and all(parts):
+            break
+        if len(set(texts)) > 1 or (texts is traits["id"] and not any(parts)):
+            parts = [(*part, text) if text else part for part, text in zip(parts, texts, strict=True)]
+    if len(compared) == 1:
+        parts = [tuple(filter(None, (traits["method"][0], traits["seed"][0]))) or (compared[0].run_id,)]
+    return {run.run_id: " · ".join(part) for run, part in zip(compared, parts, strict=True)}
+
+
+def _describe_values(compared: Sequence[WatchedRun]) -> list[str]:
+    """The one or two other values that differ; of more, the preset that each run comes from."""
+    presets = [_flatten_values(run.view.preset) for run in compared]
+    names = dict.fromkeys(name for preset in presets for name in preset if name not in ("prompt", "method", "seed"))
+    differing = [name for name in names if any(preset.get(name) != presets[0].get(name) for preset in presets)]
+    if len(differing) <= 2:
+        return [", ".join(f"{name} {preset.get(name)}" for name in differing) for preset in presets]
+    origins = []
+    for run in compared:
+        try:
+            origins.append(name_preset(Preset.make(run.view.preset)))
+        except PresetError:  # of another version: the time tells it apart
+            origins.append("")
+    return origins
+
+
+def _flatten_values(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored preset's values by the names of its settings (`psd.config.preset.flatten`), of any version."""
+    scene = preset.get("scene")
+    nested = {f"scene.{key}": value for key, value in scene.items()} if isinstance(scene, Mapping) else {}
+    return {**{name: value for name, value in preset.items() if name != "scene"}, **nested}
+
+
+def _read_time(run_id: str) -> str:
+    """When a run was made, as its id says: hours, minutes and seconds."""
+    time = run_id.partition("_")[0].partition("-")[2]
+    return f"{time[:2]}:{time[2:4]}:{time[4:]}" if len(time) == 6 and time.isdigit() else run_id
 
 
 def last_value(watched: WatchedRun, name: str) -> float | None:

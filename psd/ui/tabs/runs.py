@@ -11,8 +11,8 @@ import gradio as gr
 from psd.config.errors import PresetError
 from psd.runs.store.archive import ACTIVE, Run, read_preset
 from psd.runs.store.files import StoreError
-from psd.ui.markup.html import format_number, note_html, state_badge, table_html
-from psd.ui.state.page import LISTED, QUIET, Pane
+from psd.ui.markup.html import file_url, file_version, format_number, note_html, state_badge, table_html
+from psd.ui.state.page import FLOATING, LISTED, QUIET, Pane
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
@@ -24,6 +24,13 @@ BUTTONS = """element.addEventListener("click", (event) => {
     if (button.dataset.act === "delete" && !confirm(`Delete "${button.dataset.name}" for good?`)) return;
     trigger("click", {act: button.dataset.act, run: button.dataset.run});
 });"""
+FETCH = """(address) => {
+    if (!address) return;
+    const link = Object.assign(document.createElement("a"), {href: address, download: ""});
+    document.body.append(link);
+    link.click();
+    link.remove();
+}"""
 
 
 class RunsTab:
@@ -31,24 +38,25 @@ class RunsTab:
 
     def __init__(self) -> None:
         self.mine = gr.Checkbox(False, label="only mine", info="Runs that this browser started.", elem_id="only-mine")
-        self.message = gr.HTML("", elem_id="runs-message")
-        self.file = gr.File(label="zip", interactive=False, visible=False, elem_id="zip")
+        self.zip = gr.Textbox("", visible=False)  # address of the zip that was asked for last
         self.list = gr.HTML(runs_table(()), elem_id="runs", elem_classes="table", js_on_load=BUTTONS)
         self.panes = [Pane([self.list], lambda p: runs_table(p.runs), lambda p: [runs_table(p.runs)], "Runs")]
 
     def wire_events(self, desk: PageContext) -> None:
-        quiet = [gr.skip()] * (2 + len(desk.shown))
+        unchanged = ["", gr.skip(), gr.skip(), *desk.skipped()]
 
         def act(owner: str, watched: str, event: gr.EventData) -> list[Any]:
-            """Do what a button says; what may not be done is said in words."""
+            """Do what a button says.  Whatever is to be said floats above the page: the list may be a long one."""
             what, run = str(event._data.get("act")), str(event._data.get("run"))
             try:
                 match what:
                     case "zip":
-                        return ["", gr.File(str(desk.worker.library.zip_run(run)), visible=True), *quiet]
+                        path = desk.worker.library.zip_run(run)
+                        return [file_url(run, path.name, file_version(path)), *unchanged[1:]]
                     case "duplicate":
-                        said = note_html("Its values are in the sidebar: change some and press Run.", "hint")
-                        return [said, gr.skip(), "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
+                        preset = read_preset(desk.worker.library.find_folder(run))
+                        gr.Info("Its values are in the sidebar: change some and press Run.", title="Duplicated")
+                        return ["", "", "", *desk.show(preset)]
                     case "delete":
                         desk.worker.library.delete_run(run, owner)
                     case "keep" | "release":
@@ -56,13 +64,16 @@ class RunsTab:
                     case "go on":
                         desk.worker.extend(run, owner=owner)
             except (PresetError, StoreError) as error:
-                return [note_html(str(error)), gr.skip(), *quiet]
+                gr.Warning(html.escape(str(error)), title=f"Not done: {html.escape(what)}")
+                return unchanged
             desk.watcher.forget_list()
             gone = what == "delete" and run == watched  # then the page leaves it
-            return ["", gr.skip(), *(["", "", *desk.skipped()] if gone else quiet)]
+            return ["", "", "", *desk.skipped()] if gone else unchanged
 
-        shown = [self.message, self.file, desk.run_id, desk.last, *desk.shown]
-        self.list.click(act, [desk.owner, desk.run_id], shown, **QUIET).then(**desk.news)
+        shown = [self.zip, desk.run_id, desk.last, *desk.shown]
+        clicked = self.list.click(act, [desk.owner, desk.run_id], shown, **FLOATING)
+        clicked.success(None, self.zip, None, js=FETCH, **QUIET)
+        clicked.then(**desk.news)
         self.mine.input(**desk.news)
 
 
@@ -70,8 +81,8 @@ def runs_table(runs: tuple[Run, ...]) -> str:
     """One row a run, newest first, as far as a page should hold."""
     heads = ("views", "prompt", "method", "seed", "best judge", "step", "state", "")
     rest = f"The newest {LISTED} of {len(runs)} runs: older ones come up as these are deleted."
-    said = note_html(rest, "hint") if len(runs) > LISTED else ""
-    return said + table_html(heads, (run_row(run) for run in runs[:LISTED]), "No runs yet.")
+    note = note_html(rest, "hint") if len(runs) > LISTED else ""
+    return note + table_html(heads, (run_row(run) for run in runs[:LISTED]), "No runs yet.")
 
 
 def run_row(run: Run) -> list[str]:
@@ -88,11 +99,11 @@ def run_row(run: Run) -> list[str]:
     if status.state in ACTIVE:
         acts.remove("delete")
     buttons = "".join(act_button(act, run) for act in acts)
-    said = f"<small>{html.escape(status.message)}</small>" if status.state == "unreadable" else ""
-    return [thumbnail_html(run), f"{link}<small>{html.escape(status.created[:16].replace('T', ' '))}</small>{said}",
-            html.escape(status.method), str(status.seed), best, f"{status.step} / {status.total}",
-            state_badge(status.state) + (" 📌" if run.is_pinned else ""),
-            f'<span class="acts">{buttons}</span>']  # fmt: skip
+    created = f"<small>{html.escape(status.created[:16].replace('T', ' '))}</small>"
+    why = f"<small>{html.escape(status.message)}</small>" if status.state == "unreadable" else ""
+    state = state_badge(status.state) + (" 📌" if run.is_pinned else "")
+    return [thumbnail_html(run), link + created + why, html.escape(status.method), str(status.seed), best,
+            f"{status.step} / {status.total}", state, f'<span class="acts">{buttons}</span>']  # fmt: skip
 
 
 def act_button(act: str, run: Run) -> str:
@@ -108,5 +119,5 @@ def thumbnail_html(run: Run) -> str:
     file = run.thumbnail
     if file is None:
         return '<div class="shot thumb"></div>'
-    address = f"gradio_api/file={quote(file.as_posix())}"
+    address = file_url(run.id, file.relative_to(run.folder).as_posix(), file_version(file))
     return f'<div class="shot thumb"><img src="{address}" alt="front view" loading="lazy"></div>'

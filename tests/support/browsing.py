@@ -1,0 +1,169 @@
+"""What the browser tests share: a scripted engine, a served page, and hands and eyes on it."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import trimesh
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+import app
+from psd.config.preset import Preset
+from psd.distillation.events import Event, Finished, LiveChanged, Meshed, NegativeUpdated, Previewed, Started, Stepped
+from psd.distillation.interfaces import Control
+from psd.embedded.captions import grammar
+from psd.geometry.mesh import Mesh
+from psd.runs.jobs.drive import MakeEvents
+from psd.runs.jobs.worker import Worker
+from psd.ui import build
+from psd.ui.protection import protect
+from psd.ui.tabs.mesh import Remesh
+
+PATIENCE_MS = 120_000  # the machine may be busy
+ARGUMENTS = (
+    "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader"
+).split()
+BALL = trimesh.creation.uv_sphere(0.5, count=[24, 24])
+UPPER, LOWER = np.array([200, 80, 40]), np.array([40, 80, 200])  # sRGB of what is up and what is down in the world
+
+
+def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event]:
+    """A stand-in for the engine: coloured views that change with the step, and a small mesh at the end."""
+    yield Started(step=0, preset=preset.model_dump(mode="json"), total_steps=preset.steps, views=4, environment={})
+    step, live = 0, {}
+    while step < preset.steps and not control.stopping():
+        if control.live() != live:
+            live = dict(control.live())
+            yield LiveChanged(step=step, values=live)
+        step += 1
+        time.sleep(0.25)
+        scores = {"reward/assets/reward": step**0.5, "judge/assets/selector": 2.0 - 1.0 / step}
+        yield Stepped(step=step, t=500, metrics=scores, time_s=0.25 * step)
+        views = np.full((4, 32, 32, 3), (10 * step % 256, 90, 160), np.uint8)
+        rewards = {"reward/assets/reward": [1.0, 2.0, 3.0, 4.0]}
+        yield Previewed(step=step, images={"rgb": views, "normal": views}, rewards=rewards, time_s=0.25 * step)
+        drift = {"negative/drift": 0.01 * step, "negative/cosine_start": 1.0}
+        tokens = ("low", "quality", "blurry", "broken")
+        nearest = tokens if step < 12 else ("striped", "chair", "yellow", "lollipop")
+        yield NegativeUpdated(step=step, tokens=tokens, drift=(0.1, 0.2, 0.3, 0.4), nearest=nearest, metrics=drift)
+    mesh = Mesh(
+        vertices=np.asarray(BALL.vertices, np.float32),
+        faces=np.asarray(BALL.faces, np.int32),
+        normals=np.asarray(BALL.vertex_normals, np.float32),
+        colours=np.where(BALL.vertices[:, 2:] > 0, UPPER, LOWER).astype(np.uint8),
+    )
+    film = np.full((6, 32, 32, 3), 200, np.uint8)
+    facts = {"faces": len(mesh.faces), "threshold": 10.0}
+    yield Meshed(step=step, mesh=mesh, turntable=film, statistics=facts, time_s=0.25 * step)
+    yield Finished(step=step, reason="stopped" if control.stopping() else "completed", time_s=0.25 * step)
+
+
+def serve(
+    make_events: MakeEvents, root: Path, remesher: Callable[[], Remesh] = app.make_remesher
+) -> Iterator[str]:  # fmt: skip
+    worker = Worker(make_events, root)
+    blocks = build.build_blocks(worker, vocabularies={"assets/prior": grammar}, remesher=remesher)
+    layers = protect(worker.library.find_folder, worker.library.find_zip)
+    _, address, _ = blocks.launch(
+        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
+        app_kwargs={"middleware": layers}, **build.launch_options(),
+    )  # fmt: skip
+    yield address
+    blocks.close(verbose=False)
+    assert worker.shutdown()
+
+
+def choose(page: Page, label: str, value: str) -> None:
+    """Pick from a dropdown as a person at the keyboard would."""
+    box = page.get_by_label(label, exact=True)
+    box.fill(value)
+    expect(page.get_by_role("option", name=value, exact=True)).to_be_visible(timeout=PATIENCE_MS)
+    box.press("Enter")
+
+
+def press(button: Locator) -> None:
+    expect(button).to_be_enabled(timeout=PATIENCE_MS)
+    button.press("Enter")
+
+
+def run_steps(page: Page, steps: int) -> None:
+    field = page.locator("#control-steps input[type=number]")
+    field.fill(str(steps))
+    field.press("Tab")
+    press(page.locator("#run"))
+
+
+def expect_new_picture(page: Page, after: str | None = None) -> str:
+    """Wait for a preview other than ``after``; returns its address."""
+    picture = page.locator(".shot img").first
+    expect(picture).to_be_visible(timeout=PATIENCE_MS)
+    if after:
+        expect(picture).not_to_have_attribute("src", after, timeout=PATIENCE_MS)
+    return picture.get_attribute("src") or ""
+
+
+def look_back(page: Page, step: int) -> None:
+    """Types the step to look back at.
+
+    While the newest preview is followed the field moves by itself, once in a while between typing and leaving it; that
+    stops the following all the same, so the second time it stays.
+    """
+    back, picture = page.locator("#scrub input[type=number]"), page.locator(".shot img").first
+    wanted = re.compile(rf"{step:06d}\.jpg")
+    for patience_ms in (PATIENCE_MS / 4, PATIENCE_MS):
+        back.fill(str(step))
+        back.press("Tab")
+        expect(page.locator("#follow input")).not_to_be_checked(timeout=PATIENCE_MS)
+        try:
+            expect(picture).to_have_attribute("src", wanted, timeout=patience_ms)
+            return
+        except AssertionError:
+            if patience_ms == PATIENCE_MS:
+                raise
+
+
+def expect_state(page: Page, word: str) -> None:
+    expect(page.locator("#status .badge")).to_have_text(word, timeout=PATIENCE_MS)
+
+
+def open_tab(page: Page, name: str) -> None:
+    press(page.get_by_role("tab", name=name, exact=True))
+
+
+def expect_colours_in_the_viewer(page: Page, upper: np.ndarray, lower: np.ndarray, off: int) -> None:
+    """The mesh viewer settles at these sRGB colours a quarter above and below its middle.
+
+    A picture counts when the next one is the same: the viewer's light comes up after the mesh.
+    """
+    viewer = page.locator("#viewer canvas")
+    before, seen = np.zeros(0), "nothing"
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while time.monotonic() < deadline:
+        picture = np.asarray(Image.open(BytesIO(viewer.screenshot())).convert("RGB")).astype(int)
+        drawn = np.argwhere(picture.max(-1) - picture.min(-1) > 60)  # what has a colour
+        if len(drawn) > 500 and np.array_equal(picture, before):
+            (top, left), (bottom, right) = drawn.min(0), drawn.max(0)
+            across, quarter = (left + right) // 2, (bottom - top) // 4
+            above, below = picture[top + quarter, across], picture[bottom - quarter, across]
+            if np.abs(above - upper).max() < off and np.abs(below - lower).max() < off:
+                return
+            seen = f"{above} above {below}"
+        before = picture
+        page.wait_for_timeout(500)
+    raise AssertionError(f"the viewer shows {seen} instead of {upper} above {lower}")
+
+
+def download_glb(page: Page, folder: Path) -> trimesh.Trimesh:
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download GLB").press("Enter")
+    target = folder / download.value.suggested_filename
+    download.value.save_as(target)
+    assert target.suffix == ".glb"
+    mesh = trimesh.load(target, force="mesh")
+    assert isinstance(mesh, trimesh.Trimesh)
+    return mesh

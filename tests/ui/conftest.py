@@ -1,0 +1,43 @@
+"""A browser, and pages in it that may ask nobody but this machine."""
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.support.browsing import ARGUMENTS, PATIENCE_MS
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert found, "the browser tests need Chromium: `make test` installs it or says how"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages that may ask nobody but this machine, each as a new visitor; any script error fails the test."""
+    contexts, strangers, errors = [], [], []
+
+    def opened(address: str, **options) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        local = ("http://127.0.0.1:", "http://localhost:", "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(local) else strangers.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#run")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not strangers, "a request left the machine"
+    assert not errors, "a script failed"
