@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from psd.embedded.captions import grammar
 from psd.embedded.render import ground_truth
 from psd.embedded.training import prior
 from psd.embedded.training.data import write_shard
-from psd.embedded.training.loop import NAMES, batch_generator, fit_task, learning_rate, make_task, read_record
+from psd.embedded.training.loop import (
+    HAND_DRAWN,
+    NAMES,
+    batch_generator,
+    fit_task,
+    learning_rate,
+    make_task,
+    read_record,
+)
 from psd.embedded.training.rewards import sibling_keys
 from psd.evaluation.metrics.view_consistency import find_foreground, project_points, reprojection_error
 from psd.evaluation.shipped.model_cards import card_text
@@ -48,6 +57,8 @@ def arguments(work, iterations, **changes):
     defaults = {
         "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
         "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1, "compile": False,
+        "world": HAND_DRAWN, "started_by": os.getppid(), "bf16": False, "sheet_every": 0,
+        "stop_after_s": None, "decoder_only": False,
     }  # fmt: skip
     return argparse.Namespace(**{**defaults, **changes})
 
@@ -137,7 +148,8 @@ def test_each_model_trains_resumes_ships_and_is_trained_on(
     assert shipped_bytes(parts / "shipped") == shipped_bytes(whole / "shipped") != {}
     assert (whole / "sheet-000003.png").stat().st_size > 1000
     further = train("further", 4, warm_start=str(whole / "shipped"))
-    assert read_record(name, further / "shipped")["iterations"] == 4
+    record = read_record(name, further / "shipped")
+    assert record["iterations"] == 4 and record["objects_seen"] == 16
     with pytest.raises(SystemExit, match="has 3 already"):
         train("none", 3, warm_start=str(whole / "shipped"))
 
@@ -146,6 +158,25 @@ def test_learning_rate_warms_up_stays_and_cools_down():
     rates = [learning_rate(i, 1000, 1.0, warmup=100) for i in range(1001)]
     assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0 and rates[749] == 1.0
     assert all(a >= b for a, b in zip(rates[750:], rates[751:], strict=False)) and rates[1000] == pytest.approx(0.02)
+
+
+def test_a_training_stops_in_time_and_goes_on(tmp_path):
+    fit_task(Line(), arguments(tmp_path / "whole", 6))
+    for _ in range(6):  # one iteration each
+        fit_task(Line(), arguments(tmp_path / "parts", 6, stop_after_s=0.0))
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    fit_task(Line(), arguments(tmp_path / "first", 6, stop_after_s=0.0))
+    assert read_record("line", tmp_path / "first" / "line" / "shipped")["iterations"] == 1
+
+
+def test_a_decoder_learns_alone(shard):
+    asked = arguments("", 9000, data=str(shard), batch=2, warm_start=str(ROOT / "assets/prior"), decoder_only=True,
+                      model="vae")  # fmt: skip
+    task = make_task(asked, 0, 1)
+    loss, _ = task.loss(0, 2, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert not any(p.requires_grad for p in task.model.encoder.parameters())
+    assert all(p.grad is not None for p in task.model.decoder.parameters())
 
 
 def test_batches_depend_on_seed_iteration_and_rank():

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from gradio.components import Component
 from gradio.state_holder import SessionState
 
 from psd.embedded.captions import grammar
@@ -84,6 +85,7 @@ def test_every_listener_takes_what_an_untouched_page_sends(blocks: CheckedBlocks
     """Nothing that a browser sends by itself is refused for its kind."""
     for listener in blocks.fns.values():
         for component in listener.inputs:
+            assert isinstance(component, Component)
             kind = find_kind(component)
             if kind is not None and not component.stateful and not isinstance(component, gr.UploadButton):
                 assert kind[0](usual_value(component)), component

@@ -53,6 +53,8 @@ class AutoencoderTask:
             if arguments.warm_start
             else build_autoencoder()
         )
+        if arguments.decoder_only:
+            self.model.encoder.requires_grad_(False)
         self.images = rearrange(data.load_shards(arguments.data, fields=("rgb",)).rgb, "o v h w c -> (o v) c h w")
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,27 @@ def render_samples(captions: Sequence[Caption], indices: Sequence[int], size: in
     return samples
 
 
-def write_shard(folder: Path, number: int, *, shard_objects: int, size: int, seed: int, held_out: bool) -> None:
+@dataclass(frozen=True)
+class Source:
+    """Where a data set's objects come from; both are functions of modules, which other processes can be sent."""
+
+    sample_captions: Callable[..., Sequence[Any]]  # (n, seed=, held_out=) -> n captions
+    render_samples: Callable[..., list[Sample]]  # (captions, indices, size, seed=) -> a sample for each
+
+
+HAND_DRAWN = Source(sample_training_captions, render_samples)
+
+
+def write_shard(
+    folder: Path, number: int, source: Source = HAND_DRAWN, *, shard_objects: int, size: int, seed: int, held_out: bool
+) -> None:
     """Render shard ``number`` and put it in place whole: the tensors last, as the sign that it is finished."""
     start, stop = number * shard_objects, (number + 1) * shard_objects
-    captions = sample_training_captions(stop, seed=seed, held_out=held_out)
+    captions = source.sample_captions(stop, seed=seed, held_out=held_out)
     samples: list[Sample] = []
     for low in range(start, stop, BATCH):
         indices = range(low, min(low + BATCH, stop))
-        samples += render_samples([captions[i] for i in indices], indices, size, seed=seed)
+        samples += source.render_samples([captions[i] for i in indices], indices, size, seed=seed)
     path = _shard_path(folder, number)
     lines = [
         json.dumps(
@@ -144,7 +157,7 @@ def write_shard(folder: Path, number: int, *, shard_objects: int, size: int, see
 
 def build_dataset(
     folder: Path, *, objects: int, size: int, seed: int, processes: int, shard_objects: int = OBJECTS_PER_SHARD,
-    held_out: bool = False,
+    held_out: bool = False, source: Source = HAND_DRAWN,
 ) -> None:  # fmt: skip
     """Render every shard that ``folder`` lacks of the first ``objects``, rounded up to whole shards; prints progress.
 
@@ -159,7 +172,7 @@ def build_dataset(
         )
     record.write_text(json.dumps(settings) + "\n")
     jobs = [
-        (folder, number, settings)
+        (folder, number, source, settings)
         for number in range(-(-objects // shard_objects))
         if not _shard_path(folder, number).exists()
     ]
@@ -171,10 +184,10 @@ def build_dataset(
         print(f"shard {number}: {done} of {len(jobs)}, {speed:.0f} objects/s, {left_s:.0f} s left", flush=True)
 
 
-def _write_shard(job: tuple[Path, int, dict[str, Any]]) -> int:
+def _write_shard(job: tuple[Path, int, Source, dict[str, Any]]) -> int:
     torch.set_num_threads(1)  # the processes share the cores out
-    folder, number, settings = job
-    write_shard(folder, number, **settings)
+    folder, number, source, settings = job
+    write_shard(folder, number, source, **settings)
     return number
 
 

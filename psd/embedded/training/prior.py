@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from psd.embedded.captions import grammar
 from psd.embedded.training import data
 from psd.embedded.training.autoencoder import LATENT_CHANNELS, save_half
+from psd.embedded.training.world import World
 from psd.geometry import cameras
 from psd.models.prior.joint_attention import join_views
 
@@ -36,14 +36,14 @@ TOKENS = 16
 DROP = 0.1
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the grammar; anything else becomes <|unknown|>, which `psd.models.prior.diffusers_prior`
+def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """One token a word of a grammar; anything else becomes <|unknown|>, which `psd.models.prior.diffusers_prior`
     refuses by name.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     special = ["<|pad|>", "<|startoftext|>", "<|unknown|>", "<|endoftext|>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *grammar.known_words()])}
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.normalizer = normalizers.Lowercase()  # pyright: ignore
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
@@ -72,6 +72,25 @@ def build_small_text_encoder(vocabulary_size: int, *, layers: int = 3) -> CLIPTe
     return encoder
 
 
+def replace_vocabulary(encoder: CLIPTextModel, earlier: Any, tokenizer: Any) -> None:
+    """Give ``encoder`` the words of ``tokenizer``: those of ``earlier`` keep their rows, others are drawn anew.
+
+    New rows have the deviation of the old table, so that the layers meet no words larger or smaller than they know.
+    """
+    known, words = earlier.get_vocab(), tokenizer.get_vocab()
+    if words == known:
+        return
+    old: Any = encoder.get_input_embeddings().weight.data
+    new = torch.randn(len(words), old.shape[1]) * old.std()
+    for word, row in words.items():
+        if word in known:
+            new[row] = old[known[word]]
+    table = nn.Embedding(len(words), old.shape[1], padding_idx=0)
+    table.weight.data.copy_(new)
+    encoder.set_input_embeddings(table)
+    encoder.config.vocab_size = len(words)
+
+
 def build_unet() -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=LATENT, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
@@ -98,36 +117,40 @@ class DenoiserTask:
     def __init__(self, arguments: argparse.Namespace, rank: int, world: int) -> None:
         self.batch = arguments.batch
         self.device = torch.device(arguments.device)
+        self.world: World = arguments.world
         self.scheduler = build_scheduler()
         alpha_bar = self.scheduler.alphas_cumprod.to(self.device)
         self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        self.tokenizer = build_tokenizer(self.world.vocabulary())
         if arguments.warm_start:
-            self.tokenizer = AutoTokenizer.from_pretrained(arguments.warm_start, subfolder="tokenizer")
+            earlier = AutoTokenizer.from_pretrained(arguments.warm_start, subfolder="tokenizer")
             unet: Any = UNet2DConditionModel.from_pretrained(
                 arguments.warm_start, subfolder="unet", torch_dtype=torch.float32
             )
             text = CLIPTextModel.from_pretrained(arguments.warm_start, subfolder="text_encoder", dtype=torch.float32)
+            replace_vocabulary(text, earlier, self.tokenizer)
             join_views(unet, VIEWS)
         else:
-            self.tokenizer = build_tokenizer()
             unet, text = build_unet(), build_small_text_encoder(len(self.tokenizer))
         unet.to(memory_format=torch.channels_last)  # a fifth less time on a CPU
         self.model: Any = nn.ModuleDict({"unet": unet, "text_encoder": text})
-        self.vae: Any = (
-            AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
-        )
+        self.vae: Any = AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32)
+        self.vae.eval().requires_grad_(False).to(self.device)
         self.vae_folder = Path(arguments.vae)
         self.latents, self.conditions, captions = encode_shards(
             self.vae, self.vae_folder, Path(arguments.data), rank, world
         )
         self.tokens = self.tokenise_captions(captions)
+        if self.device.type == "cuda":  # all of it fits: a batch is then gathered where it is used
+            self.latents, self.conditions = self.latents.to(self.device), self.conditions.to(self.device)
 
     def tokenise_captions(self, captions: list[str]) -> Tensor:
         return self.tokenizer(captions, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.latents), (objects,), generator=generator)
-        z0 = self.latents[rows].float().to(self.device)
+        here = rows.to(self.latents.device)
+        z0 = self.latents[here].float().to(self.device)
         noise = torch.randn(z0.shape, generator=generator).to(self.device)
         # The larger of two draws: what the caption decides is decided at high noise; at low noise the loss of whitened
         # latents is unpredictable detail, and after 10,000 objects of uniform draws the caption was still ignored.
@@ -137,9 +160,9 @@ class DenoiserTask:
         alpha, sigma = (table[t].view(-1, 1, 1, 1, 1) for table in (self.alpha, self.sigma))
         embedding = self.model["text_encoder"](tokens.to(self.device)).last_hidden_state
         v = predict_velocity(
-            self.model["unet"], alpha * z0 + sigma * noise, t, embedding, self.conditions[rows].to(self.device)
+            self.model["unet"], alpha * z0 + sigma * noise, t, embedding, self.conditions[here].to(self.device)
         )
-        return (v - (alpha * noise - sigma * z0)).square().mean(), {}
+        return (v.float() - (alpha * noise - sigma * z0)).square().mean(), {}
 
     def ship(self, ema: nn.Module, folder: Path) -> None:
         """A diffusers pipeline folder: unet, vae, text_encoder, tokenizer, scheduler, and the captions it knows."""
@@ -156,13 +179,13 @@ class DenoiserTask:
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
             "scheduler": ["diffusers", "DDPMScheduler"],
-            "captions": [caption.text for caption in grammar.all_captions(pairs=False) if caption.modifier is None],
+            "captions": self.world.list_examples(),
         }  # fmt: skip
         (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
     def sheet(self, ema: Any, path: Path) -> None:
         """Guided samples of captions that were never trained on, four views a row, two columns."""
-        captions = json.loads((grammar.LISTS / "tuning.json").read_text())["captions"]
+        captions = self.world.list_sheet_captions()
         embeddings = ema["text_encoder"](
             self.tokenise_captions([*captions, "low quality blurry"]).to(self.device)
         ).last_hidden_state
@@ -230,7 +253,9 @@ def encode_shards(vae: Any, vae_folder: Path, folder: Path, rank: int, world: in
         if not target.exists():
             images = rearrange(data.load_shards(folder, [shard], fields=("rgb",)).rgb, "o v h w c -> (o v) c h w")
             with torch.no_grad():
-                latents = torch.cat([vae.encode(i.float() / 127.5 - 1).latents for i in images.split(64)])
+                latents = torch.cat(
+                    [vae.encode(i.to(vae.device).float() / 127.5 - 1).latents.cpu() for i in images.split(64)]
+                )
             save_file(
                 {"latents": rearrange(latents.half(), "(o v) c h w -> o v c h w", v=VIEWS).contiguous()},
                 f"{target}.tmp",

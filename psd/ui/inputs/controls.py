@@ -68,8 +68,9 @@ def make_control(name: str, preset: Preset) -> Control:
             return [gr.update(visible=False)]
         if not name.startswith("scene."):
             return [values[name]]
-        ends = {"minimum": component.minimum, "maximum": component.maximum} if isinstance(component, gr.Slider) else {}
-        return [type(component)(value=values[name], visible=True, **ends)]
+        if isinstance(component, gr.Slider):  # what is not given again falls back to Gradio's own bounds
+            return [type(component)(component.minimum, component.maximum, value=values[name], visible=True)]
+        return [type(component)(value=values[name], visible=True)]
 
     return Control(name, [component], _take_first, write, live)
 

@@ -1,0 +1,1 @@
+"""The world that ships: 288 kinds of low-poly objects, ten primitives, captions with a ground truth, and training."""

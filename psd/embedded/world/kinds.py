@@ -1,0 +1,76 @@
+"""The kinds of things of the embedded world, read from ``assets/world/kinds.csv``, and the ten colours.
+
+A kind is a noun ("fire truck") with one or more meshes (``psd.embedded.world.collection``) or a primitive ("cone").
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+WORLD = Path(__file__).resolve().parents[3] / "assets" / "world"
+COLOURS: dict[str, tuple[float, float, float]] = {  # sRGB in [0, 1]
+    "red": (0.86, 0.09, 0.10),
+    "orange": (0.98, 0.50, 0.04),
+    "yellow": (0.98, 0.88, 0.10),
+    "green": (0.12, 0.62, 0.18),
+    "blue": (0.10, 0.27, 0.88),
+    "purple": (0.48, 0.13, 0.70),
+    "pink": (0.99, 0.54, 0.74),
+    "brown": (0.43, 0.25, 0.11),
+    "white": (0.96, 0.96, 0.96),
+    "black": (0.12, 0.12, 0.12),
+}
+PRIMITIVES = ("sphere", "cone", "cylinder", "torus", "capsule", "cube", "pyramid", "diamond", "prism", "star")
+GALLERY, TILE, COLUMNS = WORLD / "kinds.jpg", 96, 24  # a picture of every kind: px along a side, pictures in a row
+FLAT_PRIMITIVES = ("cube", "cylinder", "prism")  # with a flat top, on which something can stand
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A noun and what may be said of it."""
+
+    noun: str
+    article: str  # "a", "an", or "" ("broccoli")
+    category: str  # "animal", "food", ..., "primitive"
+    colours: tuple[str | None, ...]  # None: the noun without a colour word, in its own colours
+    is_placed: bool  # may stand next to, or on top of, something
+    is_carrier: bool  # something may stand on top of it
+    synonyms: tuple[str, ...]
+
+
+@functools.cache
+def read_kinds() -> dict[str, Kind]:
+    """All kinds by noun: the ten primitives first, then the objects in the order of the table.
+
+    The star is a primitive that is also an object: it may come without a colour word too.
+    """
+    kinds = {
+        noun: Kind(noun, "a", "primitive", tuple(COLOURS), True, noun in FLAT_PRIMITIVES, ()) for noun in PRIMITIVES
+    }
+    with (WORLD / "kinds.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            noun, first = row["noun"], row["caption"].split()[0]
+            kinds[noun] = Kind(
+                noun=noun,
+                article=first if first in ("a", "an") else "",
+                category="primitive" if noun in PRIMITIVES else row["category"],
+                colours=(None, *COLOURS) if row["paintable"] == "1" else (None,),
+                is_placed="placed" in row["pair"].split() or noun in PRIMITIVES,
+                is_carrier="carrier" in row["pair"].split(),
+                synonyms=tuple(word.strip() for word in row["synonyms"].split(";") if word.strip()),
+            )
+    return kinds
+
+
+def list_objects() -> list[str]:
+    """The nouns that are no primitives."""
+    return [noun for noun, kind in read_kinds().items() if kind.category != "primitive"]
+
+
+def locate_picture(noun: str) -> tuple[int, int]:
+    """Where the kind's picture of ``TILE`` x ``TILE`` px begins in `GALLERY`: px from the left, px from the top."""
+    row, column = divmod(list(read_kinds()).index(noun), COLUMNS)
+    return column * TILE, row * TILE

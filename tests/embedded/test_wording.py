@@ -1,0 +1,87 @@
+"""What people type and what it is taken for: 228 prompts, written before the module that reads them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psd.embedded.world import grammar
+from psd.embedded.world.kinds import COLOURS, read_kinds
+from psd.embedded.world.wording import (
+    ALIASES,
+    COLOUR_WORDS,
+    RELATED,
+    Reading,
+    find_nearest_kinds,
+    list_names,
+    read_prompt,
+)
+
+WORDS = ["a", "red", "orange", "fox", "cats", "on", "top", "of", "next", "to", "crate", "and", "two", "dark", "t-rex"]
+PROMPTS = [
+    tuple(line.split(" => "))
+    for line in (Path(__file__).parent / "data" / "typed_prompts.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize(("typed", "meant"), PROMPTS)
+def test_what_people_type_is_what_they_mean(typed, meant):
+    reading = read_prompt(typed)
+    if meant.startswith("?"):
+        assert reading.caption is None
+        assert len(reading.nearest) == 3
+        noun = meant[1:].strip()
+        assert not noun or noun in {grammar.parse(text).kind for text in reading.nearest}
+    else:
+        assert reading.caption is not None and reading.caption.text == meant
+
+
+def test_every_caption_reads_as_itself_without_a_note():
+    for caption in grammar.all_captions(pairs=False):
+        assert read_prompt(caption.text) == Reading(caption)
+    for caption in grammar.random_captions(300, 1):
+        reading = read_prompt(caption.text)
+        assert reading.caption == caption and not reading.notes
+
+
+@pytest.mark.parametrize(
+    ("typed", "note"),
+    [
+        ("t-rex", "t rex: a tyrannosaurus"), ("two cars", "two: one"), ("a cute fox", "cute: dropped"),
+        ("a fox with a big tail", "with a big tail: dropped"), ("a violet vase", "violet: purple"),
+        ("a red crown", "red: dropped, crown comes in its own colours"), ("a cube", "cube: red"),
+        ("a whale next to a castle", "next to a castle: dropped, these do not come as a pair"),
+    ],
+)  # fmt: skip
+def test_what_is_read_otherwise_is_told(typed, note):
+    assert note in read_prompt(typed).notes
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
+def test_any_text_is_read_or_answered_with_three_captions(text):
+    reading = read_prompt(text)
+    if reading.caption is None:
+        assert len(reading.nearest) == 3 and all(grammar.parse(near) for near in reading.nearest)
+    else:
+        assert grammar.parse(reading.caption.text) == reading.caption and not reading.nearest
+        assert read_prompt(reading.caption.text).caption == reading.caption
+
+
+def test_names_lead_to_kinds_and_offers_are_kinds():
+    kinds = read_kinds()
+    assert set(list_names().values()) <= set(kinds) and set(ALIASES.values()) <= set(kinds)
+    assert all(set(nouns) <= set(kinds) for nouns in RELATED.values())
+    assert not set(RELATED) & set(list_names())
+    assert set(COLOUR_WORDS.values()) == {*COLOURS, ""}
+    assert find_nearest_kinds("unicorn")[0] == "horse"
+
+
+def test_reading_needs_no_torch():
+    code = "import sys, psd.embedded.world.wording; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
