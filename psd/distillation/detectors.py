@@ -4,7 +4,7 @@
 ``reward`` is what the run optimises (weighted, in Bradley-Terry units), ``judge`` the selector judge, which nothing
 optimises.
 
-Raw scores share neither zero nor unit, so changes are told in percent of the *span* that a curve has covered so far
+Raw scores share neither zero nor unit, so changes are given in percent of the *span* that a curve has covered so far
 (5th to 95th percentile) and must exceed both a share of it and what *noise* does: the median absolute second
 difference, as a standard deviation, which a trend does not inflate.  Medians over W previews smooth both curves; W
 grows with the run, and their standard error falls with its root.
@@ -14,7 +14,7 @@ grows with the run, and their standard error falls with its root.
 - plateau: from the last quarter but one of the previews to the last one the judge has not gained `PLATEAU_SPANS` of its
   span, even if its error is added.
 
-Each is told once, and again only after the judge has risen in between.
+Each is raised once, and again only after the judge has risen in between.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Monitor:
     stride: int = 1  # previews for one point
     skipped: int = 0
     suspicions: int = 0  # previews in a row that look like hacking
-    told: tuple[str, ...] = ()  # alarms that hold
+    raised: tuple[str, ...] = ()  # alarms that hold
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
@@ -54,6 +54,8 @@ class Monitor:
         found: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        if "told" in found:  # as former checkpoints name it
+            found["raised"] = found.pop("told")
         return cls(**found)
 
 
@@ -70,7 +72,7 @@ def fold_preview(monitor: Monitor, step: int, judge: float, reward: float | None
         return replace(monitor, skipped=monitor.skipped + 1), []
     monitor = _add_preview(monitor, step, judge, reward)
     monitor, hacking = _detect_hacking(monitor)
-    if "hacking" in monitor.told:
+    if "hacking" in monitor.raised:
         return monitor, hacking  # a judge that falls has no plateau
     monitor, plateau = _detect_plateau(monitor)
     return monitor, [*hacking, *plateau]
@@ -96,17 +98,17 @@ def _detect_hacking(monitor: Monitor) -> tuple[Monitor, list[Alarm]]:
     judges, rewards = _moving_median(monitor.judges, window), _moving_median(monitor.rewards, window)
     best = max(range(len(judges)), key=judges.__getitem__)
     if best == len(judges) - 1:
-        return replace(monitor, suspicions=0, told=_drop_alarm("hacking", monitor.told)), []
+        return replace(monitor, suspicions=0, raised=_drop_alarm("hacking", monitor.raised)), []
     rise, fall = rewards[-1] - rewards[best], judges[best] - judges[-1]
     if not (_is_clear(rise, monitor.rewards, window) and _is_clear(fall, monitor.judges, window)):
         return replace(monitor, suspicions=0), []
     monitor = replace(monitor, suspicions=monitor.suspicions + 1)
-    if monitor.suspicions < PATIENCE or "hacking" in monitor.told:
+    if monitor.suspicions < PATIENCE or "hacking" in monitor.raised:
         return monitor, []
     up, down = 100 * rise / covered_span(monitor.rewards), 100 * fall / covered_span(monitor.judges)
     since = monitor.steps[best + window // 2]
     message = f"train reward +{up:.0f} %, judge -{down:.0f} % since step {since}: likely reward hacking"
-    return replace(monitor, told=(*monitor.told, "hacking")), [Alarm("hacking", since, message)]
+    return replace(monitor, raised=(*monitor.raised, "hacking")), [Alarm("hacking", since, message)]
 
 
 def _is_clear(change: float, values: Sequence[float], window: int) -> bool:
@@ -122,12 +124,12 @@ def _detect_plateau(monitor: Monitor) -> tuple[Monitor, list[Alarm]]:
     error = MEDIAN_ERROR * noise_deviation(monitor.judges) * (2 / quarter) ** 0.5
     enough = PLATEAU_SPANS * covered_span(monitor.judges)
     if gain > 2 * enough:
-        return replace(monitor, told=_drop_alarm("plateau", monitor.told)), []
-    if gain + PLATEAU_ERRORS * error > enough or "plateau" in monitor.told:
+        return replace(monitor, raised=_drop_alarm("plateau", monitor.raised)), []
+    if gain + PLATEAU_ERRORS * error > enough or "plateau" in monitor.raised:
         return monitor, []
     since = monitor.steps[-2 * quarter]
     message = f"the selector judge has hardly risen since step {since}: a plateau"
-    return replace(monitor, told=(*monitor.told, "plateau")), [Alarm("plateau", since, message)]
+    return replace(monitor, raised=(*monitor.raised, "plateau")), [Alarm("plateau", since, message)]
 
 
 def _moving_median(values: Sequence[float], window: int) -> list[float]:
@@ -135,8 +137,8 @@ def _moving_median(values: Sequence[float], window: int) -> list[float]:
     return [median(values[i : i + window]) for i in range(len(values) - window + 1)]
 
 
-def _drop_alarm(kind: str, told: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(other for other in told if other != kind)
+def _drop_alarm(kind: str, raised: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(other for other in raised if other != kind)
 
 
 def _add_preview(monitor: Monitor, step: int, judge: float, reward: float | None) -> Monitor:

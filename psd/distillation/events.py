@@ -1,4 +1,4 @@
-"""What a run tells the world: small immutable events, each one JSON line.
+"""What a run yields: small immutable events, each one JSON line.
 
 `psd.distillation.run.run` yields them; the store, the browser, the command line, replay and the tests all consume the
 same stream. Arrays (previews, checkpoints, meshes) ride along as numpy and are left out of the JSON: the store writes
@@ -105,7 +105,7 @@ class Meshed(Event):
     """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made.
 
     ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).  ``notes``
-    say which of its files could not be made and why; each is told again as a Warned.
+    say which of its files could not be made and why; each comes again as a Warned.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("mesh", "turntable")

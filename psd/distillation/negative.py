@@ -108,7 +108,7 @@ class Negative:
         }
 
     def update_event(self, prior: Prior, preset: Preset, step: int, metrics: Mapping[str, float]) -> NegativeUpdated:
-        """The update as the world sees it; nearest words by cosine in the prior's vocabulary, in its output space."""
+        """The update as an event; nearest words by cosine in the prior's vocabulary, in its output space."""
         words, vectors = prior.word_embeddings()
         nearest = (normalize(self.value, dim=-1) @ normalize(vectors.to(self.value), dim=-1).T).argmax(-1)
         return NegativeUpdated(

@@ -1,13 +1,31 @@
-"""What a run says when it cannot go on: which step and which value, and a cure that can be followed from there."""
+"""A step that fails: it is tried again where that helps, else the run ends with a cure that can be followed from there.
+
+A step that fails has moved nothing, so the state is that of the step before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from psd.config.preset import Preset
-from psd.distillation.events import Failed
+from psd.distillation import sampling
+from psd.distillation.events import Event, Failed, NegativeUpdated, Warned
+from psd.distillation.less_memory import describe_sizes
+from psd.distillation.session import Session
+from psd.distillation.state import State
+from psd.models.interfaces import Models
+from psd.models.prior.view_prompts import ViewPrompts
+from psd.runtime import memory, precision
 from psd.runtime.deferred import NonFiniteError
+from psd.runtime.offload import COMPUTING
+from psd.runtime.timing import Clock
+
+StepResult = tuple[dict[str, float], NegativeUpdated | None]  # metrics, and the update of the negative if it was due
 
 LAST_GOOD = "the checkpoint holds the last good state"
 
@@ -74,35 +92,83 @@ def step_out_of_memory(preset: Preset, step: int) -> Failed:
     )
 
 
-# Halved when memory is short, down to this, in every stage; a scene keeps the ray_samples that it was made with.
-SMALLER = {"render_size": 16, "groups": 1, "candidates": 2}
+class OptimiseStep(Protocol):
+    """`psd.distillation.run.optimise_step`."""
+
+    def __call__(
+        self, preset: Preset, models: Models, state: State, prompts: ViewPrompts, t: int,
+        shared: torch.Generator, noises: torch.Generator, clock: Clock, /,
+    ) -> StepResult: ...  # fmt: skip
 
 
-def reduced_preset(preset: Preset) -> Preset:
-    """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is.
+@dataclass(frozen=True)
+class Attempt:
+    """A step that was tried; without a result and a failure, memory was too short for it."""
 
-    (And `Models.fewer`: where a step has one orbit anyway, networks fill the memory.)
-    """
-
-    def halved(values: Mapping[str, Any]) -> dict[str, Any]:
-        known = {name: least for name, least in SMALLER.items() if name in values}
-        return {**values, **{name: min(values[name], max(least, values[name] // 2)) for name, least in known.items()}}
-
-    stages = [halved(stage.model_dump()) for stage in preset.stages]
-    return preset.with_values({**halved({name: getattr(preset, name) for name in SMALLER}), "stages": stages})
+    t: int
+    generator_state: Tensor  # of the run's generator, before the step
+    result: StepResult | None = None
+    not_finite: Failed | None = None
 
 
-def describe_sizes(preset: Preset) -> str:
-    """``render_size 32, groups 1, ..., and networks one orbit at a time``; a key's values in all stages."""
-    everywhere = [preset.in_stage(index) for index in range(max(1, len(preset.stages)))]
-    found = {name: dict.fromkeys(str(getattr(stage, name)) for stage in everywhere) for name in SMALLER}
-    values = ", ".join(f"{name} {' and '.join(those)}" for name, those in found.items())
-    return f"{values}, and networks one orbit at a time"
+def attempt_step(session: Session, optimise_step: OptimiseStep) -> Attempt:
+    """Try the next step; what it raises for memory or for a value that is not finite becomes part of the attempt."""
+    state, clock = session.state, session.clock
+    clock.restart()
+    generator_state = state.generator.get_state()
+    shared, noises = sampling.step_generators(state.generator)
+    t = sampling.draw_timestep(session.live, state.step, session.models.prior.levels, shared)
+    result = not_finite = None
+    try:
+        with COMPUTING, precision.use_scaler(session.scaler):
+            result = optimise_step(session.live, session.models, state, session.prompts, t, shared, noises, clock)
+    except NonFiniteError as error:
+        not_finite = step_not_finite(error, state.step, t)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    return Attempt(t, generator_state, result, not_finite)  # the exception is gone, whose frames hold the tensors
 
 
-def is_short(message: str) -> bool:
-    """Whether a run's warning says that it goes on smaller, or leaves something out, for want of memory.
+def recover(session: Session, attempt: Attempt) -> Iterator[Event]:
+    """Make ready to try the step again, or end the run."""
+    if attempt.not_finite is not None:
+        yield from _recover_overflow(session, attempt.generator_state, attempt.not_finite)
+    else:
+        yield from _recover_memory(session, attempt.generator_state)
 
-    In these words, whatever was too large: a step, a preview, the mesh.
-    """
-    return "out of memory" in message.lower()
+
+def _recover_overflow(session: Session, generator_state: Tensor, failed: Failed) -> Iterator[Event]:
+    scaler = session.scaler
+    remedy = scaler.back_off()
+    if remedy == "none":
+        if scaler.in_use:
+            failed = replace(failed, cure=f"{precision.CURE}; or {failed.cure}")
+        yield from end_failed(session, failed, generator_state)
+        return
+    if remedy == "same draws":
+        session.state.generator.set_state(generator_state)
+    if remedy not in session.warned:
+        session.warned.add(remedy)
+        yield Warned(step=session.state.step, message=f"{failed.message}; {precision.REMEDIES[remedy]}")
+
+
+def _recover_memory(session: Session, generator_state: Tensor) -> Iterator[Event]:
+    state, was_smaller = session.state, session.state.smaller
+    state.generator.set_state(generator_state)
+    if was_smaller:
+        session.models.fewer()
+    else:
+        session.use_less_memory()
+    memory.release_memory()
+    if was_smaller:
+        yield from end_failed(session, step_out_of_memory(session.preset, state.step))
+    else:
+        yield Warned(step=state.step, message=f"Out of memory: going on with {describe_sizes(session.preset)}.")
+
+
+def end_failed(session: Session, failed: Failed, generator_state: Tensor | None = None) -> Iterator[Event]:
+    """The last good state, then what went wrong."""
+    session.failed = True
+    yield session.checkpoint(generator_state)
+    yield failed

@@ -1,19 +1,36 @@
-"""What a run shows of its scene: previews, what the judges make of them, and the surface at the end.
+"""What a run reports: its start, its steps, previews and what the judges make of them, and the surface at the end.
 
-None of it moves the scene, so none of it may cost the run: what memory is too short for is left out, and that is said.
+None of it moves the scene, so none of it may cost the run: what memory is too short for is left out, with a warning.
 """
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+import torch
+
+from psd import __version__
 from psd.config.preset import Preset
-from psd.distillation import detectors
-from psd.distillation.events import Alarmed, BestKept, Event, Meshed, Previewed, Warned
+from psd.distillation import detectors, recovery
+from psd.distillation.events import (
+    Alarmed,
+    BestKept,
+    Event,
+    Finished,
+    Meshed,
+    NegativeUpdated,
+    Previewed,
+    Started,
+    Stepped,
+    Warned,
+)
 from psd.distillation.preview import Preview, render_preview
+from psd.distillation.session import PreviewAttempt, Session
 from psd.distillation.state import State, restore_scene
 from psd.models.interfaces import Models
 from psd.runtime import memory
@@ -24,13 +41,75 @@ from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class PreviewAttempt:
-    """A preview, its render if that is not finite, and what memory was too short for; nothing where nobody looked."""
+def started_event(session: Session) -> Started:
+    preset, models = session.preset, session.models
+    environment = {
+        "psd": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(models.prior.device),
+        "threads": str(torch.get_num_threads()),
+    }
+    return Started(
+        step=session.state.step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps,
+        views=models.prior.views, environment=environment, notes=(*models.notes, *session.state.scene.notes),
+    )  # fmt: skip
 
-    seen: Preview | None = None
-    wrong: NonFiniteError | None = None
-    short: str = ""  # in words
+
+def report_start(session: Session) -> Iterator[Event]:
+    """What the run runs on, and the scene before its first step."""
+    yield started_event(session)
+    state, preset = session.state, session.preset
+    state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
+    if state.step == 0:
+        session.latest = make_preview(state, preset, session.models)
+    yield from preview_events(session)
+    if session.latest.not_finite is not None:
+        yield from recovery.end_failed(
+            session, recovery.preview_not_finite(session.latest.not_finite, state.step, "before the first step")
+        )
+
+
+def report_step(
+    session: Session, t: int, metrics: dict[str, float], negative: NegativeUpdated | None
+) -> Iterator[Event]:
+    """The step's numbers; a preview with its judges and a checkpoint where they are due."""
+    state, preset, is_last = session.state, session.preset, session.is_complete
+    on_grid = state.step % preset.preview_every == 0
+    latest = make_preview(state, preset, session.models) if is_last or on_grid else PreviewAttempt()
+    session.latest = latest
+    if latest.preview is not None:
+        metrics |= latest.preview.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
+    yield Stepped(step=state.step, t=t, metrics=metrics)
+    if negative is not None:
+        yield negative
+    if latest.not_finite is not None and not is_last:
+        which = f"of step {state.step}, t = {t}"
+        yield from recovery.end_failed(session, recovery.preview_not_finite(latest.not_finite, state.step, which))
+        return
+    yield from preview_events(session)
+    if latest.preview is not None and on_grid:  # an extended run judges what the whole one would
+        for event in judge_events(session.live, session.models, state, latest.preview):
+            session.ends_early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
+            yield event
+    if (latest.out_of_memory or session.checkpoint_is_due) and not is_last:
+        yield session.checkpoint()  # at once where memory is short: it may be gone altogether next time
+        session.saved = time.monotonic()
+
+
+def report_end(session: Session) -> Iterator[Event]:
+    """Everything that the run has is kept first; then the last preview and the surface."""
+    state, preset = session.state, session.preset
+    yield session.checkpoint()
+    if session.latest == PreviewAttempt():
+        session.latest = make_preview(state, preset, session.models)
+        yield from preview_events(session)
+    if session.latest.not_finite is not None:
+        yield Warned(step=state.step, message=f"There is no preview of the end: {session.latest.not_finite}.")
+    yield from mesh_events(preset, session.models, state, session.make_scene)
+    reason = "completed" if session.is_complete else "stopped early" if session.ends_early else "stopped"
+    scores = session.latest.preview.mean_scores if session.latest.preview is not None else {}
+    yield Finished(step=state.step, reason=reason, scores=scores)
 
 
 def make_preview(state: State, preset: Preset, models: Models) -> PreviewAttempt:
@@ -43,14 +122,14 @@ def make_preview(state: State, preset: Preset, models: Models) -> PreviewAttempt
     for chosen, short in tries:
         try:
             with COMPUTING:
-                seen = try_within_memory(partial(render_preview, state.scene, preset, chosen))
+                preview = try_within_memory(partial(render_preview, state.scene, preset, chosen))
         except NonFiniteError as error:
-            return PreviewAttempt(wrong=error)
-        if seen is not None:
-            return PreviewAttempt(seen, short=short)
+            return PreviewAttempt(not_finite=error)
+        if preview is not None:
+            return PreviewAttempt(preview, out_of_memory=short)
         models.fewer()
         memory.release_memory()
-    return PreviewAttempt(short=f"{where}: there is none.")
+    return PreviewAttempt(out_of_memory=f"{where}: there is none.")
 
 
 def try_within_memory(make: Callable[[], Made]) -> Made | None:
@@ -66,39 +145,40 @@ def try_within_memory(make: Callable[[], Made]) -> Made | None:
     return None
 
 
-def preview_events(look: PreviewAttempt, step: int, said: set[str]) -> Iterator[Previewed | Warned]:
-    """The preview, what it lacks, and what memory was too short for, unless it was ``said`` before: that set grows."""
-    if look.seen is not None:
-        yield Previewed(step=step, images=look.seen.images, rewards=look.seen.scores)
-    for name in look.seen.unscored if look.seen is not None else ():
-        if name not in said:
-            said.add(name)
+def preview_events(session: Session) -> Iterator[Event]:
+    """The latest preview, what it lacks, and what memory was too short for, unless it was warned of before."""
+    step, preview, short = session.state.step, session.latest.preview, session.latest.out_of_memory
+    if preview is not None:
+        yield Previewed(step=step, images=preview.images, rewards=preview.scores)
+    for name in preview.unscored if preview is not None else ():
+        if name not in session.warned:
+            session.warned.add(name)
             message = f"preview of step {step}: {name} is not finite; it is left out there (said once)"
             yield Warned(step=step, message=message)
-    if look.short and look.short not in said:
-        said.add(look.short)
-        yield Warned(step=step, message=look.short)
+    if short and short not in session.warned:
+        session.warned.add(short)
+        yield Warned(step=step, message=short)
 
 
-def judge_events(preset: Preset, models: Models, state: State, seen: Preview) -> Iterator[BestKept | Alarmed]:
+def judge_events(preset: Preset, models: Models, state: State, preview: Preview) -> Iterator[BestKept | Alarmed]:
     """What the selector judge, the first of the judges, makes of a preview: a new best, alarms.
 
     Nothing where it has no score: memory was short, or it is not finite.  The detectors compare it with the rewards,
     preview by preview: one in which a reward has none they do not see.
     """
     selector = next(iter(models.judges.values()), None)
-    if selector is None or f"judge/{selector.name}" not in seen.scores:
+    if selector is None or f"judge/{selector.name}" not in preview.scores:
         return
-    found = seen.mean_scores[f"judge/{selector.name}"]
+    found = preview.mean_scores[f"judge/{selector.name}"]
     if state.best is None or found > state.best.score:
         state.keep_best(found)
         yield BestKept(step=state.step, judge=selector.name, score=found)
     reward = None
     if preset.optimises_reward:
         optimised = [(weight, models.rewards[name]) for name, weight in preset.rewards.items() if weight > 0]
-        if any(f"reward/{it.name}" not in seen.scores for _, it in optimised):
+        if any(f"reward/{it.name}" not in preview.scores for _, it in optimised):
             return
-        reward = sum(weight * seen.mean_scores[f"reward/{it.name}"] / it.scale for weight, it in optimised)
+        reward = sum(weight * preview.mean_scores[f"reward/{it.name}"] / it.scale for weight, it in optimised)
     state.monitor, alarms = detectors.fold_preview(state.monitor, state.step, found, reward)
     for alarm in alarms:
         yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)

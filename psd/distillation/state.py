@@ -49,7 +49,7 @@ class State:
     live: dict[str, Any] = field(default_factory=dict)  # overrides of live fields, as last set
     monitor: Monitor = Monitor()
     best: BestScene | None = None
-    smaller: bool = False  # memory was short once (`psd.distillation.recovery.reduced_preset`)
+    smaller: bool = False  # memory was short once (`psd.distillation.less_memory.reduced_preset`)
 
     @classmethod
     def create(cls, preset: Preset, models: Models, make_scene: MakeScene = make_scene) -> State:

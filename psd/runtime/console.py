@@ -32,7 +32,7 @@ class ForgivingStream:
                 self._stream.write(text)
             except OSError:
                 self._give_up(self._stream)
-            except UnicodeEncodeError as error:  # of a stream that cannot be told to escape
+            except UnicodeEncodeError as error:  # of a stream that cannot be set to escape
                 return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
             except ValueError:  # closed
                 self._stream = None

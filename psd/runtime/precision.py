@@ -22,7 +22,7 @@ LEAST = 2.0**-12  # of those values after overflows: what is 4096 times smaller 
 BACKOFF, GROWTH, GROWTH_INTERVAL = 2.0**-4, 2.0, 500  # as `torch.amp.GradScaler` names them; the interval in steps
 MOST_DRAWS = 3  # in a row, none of which gave a finite step
 Remedy = Literal["same draws", "other draws", "none"]
-REMEDIES = {  # as they are told
+REMEDIES = {  # in the words of a warning
     "same draws": "in float16 a step is then computed again with smaller gradients (said once)",
     "other draws": "no scale of its gradients helps, so the step is given other cameras and noise (said once)",
 }

@@ -90,7 +90,7 @@ def _with_types(wrapper: Callable[..., Any], endpoint: Callable[..., Any]) -> Ca
     hints = get_type_hints(endpoint)
     result = hints["return"]
     if inspect.isasyncgenfunction(endpoint):
-        (result,) = get_args(result)  # what is told at once
+        (result,) = get_args(result)  # what is returned at once
     signature = inspect.signature(endpoint)
     parameters = [value.replace(annotation=hints[name]) for name, value in signature.parameters.items()]
     wrapper.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]

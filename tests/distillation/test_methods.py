@@ -10,9 +10,9 @@ import torch
 
 from psd.config.errors import PresetError
 from psd.config.preset import WITHOUT_REWARD, Method, PairKind
-from psd.distillation import denoising, formulas, gradient_estimate
-from psd.distillation.gradient_estimate import estimate_gradient
-from psd.distillation.methods import base_term, choose
+from psd.distillation import denoising, formulas
+from psd.distillation.methods import base_term, choose, gradient_estimate
+from psd.distillation.methods.gradient_estimate import estimate_gradient
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, pick_candidate
 from tests.support import reference

@@ -32,10 +32,10 @@ from psd.distillation.events import (
     Warned,
     to_json,
 )
+from psd.distillation.less_memory import describe_sizes, reduced_preset
 from psd.distillation.methods.baselines import sds
 from psd.distillation.methods.choose import METHODS
 from psd.distillation.preview import BINS, image_statistics, nearness_image
-from psd.distillation.recovery import describe_sizes, reduced_preset
 from psd.distillation.reporting import mesh_events
 from psd.distillation.run import image_score
 from psd.distillation.sampling import draw_background
@@ -119,7 +119,7 @@ def with_mesh() -> None:
 @pytest.fixture(autouse=True)
 def without_mesh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "with_mesh" not in request.fixturenames:
-        monkeypatch.setattr("psd.distillation.run.mesh_events", lambda *_: iter(()))
+        monkeypatch.setattr("psd.distillation.reporting.mesh_events", lambda *_: iter(()))
 
 
 # --------------------------------------------------------------------------------------------------------------- order
@@ -254,7 +254,7 @@ def test_a_checkpoint_from_the_middle_does_not_follow_the_run() -> None:
 
 def test_checkpoints_come_when_their_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [0.0]
-    monkeypatch.setattr("psd.distillation.run.time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr("psd.distillation.session.time.monotonic", lambda: seconds[0])
     saved = []
     for event in run(make_preset(steps=10, checkpoint_s=20), make_models()):
         saved += [event.step] * isinstance(event, Checkpointed)
@@ -334,8 +334,8 @@ def test_rows_that_came_and_went_are_resumed() -> None:
     """A scene whose parameter grows after every step: its rows and their optimiser state come back as they were."""
 
     class Growing(ToyScene):
-        def __init__(self, preset: Preset) -> None:
-            super().__init__(preset)
+        def __init__(self, preset: Preset, device: torch.device | None = None) -> None:
+            super().__init__(preset, device)
             self.points = nn.Parameter(torch.ones(2, 3))
 
         def parameter_groups(self, preset: Preset) -> list[dict]:
@@ -767,7 +767,7 @@ def test_the_scene_hears_of_extra_steps_too() -> None:
     heard = []
 
     class Hears(ToyScene):
-        def advance(self, progress: float) -> None:
+        def advance(self, progress: float, settings: Any = None) -> None:
             heard.append(progress)
 
     models = replace(make_models(), scene=Hears)

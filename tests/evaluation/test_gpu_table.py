@@ -121,11 +121,10 @@ def test_make_takes_an_interpreter_as_it_is_and_collects_gpu_tests_only() -> Non
     told = commands("PYTEST=python3 -m pytest", "COMMIT=abc")
     assert ".venv" not in told and "pip" not in told
     assert re.search(r"\bpython3 -m pytest .*-m gpu\b", told)
-    assert re.search(r"\bpython3 tests/gpu_table.py \S+ +--record assets/results --commit \"abc\"", told)
-    marked = {
-        f"tests/{p.name}" for p in ROOT.glob("tests/test_*.py") if re.search(r"mark\.gpu\b", p.read_text("utf-8"))
-    }
-    assert set(re.findall(r"tests/test_\w+\.py", told)) == marked - {"tests/test_gpu_table.py"}
+    assert re.search(r"\bpython3 -m tests.support.gpu_table \S+ +--record assets/results --commit \"abc\"", told)
+    paths = [path for path in ROOT.glob("tests/**/test_*.py") if re.search(r"mark\.gpu\b", path.read_text("utf-8"))]
+    marked = {path.relative_to(ROOT).as_posix() for path in paths} - {"tests/evaluation/test_gpu_table.py"}
+    assert set(re.findall(r"tests/[\w/]*test_\w+\.py", told)) == marked
     assert "tests/test_gpu.py" in marked
     limits = re.search(r"PSD_TEST_SECONDS=(\d+) .*--timeout (\d+) .*tests/test_gpu.py; status", told)
     assert limits and sum(map(int, limits.groups())) == 600  # the measurements last, all within ten minutes
@@ -137,9 +136,9 @@ def test_what_comes_too_late_is_skipped_and_replaces_no_record(report: Path, tmp
         "import time, pytest\n@pytest.mark.gpu\ndef test_first(): time.sleep(1.5)\n"
         "@pytest.mark.gpu\ndef test_second(): pass\ndef test_of_no_gpu(): pass\n"
     )
-    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "-p", "a_gpu"]
+    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "-p", "a_gpu"]
     given += ["--rootdir", tmp_path]
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", tmp_path)))
+    paths = os.pathsep.join(map(str, (ROOT, tmp_path)))
     env = {**os.environ, "PYTHONPATH": paths, "PSD_TEST_SHAPES": "0", "PSD_TEST_SECONDS": "1"}
     cut = tmp_path / "cut.xml"
     done = subprocess.run([*given, f"--junit-xml={cut}", tmp_path / "test_two.py"], capture_output=True, env=env)
@@ -161,8 +160,19 @@ def test_figures_are_told_when_their_test_is_over(tmp_path: Path) -> None:
         "def test_first(record_property):\n    record_property('it/s', 17.5)\n    record_property('GB', 15)\n"
         "def test_second(record_property):\n    record_property('ms', 3)\n    import os; os._exit(9)\n"
     )
-    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "--rootdir", tmp_path]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PSD_TEST_SHAPES": "0"}
+    given = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.conftest",
+        "--rootdir",
+        tmp_path,
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PSD_TEST_SHAPES": "0"}
     done = subprocess.run([*given, tmp_path / "test_two.py"], capture_output=True, text=True, env=env)
     assert done.returncode == 9
     assert re.search(r"test_two.py::test_first passed, \d+ s: it/s 17.5, GB 15\n", done.stdout)
@@ -170,11 +180,15 @@ def test_figures_are_told_when_their_test_is_over(tmp_path: Path) -> None:
 
 def test_what_it_collects_needs_no_package_that_only_other_tests_do() -> None:
     """An import that fails ends the whole collection; twins and the page are looked for inside of tests."""
-    files = re.findall(r"tests/(test_\w+)\.py", commands("PYTEST=python3 -m pytest"))
-    absent = "gradio", "imageio", "nerfacc", "playwright", "skimage", "tinycudann", "xatlas"
-    program = f"import sys; sys.path.insert(0, 'tests'); sys.modules.update(dict.fromkeys({absent})); import "
+    files = re.findall(r"tests/([\w/]*test_\w+)\.py", commands("PYTEST=python3 -m pytest"))
+    modules = [f"tests.{file.replace('/', '.')}" for file in files]
+    absent = "gradio", "imageio", "playwright", "skimage", "tinycudann", "xatlas"
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent})); import "
     done = subprocess.run(
-        [sys.executable, "-c", program + ", ".join(["conftest", *files])], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", program + ", ".join(["tests.conftest", *modules])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and len(files) >= 4, done.stderr
 

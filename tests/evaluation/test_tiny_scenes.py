@@ -1,7 +1,7 @@
 """From a run to its line: what `record_run` keeps of runs that break off, and how such runs are measured."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import pytest
 from psd.config.preset import Preset
 from psd.distillation.events import Event, Failed, Finished, Previewed, Stepped, Warned
 from psd.embedded.captions import grammar
-from psd.evaluation.experiments import record
 from psd.evaluation.experiments.measure import PREVIEWED, measure_with_truth, measure_without_truth
 from psd.evaluation.experiments.record import RecordedRun, record_run
 from psd.evaluation.experiments.suite import Job, read_caption_list
 from psd.evaluation.metrics.ground_truth import JUDGED, true_views
 from psd.evaluation.shipped import models
 from psd.evaluation.shipped.models import measure_caption
+from psd.runs import engine
 
 JUDGE, CAPTION = "assets/evidence", grammar.parse("a red mushroom")
 PRESET = Preset.load("tiny", {"prompt": CAPTION.text, "judges": [], "threads": 1, "preview_size": 64})
@@ -40,11 +40,12 @@ def looked(step: int, value: int = 200) -> Previewed:
 
 
 def made_of(monkeypatch: pytest.MonkeyPatch, *events: Event) -> RecordedRun:
-    def run(*_: object) -> Iterator[Event]:
-        yield from events
+    def prepare_events(preset: Preset, load: Callable[[Preset], Any]) -> Callable[..., Iterator[Event]]:
+        load(preset)
+        return lambda *_: iter(events)
 
-    monkeypatch.setattr(record, "run", run)
-    monkeypatch.setattr(record, "load_models", lambda preset: NoModels())
+    monkeypatch.setattr(engine, "prepare_events", prepare_events)
+    monkeypatch.setattr(engine, "load_models", lambda preset: NoModels())
     return record_run(PRESET)
 
 

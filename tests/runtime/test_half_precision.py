@@ -175,7 +175,7 @@ class HalfPrior(ToyPrior):
 
 @pytest.fixture
 def without_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psd.distillation.run.mesh_events", lambda *_: iter(()))
+    monkeypatch.setattr("psd.distillation.reporting.mesh_events", lambda *_: iter(()))
 
 
 def told(prior: ToyPrior, saved: Checkpointed | None = None, **values: object) -> list[Event]:

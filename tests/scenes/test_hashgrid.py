@@ -217,7 +217,7 @@ def gpu_without_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     (tmp_path / "triton.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "tinycudann", None)
-    monkeypatch.setitem(sys.modules, "psd.scenes.fields.hash_triton", SimpleNamespace(try_out=try_out))
+    monkeypatch.setitem(sys.modules, "psd.scenes.fields.hash_triton", SimpleNamespace(try_kernels=try_out))
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     triton_problem.cache_clear()
     yield tried

@@ -655,9 +655,9 @@ def test_finer_grids_fade_in_with_progress() -> None:
 
 
 def test_terms_come_only_with_their_weight() -> None:
-    off = dict.fromkeys(ALL_TERMS, 0.0)
-    for name in ALL_TERMS:
-        scene = small_scene(**{**off, name: 1.0})
+    off = dict.fromkeys(ALL_TERMS, 0.0) | {"weight_orientation": (0.0, 0.0)}
+    for name, on in ALL_TERMS.items():
+        scene = small_scene(**{**off, name: on})
         terms = {**scene.render(turntable_cameras(1), 8, background=WHITE).regularisers, **scene.regularisers()}
         assert set(terms) == {name.removeprefix("weight_")}
         (value,) = terms.values()
@@ -707,8 +707,9 @@ def sphere_views(cameras: Cameras, size: int, radius: float, background: torch.T
 
 
 def test_fits_a_coloured_sphere_without_fog() -> None:
-    weights = {"weight_tv": 5, "weight_opacity": 10, "weight_entropy": 100}
-    preset = preset_of({"grid_size": 24, "ray_samples": 32, **weights})
+    scene_settings = {"weight_tv": 5, "weight_opacity": 10, "weight_entropy": 100}
+    preset = preset_of({"grid_size": 24, "ray_samples": 32, **scene_settings})
+    weights = preset.scene.regulariser_weights()
     scene, generator, steps = make_scene(preset), seeded(), 45
     optimiser = torch.optim.Adam(scene.parameter_groups(preset), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -723,9 +724,7 @@ def test_fits_a_coloured_sphere_without_fog() -> None:
         render = scene.render(cameras, 24, background=background, generator=generator)
         target = sphere_views(cameras, 24, 0.6, background)
         terms = {**render.regularisers, **scene.regularisers()}
-        loss = (render.rgb - target).square().sum() / 2 + sum(
-            getattr(preset, f"weight_{name}") * value for name, value in terms.items()
-        )
+        loss = (render.rgb - target).square().sum() / 2 + sum(weights[name] * value for name, value in terms.items())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from psd.distillation import formulas
 from psd.distillation.denoising import predict_candidates, select_sample
-from psd.distillation.gradient_estimate import estimate_gradient
 from psd.distillation.methods.base_term import base_gradient, base_prediction, first_candidate_index, rate_candidates
+from psd.distillation.methods.gradient_estimate import estimate_gradient
 from psd.distillation.results import Pair, Ranking, Score
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, normalise_groups, per_view, pick_candidate

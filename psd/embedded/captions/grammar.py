@@ -137,7 +137,7 @@ class Caption:
 
     @property
     def mirror_image(self) -> Caption:
-        """The same two parts told in the other order, each with its colour; pairs only."""
+        """The same two parts named in the other order, each with its colour; pairs only."""
         assert self.other_kind is not None
         return replace(
             self, kind=self.other_kind, colour=self.other_colour, other_kind=self.kind, other_colour=self.colour

@@ -62,7 +62,7 @@ class Draw:
 
 
 def contrasting_colour(main: RGB, *options: RGB) -> RGB:
-    """The first of ``options`` that is told apart from ``main`` at a glance (the last one at worst)."""
+    """The first of ``options`` that differs from ``main`` at a glance (the last one at worst)."""
     return next((option for option in options if math.dist(option, main) > 0.35), options[-1])
 
 

@@ -308,10 +308,10 @@ def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
     In an order in which a suite that is cut short says most: main methods first, a caption's beside each other, the
     captions of `others`, which are spread over the list, before those between them.
     """
-    told = {line["hash"]: line for line in lines if line["kind"] == "probe"}
+    probes = {line["hash"]: line for line in lines if line["kind"] == "probe"}
     found = []
     for name, budget in suite.rows():
-        preset = calibrate_preset(suite, name, budget, told)
+        preset = calibrate_preset(suite, name, budget, probes)
         if preset is None:
             continue
         size = suite.size(name, budget)
@@ -329,10 +329,10 @@ def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
     return sorted(found, key=urgency_key)
 
 
-def calibrate_preset(suite: Suite, name: str, budget: Budget, told: Mapping[str, Mapping[str, Any]]) -> Preset | None:
+def calibrate_preset(suite: Suite, name: str, budget: Budget, probes: Mapping[str, Mapping[str, Any]]) -> Preset | None:
     """The method's preset with its weight and number of steps as the probes say; None while they are missing."""
     method, preset = suite.methods[name], suite.values(name)
-    own = told.get(make_probe(suite, name).line_hash)
+    own = probes.get(make_probe(suite, name).line_hash)
     if method.ratio:
         if own is None:
             return None
@@ -341,7 +341,7 @@ def calibrate_preset(suite: Suite, name: str, budget: Budget, told: Mapping[str,
         weight = preset.preference_weight * method.ratio / own["pair_ratio"]
         preset = preset.with_values({"preference_weight": round(weight, 3)})
     if budget == "cost":
-        reference = told.get(make_probe(suite, suite.reference).line_hash)
+        reference = probes.get(make_probe(suite, suite.reference).line_hash)
         if own is None or reference is None:
             return None
         a_step = [run_cost(line, suite.costs) / line["steps"] for line in (reference, own)]

@@ -81,7 +81,7 @@ def read_figures(name: str) -> dict[str, str]:
 
 
 def describe_figure(figure: str) -> str:
-    """A critic's figure in words; with the strength at which a degradation is told from the clean picture."""
+    """A critic's figure in words; with the strength at which a degraded picture is distinguished from the clean one."""
     kind = figure.removeprefix("pair_")
     strength = f" at strength {MILDEST[kind]:g}" if figure != kind and kind in MILDEST else ""
     return figure.replace("_", " ") + strength

@@ -113,13 +113,13 @@ def require_steady(events: Iterator[Event]) -> Iterator[Event]:
 
     It would only warn and go on smaller: what is measured then is another workload.
     """
-    from psd.distillation import recovery  # brings torch
+    from psd.distillation.less_memory import is_short
 
     for event in events:
         match event:
             case Failed():
                 raise PresetError(f"the benchmark failed: {event.message}; {event.cure}")
-            case Warned() if recovery.is_short(event.message):
+            case Warned() if is_short(event.message):
                 raise PresetError(
                     f"nothing was measured, as the preset did not stay what it was: {event.message} {ROOM}"
                 )
@@ -246,7 +246,7 @@ def time_side_work(preset: Preset, models: Models, synchronise: Synchronise) -> 
             synchronise()
             took = time.perf_counter() - free
             match event:
-                case Stepped():  # the preview is computed before the step is told
+                case Stepped():  # the preview is computed before the step is yielded
                     preview_s = took - event.metrics["time/step"]
                 case Previewed():
                     preview_s += took

@@ -23,7 +23,7 @@ from psd.models.releases import RELEASES
 
 VIEWS = 4  # of the embedded prior, and of a preview
 FILM_FRAMES = 48  # of a turntable (`psd.scenes.turntable`), as large as a preview
-PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillation.gradient_estimate`)
+PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillation.methods.gradient_estimate`)
 BACKWARD = 2.0  # a way back costs about two ways forward
 EMBEDDED = "assets/"  # before the names of the models that ship
 # Seconds of one core, and bytes, of each thing that is counted: least squares over the measured variants.

@@ -23,7 +23,7 @@ FLOATING: dict[str, Any] = {**QUIET, "queue": True, "concurrency_limit": 4}
 
 @dataclass(frozen=True)
 class WatchedRun:
-    """A run as the page sees it: its folder, the store's word for its state, and what its events told."""
+    """A run as the page sees it: its folder, the store's word for its state, and what its events said."""
 
     run_id: str = ""
     folder: Path = Path()

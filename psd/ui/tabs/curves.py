@@ -14,7 +14,7 @@ from psd.ui.markup.html import format_number, metric_label, note_html, table_htm
 from psd.ui.state.page import Pane
 from psd.ui.state.view import Curve, View
 
-IMAGE = {  # the statistics of the pictures that lie in [0, 1], as they are told
+IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page shows them
     "image/saturation": "saturation",
     "image/contrast": "contrast",
     "image/edge_density": "edge density",
@@ -85,12 +85,12 @@ def memory_curve(view: View) -> dict[str, Curve]:
 
 def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:
     """One vertical line for each step at which live values changed."""
-    told: dict[int, Mapping] = {}
+    merged: dict[int, Mapping] = {}
     for change in changes:
-        told[change.step] = {**told.get(change.step, {}), **change.values}
+        merged[change.step] = {**merged.get(change.step, {}), **change.values}
     return [
         (step, ", ".join(describe_value(name, value) for name, value in values.items()))
-        for step, values in told.items()
+        for step, values in merged.items()
     ]
 
 

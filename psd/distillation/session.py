@@ -1,0 +1,112 @@
+"""A run in progress: what its steps, its recovery, its controls and its reports share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from psd.config.preset import Preset
+from psd.distillation.events import Checkpointed, Event, with_time
+from psd.distillation.interfaces import Control, NoControl
+from psd.distillation.less_memory import reduced_preset
+from psd.distillation.preview import Preview
+from psd.distillation.state import State
+from psd.models.interfaces import Models
+from psd.models.prior.view_prompts import ViewPrompts
+from psd.runtime.deferred import NonFiniteError
+from psd.runtime.precision import GradientScaler
+from psd.runtime.timing import Clock
+from psd.scenes.interfaces import MakeScene
+
+SCALER = "gradient_scaler"  # its state among a checkpoint's values, where float16 is used
+
+
+@dataclass(frozen=True)
+class PreviewAttempt:
+    """A preview, or why there is none; neither where none was due."""
+
+    preview: Preview | None = None
+    not_finite: NonFiniteError | None = None
+    out_of_memory: str = ""  # what memory was too short for, in words
+
+
+@dataclass
+class Session:
+    """One run, from its first step or from a checkpoint; ``preset`` is the reduced one after memory ran short."""
+
+    preset: Preset
+    models: Models
+    state: State
+    prompts: ViewPrompts
+    control: Control
+    clock: Clock
+    make_scene: MakeScene
+    live: Preset  # the preset with the live values
+    scaler: GradientScaler = field(default_factory=GradientScaler)
+    earlier_s: float = 0.0  # seconds that the run had taken before it was resumed
+    begun: float = field(default_factory=lambda: time.monotonic())
+    saved: float = field(default_factory=lambda: time.monotonic())  # when the last checkpoint was made
+    refused: dict[str, Any] = field(default_factory=dict)  # live values that were no good: warned of once
+    warned: set[str] = field(default_factory=set)  # other warnings that would come again and again
+    latest: PreviewAttempt = PreviewAttempt()  # the preview of the last step
+    ends_early: bool = False  # an alarm that the preset stops at
+    failed: bool = False
+
+    @classmethod
+    def open(
+        cls, preset: Preset, models: Models, control: Control | None, resume: Checkpointed | None, clock: Clock | None,
+        make_scene: MakeScene,
+    ) -> Session:  # fmt: skip
+        """Raises `PresetError` where ``resume`` belongs to another kind of run."""
+        state = State.create(preset, models, make_scene)
+        if resume is not None:
+            state.restore_checkpoint(resume)
+        session = cls(
+            preset, models, state, ViewPrompts(preset, models.prior), control or NoControl(), clock or Clock(),
+            make_scene, live=preset,
+        )  # fmt: skip
+        if resume is not None:
+            session.earlier_s = resume.time_s
+            if SCALER in resume.values:
+                session.scaler.load_state(resume.values[SCALER])
+        if state.smaller:
+            session.use_less_memory()
+        session.live = session.preset.with_values(state.live)
+        return session
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a step to make; asks the control."""
+        is_over = self.failed or self.ends_early or self.state.step >= self.preset.total_steps
+        return not (is_over or self.control.stopping())
+
+    @property
+    def is_complete(self) -> bool:
+        return self.state.step == self.preset.total_steps
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self.saved >= self.preset.checkpoint_s
+
+    def finish_step(self) -> None:
+        """Count a step that moved the scene."""
+        self.scaler.record_success()
+        self.state.step += 1
+
+    def stamp(self, event: Event) -> Event:
+        """The event with the run's seconds so far."""
+        return with_time(event, self.earlier_s + time.monotonic() - self.begun)
+
+    def checkpoint(self, generator_state: Tensor | None = None) -> Checkpointed:
+        """Everything that a resumed run needs; see `State.make_checkpoint` for ``generator_state``."""
+        made = self.state.make_checkpoint(generator_state)
+        return replace(made, values={**made.values, SCALER: self.scaler.state()}) if self.scaler.in_use else made
+
+    def use_less_memory(self) -> None:
+        """Go on with `reduced_preset`, and with networks that take one orbit at a time."""
+        self.state.smaller, self.preset = True, reduced_preset(self.preset)
+        self.live = self.preset.with_values(self.state.live)
+        self.models.fewer()
