@@ -13,7 +13,8 @@ LAST_COMMIT = "7e1bf54"  # the last one that has every deleted option
 
 # Deleted keys with the value under which a run comes out as it does without them.
 DELETED: dict[str, Any] = {
-    "antithetic": False, "base_form": "recon", "gap_ema": 0.99, "label_noise": 0.0, "negative_objective": "auto",
+    "antithetic": False, "base_form": "recon", "gap_ema": 0.99, "label_noise": 0.0, "loras": {},
+    "negative_objective": "auto",
     "negative_pull": 0.01, "negative_start": "", "preference_inside": False, "preference_rescale": 0.0,
     "preference_tilt": 0.0, "ranking_steps": 1, "reward_copies": 1, "reward_guidance_scale": 7.5,
     "shared_unconditional": False, "steer_at": "prediction", "steer_both": False, "steer_conditional": True,

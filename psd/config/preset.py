@@ -61,7 +61,6 @@ class Preset(Settings):
     judges: list[str] = setting(
         ["assets/selector"], "Rewards that are only watched; the first is the selector judge.", group="models"
     )
-    loras: dict[str, float] = setting({}, "LoRAs merged into the prior, each with its weight.", group="models")
     reward_decoder: str = setting(
         "", "Small decoder for the images that rewards see (TAESD); empty: the prior's own.", group="models",
         max_length=LONGEST_NAME,
@@ -223,12 +222,9 @@ class Preset(Settings):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-        for name, weight in self.loras.items():
-            if not -10 <= weight <= 10:
-                raise ValueError(f"loras[{format_value(name)}]={weight} must lie in [-10, 10]")
         if len(set(self.judges)) < len(self.judges):
             raise ValueError(f"judges={format_value(self.judges)} names one twice: once is enough")
-        named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges, "loras": list(self.loras)}
+        named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}
         for key, names in named.items():
             if len(names) > MOST_MODELS:
                 raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")

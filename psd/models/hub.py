@@ -57,13 +57,12 @@ def required_files(kind: str, half: bool) -> Needs:
         ),
         "autoencoder": (("config.json",), weight_patterns("", diffusion, half)),
         "reward": (("config.json",), TOKENIZER, weight_patterns("", "model", half)),
-        "lora": (("pytorch_lora_weights.safetensors", "*.safetensors"),),
         "tokenizer": (TOKENIZER,),
         "diffusion tokenizer": ([f"tokenizer/{name}" for name in TOKENIZER],),
     }[kind]  # fmt: skip
 
 
-BESIDE = ("merges.txt", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
+BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", ".index.json")
 
 
 def select_files(names: Sequence[str], wanted: Needs) -> list[str]:
@@ -352,7 +351,6 @@ def required_sources(preset: Preset) -> list[tuple[str, str]]:
     """Everything that a preset loads, as (source, kind), parts of releases included."""
     wanted = [(preset.prior, "prior")]
     wanted += [(preset.reward_decoder, "autoencoder")] if preset.reward_decoder else []
-    wanted += [(name, "lora") for name in preset.loras]
     wanted += [(name, "reward") for name in dict.fromkeys([*preset.rewards, *preset.judges])]
     wanted = [(plain_source(source), kind) for source, kind in wanted]
     for source, kind in list(wanted):

@@ -72,7 +72,7 @@ def _load_networks(
     dtype = choose_precision(preset.precision, device)
     evict_other_models(preset, device, dtype)
     prior = load_prior(
-        preset.prior, device, dtype, loras=tuple(preset.loras.items()), decoder=preset.reward_decoder,
+        preset.prior, device, dtype, decoder=preset.reward_decoder,
         batch=preset.network_batch, graphs=preset.compile, say=say,
     )  # fmt: skip
     for prompt in (preset.prompt, preset.negative_prompt):
@@ -136,7 +136,7 @@ _held: dict[torch.device, tuple] = {}  # `model_key` of each device
 def model_key(preset: Preset, dtype: torch.dtype) -> tuple:
     """What of a preset decides which networks are on a device, and how."""
     names = {*preset.rewards, *preset.judges}
-    networks = (preset.prior, preset.loras, preset.reward_decoder, preset.network_batch, preset.compile)
+    networks = (preset.prior, preset.reward_decoder, preset.network_batch, preset.compile)
     return dtype, names, *networks
 
 
@@ -163,13 +163,12 @@ def load_prior(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     *,
-    loras: tuple[tuple[str, float], ...] = (),
     decoder: str = "",
     batch: int = 0,
     graphs: bool = False,
     say: hub.Say | None = None,
 ) -> DiffusersPrior:
-    found = components.load_components(source, dtype, loras=dict(loras), say=say)
+    found = components.load_components(source, dtype, say=say)
     small = components.load_small_decoder(decoder, dtype, say) if decoder else None
     with explain_load_errors(source):
         prior = DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)

@@ -271,7 +271,6 @@ def test_images_are_scored(server: Server) -> None:
         ({"overrides": "a: " + "x" * 200_000}, "too large"),
         ({"overrides": "prior: evil/weights"}, "no model 'evil/weights'"),
         ({"overrides": "rewards: {/etc: 1.0}"}, "no model '/etc'"),
-        ({"overrides": "loras: {/: 1.0}"}, "no model '/'"),
         ({"overrides": "reward_decoder: evil/decoder"}, "no model 'evil/decoder'"),
         ({"overrides": "reward_decoder: /etc/passwd"}, "no model '/etc/passwd'"),
         ({"overrides": "{negative_prompt: a n4k3d mug, guidance_scale: 0}"}, "say it differently"),

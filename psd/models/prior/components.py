@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from psd.config.errors import PresetError, format_value
 from psd.models import hub
-from psd.models.checkpoints import digests, lora, read
+from psd.models.checkpoints import digests, read
 from psd.models.checkpoints.layouts import tensors_under
 from psd.models.checkpoints.refusals import explain_load_errors, read_json_object
 from psd.models.folders import count_text_places, load_network, load_tokenizer
@@ -55,21 +55,14 @@ class Components:
     index: dict[str, Any]  # what model_index.json adds: INDEXED
 
 
-def load_components(
-    source: str, dtype: torch.dtype, *, loras: Mapping[str, float] | None = None, say: hub.Say | None = None
-) -> Components:
-    """The components of ``source`` with every LoRA merged in.  Raises `MissingError` and `PresetError` with a cure."""
+def load_components(source: str, dtype: torch.dtype, *, say: hub.Say | None = None) -> Components:
+    """The components of ``source``.  Raises `MissingError` and `PresetError` with a cure."""
     with explain_load_errors(source):
         found = hub.fetch_model(source, "prior", half=dtype != torch.float32, say=say)
         if found.path.is_file():
             components = load_single_file(found.path, source, dtype, say)
         else:
             components = load_folder(found, source, dtype)
-    for name, weight in (loras or {}).items():
-        with explain_load_errors(name):
-            at = hub.fetch_model(name, "lora", say=say)
-            file = at.path if at.path.is_file() else at.path / at.files[0]
-            lora.merge_lora(lora.read_lora(file, name), components.unet, components.text_encoder, weight, name)
     for part, network in zip(NETWORKS, (components.unet, components.vae, components.text_encoder), strict=True):
         read.require_finite_weights(network, f"{source}: {part}")
         network.eval().requires_grad_(False)

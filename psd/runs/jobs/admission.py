@@ -87,7 +87,7 @@ def require_known_models(preset: Preset) -> None:
 def model_names(preset: Preset) -> list[str]:
     """Everything that a run of ``preset`` would look for on the disk or the hub."""
     decoder = [preset.reward_decoder] if preset.reward_decoder else []
-    return [preset.prior, *preset.rewards, *preset.judges, *preset.loras, *decoder]
+    return [preset.prior, *preset.rewards, *preset.judges, *decoder]
 
 
 class RunLimits:

@@ -22,7 +22,7 @@ from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
 LARGEST_WEIGHT = 100  # of a reward
 # The prompt has its own box; models are chosen by the preset, and stages are written as text.
-ELSEWHERE = ("prompt", "prior", "judges", "loras", "stages")
+ELSEWHERE = ("prompt", "prior", "judges", "stages")
 # A slider spans all that its field allows.  Where that is more than this multiple of the default, a hand could not set
 # a useful value with it: such a field is a number to type.
 WIDEST = 60
