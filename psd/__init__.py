@@ -9,19 +9,20 @@ Ranges: images float [0, 1] sRGB; angles in degrees only with the suffix ``_deg`
 Importing this package pulls in no heavy library: `Preset` and `run` are fetched when they are first asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 
-def lazy_names(package: str, origins: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a room's face: a public name is imported from its module when first asked for.
 
-    ``origins`` maps a name to the module that defines it.  So a room's face costs nothing until it is used, and torch
-    stays out of a process that only reads presets or run folders.
+    ``modules`` maps a module of the package to the public names that it defines.  So a room's face costs nothing until
+    it is used, and torch stays out of a process that only reads presets or run folders.
     """
+    origins = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 
     def get_public_name(name: str) -> Any:
         if name not in origins:
@@ -36,4 +37,4 @@ if TYPE_CHECKING:
     from psd.distillation.run import run
 
 __all__ = ["Preset", "run"]
-__getattr__ = lazy_names(__name__, {"Preset": "psd.config.preset", "run": "psd.distillation.run"})
+__getattr__ = lazy_names(__name__, {"config.preset": ["Preset"], "distillation.run": ["run"]})

@@ -9,12 +9,4 @@ if TYPE_CHECKING:
     from psd.config.preset import Preset, list_presets
 
 __all__ = ["MissingError", "Preset", "PresetError", "list_presets"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "MissingError": "psd.config.errors",
-        "Preset": "psd.config.preset",
-        "PresetError": "psd.config.errors",
-        "list_presets": "psd.config.preset",
-    },
-)
+__getattr__ = lazy_names(__name__, {"errors": ["MissingError", "PresetError"], "preset": ["Preset", "list_presets"]})

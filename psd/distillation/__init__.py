@@ -9,11 +9,4 @@ if TYPE_CHECKING:
     from psd.distillation.methods.choose import METHODS
 
 __all__ = ["Control", "METHODS", "NoControl"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Control": "psd.distillation.interfaces",
-        "METHODS": "psd.distillation.methods.choose",
-        "NoControl": "psd.distillation.interfaces",
-    },
-)
+__getattr__ = lazy_names(__name__, {"interfaces": ["Control", "NoControl"], "methods.choose": ["METHODS"]})

@@ -16,19 +16,7 @@ import torch
 
 from psd import __version__
 from psd.config.preset import Preset
-from psd.distillation import detectors, recovery
-from psd.distillation.events import (
-    Alarmed,
-    BestKept,
-    Event,
-    Finished,
-    Meshed,
-    NegativeUpdated,
-    Previewed,
-    Started,
-    Stepped,
-    Warned,
-)
+from psd.distillation import detectors, events, recovery
 from psd.distillation.preview import Preview, render_preview
 from psd.distillation.session import PreviewAttempt, Session
 from psd.distillation.state import State, restore_scene
@@ -41,7 +29,7 @@ from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
 Made = TypeVar("Made")
 
 
-def started_event(session: Session) -> Started:
+def started_event(session: Session) -> events.Started:
     preset, models = session.preset, session.models
     environment = {
         "psd": __version__,
@@ -50,13 +38,13 @@ def started_event(session: Session) -> Started:
         "device": str(models.prior.device),
         "threads": str(torch.get_num_threads()),
     }
-    return Started(
+    return events.Started(
         step=session.state.step, preset=preset.model_dump(mode="json"), total_steps=preset.total_steps,
         views=models.prior.views, environment=environment, notes=(*models.notes, *session.state.scene.notes),
     )  # fmt: skip
 
 
-def report_start(session: Session) -> Iterator[Event]:
+def report_start(session: Session) -> Iterator[events.Event]:
     """What the run runs on, and the scene before its first step."""
     yield started_event(session)
     state, preset = session.state, session.preset
@@ -71,8 +59,8 @@ def report_start(session: Session) -> Iterator[Event]:
 
 
 def report_step(
-    session: Session, t: int, metrics: dict[str, float], negative: NegativeUpdated | None
-) -> Iterator[Event]:
+    session: Session, t: int, metrics: dict[str, float], negative: events.NegativeUpdated | None
+) -> Iterator[events.Event]:
     """The step's numbers; a preview with its judges and a checkpoint where they are due."""
     state, preset, is_last = session.state, session.preset, session.is_complete
     on_grid = state.step % preset.preview_every == 0
@@ -80,7 +68,7 @@ def report_step(
     session.latest = latest
     if latest.preview is not None:
         metrics |= latest.preview.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
-    yield Stepped(step=state.step, t=t, metrics=metrics)
+    yield events.Stepped(step=state.step, t=t, metrics=metrics)
     if negative is not None:
         yield negative
     if latest.not_finite is not None and not is_last:
@@ -90,14 +78,14 @@ def report_step(
     yield from preview_events(session)
     if latest.preview is not None and on_grid:  # an extended run judges what the whole one would
         for event in judge_events(session.live, session.models, state, latest.preview):
-            session.ends_early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
+            session.ends_early |= isinstance(event, events.Alarmed) and preset.ends_at(event.kind)
             yield event
     if (latest.out_of_memory or session.checkpoint_is_due) and not is_last:
         yield session.checkpoint()  # at once where memory is short: it may be gone altogether next time
         session.saved = time.monotonic()
 
 
-def report_end(session: Session) -> Iterator[Event]:
+def report_end(session: Session) -> Iterator[events.Event]:
     """Everything that the run has is kept first; then the last preview and the surface."""
     state, preset = session.state, session.preset
     yield session.checkpoint()
@@ -105,11 +93,11 @@ def report_end(session: Session) -> Iterator[Event]:
         session.latest = make_preview(state, preset, session.models)
         yield from preview_events(session)
     if session.latest.not_finite is not None:
-        yield Warned(step=state.step, message=f"There is no preview of the end: {session.latest.not_finite}.")
+        yield events.Warned(step=state.step, message=f"There is no preview of the end: {session.latest.not_finite}.")
     yield from mesh_events(preset, session.models, state, session.make_scene)
     reason = "completed" if session.is_complete else "stopped early" if session.ends_early else "stopped"
     scores = session.latest.preview.mean_scores if session.latest.preview is not None else {}
-    yield Finished(step=state.step, reason=reason, scores=scores)
+    yield events.Finished(step=state.step, reason=reason, scores=scores)
 
 
 def make_preview(state: State, preset: Preset, models: Models) -> PreviewAttempt:
@@ -145,22 +133,24 @@ def try_within_memory(make: Callable[[], Made]) -> Made | None:
     return None
 
 
-def preview_events(session: Session) -> Iterator[Event]:
+def preview_events(session: Session) -> Iterator[events.Event]:
     """The latest preview, what it lacks, and what memory was too short for, unless it was warned of before."""
     step, preview, short = session.state.step, session.latest.preview, session.latest.out_of_memory
     if preview is not None:
-        yield Previewed(step=step, images=preview.images, rewards=preview.scores)
+        yield events.Previewed(step=step, images=preview.images, rewards=preview.scores)
     for name in preview.unscored if preview is not None else ():
         if name not in session.warned:
             session.warned.add(name)
             message = f"preview of step {step}: {name} is not finite; it is left out there (said once)"
-            yield Warned(step=step, message=message)
+            yield events.Warned(step=step, message=message)
     if short and short not in session.warned:
         session.warned.add(short)
-        yield Warned(step=step, message=short)
+        yield events.Warned(step=step, message=short)
 
 
-def judge_events(preset: Preset, models: Models, state: State, preview: Preview) -> Iterator[BestKept | Alarmed]:
+def judge_events(
+    preset: Preset, models: Models, state: State, preview: Preview
+) -> Iterator[events.BestKept | events.Alarmed]:
     """What the selector judge, the first of the judges, makes of a preview: a new best, alarms.
 
     Nothing where it has no score: memory was short, or it is not finite.  The detectors compare it with the rewards,
@@ -172,7 +162,7 @@ def judge_events(preset: Preset, models: Models, state: State, preview: Preview)
     found = preview.mean_scores[f"judge/{selector.name}"]
     if state.best is None or found > state.best.score:
         state.keep_best(found)
-        yield BestKept(step=state.step, judge=selector.name, score=found)
+        yield events.BestKept(step=state.step, judge=selector.name, score=found)
     reward = None
     if preset.optimises_reward:
         optimised = [(weight, models.rewards[name]) for name, weight in preset.rewards.items() if weight > 0]
@@ -181,10 +171,10 @@ def judge_events(preset: Preset, models: Models, state: State, preview: Preview)
         reward = sum(weight * preview.mean_scores[f"reward/{it.name}"] / it.scale for weight, it in optimised)
     state.monitor, alarms = detectors.fold_preview(state.monitor, state.step, found, reward)
     for alarm in alarms:
-        yield Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
+        yield events.Alarmed(step=state.step, kind=alarm.kind, since=alarm.since, message=alarm.message)
 
 
-def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeScene) -> Iterator[Event]:
+def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeScene) -> Iterator[events.Event]:
     """The mesh of the last or of the best scene with a turntable, and what the user should know of it.
 
     Out of memory it is made once more, at half of ``mesh_resolution``; a turntable that has no room is left out.
@@ -196,7 +186,9 @@ def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeSc
     device, step, full = models.prior.device, state.step, preset.mesh_resolution
     best = state.best if preset.export == "best" else None
     if best is None and preset.export == "best":
-        yield Warned(step=step, message="No preview was judged before the end: the mesh is that of the last scene.")
+        yield events.Warned(
+            step=step, message="No preview was judged before the end: the mesh is that of the last scene."
+        )
 
     def make_mesh(resolution: int) -> tuple[Scene, Mesh]:
         scene = (
@@ -211,7 +203,7 @@ def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeSc
         try:
             found = try_within_memory(partial(make_mesh, resolution))
         except MeshError as error:
-            yield Warned(step=step, message=f"There is no mesh: {error}")
+            yield events.Warned(step=step, message=f"There is no mesh: {error}")
             return
         if found is not None:
             break
@@ -219,20 +211,20 @@ def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeSc
         memory.release_memory()
     if found is None:
         message = f"There is no mesh: out of memory even at mesh_resolution {resolution}"
-        yield Warned(step=step, message=f"{message}; `python -m psd export <run>` makes it in main memory")
+        yield events.Warned(step=step, message=f"{message}; `python -m psd export <run>` makes it in main memory")
         return
     scene, mesh = found
     if resolution < full:
         message = f"Out of memory: the mesh was made at mesh_resolution {resolution} in place of {full}."
-        yield Warned(step=step, message=message)
+        yield events.Warned(step=step, message=message)
     for note in mesh.notes:
-        yield Warned(step=step, message=note)
+        yield events.Warned(step=step, message=note)
     frames = partial(render_turntable, scene, size=preset.preview_size, device=device)
     film = try_within_memory(frames)
     if film is None:
         memory.release_memory()
         film = try_within_memory(frames)
     if film is None:
-        yield Warned(step=step, message="Out of memory: the mesh has no film.")
+        yield events.Warned(step=step, message="Out of memory: the mesh has no film.")
     scene_step = best.step if best is not None else None
-    yield Meshed(step=step, mesh=mesh, turntable=film, scene_step=scene_step, statistics=mesh_statistics(mesh))
+    yield events.Meshed(step=step, mesh=mesh, turntable=film, scene_step=scene_step, statistics=mesh_statistics(mesh))

@@ -20,6 +20,7 @@ from torch import Tensor
 from psd.embedded.captions.grammar import Caption
 from psd.embedded.objects.assemble import Shape, build_shape
 from psd.embedded.objects.solids import SOLIDS
+from psd.embedded.surroundings import sample_background, sample_light
 from psd.geometry.cameras import Cameras, camera_rays
 
 MARCH_STEPS = 40
@@ -28,14 +29,6 @@ AMBIENT, DIFFUSE = 0.66, 0.36  # mostly ambient, so that shading is no part of t
 WRAP = 0.35  # light reaches this far (a cosine) round to the dark side, so that it keeps some relief
 SHININESS = 24
 LAYERS = 4  # parts laid over each other in one pixel
-BACKGROUNDS = (
-    (1.0, 1.0, 1.0),
-    (0.85, 0.85, 0.85),
-    (0.5, 0.5, 0.5),
-    (0.25, 0.25, 0.25),
-    (0.75, 0.85, 0.97),
-    (0.8, 0.93, 0.8),
-)
 
 
 @dataclass(frozen=True)
@@ -62,36 +55,16 @@ def ground_truth(
     the camera on a background that contrasts."""
     shapes = [build_shape(caption, generator) for caption in captions]
     if light is None:
-        light = pick_light(cameras, generator)
+        light = sample_light(cameras, generator)
     if background is None:
-        background = torch.stack([pick_background(shape, generator) for shape in shapes])
+        background = torch.stack([sample_background(main_colours(shape), generator) for shape in shapes])
     return render_shapes(shapes, cameras, size, light=light, background=background)
 
 
-def pick_light(cameras: Cameras, generator: torch.Generator | None) -> Float[Tensor, "b v 3"]:
-    """Unit directions to the light: for half the objects the camera's own, for the others one fixed direction, uniform
-    over the sphere, so that on average no side of an object is darker.  Without a generator always the camera's."""
-    to_camera = cameras.c2w[..., :3, 2]
-    if generator is None:
-        return to_camera
-    fixed = torch.nn.functional.normalize(torch.randn(cameras.groups, 1, 3, generator=generator), dim=-1)
-    from_camera = torch.rand(cameras.groups, 1, 1, generator=generator) < 0.5
-    return torch.where(from_camera, to_camera, fixed)
-
-
-def pick_background(shape: Shape, generator: torch.Generator | None) -> Float[Tensor, " 3"]:
-    """A plain colour that stands out from the object's colours; without a generator the one that does so most."""
-    options = torch.tensor(BACKGROUNDS)
-    if generator is not None:
-        pale = 0.72 + 0.26 * torch.rand(2, 3, generator=generator)
-        options = torch.cat([options, pale])
-    # The larger a part, the more its colour counts; small ones (eyes, stripes) may come close to the background.
+def main_colours(shape: Shape) -> Float[Tensor, "k 3"]:
+    """Those of the larger parts: small ones (eyes, stripes) may come close to the background."""
     large = shape.bound_radius > 0.35 * shape.bound_radius.max()
-    contrast = torch.cdist(options, torch.cat([shape.colour[large], shape.band_colour[large]])).amin(-1)
-    if generator is None:
-        return options[contrast.argmax()]
-    clear = torch.nonzero(contrast > min(0.33, float(contrast.max()) - 1e-6))[:, 0]
-    return options[clear[torch.randint(len(clear), (), generator=generator)]]
+    return torch.cat([shape.colour[large], shape.band_colour[large]])
 
 
 def render_shapes(

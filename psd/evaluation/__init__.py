@@ -8,9 +8,4 @@ if TYPE_CHECKING:
     from psd.evaluation.experiments.suite import Suite
 
 __all__ = ["Suite"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Suite": "psd.evaluation.experiments.suite",
-    },
-)
+__getattr__ = lazy_names(__name__, {"experiments.suite": ["Suite"]})

@@ -9,12 +9,4 @@ if TYPE_CHECKING:
     from psd.geometry.mesh import Mesh
 
 __all__ = ["Cameras", "Mesh", "camera_rays", "orbit_cameras"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Cameras": "psd.geometry.cameras",
-        "Mesh": "psd.geometry.mesh",
-        "orbit_cameras": "psd.geometry.cameras",
-        "camera_rays": "psd.geometry.cameras",
-    },
-)
+__getattr__ = lazy_names(__name__, {"cameras": ["Cameras", "orbit_cameras", "camera_rays"], "mesh": ["Mesh"]})

@@ -11,12 +11,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Models", "Prior", "Reward", "load_models", "score_images"]
 __getattr__ = lazy_names(
-    __name__,
-    {
-        "Models": "psd.models.interfaces",
-        "Prior": "psd.models.interfaces",
-        "Reward": "psd.models.interfaces",
-        "load_models": "psd.models.load",
-        "score_images": "psd.models.scoring",
-    },
+    __name__, {"interfaces": ["Models", "Prior", "Reward"], "load": ["load_models"], "scoring": ["score_images"]}
 )

@@ -176,15 +176,4 @@ def load_prior(
     return prior
 
 
-@lru_cache(maxsize=8)
-def load_judge(
-    source: str,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    batch: int = 0,
-    graphs: bool = False,
-    parked: bool = False,
-    say: hub.Say | None = None,
-) -> ImageTextReward:
-    return load_reward(source, device=device, dtype=dtype, batch=batch, graphs=graphs, parked=parked, say=say)
+load_judge = lru_cache(maxsize=8)(load_reward)  # the same network for all who ask it

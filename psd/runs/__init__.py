@@ -15,11 +15,10 @@ __all__ = ["Library", "RunFolder", "Worker", "list_runs", "make_events", "replay
 __getattr__ = lazy_names(
     __name__,
     {
-        "Library": "psd.runs.store.library",
-        "RunFolder": "psd.runs.store.folder",
-        "Worker": "psd.runs.jobs.worker",
-        "list_runs": "psd.runs.store.archive",
-        "make_events": "psd.runs.engine",
-        "replay_events": "psd.runs.store.archive",
+        "store.library": ["Library"],
+        "store.folder": ["RunFolder"],
+        "jobs.worker": ["Worker"],
+        "store.archive": ["list_runs", "replay_events"],
+        "engine": ["make_events"],
     },
 )

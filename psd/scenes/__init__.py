@@ -9,11 +9,4 @@ if TYPE_CHECKING:
     from psd.scenes.interfaces import Render, Scene
 
 __all__ = ["Render", "Scene", "make_scene"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Render": "psd.scenes.interfaces",
-        "Scene": "psd.scenes.interfaces",
-        "make_scene": "psd.scenes.choose",
-    },
-)
+__getattr__ = lazy_names(__name__, {"interfaces": ["Render", "Scene"], "choose": ["make_scene"]})

@@ -9,11 +9,4 @@ if TYPE_CHECKING:
     from psd.ui.build import build_blocks, launch_options
 
 __all__ = ["build_blocks", "launch_options", "register_endpoints"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "build_blocks": "psd.ui.build",
-        "launch_options": "psd.ui.build",
-        "register_endpoints": "psd.ui.api",
-    },
-)
+__getattr__ = lazy_names(__name__, {"build": ["build_blocks", "launch_options"], "api": ["register_endpoints"]})

@@ -11,21 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psd.distillation import events
-from psd.distillation.events import (
-    KINDS,
-    Checkpointed,
-    Event,
-    Failed,
-    Finished,
-    Meshed,
-    Previewed,
-    Started,
-    Stepped,
-    Warned,
-    from_json,
-    to_json,
-    with_time,
-)
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
@@ -50,70 +35,83 @@ BY_TYPE: dict[str, st.SearchStrategy] = {
 }
 
 
-def empty(kind: type[Event]) -> dict[str, Any]:
+def empty(kind: type[events.Event]) -> dict[str, Any]:
     """What array fields hold after reading: nothing, in the shape that the kind allows."""
-    return {name: None if kind is Meshed else {} for name in kind.arrays}
+    return {name: None if kind is events.Meshed else {} for name in kind.arrays}
 
 
 @st.composite
-def any_event(draw: st.DrawFn, kind: type[Event]) -> Event:
+def any_event(draw: st.DrawFn, kind: type[events.Event]) -> events.Event:
     return kind(
         **empty(kind), **{f.name: draw(BY_TYPE[str(f.type)]) for f in fields(kind) if f.name not in kind.arrays}
     )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", events.KINDS)
 @given(data=st.data())
 def test_every_kind_survives_its_line(name: str, data: st.DataObject) -> None:
-    event = data.draw(any_event(KINDS[name]))
-    line = to_json(event)
+    event = data.draw(any_event(events.KINDS[name]))
+    line = events.to_json(event)
     assert not set("\n\r") & set(line)
-    assert from_json(line) == event
-    assert to_json(from_json(line)) == line
+    assert events.from_json(line) == event
+    assert events.to_json(events.from_json(line)) == line
 
 
 def test_every_event_class_has_a_kind() -> None:
-    classes = {c for c in vars(events).values() if isinstance(c, type) and issubclass(c, Event) and c is not Event}
-    assert set(KINDS.values()) == classes
-    assert all(name == kind.__name__ for name, kind in KINDS.items())
+    classes = {
+        c
+        for c in vars(events).values()
+        if isinstance(c, type) and issubclass(c, events.Event) and c is not events.Event
+    }
+    assert set(events.KINDS.values()) == classes
+    assert all(name == kind.__name__ for name, kind in events.KINDS.items())
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: Stepped(step=1, t=500, metrics={"reward/a": x}),
-        lambda x: Warned(step=1, time_s=x, message=""),
-        lambda x: Finished(step=1, reason="completed", scores={"judge": x}),
-        lambda x: Previewed(step=1, images={}, rewards={"reward": [0.0, x]}),
-        lambda x: Started(step=0, preset={"a": {"b": [x]}}, total_steps=1, views=4, environment={}),
+        lambda x: events.Stepped(step=1, t=500, metrics={"reward/a": x}),
+        lambda x: events.Warned(step=1, time_s=x, message=""),
+        lambda x: events.Finished(step=1, reason="completed", scores={"judge": x}),
+        lambda x: events.Previewed(step=1, images={}, rewards={"reward": [0.0, x]}),
+        lambda x: events.Started(step=0, preset={"a": {"b": [x]}}, total_steps=1, views=4, environment={}),
     ],
 )
 def test_a_number_that_is_none_is_refused_wherever_it_hides(make: Any, number: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        to_json(make(number))
+        events.to_json(make(number))
 
 
 def test_arrays_stay_out_of_the_line_and_the_file_name_stays_in() -> None:
     picture = np.zeros((4, 8, 8, 3), np.uint8)
     lines = [
-        to_json(Previewed(step=5, images={"rgb": picture}, file="previews/5.jpg")),
-        to_json(Checkpointed(step=5, tensors={"grid": picture}, values={"draws": [1]}, file="checkpoints/5")),
-        to_json(Meshed(step=9, mesh=None, turntable=picture, statistics={"faces": 12}, file="mesh.glb")),
+        events.to_json(events.Previewed(step=5, images={"rgb": picture}, file="previews/5.jpg")),
+        events.to_json(
+            events.Checkpointed(step=5, tensors={"grid": picture}, values={"draws": [1]}, file="checkpoints/5")
+        ),
+        events.to_json(events.Meshed(step=9, mesh=None, turntable=picture, statistics={"faces": 12}, file="mesh.glb")),
     ]
     for line in lines:
         assert not {"images", "tensors", "values", "mesh", "turntable"} & set(json.loads(line))
-    assert [getattr(from_json(line), "file") for line in lines] == ["previews/5.jpg", "checkpoints/5", "mesh.glb"]  # noqa: B009
+    restored: list[Any] = [events.from_json(line) for line in lines]
+    assert [event.file for event in restored] == [
+        "previews/5.jpg",
+        "checkpoints/5",
+        "mesh.glb",
+    ]  # noqa: B009
 
 
 def test_events_cannot_be_changed_and_time_is_set_on_a_copy() -> None:
-    event = Failed(step=3, message="z0 is not finite", cure="lower guidance_scale")
+    event = events.Failed(step=3, message="z0 is not finite", cure="lower guidance_scale")
     with pytest.raises(FrozenInstanceError):
         event.step = 4  # pyright: ignore[reportAttributeAccessIssue]
-    assert with_time(event, 1.5) == Failed(step=3, time_s=1.5, message="z0 is not finite", cure="lower guidance_scale")
+    assert events.with_time(event, 1.5) == events.Failed(
+        step=3, time_s=1.5, message="z0 is not finite", cure="lower guidance_scale"
+    )
     assert event.time_s == 0
 
 
 def test_a_line_of_an_unknown_kind_is_no_event() -> None:
     with pytest.raises(KeyError, match="Exploded"):
-        from_json('{"event": "Exploded", "step": 1}')
+        events.from_json('{"event": "Exploded", "step": 1}')

@@ -8,6 +8,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel
 
 from psd.config.errors import MissingError
+from psd.embedded.surroundings import sample_background
 from psd.embedded.training import data, loop
 from psd.embedded.training.prior import TOKENS, build_tokenizer, replace_vocabulary
 from psd.embedded.world import caption_lists, gallery, grammar, kinds, milestone, naming, outside, teach
@@ -24,7 +26,7 @@ from psd.embedded.world.collection import VARIABLE, Collection, Model, find_coll
 from psd.embedded.world.dataset import render_samples
 from psd.embedded.world.forms import FORMS
 from psd.embedded.world.grammar import Caption, UnknownCaption, UnknownWords, parse
-from psd.embedded.world.picture import find_nearest_faces, render_bodies, sample_background
+from psd.embedded.world.picture import find_nearest_faces, main_colours, render_bodies
 from psd.geometry.cameras import turntable_cameras
 from psd.models.hub import ROOT
 
@@ -331,9 +333,9 @@ def test_backgrounds_stand_out():
     for colour in kinds.COLOURS.values():
         body = Body(torch.eye(3), faces, torch.zeros(1).long(), torch.tensor([colour]))
         for seed in range(20):
-            background = sample_background(body, torch.Generator().manual_seed(seed))
+            background = sample_background(main_colours(body), torch.Generator().manual_seed(seed))
             assert float((background - torch.tensor(colour)).norm()) > 0.3
-        assert float((sample_background(body, None) - torch.tensor(colour)).norm()) > 0.5
+        assert float((sample_background(main_colours(body), None) - torch.tensor(colour)).norm()) > 0.5
 
 
 def test_every_list_names_its_maker():

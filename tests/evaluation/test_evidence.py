@@ -32,22 +32,9 @@ from psd.evaluation.experiments.suite import (
     match_lines,
     read_lines,
 )
-from psd.evaluation.report import write
+from psd.evaluation.report import statistics, write
 from psd.evaluation.report.charts import draw_curves, draw_intervals, ticks_within
 from psd.evaluation.report.criteria import check_criteria, criteria_table
-from psd.evaluation.report.statistics import (
-    NO_RUNS,
-    Runs,
-    bootstrap_mean,
-    count_wins,
-    expanded_percentiles,
-    is_diverging,
-    match_control,
-    mean_measure,
-    measure_values,
-    pair_differences,
-    tabulate_runs,
-)
 from psd.evaluation.report.tables import (
     differences_table,
     drift_table,
@@ -342,67 +329,81 @@ def test_missing_weights_are_told_before_anything_runs(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 
-def runs_of(values: dict[tuple[str, int], float], measure: str = "x") -> Runs:
-    return tabulate_runs({"prompt": prompt, "seed": seed, measure: value} for (prompt, seed), value in values.items())
+def runs_of(values: dict[tuple[str, int], float], measure: str = "x") -> statistics.Runs:
+    return statistics.tabulate_runs(
+        {"prompt": prompt, "seed": seed, measure: value} for (prompt, seed), value in values.items()
+    )
 
 
 def differences_of(values: Mapping[str, Sequence[float]]) -> pd.Series:
     """By caption those of its seeds."""
     by_run = {(prompt, seed): value for prompt, own in values.items() for seed, value in enumerate(own)}
-    return measure_values(runs_of(by_run), "x")
+    return statistics.measure_values(runs_of(by_run), "x")
 
 
 def test_differences_are_taken_run_by_run() -> None:
     one = runs_of({("a", 0): 3.0, ("a", 1): 5.0, ("b", 0): 1.0, ("c", 0): 9.0})
     other = runs_of({("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 4.0})
-    assert pair_differences(one, other, "x").to_dict() == {("a", 0): 2.0, ("a", 1): 3.0, ("b", 0): -3.0}
-    assert pair_differences(one, tabulate_runs([{"prompt": "a", "seed": 0, "x": None}]), "x").empty
-    some = tabulate_runs(
+    assert statistics.pair_differences(one, other, "x").to_dict() == {("a", 0): 2.0, ("a", 1): 3.0, ("b", 0): -3.0}
+    assert statistics.pair_differences(
+        one, statistics.tabulate_runs([{"prompt": "a", "seed": 0, "x": None}]), "x"
+    ).empty
+    some = statistics.tabulate_runs(
         [{"prompt": "a", "seed": seed, **value} for seed, value in enumerate([{"x": 1.0}, {}, {"x": 3.0}])]
     )
-    assert mean_measure(some, "x") == 2.0 and mean_measure(some, "y") is None and mean_measure(NO_RUNS, "x") is None
+    assert (
+        statistics.mean_measure(some, "x") == 2.0
+        and statistics.mean_measure(some, "y") is None
+        and statistics.mean_measure(statistics.NO_RUNS, "x") is None
+    )
 
 
 def test_the_interval_is_that_of_the_mean_over_captions() -> None:
     """Against the normal approximation; seeds of a caption count as one, and a constant has no width."""
     rng = np.random.default_rng(5)
     means = rng.normal(0.3, 1.0, 200)
-    found = bootstrap_mean(differences_of({str(i): [value - 0.1, value + 0.1] for i, value in enumerate(means)}))
+    found = statistics.bootstrap_mean(
+        differences_of({str(i): [value - 0.1, value + 0.1] for i, value in enumerate(means)})
+    )
     assert found is not None and found.value == pytest.approx(means.mean()) and found.prompts == 200
     half = 1.96 * means.std() / math.sqrt(200)
     assert found.ends == pytest.approx((means.mean() - half, means.mean() + half), abs=0.02)
-    flat = bootstrap_mean(differences_of({prompt: [1.0] for prompt in "abcde"}))
+    flat = statistics.bootstrap_mean(differences_of({prompt: [1.0] for prompt in "abcde"}))
     assert flat is not None and flat.ends == (1.0, 1.0)
-    assert bootstrap_mean(differences_of({})) is None
+    assert statistics.bootstrap_mean(differences_of({})) is None
 
 
 @pytest.mark.parametrize("count", [6, 8, 12, 24])
 def test_intervals_of_few_captions_are_as_wide_as_students(count: int) -> None:
     """Of quantiles of the normal distribution; plain percentiles are a quarter too narrow at 6."""
     values = norm.ppf((np.arange(count) + 0.5) / count)
-    found = bootstrap_mean(differences_of({str(i): [float(value)] for i, value in enumerate(values)}))
+    found = statistics.bootstrap_mean(differences_of({str(i): [float(value)] for i, value in enumerate(values)}))
     assert found is not None and found.ends is not None
     half = t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
     assert (found.ends[1] - found.ends[0]) / 2 == pytest.approx(half, rel=0.08)
 
 
 def test_fewer_than_five_captions_make_no_interval() -> None:
-    few, enough = (bootstrap_mean(differences_of({str(i): [float(i)] for i in range(count)})) for count in (4, 5))
+    few, enough = (
+        statistics.bootstrap_mean(differences_of({str(i): [float(i)] for i in range(count)})) for count in (4, 5)
+    )
     assert few is not None and few.ends is None and few.positive is None and str(few) == "+1.50"
     assert enough is not None and enough.ends is not None and enough.ends[0] < 2.0 < enough.ends[1]
 
 
 def test_a_win_rate_counts_signs_and_halves_ties() -> None:
     differences = differences_of({"a": [3.0, -1e9], "b": [0.0], "c": [-0.1, -0.2]})
-    assert count_wins(differences).tolist() == [1, 0, 0.5, 0, 0]
-    rate = bootstrap_mean(count_wins(differences_of({str(i): [1.0 if i < 6 else -100.0] for i in range(8)})))
+    assert statistics.count_wins(differences).tolist() == [1, 0, 0.5, 0, 0]
+    rate = statistics.bootstrap_mean(
+        statistics.count_wins(differences_of({str(i): [1.0 if i < 6 else -100.0] for i in range(8)}))
+    )
     assert rate is not None and rate.value == 0.75 and rate.positive
 
 
-def sweep_runs(reward: float, score: float, captions: str = "abcde", slope: float = 0.0) -> Runs:
+def sweep_runs(reward: float, score: float, captions: str = "abcde", slope: float = 0.0) -> statistics.Runs:
     """One run a caption, the reward rising by ``slope`` from one to the next about its mean."""
     middle = (len(captions) - 1) / 2
-    return tabulate_runs(
+    return statistics.tabulate_runs(
         {"prompt": p, "seed": 0, "reward": reward + slope * (i - middle), "score": score}
         for i, p in enumerate(captions)
     )
@@ -411,25 +412,27 @@ def sweep_runs(reward: float, score: float, captions: str = "abcde", slope: floa
 def test_a_matched_control_is_mixed_to_the_references_reward() -> None:
     """Rewards 2 and 6 mixed to 3: three quarters of the weak control and one of the strong."""
     sweep = {"weak": sweep_runs(2.0, 10.0), "strong": sweep_runs(6.0, 14.0)}
-    found = match_control(sweep_runs(3.0, 13.0), sweep, "score")
+    found = statistics.match_control(sweep_runs(3.0, 13.0), sweep, "score")
     assert found is not None and found.lead.value == pytest.approx(13 - 11)
     assert found.bracket == ("weak", "strong") and found.note == "between weak and strong"
-    found = match_control(sweep_runs(9.0, 13.0), sweep, "score")
+    found = statistics.match_control(sweep_runs(9.0, 13.0), sweep, "score")
     assert found is not None and found.lead.value == pytest.approx(-1) and found.bracket is None
     assert "no bracket" in found.note and "+9.00" in found.note and "strong +6.00" in found.note
-    assert match_control(NO_RUNS, sweep, "score") is None
+    assert statistics.match_control(statistics.NO_RUNS, sweep, "score") is None
 
 
 def test_each_resample_of_a_matched_control_mixes_anew() -> None:
     """Against a loop; no measure differs within a method, so that all of the width is the share's."""
     own, weak, strong = sweep_runs(3.0, 13.0, slope=1.0), sweep_runs(2.0, 10.0), sweep_runs(6.0, 14.0)
-    found = match_control(own, {"weak": weak, "strong": strong}, "score")
+    found = statistics.match_control(own, {"weak": weak, "strong": strong}, "score")
     leads, outside = [], 0
     for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5)):
         weight = (own["reward"].to_numpy()[chosen].mean() - 2.0) / (6.0 - 2.0)
         outside += not 0 <= weight <= 1
         leads.append(13.0 - (10.0 + 4.0 * min(max(weight, 0.0), 1.0)))
-    assert found is not None and found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded_percentiles(5))))
+    assert found is not None and found.lead.ends == pytest.approx(
+        tuple(np.percentile(leads, statistics.expanded_percentiles(5)))
+    )
     assert outside and f"outside the sweep in {outside / 10_000:.0%}" in found.note
 
 
@@ -439,18 +442,18 @@ def test_a_resample_beyond_the_enclosing_weights_reads_the_next() -> None:
     sweep = {
         str(reward): sweep_runs(reward, score) for reward, score in ((0.0, 0.0), (2.0, 1.0), (4.0, 2.0), (6.0, 9.0))
     }
-    found = match_control(own, sweep, "score")
+    found = statistics.match_control(own, sweep, "score")
     leads = [
         -np.interp(own["reward"].to_numpy()[chosen].mean(), [0, 2, 4, 6], [0, 1, 2, 9])
         for chosen in np.random.default_rng(0).integers(5, size=(10_000, 5))
     ]
     assert found is not None and found.bracket == ("2.0", "4.0") and found.note == "between 2.0 and 4.0"
-    assert found.lead.ends == pytest.approx(tuple(np.percentile(leads, expanded_percentiles(5))))
+    assert found.lead.ends == pytest.approx(tuple(np.percentile(leads, statistics.expanded_percentiles(5))))
 
 
 def test_the_weights_that_enclose_count_on_all_their_captions() -> None:
     sweep = {"weakest": sweep_runs(0.0, 1.0, "ab"), "weak": sweep_runs(2.0, 10.0), "strong": sweep_runs(6.0, 14.0)}
-    found = match_control(sweep_runs(3.0, 13.0), sweep, "score")
+    found = statistics.match_control(sweep_runs(3.0, 13.0), sweep, "score")
     assert found is not None and found.bracket == ("weak", "strong") and found.lead.prompts == 5
 
 
@@ -475,9 +478,9 @@ def test_divergence_needs_a_rising_reward_and_every_judge_falling() -> None:
     def curve(reward: float, one: float, other: float) -> list[list[float]]:
         return [[i, reward * i, one * i, other * i] for i in range(12)]
 
-    assert is_diverging(curve(1, -1, -1))
-    assert not is_diverging(curve(1, -1, 1)) and not is_diverging(curve(-1, -1, -1))
-    assert not is_diverging([[0, 1, 2, 3]]) and not is_diverging([])
+    assert statistics.is_diverging(curve(1, -1, -1))
+    assert not statistics.is_diverging(curve(1, -1, 1)) and not statistics.is_diverging(curve(-1, -1, -1))
+    assert not statistics.is_diverging([[0, 1, 2, 3]]) and not statistics.is_diverging([])
 
 
 # -------------------------------------------------------------------------------------------------------------- report

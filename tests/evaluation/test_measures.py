@@ -232,11 +232,11 @@ def test_judges_see_the_object_before_grey() -> None:
     assert torch.allclose(sides.shown, rendered.rgb[0, JUDGED], atol=1e-5)
     assert torch.equal(empty_sides().shown, torch.full((4, 3, SIZE, SIZE), GREY))
     darker = replace(sides, rgb=torch.lerp(sides.rgb, 0.7 * sides.rgb, sides.cover[:, None]))
-    assert judge_against_truth(load_judge("assets/evidence", CPU), darker, caption, [CUBE])["score"] < -0.2
+    assert judge_against_truth(load_judge("assets/evidence", device=CPU), darker, caption, [CUBE])["score"] < -0.2
 
 
 def test_a_verdict_on_the_truth_is_ideal_and_on_swapped_colours_is_misbound() -> None:
-    judge = load_judge("assets/evidence", CPU)
+    judge = load_judge("assets/evidence", device=CPU)
     others = [grammar.parse(text) for text in ("a yellow torus", "a snowman", "a green tree")]
     true = judge_against_truth(judge, true_sides(PAIR), PAIR, others)
     assert true["score"] == pytest.approx(0, abs=1e-4) and true["named"] == 1 and true["misbound"] == 0
@@ -250,7 +250,7 @@ def test_a_verdict_on_the_truth_is_ideal_and_on_swapped_colours_is_misbound() ->
 
 
 def test_a_score_is_in_spreads_and_no_caption_decides_alone() -> None:
-    judge = load_judge("assets/evidence", CPU)
+    judge = load_judge("assets/evidence", device=CPU)
     worse = replace(true_sides(PAIR), rgb=0.96 * true_sides(PAIR).rgb)
     found = judge_against_truth(judge, worse, PAIR, [CUBE])
     assert -1 < found["score"] < 0 and found["score"] == pytest.approx(found["raw"] / judge_spread(judge), rel=1e-6)
@@ -266,7 +266,7 @@ def test_a_score_is_in_spreads_and_no_caption_decides_alone() -> None:
 
 
 def test_a_judges_spread_is_that_of_the_tuning_captions_truths() -> None:
-    judge = load_judge("assets/evidence", CPU)
+    judge = load_judge("assets/evidence", device=CPU)
     asked = list(read_caption_list("tuning"))
     own = [float(judge(true_sides(grammar.parse(text)).shown[None], text).mean()) for text in asked]
     assert len(asked) == 16 and judge_spread(judge) == pytest.approx(np.std(own, ddof=1), rel=1e-4)

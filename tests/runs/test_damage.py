@@ -20,17 +20,7 @@ from psd.distillation.events import Checkpointed, Event, Failed, Finished, LiveC
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import require_checkpoint
 from psd.runs.jobs.worker import Worker
-from psd.runs.store import ownership
-from psd.runs.store.archive import (
-    find_checkpoint,
-    find_run,
-    latest_checkpoint,
-    list_runs,
-    read_preset,
-    read_provenance,
-    read_status,
-    replay_events,
-)
+from psd.runs.store import archive, ownership
 from psd.runs.store.event_lines import parse_event_line
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
@@ -127,21 +117,21 @@ def test_a_damaged_file_costs_no_run(run: Path, tmp_path: Path, file: str, damag
     data = DAMAGES[damage](content, (other / file).read_bytes())
     path.unlink() if data is None else path.write_bytes(data)
 
-    (listed,) = list_runs(run.parent)
+    (listed,) = archive.list_runs(run.parent)
     assert listed.status.state in ("finished", "interrupted") and listed.status.prompt == PRESET.prompt
     assert (listed.status.step, listed.status.seed) == (6, 3) or file == "events.jsonl"
     view = View()
-    for event in replay_events(run):
+    for event in archive.replay_events(run):
         view = fold_event(view, event)
-    assert read_preset(run).seed == (4 if (file, damage) == ("preset.resolved.yaml", "swapped") else 3)
-    assert read_provenance(run, 6)["run"] == run.name
+    assert archive.read_preset(run).seed == (4 if (file, damage) == ("preset.resolved.yaml", "swapped") else 3)
+    assert archive.read_provenance(run, 6)["run"] == run.name
     write_zip(run, tmp_path / "run.zip")
     before = snapshot(run)
     code = resume(run, "--more", "2")
     if code == OK:
-        assert read_status(run).state == "finished" and read_status(run).step == 8
-        told = list(replay_events(run))
-        (_, last) = (latest_checkpoint(run), steps_of(told)[-1])
+        assert archive.read_status(run).state == "finished" and archive.read_status(run).step == 8
+        told = list(archive.replay_events(run))
+        (_, last) = (archive.latest_checkpoint(run), steps_of(told)[-1])
         assert last == wanted_steps(8)[-1], "the state was that of another run"
     else:  # a preset that is none of its checkpoints'
         assert code == MISSING and snapshot(run) == before
@@ -152,11 +142,14 @@ def test_a_damaged_file_costs_no_run(run: Path, tmp_path: Path, file: str, damag
 def test_what_was_rebuilt_is_said_and_written_again(run: Path, name: str) -> None:
     (run / name).write_bytes(b"")
     assert resume(run, "--more", "1") == OK
-    notes = [event.message for event in replay_events(run) if isinstance(event, Warned)]
+    notes = [event.message for event in archive.replay_events(run) if isinstance(event, Warned)]
     assert sum(name in note for note in notes) == 1, notes
-    assert json.loads((run / "status.json").read_text())["step"] == 7 and read_preset(run, notes=[]).total_steps == 7
+    assert (
+        json.loads((run / "status.json").read_text())["step"] == 7
+        and archive.read_preset(run, notes=[]).total_steps == 7
+    )
     assert resume(run, "--more", "1") == OK
-    assert len([e for e in replay_events(run) if isinstance(e, Warned) and name in e.message]) == 1
+    assert len([e for e in archive.replay_events(run) if isinstance(e, Warned) and name in e.message]) == 1
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed", "running"])
@@ -170,9 +163,9 @@ def test_a_status_is_derived_as_it_was(root: Path, state: str) -> None:
             folder.write(Finished(step=6, reason="stopped", time_s=3.0))
         if state == "failed":
             folder.write(Failed(step=6, message="no", time_s=3.0))
-    before = read_status(folder.path)
+    before = archive.read_status(folder.path)
     (folder.path / "status.json").write_bytes(b"")
-    after = read_status(folder.path)
+    after = archive.read_status(folder.path)
     assert after.state == ("interrupted" if state == "running" else state)
     for name in ("step", "total", "prompt", "seed", "method", "best_step", "best_score", "preview", "run"):
         assert getattr(after, name) == getattr(before, name), name
@@ -196,11 +189,11 @@ def test_a_checkpoint_that_is_not_the_run_s_is_passed_over_and_said(run: Path, t
         data = bytearray(newest.read_bytes())
         data[-1] ^= 0x40
         newest.write_bytes(data)
-    search = find_checkpoint(run)
+    search = archive.find_checkpoint(run)
     assert search.checkpoint is not None and search.checkpoint.step == 4
     assert len(search.passed_over) == 1 and "step 6" in search.reasons
     assert resume(run, "--more", "1") == OK
-    told = list(replay_events(run))
+    told = list(archive.replay_events(run))
     assert steps_of(told) == wanted_steps(7)
     assert any(isinstance(event, Warned) and "step 6 was passed over" in event.message for event in told)
 
@@ -212,7 +205,7 @@ def test_a_checkpoint_that_is_not_the_run_s_is_passed_over_and_said(run: Path, t
 def test_a_seal_is_checked_to_its_last_value(run: Path, change: dict[str, Any]) -> None:
     seal = run / "checkpoints/000006.json"
     seal.write_text(json.dumps({**json.loads(seal.read_text()), **change}))
-    checkpoint = find_checkpoint(run).checkpoint
+    checkpoint = archive.find_checkpoint(run).checkpoint
     assert checkpoint is not None and checkpoint.step == 4
 
 
@@ -221,7 +214,7 @@ def test_a_run_begins_anew_only_when_it_is_asked_to(run: Path, capsys: pytest.Ca
     if damage == "another grid":
         path = run / "preset.resolved.yaml"
         path.write_text(path.read_text().replace("guidance_scale: ", "guidance_scale: 1"))
-        assert read_preset(run).guidance_scale != PRESET.guidance_scale
+        assert archive.read_preset(run).guidance_scale != PRESET.guidance_scale
     for path in (run / "checkpoints").iterdir():
         if damage == "gone":
             path.unlink()
@@ -233,7 +226,7 @@ def test_a_run_begins_anew_only_when_it_is_asked_to(run: Path, capsys: pytest.Ca
     assert "--from-start" in told and run.name in told and ("guidance_scale" in told) == (damage == "another grid")
     assert snapshot(run) == before, "nothing is touched"
     assert resume(run, "--more", "1", "--from-start") == OK
-    assert steps_of(list(replay_events(run))) == wanted_steps(7)
+    assert steps_of(list(archive.replay_events(run))) == wanted_steps(7)
 
 
 def test_a_run_that_never_had_a_checkpoint_begins_anew_and_says_so(root: Path) -> None:
@@ -242,14 +235,14 @@ def test_a_run_that_never_had_a_checkpoint_begins_anew_and_says_so(root: Path) -
             folder.write(event)
     assert require_checkpoint(folder.path)[0] is None
     assert resume(folder.path) == OK
-    assert any(isinstance(e, Warned) and "begins anew" in e.message for e in replay_events(folder.path))
+    assert any(isinstance(e, Warned) and "begins anew" in e.message for e in archive.replay_events(folder.path))
 
 
 def test_seals_of_the_version_before_are_believed(run: Path) -> None:
     seal = run / "checkpoints/000006.json"
     record = json.loads(seal.read_text())
     seal.write_text(json.dumps({"schema": 2, **{name: record[name] for name in ("step", "time_s", "values")}}))
-    checkpoint = latest_checkpoint(run)
+    checkpoint = archive.latest_checkpoint(run)
     assert checkpoint is not None and checkpoint.step == 6 and checkpoint.values == record["values"]
 
 
@@ -267,7 +260,7 @@ def test_a_resume_that_cannot_begin_leaves_the_run_as_it_was(run: Path) -> None:
     after = snapshot(run)
     assert "size mismatch" in after.pop("log.txt").decode()
     assert after == {name: data for name, data in before.items() if name != "log.txt"}
-    assert read_status(run).state == "finished"
+    assert archive.read_status(run).state == "finished"
 
 
 def test_the_worker_too_leaves_such_a_run_as_it_was(run: Path) -> None:
@@ -290,9 +283,9 @@ def test_a_resume_that_was_taken_out_of_the_queue_leaves_the_run_as_it_was(run: 
     worker._device.acquire()  # nothing starts
     worker.submit(OTHER)
     worker.extend(run.name, 2)
-    assert read_status(run).state == "queued"
+    assert archive.read_status(run).state == "queued"
     worker.stop(run.name)
-    assert read_status(run).state == "finished" and read_preset(run).total_steps == 6
+    assert archive.read_status(run).state == "finished" and archive.read_preset(run).total_steps == 6
     last = worker.events_since(run.name)[-1]
     assert isinstance(last, Finished) and last.reason == "stopped"
     worker._device.release()
@@ -340,14 +333,14 @@ def test_a_line_that_is_no_event_is_skipped(run: Path, line: bytes) -> None:
         parse_event_line(line)
     path = run / "events.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    whole = list(replay_events(run, images=False))
+    whole = list(archive.replay_events(run, images=False))
     path.write_bytes(b"".join([*lines[:3], line, *lines[3:], line]))
-    *events, warning = replay_events(run, images=False)
+    *events, warning = archive.replay_events(run, images=False)
     assert events == whole
     assert isinstance(warning, Warned) and "2 lines skipped, the first at events.jsonl:4" in warning.message
     assert str(run) not in warning.message
     assert resume(run, "--more", "1") == OK
-    assert steps_of(list(replay_events(run))) == wanted_steps(7)
+    assert steps_of(list(archive.replay_events(run))) == wanted_steps(7)
 
 
 def test_every_event_of_a_run_is_read_back(run: Path) -> None:
@@ -363,7 +356,7 @@ def test_a_live_change_that_cannot_be_made_again_is_skipped_and_said(root: Path)
         folder.write(LiveChanged(step=2, values={"seed": 9}))
         folder.write(LiveChanged(step=2, values={"guidance_scale": -5}))
     assert resume(folder.path) == OK
-    told = list(replay_events(folder.path))
+    told = list(archive.replay_events(folder.path))
     (note,) = [event.message for event in told if isinstance(event, Warned) and "live change" in event.message]
     assert "seed cannot change" in note and "guidance_scale" in note
     assert steps_of(told) == wanted_steps(6)
@@ -381,8 +374,8 @@ def test_links_are_not_followed(run: Path, tmp_path: Path, name: str, capsys: py
     assert resume(run, "--more", "1") in (MISSING,)
     told = capsys.readouterr().err
     assert "is a link, which is not followed" in told or "no plain file" in told
-    list_runs(run.parent)
-    list(replay_events(run))
+    archive.list_runs(run.parent)
+    list(archive.replay_events(run))
     assert (snapshot(outside) if outside.is_dir() else outside.read_bytes()) == before
 
 
@@ -395,8 +388,8 @@ def test_a_zip_holds_nothing_from_outside(run: Path, tmp_path: Path) -> None:
     (run / "public/exports/key.txt").symlink_to(tmp_path / "secret/key.txt")
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(tmp_path / "secret/key.txt")
-    with zipfile.ZipFile(write_zip(run, tmp_path / "run.zip")) as archive:
-        assert not [name for name in archive.namelist() if b"secret" in archive.read(name)]
+    with zipfile.ZipFile(write_zip(run, tmp_path / "run.zip")) as packed:
+        assert not [name for name in packed.namelist() if b"secret" in packed.read(name)]
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling link", "link", "empty", "half"])
@@ -443,7 +436,7 @@ def test_a_missing_folder_is_made_again(run: Path, part: str) -> None:
 def test_an_endless_run_id_is_refused_in_words(root: Path, length: int, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = f"20260101-000000_{'a' * length}_s0_00000000"
     with pytest.raises(StoreError, match="no run '20260101-000000_aaa"):
-        find_run(run_id, root)
+        archive.find_run(run_id, root)
     assert main(["resume", run_id]) == 2 and "no run" in capsys.readouterr().err
 
 
@@ -453,7 +446,7 @@ def test_a_damaged_preview_is_counted_as_missing(run: Path, content: bytes) -> N
     path.write_bytes(content)
     with pytest.raises(StoreError, match="no picture of views"):
         decode_views(path)
-    events = list(replay_events(run))
+    events = list(archive.replay_events(run))
     assert [bool(event.images) for event in events if isinstance(event, Previewed)] == [True, False, True]
     assert isinstance(events[-1], Warned) and "1 preview files are missing" in events[-1].message
 
@@ -461,4 +454,4 @@ def test_a_damaged_preview_is_counted_as_missing(run: Path, content: bytes) -> N
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_said_in_words(run: Path) -> None:
     (run / "status.json").chmod(0)
-    assert read_status(run).state == "finished"
+    assert archive.read_status(run).state == "finished"

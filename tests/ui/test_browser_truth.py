@@ -19,18 +19,7 @@ from psd.distillation.events import Meshed
 from psd.geometry.mesh import Mesh
 from psd.runs.store.archive import read_status
 from psd.runs.store.folder import RunFolder
-from tests.support.browsing import (
-    LOWER,
-    PATIENCE_MS,
-    UPPER,
-    expect_colours_in_the_viewer,
-    expect_state,
-    open_tab,
-    press,
-    run_steps,
-    scripted,
-    serve,
-)
+from tests.support import browsing
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SMALL = trimesh.creation.uv_sphere(0.5, count=[12, 12])
@@ -46,7 +35,7 @@ class Recolour:
 
     def export(self, folder: Path, *, threshold: float, faces: int, texture: bool, kept: str) -> None:
         self.made += 1
-        upper, lower = (LOWER, UPPER) if self.made % 2 else (UPPER, LOWER)
+        upper, lower = (browsing.LOWER, browsing.UPPER) if self.made % 2 else (browsing.UPPER, browsing.LOWER)
         mesh = Mesh(
             vertices=np.asarray(SMALL.vertices, np.float32),
             faces=np.asarray(SMALL.faces, np.int32),
@@ -63,7 +52,7 @@ class Recolour:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     recolour = Recolour()
-    yield from serve(scripted, tmp_path_factory.mktemp("runs"), lambda: recolour)
+    yield from browsing.serve(browsing.scripted, tmp_path_factory.mktemp("runs"), lambda: recolour)
 
 
 def number_of(page: Page, control: str) -> Locator:
@@ -76,13 +65,13 @@ def type_number(field: Locator, value: str) -> None:
 
 
 def expect_preset(page: Page, name: str) -> None:
-    expect(page.locator("#preset input")).to_have_value(name, timeout=PATIENCE_MS)
+    expect(page.locator("#preset input")).to_have_value(name, timeout=browsing.PATIENCE_MS)
 
 
 def expect_film_of(page: Page, grey: int) -> None:
     """The film plays frames of this grey."""
     film = page.locator("#film video")
-    for _ in range(PATIENCE_MS // 500):
+    for _ in range(browsing.PATIENCE_MS // 500):
         pixels = np.asarray(Image.open(BytesIO(film.screenshot())).convert("L")).astype(int)
         middle = pixels[pixels.shape[0] // 3, pixels.shape[1] // 2]
         if abs(middle - grey) < 12:
@@ -101,105 +90,107 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     for keys, expected in (("Control+V", "Not yet a caption"), ("Control+X", "")):
         prompt.press("Control+A")
         prompt.press(keys)
-        expect(hint).to_contain_text(expected, timeout=PATIENCE_MS)
-    expect(hint.locator(".note")).to_have_count(0, timeout=PATIENCE_MS)
+        expect(hint).to_contain_text(expected, timeout=browsing.PATIENCE_MS)
+    expect(hint.locator(".note")).to_have_count(0, timeout=browsing.PATIENCE_MS)
     prompt.fill("a red mug")
 
     # What is typed stays, within what the field allows and beyond; what cannot be is refused by its key.
     expect_preset(page, "tiny")
-    press(page.get_by_role("button", name="Guidance"))
+    browsing.press(page.get_by_role("button", name="Guidance"))
     guidance = number_of(page, "control-guidance_scale")
-    expect(guidance).to_be_visible(timeout=PATIENCE_MS)
+    expect(guidance).to_be_visible(timeout=browsing.PATIENCE_MS)
     page.wait_for_timeout(500)  # its value is set once more as it comes onto the page
     assert guidance.get_attribute("max") == "200"
     seed = page.locator("#control-seed input[type=number]")
     for field, value, key in ((guidance, "500", "guidance_scale"), (seed, "3.7", "seed")):
         before = field.input_value()
         type_number(field, value)
-        press(page.locator("#run"))
-        expect(problem).to_contain_text(f"{key}={value}", timeout=PATIENCE_MS)
+        browsing.press(page.locator("#run"))
+        expect(problem).to_contain_text(f"{key}={value}", timeout=browsing.PATIENCE_MS)
         expect(field).to_have_value(value)
         type_number(field, before)
-    press(page.get_by_role("button", name="Machine"))
+    browsing.press(page.get_by_role("button", name="Machine"))
     type_number(page.locator("#control-threads input[type=number]"), "50")
     expect_preset(page, "own (from tiny, 1 value differs)")
     expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
 
     # A text changes what it names and nothing else.
-    press(page.get_by_role("button", name="Preset as text, commands"))
+    browsing.press(page.get_by_role("button", name="Preset as text, commands"))
     editor = page.locator("#share-yaml .cm-content")
     editor.click()
     page.keyboard.insert_text("kappa: 3\nscene.grid_size: 48")
     page.wait_for_timeout(500)  # the editor hands its text on a moment later
-    press(page.locator("#share-apply"))
-    expect(page.locator("#share-message")).to_have_text("Changed: kappa, scene.grid_size.", timeout=PATIENCE_MS)
+    browsing.press(page.locator("#share-apply"))
+    expect(page.locator("#share-message")).to_have_text(
+        "Changed: kappa, scene.grid_size.", timeout=browsing.PATIENCE_MS
+    )
     expect_preset(page, "own (from tiny, 3 values differ)")
     expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
     expect(guidance).to_have_value("4")
 
     # The run goes by these values; a reset is a move like any other, on it too.
-    run_steps(page, 2000)
-    expect_state(page, "Running")
+    browsing.run_steps(page, 2000)
+    browsing.expect_state(page, "Running")
     type_number(guidance, "12")
     log = page.locator("#log textarea")
-    open_tab(page, "Log")
-    expect(log).to_have_value(re.compile(r"guidance_scale = 12"), timeout=PATIENCE_MS)
-    press(page.locator("#control-guidance_scale .reset-button"))
+    browsing.open_tab(page, "Log")
+    expect(log).to_have_value(re.compile(r"guidance_scale = 12"), timeout=browsing.PATIENCE_MS)
+    browsing.press(page.locator("#control-guidance_scale .reset-button"))
     expect(guidance).to_have_value("4")
-    expect(log).to_have_value(re.compile(r"guidance_scale = 12(.|\n)*guidance_scale = 4"), timeout=PATIENCE_MS)
+    expect(log).to_have_value(re.compile(r"guidance_scale = 12(.|\n)*guidance_scale = 4"), timeout=browsing.PATIENCE_MS)
     type_number(guidance, "-3")
-    expect(page.get_by_text("guidance_scale=-3")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text("guidance_scale=-3")).to_be_visible(timeout=browsing.PATIENCE_MS)
 
     # Another look at the run finds its values and its preset's name.
-    press(page.locator("#stop"))
-    expect_state(page, "Stopped")
+    browsing.press(page.locator("#stop"))
+    browsing.expect_state(page, "Stopped")
     page.reload()
     expect_preset(page, "own (from tiny, 4 values differ)")
     expect(page.locator("#control-steps input[type=number]")).to_have_value("2000")
 
     # Downloads carry the prompt's name; a zip comes with its click, and a refusal floats above the page.
-    open_tab(page, "Mesh")
+    browsing.open_tab(page, "Mesh")
     for name, file in (("Download GLB", "a-red-mug.glb"), ("Download STL", "a-red-mug.stl"), ("Mesh ready", ".glb")):
-        with page.expect_download(timeout=PATIENCE_MS) as download:
+        with page.expect_download(timeout=browsing.PATIENCE_MS) as download:
             page.get_by_role("link", name=name).press("Enter")
         assert download.value.suggested_filename.endswith(file)
     assert download.value.suggested_filename == "a-red-mug.glb"
-    open_tab(page, "Runs")
-    with page.expect_download(timeout=PATIENCE_MS) as download:
-        press(page.locator("#runs button[data-act=zip]").first)
+    browsing.open_tab(page, "Runs")
+    with page.expect_download(timeout=browsing.PATIENCE_MS) as download:
+        browsing.press(page.locator("#runs button[data-act=zip]").first)
     assert re.fullmatch(r"[\d-]+_a-red-mug_s0_[0-9a-f]{8}\.zip", download.value.suggested_filename)
     other = open_page(address)
     other.on("dialog", lambda dialog: dialog.accept())
-    open_tab(other, "Runs")
-    press(other.locator("#runs button[data-act=delete]").last)
-    expect(other.get_by_text("another browser")).to_be_visible(timeout=PATIENCE_MS)
+    browsing.open_tab(other, "Runs")
+    browsing.press(other.locator("#runs button[data-act=delete]").last)
+    expect(other.get_by_text("another browser")).to_be_visible(timeout=browsing.PATIENCE_MS)
     expect(other.get_by_text("another browser")).to_be_in_viewport()
 
 
 def test_a_mesh_made_again_is_the_mesh_that_is_seen(open_page: Callable[..., Page], address: str) -> None:
     page = open_page(address)
-    run_steps(page, 3)
-    expect_state(page, "Finished")
-    open_tab(page, "Mesh")
-    expect_colours_in_the_viewer(page, UPPER, LOWER, off=45)
+    browsing.run_steps(page, 3)
+    browsing.expect_state(page, "Finished")
+    browsing.open_tab(page, "Mesh")
+    browsing.expect_colours_in_the_viewer(page, browsing.UPPER, browsing.LOWER, off=45)
     ends = page.locator("#threshold .min_value, #threshold .max_value")
-    expect(ends).to_have_text(["2.5", "40"], timeout=PATIENCE_MS)
+    expect(ends).to_have_text(["2.5", "40"], timeout=browsing.PATIENCE_MS)
     facts, threshold = page.locator("#facts"), number_of(page, "threshold")
     for made, density in ((1, "5"), (2, "7")):
         type_number(threshold, density)
-        press(page.locator("#remesh-button"))
-        expect(facts).to_contain_text(str(300 + made), timeout=PATIENCE_MS)
-        colours = (LOWER, UPPER) if made % 2 else (UPPER, LOWER)
-        expect_colours_in_the_viewer(page, *colours, off=45)
+        browsing.press(page.locator("#remesh-button"))
+        expect(facts).to_contain_text(str(300 + made), timeout=browsing.PATIENCE_MS)
+        colours = (browsing.LOWER, browsing.UPPER) if made % 2 else (browsing.UPPER, browsing.LOWER)
+        browsing.expect_colours_in_the_viewer(page, *colours, off=45)
         expect_film_of(page, 60 * made)
     type_number(threshold, "6")
-    press(page.locator("#remesh-button"))
-    expect(facts).to_contain_text("303", timeout=PATIENCE_MS)
+    browsing.press(page.locator("#remesh-button"))
+    expect(facts).to_contain_text("303", timeout=browsing.PATIENCE_MS)
 
     # After a reload too, with the choices that made it, and the range of the run's own mesh.
     page.reload()
-    open_tab(page, "Mesh")
-    expect_colours_in_the_viewer(page, LOWER, UPPER, off=45)
+    browsing.open_tab(page, "Mesh")
+    browsing.expect_colours_in_the_viewer(page, browsing.LOWER, browsing.UPPER, off=45)
     expect_film_of(page, 180)
     expect(facts).to_contain_text("303")
     expect(threshold).to_have_value("6")
@@ -211,10 +202,10 @@ def test_compared_runs_have_one_name_one_place_and_one_colour(open_page: Callabl
     page = open_page(address)
     field = page.locator("#control-steps input[type=number]")
     type_number(field, "3")
-    open_tab(page, "Compare")
-    press(page.locator("#compare-button"))
+    browsing.open_tab(page, "Compare")
+    browsing.press(page.locator("#compare-button"))
     table = page.locator("#compare-scores tbody")
-    expect(table).to_contain_text(re.compile("Finished.*Finished", re.DOTALL), timeout=PATIENCE_MS)
+    expect(table).to_contain_text(re.compile("Finished.*Finished", re.DOTALL), timeout=browsing.PATIENCE_MS)
     page.wait_for_timeout(1500)
     looks = page.evaluate("""() => {
         const line = (item) => getComputedStyle(item.querySelector('.swatch line')).stroke
@@ -232,16 +223,16 @@ def test_the_preset_of_a_run_is_not_the_page_s_first(open_page: Callable[..., Pa
     """A run that was made elsewhere from another preset."""
     folder = RunFolder.create(Preset.load("mvdream", {"prompt": "a red mug", "kappa": 2.0}), tmp_path)
     folder.close()
-    served = serve(scripted, tmp_path)
+    served = browsing.serve(browsing.scripted, tmp_path)
     page = open_page(f"{next(served)}?run={folder.id}")
     expect_preset(page, "own (from mvdream, 1 value differs)")
-    press(page.get_by_role("button", name="Guidance"))
+    browsing.press(page.get_by_role("button", name="Guidance"))
     guidance = number_of(page, "control-guidance_scale")
     start = f"{Preset.load('mvdream').guidance_scale:g}"
-    expect(guidance).to_have_value(start, timeout=PATIENCE_MS)
+    expect(guidance).to_have_value(start, timeout=browsing.PATIENCE_MS)
     type_number(guidance, "60")
     expect_preset(page, "own (from mvdream, 2 values differ)")
-    press(page.locator("#control-guidance_scale .reset-button"))
+    browsing.press(page.locator("#control-guidance_scale .reset-button"))
     expect(guidance).to_have_value(start)
     expect_preset(page, "own (from mvdream, 1 value differs)")
     next(served, None)

@@ -14,20 +14,7 @@ import pytest
 from psd.__main__ import make_parser, resolve_preset
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
-from psd.distillation.events import (
-    Event,
-    Failed,
-    Finished,
-    LiveChanged,
-    Meshed,
-    NegativeUpdated,
-    Previewed,
-    Started,
-    Stepped,
-    Warned,
-    from_json,
-    to_json,
-)
+from psd.distillation import events
 from psd.embedded.captions import grammar
 from psd.geometry.export import FRAMES
 from psd.runs.jobs.worker import Worker
@@ -50,25 +37,29 @@ from psd.ui.tabs.negative import negative_charts, tokens_table
 from psd.ui.tabs.runs import runs_table
 from tests.support.fake_run import fake_run, views
 
-STORY: list[Event] = [
-    Started(step=0, preset={"prompt": "a red mug"}, total_steps=4, views=4, environment={}, notes=("cpu",)),
-    Previewed(step=0, images={"rgb": views(0)}, rewards={"reward/r": [1.0, 3.0]}, file="public/previews/000000.jpg"),
-    Stepped(step=1, t=900, metrics={"loss/tv": 0.1, "pair/gap": 0.2}, time_s=2.0),
-    Stepped(step=2, t=800, metrics={"reward/r": 4.0, "judge/j": 5.0}, time_s=4.0),
-    NegativeUpdated(
+STORY: list[events.Event] = [
+    events.Started(step=0, preset={"prompt": "a red mug"}, total_steps=4, views=4, environment={}, notes=("cpu",)),
+    events.Previewed(
+        step=0, images={"rgb": views(0)}, rewards={"reward/r": [1.0, 3.0]}, file="public/previews/000000.jpg"
+    ),
+    events.Stepped(step=1, t=900, metrics={"loss/tv": 0.1, "pair/gap": 0.2}, time_s=2.0),
+    events.Stepped(step=2, t=800, metrics={"reward/r": 4.0, "judge/j": 5.0}, time_s=4.0),
+    events.NegativeUpdated(
         step=2, tokens=("low",), drift=(0.5,), nearest=("red",), metrics={"negative/drift": 0.5}, time_s=4.0
     ),
-    Previewed(step=2, images={"rgb": views(2)}, rewards={"reward/r": [4.0, 4.0]}, file="public/previews/000002.jpg"),
-    LiveChanged(step=2, values={"guidance_scale": 6.0}),
-    Warned(step=2, message="a warning"),
-    Meshed(step=2, mesh=None, turntable=views(1), statistics={"faces": 1234}, file="public/exports/mesh.glb"),
-    Finished(step=2, reason="stopped", scores={"judge/j": 5.0}, time_s=5.0),
+    events.Previewed(
+        step=2, images={"rgb": views(2)}, rewards={"reward/r": [4.0, 4.0]}, file="public/previews/000002.jpg"
+    ),
+    events.LiveChanged(step=2, values={"guidance_scale": 6.0}),
+    events.Warned(step=2, message="a warning"),
+    events.Meshed(step=2, mesh=None, turntable=views(1), statistics={"faces": 1234}, file="public/exports/mesh.glb"),
+    events.Finished(step=2, reason="stopped", scores={"judge/j": 5.0}, time_s=5.0),
 ]
 
 
-def told(events: list[Event]) -> View:
+def told(happened: list[events.Event]) -> View:
     view = View()
-    for event in events:
+    for event in happened:
         view = fold_event(view, event)
     return view
 
@@ -101,7 +92,9 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
     names = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
     for metric, name in names.items():
         values = [1.0, 0.0, 0.0]
-        view = told([*STORY[:1], *(Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))])
+        view = told(
+            [*STORY[:1], *(events.Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))]
+        )
         assert [value for _, value in view.curves[name].points()] == pytest.approx([1.0, 0.95, 0.9025])
         assert metric not in view.curves
         said = {"winner/first": "first one <b>", "winner/half_agrees": "half the views agree"}
@@ -109,15 +102,15 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
 
 
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
-    view = told([*STORY[:4], Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
+    view = told([*STORY[:4], events.Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
     shown = status.status_html(Page(WatchedRun("run", state="failed", view=view)))
     assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
 
 
 def test_a_failure_tells_what_was_tried_before_it() -> None:
-    warned = Warned(step=2, message="Out of memory: going on with views = 1.")
-    view = told([*STORY[:3], warned, Failed(step=3, message="Out of memory.", cure="Use fewer views.")])
+    warned = events.Warned(step=2, message="Out of memory: going on with views = 1.")
+    view = told([*STORY[:3], warned, events.Failed(step=3, message="Out of memory.", cure="Use fewer views.")])
     shown = status.trouble_html(WatchedRun("run", state="failed", view=view))
     assert "Out of memory. Use fewer views." in shown and "going on with views = 1" in shown
 
@@ -132,7 +125,7 @@ def test_buttons_that_are_off_say_why() -> None:
 
 def test_a_view_from_json_lines_is_the_live_view() -> None:
     """What was shown live is shown again after a restart: arrays are no part of a view."""
-    assert told([from_json(to_json(event)) for event in STORY]) == told(STORY)
+    assert told([events.from_json(events.to_json(event)) for event in STORY]) == told(STORY)
 
 
 def test_a_view_holds_no_array() -> None:
@@ -291,7 +284,7 @@ def test_what_people_typed_is_never_markup(show: Callable[[WatchedRun], str], tm
     exports.mkdir(parents=True)
     for name in mesh.DOWNLOADS:
         (exports / name).touch()
-    view = told([*STORY[:-1], Failed(step=2, message=HOSTILE, cure=HOSTILE)])
+    view = told([*STORY[:-1], events.Failed(step=2, message=HOSTILE, cure=HOSTILE)])
     shown = show(WatchedRun("id", tmp_path, state="failed", prompt=HOSTILE, view=view))
     assert "<img src=x" not in shown and 'onerror="' not in shown
 
@@ -308,7 +301,7 @@ def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
 
 
 def test_tokens_and_notes_are_escaped() -> None:
-    view = fold_event(View(), NegativeUpdated(step=1, tokens=("<s>",), drift=(0.1,), nearest=("<b>",)))
+    view = fold_event(View(), events.NegativeUpdated(step=1, tokens=("<s>",), drift=(0.1,), nearest=("<b>",)))
     assert "<s>" not in tokens_table(view) and "&lt;s&gt;" in tokens_table(view)
     assert "<s>" not in negative_charts(view)
     assert "<img" not in html.note_html(HOSTILE)
@@ -323,8 +316,10 @@ def test_each_view_of_a_preview_has_its_square() -> None:
 
 def test_the_worst_view_is_outlined_and_named() -> None:
     preset = {"rewards": {"r": 2.0}}
-    view = told([Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
-    view = fold_event(view, Previewed(step=2, images={}, rewards={"reward/r": [3.0, 1.0, 2.0, 4.0]}, file="a.jpg"))
+    view = told([events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
+    view = fold_event(
+        view, events.Previewed(step=2, images={}, rewards={"reward/r": [3.0, 1.0, 2.0, 4.0]}, file="a.jpg")
+    )
     assert view.previews.last and tabs_live.view_scores(WatchedRun(view=view), view.previews.last) == [
         6.0,
         2.0,
@@ -336,7 +331,7 @@ def test_the_worst_view_is_outlined_and_named() -> None:
 
 
 def test_series_differ_in_colour_and_in_dash() -> None:
-    view = fold_event(View(), Stepped(step=1, t=1, metrics={f"reward/{i}": 1.0 for i in range(6)}))
+    view = fold_event(View(), events.Stepped(step=1, t=1, metrics={f"reward/{i}": 1.0 for i in range(6)}))
     shown = line_chart("t", "u", view.curves, steps=4)
     colours = re.findall(r'<polyline [^>]*stroke="(#\w+)" stroke-dasharray="([^"]*)"', shown)
     assert len({colour for colour, _ in colours}) == len({dash for _, dash in colours}) == 6
@@ -362,15 +357,15 @@ def test_a_long_run_draws_at_most_600_points_a_series() -> None:
     view = View(total_steps=3000)
     for step in range(1, 3001):
         metrics = {"pair/ratio": step % 7 / 7, "judge/j": float(step), "reward/r": -float(step)}
-        view = fold_event(view, Stepped(step=step, t=1, metrics=metrics))
+        view = fold_event(view, events.Stepped(step=step, t=1, metrics=metrics))
     series = re.findall(r'<polyline points="([^"]*)"', curves_html(view))
     assert max(len(points.split()) for points in series) <= 600 and len(series) > 4
 
 
 def test_moments_are_thinned_evenly_and_keep_the_newest() -> None:
-    moments: ThinnedEvents[Previewed] = ThinnedEvents()
+    moments: ThinnedEvents[events.Previewed] = ThinnedEvents()
     for step in range(1, 1001):
-        moments = moments.add_newest(Previewed(step=step, images={}))
+        moments = moments.add_newest(events.Previewed(step=step, images={}))
         assert moments.last and moments.last.step == step and len(moments.items) <= MOMENTS + 1
     strides = {b.step - a.step for a, b in zip(moments.items[:-2], moments.items[1:-1], strict=True)}
     assert strides == {moments.stride} and moments.items[0].step == 1
@@ -380,7 +375,7 @@ def test_moments_are_thinned_evenly_and_keep_the_newest() -> None:
 
 
 def test_a_resumed_run_forgets_what_came_after_its_checkpoint() -> None:
-    again = Started(step=1, preset={}, total_steps=9, views=4, environment={})
+    again = events.Started(step=1, preset={}, total_steps=9, views=4, environment={})
     view = fold_event(told(STORY), again)
     assert (view.step, view.total_steps, view.reason) == (1, 9, "")
     assert list(view.curves["reward/r"].points()) == [(0, 2.0)] and not view.changes
@@ -388,10 +383,12 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint() -> None:
 
 
 def test_the_weighted_reward_follows_live_weights() -> None:
-    start = Started(step=0, preset={"rewards": {"a": 1.0, "b": 2.0}}, total_steps=4, views=4, environment={})
-    view = fold_event(fold_event(View(), start), Stepped(step=1, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
-    view = fold_event(view, LiveChanged(step=1, values={"rewards": {"a": 0.0, "b": 1.0}}))
-    view = fold_event(view, Stepped(step=2, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
+    start = events.Started(step=0, preset={"rewards": {"a": 1.0, "b": 2.0}}, total_steps=4, views=4, environment={})
+    view = fold_event(
+        fold_event(View(), start), events.Stepped(step=1, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0})
+    )
+    view = fold_event(view, events.LiveChanged(step=1, values={"rewards": {"a": 0.0, "b": 1.0}}))
+    view = fold_event(view, events.Stepped(step=2, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
     assert list(view.curves["weighted/reward"].points()) == [(1, 13.0), (2, 5.0)]
 
 
@@ -402,7 +399,7 @@ def test_heat_goes_from_dark_to_light() -> None:
 
 def run_of(run_id: str, judge: float, consistency: float, **values: object) -> WatchedRun:
     metrics = {"judge/j": judge, "image/view_consistency": consistency}
-    view = fold_event(View(total_steps=10), Stepped(step=5, t=1, metrics=metrics))
+    view = fold_event(View(total_steps=10), events.Stepped(step=5, t=1, metrics=metrics))
     return WatchedRun(run_id, Path("x"), "stopped", method="psd", seed=1, view=view)
 
 
@@ -477,7 +474,7 @@ def test_the_difference_is_what_differs() -> None:
 
 
 def test_padding_shares_a_row() -> None:
-    padded = NegativeUpdated(step=1, tokens=("low", "_", "_"), drift=(0.1, 0.3, 0.4), nearest=("low", "a", "a"))
+    padded = events.NegativeUpdated(step=1, tokens=("low", "_", "_"), drift=(0.1, 0.3, 0.4), nearest=("low", "a", "a"))
     shown = tokens_table(fold_event(View(), padded))
     assert shown.count("<tr><th scope=row>") == 2 and "_ × 2" in shown and "0.3536" in shown
 
@@ -593,9 +590,9 @@ def test_a_number_beside_the_preset_s_is_refused_by_name_value_and_bounds(value:
 
 
 def test_the_threshold_s_range_is_the_runs_own_whatever_is_made_again() -> None:
-    def meshed(threshold: float, faces: int) -> Meshed:
+    def meshed(threshold: float, faces: int) -> events.Meshed:
         facts = {"threshold": threshold, "faces": faces, "textured": faces > 500}
-        return Meshed(step=4, mesh=None, statistics=facts, file="public/exports/mesh.glb")
+        return events.Meshed(step=4, mesh=None, statistics=facts, file="public/exports/mesh.glb")
 
     view = told([*STORY[:1], meshed(8.0, 300), meshed(2.0, 1234)])
     slider, faces, texture, scene, _ = mesh._update_choices(Page(WatchedRun("r", view=view)))

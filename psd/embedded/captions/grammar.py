@@ -20,18 +20,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-COLOURS: dict[str, tuple[float, float, float]] = {  # sRGB in [0, 1]
-    "red": (0.86, 0.09, 0.10),
-    "orange": (0.98, 0.50, 0.04),
-    "yellow": (0.98, 0.88, 0.10),
-    "green": (0.12, 0.62, 0.18),
-    "blue": (0.10, 0.27, 0.88),
-    "purple": (0.48, 0.13, 0.70),
-    "pink": (0.99, 0.54, 0.74),
-    "brown": (0.43, 0.25, 0.11),
-    "white": (0.96, 0.96, 0.96),
-    "black": (0.12, 0.12, 0.12),
-}
+from psd.embedded.colours import COLOURS
+
 ROUND_PRIMITIVES = ("sphere", "cone", "cylinder", "torus", "capsule")
 FLAT_PRIMITIVES = ("cube", "pyramid", "diamond", "prism", "star")  # too flat for a highlight: never glossy
 PRIMITIVES = ROUND_PRIMITIVES + FLAT_PRIMITIVES

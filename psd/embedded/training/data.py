@@ -23,7 +23,8 @@ from psd.embedded.captions.grammar import LOW_QUALITY, Caption
 from psd.embedded.captions.lists import sample_training_captions
 from psd.embedded.degrade import degrade_views
 from psd.embedded.objects.assemble import build_shape
-from psd.embedded.render import pick_background, pick_light, render_shapes
+from psd.embedded.render import main_colours, render_shapes
+from psd.embedded.surroundings import sample_background, sample_light
 from psd.geometry.cameras import Cameras, mvdream_condition, sample_orbits
 from psd.runtime.process_pool import map_unordered
 
@@ -94,8 +95,10 @@ def render_samples(captions: Sequence[Caption], indices: Sequence[int], size: in
         )
         for generator in generators
     ]
-    light = torch.cat([pick_light(orbit, generator) for orbit, generator in zip(orbits, generators, strict=True)])
-    backgrounds = [pick_background(shape, generator) for shape, generator in zip(shapes, generators, strict=True)]
+    light = torch.cat([sample_light(orbit, generator) for orbit, generator in zip(orbits, generators, strict=True)])
+    backgrounds = [
+        sample_background(main_colours(shape), generator) for shape, generator in zip(shapes, generators, strict=True)
+    ]
     cameras = Cameras(**{name: torch.cat([getattr(orbit, name) for orbit in orbits]) for name in vars(orbits[0])})
     views = render_shapes(shapes, cameras, size, light=light, background=torch.stack(backgrounds))
     samples = []

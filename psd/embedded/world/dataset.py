@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from psd.embedded import degrade
+from psd.embedded.surroundings import sample_background, sample_light
 from psd.embedded.training import data
 from psd.embedded.world.assemble import assemble_object
 from psd.embedded.world.caption_lists import sample_training_captions
 from psd.embedded.world.collection import Collection, find_collection
 from psd.embedded.world.grammar import LOW_QUALITY, Caption
-from psd.embedded.world.picture import render_bodies, sample_background, sample_light
+from psd.embedded.world.picture import main_colours, render_bodies
 from psd.geometry.cameras import Cameras, mvdream_condition, sample_orbits
 
 BATCH = 8  # objects rendered together: more are no faster
@@ -58,7 +59,10 @@ def _render_batch(
         for generator in generators
     ]
     light = torch.cat([sample_light(orbit, generator) for orbit, generator in zip(orbits, generators, strict=True)])
-    background = torch.stack([sample_background(b, generator) for b, generator in zip(bodies, generators, strict=True)])
+    colours = map(main_colours, bodies)
+    background = torch.stack(
+        [sample_background(c, generator) for c, generator in zip(colours, generators, strict=True)]
+    )
     cameras = Cameras(**{name: torch.cat([getattr(orbit, name) for orbit in orbits]) for name in vars(orbits[0])})
     pictures = render_bodies(bodies, cameras, size, light=light, background=background)
     conditions = mvdream_condition(cameras)

@@ -10,19 +10,9 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from psd.embedded.colours import COLOURS
+
 WORLD = Path(__file__).resolve().parents[3] / "assets" / "world"
-COLOURS: dict[str, tuple[float, float, float]] = {  # sRGB in [0, 1]
-    "red": (0.86, 0.09, 0.10),
-    "orange": (0.98, 0.50, 0.04),
-    "yellow": (0.98, 0.88, 0.10),
-    "green": (0.12, 0.62, 0.18),
-    "blue": (0.10, 0.27, 0.88),
-    "purple": (0.48, 0.13, 0.70),
-    "pink": (0.99, 0.54, 0.74),
-    "brown": (0.43, 0.25, 0.11),
-    "white": (0.96, 0.96, 0.96),
-    "black": (0.12, 0.12, 0.12),
-}
 PRIMITIVES = ("sphere", "cone", "cylinder", "torus", "capsule", "cube", "pyramid", "diamond", "prism", "star")
 GALLERY, TILE, COLUMNS = WORLD / "kinds.jpg", 96, 24  # a picture of every kind: px along a side, pictures in a row
 FLAT_PRIMITIVES = ("cube", "cylinder", "prism")  # with a flat top, on which something can stand

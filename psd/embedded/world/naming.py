@@ -82,7 +82,9 @@ def main(args: argparse.Namespace) -> None:
     device = torch.device("cpu")
     captions = list_plain_captions()[: args.limit]
     iterations = json.loads((Path(args.prior) / "training.json").read_text(encoding="utf-8"))["iterations"]
-    named = measure_naming(load_prior(args.prior, device), load_judge(args.judge, device), captions, args.samples)
+    named = measure_naming(
+        load_prior(args.prior, device), load_judge(args.judge, device=device), captions, args.samples
+    )
     known = [text for text, count in named.items() if 2 * count >= args.samples]
     share = sum(named.values()) / (args.samples * len(named))
     print(f"{iterations} iterations: {len(known)} of {len(named)} kinds known, {share:.3f} of the samples named")

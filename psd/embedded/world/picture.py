@@ -21,14 +21,6 @@ from psd.geometry.cameras import Cameras
 
 AMBIENT, DIFFUSE, SKY = 0.62, 0.38, 0.05  # shares of the colour: always, facing the light, facing up
 WRAP = 0.35  # light reaches this far (a cosine) round to the dark side, so that it keeps some relief
-BACKGROUNDS = (
-    (1.0, 1.0, 1.0),
-    (0.85, 0.85, 0.85),
-    (0.5, 0.5, 0.5),
-    (0.25, 0.25, 0.25),
-    (0.75, 0.85, 0.97),
-    (0.8, 0.93, 0.8),
-)
 SAMPLES = 3  # along a side of a pixel
 
 
@@ -142,29 +134,9 @@ def _expand(start: Int[Tensor, " k"], stop: Int[Tensor, " k"]) -> tuple[Int[Tens
     return index, torch.arange(len(index)) - offset[index]
 
 
-def sample_light(cameras: Cameras, generator: torch.Generator | None) -> Float[Tensor, "b v 3"]:
-    """Unit directions to the light: for half the objects the camera's own, for the others one fixed direction, uniform
-    over the sphere, so that on average no side of an object is darker.  Without a generator always the camera's."""
-    to_camera = cameras.c2w[..., :3, 2]
-    if generator is None:
-        return to_camera
-    fixed = torch.nn.functional.normalize(torch.randn(cameras.groups, 1, 3, generator=generator), dim=-1)
-    from_camera = torch.rand(cameras.groups, 1, 1, generator=generator) < 0.5
-    return torch.where(from_camera, to_camera, fixed)
-
-
-def sample_background(body: Body, generator: torch.Generator | None) -> Float[Tensor, " 3"]:
-    """A plain colour that stands out from the object's main colours; without a generator the one that does so most."""
-    options = torch.tensor(BACKGROUNDS)
-    if generator is not None:
-        pale = 0.72 + 0.26 * torch.rand(2, 3, generator=generator)
-        options = torch.cat([options, pale])
+def main_colours(body: Body) -> Float[Tensor, "k 3"]:
+    """Those of the larger part of the surface: small ones (eyes, buttons) may come close to the background."""
     corner = body.vertices[body.faces]
     area = torch.linalg.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]).norm(dim=-1)
     share = torch.zeros(len(body.palette)).index_add_(0, body.face_palette, area) / area.sum()
-    # Small parts (eyes, buttons) may come close to the background.
-    contrast = torch.cdist(options, body.palette[share > min(0.15, float(share.max()) - 1e-6)]).amin(-1)
-    if generator is None:
-        return options[contrast.argmax()]
-    clear = torch.nonzero(contrast > min(0.33, float(contrast.max()) - 1e-6))[:, 0]
-    return options[clear[torch.randint(len(clear), (), generator=generator)]]
+    return body.palette[share > min(0.15, float(share.max()) - 1e-6)]

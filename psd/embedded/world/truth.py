@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd.embedded.surroundings import sample_background, sample_light
 from psd.embedded.world.assemble import assemble_object
 from psd.embedded.world.collection import Collection
 from psd.embedded.world.grammar import Caption
-from psd.embedded.world.picture import Pictures, render_bodies, sample_background, sample_light
+from psd.embedded.world.picture import Pictures, main_colours, render_bodies
 from psd.geometry.cameras import Cameras
 
 
@@ -31,5 +32,5 @@ def render_truth(
     if light is None:
         light = sample_light(cameras, generator)
     if background is None:
-        background = torch.stack([sample_background(body, generator) for body in bodies])
+        background = torch.stack([sample_background(main_colours(body), generator) for body in bodies])
     return render_bodies(bodies, cameras, size, light=light, background=background)

@@ -60,7 +60,7 @@ def measure_with_truth(
     found |= {"curve": score_curve(made, preset, caption, judges), **against_truth(sides, caption)}
     found["reward"] = weighted_reward(sides.shown, preset, caption) - weighted_reward(true.shown, preset, caption)
     for name in judges:
-        seen = judge_against_truth(load_judge(name, CPU), sides, caption, others)
+        seen = judge_against_truth(load_judge(name, device=CPU), sides, caption, others)
         found |= {f"{folder_name(name)}/{key}": value for key, value in seen.items()}
     return found | measure_preview(made, caption, sides)
 
@@ -92,7 +92,10 @@ def measure_without_truth(made: RecordedRun, preset: Preset, judges: Sequence[st
     """
     device, _ = choose_device(preset.device)
     dtype = choose_precision(preset.precision, device)
-    loaded = {name: load_judge(name, device, dtype, batch=preset.network_batch) for name in (*preset.rewards, *judges)}
+    loaded = {
+        name: load_judge(name, device=device, dtype=dtype, batch=preset.network_batch)
+        for name in (*preset.rewards, *judges)
+    }
 
     def raw_scores(pictures: UInt8[np.ndarray, "v h w 3"]) -> list[float]:
         images = as_images(pictures).to(device)[None]
@@ -120,7 +123,7 @@ def measure_without_truth(made: RecordedRun, preset: Preset, judges: Sequence[st
 def weighted_reward(images: Float[Tensor, "v 3 h w"], preset: Preset, caption: grammar.Caption) -> float:
     """Weighted mean of the rewards that the run climbed, mean over views."""
     weight = sum(preset.rewards.values())
-    scores = {name: float(score_captions(load_judge(name, CPU), images, [caption])) for name in preset.rewards}
+    scores = {name: float(score_captions(load_judge(name, device=CPU), images, [caption])) for name in preset.rewards}
     return sum(preset.rewards[name] * score for name, score in scores.items()) / weight
 
 
@@ -131,7 +134,7 @@ def score_curve(
     """(step, reward, judge ...) of each preview, raw differences to the truth's own: unbounded, so take medians."""
 
     def all_scores(images: Float[Tensor, "v 3 h w"]) -> np.ndarray:
-        scores = (score_captions(load_judge(name, CPU), images, [caption]) for name in judges)
+        scores = (score_captions(load_judge(name, device=CPU), images, [caption]) for name in judges)
         return np.array([weighted_reward(images, preset, caption), *map(float, scores)])
 
     true = all_scores(true_sides(caption).rgb[JUDGED])

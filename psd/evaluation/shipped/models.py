@@ -70,7 +70,7 @@ def evaluate_critics(arguments: argparse.Namespace) -> dict:
 
     Beside them the recorded figures of the others: what each is asked does not depend on who else is.
     """
-    judges = {name: load_judge(f"assets/{name}", CPU) for name in arguments.critic or CRITICS}
+    judges = {name: load_judge(f"assets/{name}", device=CPU) for name in arguments.critic or CRITICS}
     cameras = turntable_cameras(VIEWS, start_deg=20)
     top, hard = defaultdict(list), defaultdict(list)
     pair: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in judges}
@@ -128,7 +128,7 @@ def evaluate_prior(arguments: argparse.Namespace, name: str = "prior") -> dict:
     Beside them the ground truth, as it is and through the autoencoder: what samples of the very truth would be worth;
     and how many samples of the captions of ``compare`` are named: what its methods could hope for.
     """
-    model, judge, whole = load_prior(f"assets/{name}", CPU), load_judge("assets/evidence", CPU), name == "prior"
+    model, judge, whole = load_prior(f"assets/{name}", CPU), load_judge("assets/evidence", device=CPU), name == "prior"
     cameras = turntable_cameras(VIEWS)
     asked = read_captions("evaluation")[: arguments.limit]
     hits: dict[str, list[bool]] = defaultdict(list)

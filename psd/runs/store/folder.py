@@ -30,19 +30,7 @@ import numpy as np
 from filelock import BaseFileLock
 
 from psd.config.preset import Preset
-from psd.distillation.events import (
-    BestKept,
-    Checkpointed,
-    Event,
-    Failed,
-    Finished,
-    Meshed,
-    Previewed,
-    Started,
-    Stepped,
-    Warned,
-    to_json,
-)
+from psd.distillation import events
 from psd.geometry.export import ENCODERS, PRINT_SIZE_MM, encode_mesh
 from psd.runs.store.archive import (
     SCHEMA,
@@ -167,53 +155,53 @@ class RunFolder:
         """Whether the folder holds an earlier run that had begun, and ended, when it was opened."""
         return self._before.state in OVER and self._has_history
 
-    def write(self, event: Event) -> Event:
+    def write(self, event: events.Event) -> events.Event:
         """Store an event and its arrays; returns it with ``file`` set, what could not be made of a mesh in its
         ``notes``, and a failure's traceback moved to the log."""
         if not self._lock.is_locked:
             raise StoreError(f"{self.id} is closed", "open it again with RunFolder.open")
-        if self._preset_is_due and not isinstance(event, Warned | Failed | Finished):
+        if self._preset_is_due and not isinstance(event, events.Warned | events.Failed | events.Finished):
             replace_file(self.path / "preset.resolved.yaml", self.preset.to_yaml().encode(), durable=True)
             self._preset_is_due = False
         match event:
-            case Started():
+            case events.Started():
                 text = json.dumps({**event.environment, "notes": event.notes}, indent=2, ensure_ascii=False)
                 replace_file(self.path / "environment.json", text.encode())
                 self._forget_rows(event.step)
-            case Previewed():
+            case events.Previewed():
                 event = replace(event, file=self._write_preview(event))
-            case Checkpointed():
+            case events.Checkpointed():
                 event = replace(event, file=self._write_checkpoint(event))
-            case Meshed() if event.mesh is not None:
+            case events.Meshed() if event.mesh is not None:
                 event = self._write_mesh(event)
-            case Failed():
+            case events.Failed():
                 self.log(f"failed at step {event.step}: {event.message}\n{event.traceback}")
                 event = replace(event, traceback="")
-            case Warned():
+            case events.Warned():
                 self.log(f"step {event.step}: {event.message}")
-        append_line(self.path / "events.jsonl", to_json(event))
-        if isinstance(event, Stepped):
+        append_line(self.path / "events.jsonl", events.to_json(event))
+        if isinstance(event, events.Stepped):
             row = {"step": event.step, "time_s": event.time_s, "t": event.t, **event.metrics}
             append_line(self.path / "metrics.jsonl", json.dumps(row, allow_nan=False))
         self._update_status(event)
         return event
 
-    def _update_status(self, event: Event) -> None:
+    def _update_status(self, event: events.Event) -> None:
         """Keep status.json in step with the events."""
         self.status = replace(self.status, step=event.step, time_s=event.time_s)
-        if isinstance(event, Previewed):
+        if isinstance(event, events.Previewed):
             self.status = replace(self.status, preview=event.file or "")
-        elif isinstance(event, BestKept):
+        elif isinstance(event, events.BestKept):
             self.status = replace(self.status, best_step=event.step, best_score=event.score)
         match event:
-            case Started():
+            case events.Started():
                 self.status = replace(self.status, total=event.total_steps)
                 self.set_state("running")
-            case Finished():
+            case events.Finished():
                 self.set_state("stopped" if event.reason == "stopped" else "finished")
-            case Failed():
+            case events.Failed():
                 self.set_state("failed", event.message)
-            case Checkpointed():
+            case events.Checkpointed():
                 self.set_state(self.status.state, self.status.message)
             case _ if time.monotonic() >= self._status_due:
                 self.set_state(self.status.state, self.status.message)
@@ -274,7 +262,7 @@ class RunFolder:
             with temporary_sibling(path, remaining_rows()) as new:
                 os.replace(new, path)
 
-    def _write_preview(self, event: Previewed) -> str:
+    def _write_preview(self, event: events.Previewed) -> str:
         """The views of one kind side by side in one picture: rgb as JPEG, the rest lossless."""
         if "rgb" not in event.images:
             raise ValueError(f"a preview needs rgb images; it has {', '.join(event.images) or 'none'}")
@@ -282,7 +270,7 @@ class RunFolder:
             replace_file(self.path / preview_file(event.step, name), encode_views(images, lossless=name != "rgb"))
         return preview_file(event.step, "rgb")
 
-    def _write_checkpoint(self, event: Checkpointed) -> str:
+    def _write_checkpoint(self, event: events.Checkpointed) -> str:
         """Tensors first, the JSON as the seal; then all but this one and the newest one before it go.
 
         One of the same step stays whole until all of the new one is on the disk.
@@ -307,7 +295,7 @@ class RunFolder:
                 (path.parent / f"{step:06d}{suffix}").unlink(missing_ok=True)
         return file
 
-    def _write_mesh(self, event: Meshed) -> Meshed:
+    def _write_mesh(self, event: events.Meshed) -> events.Meshed:
         """All formats into a directory beside, then each into place: a reader sees old or new, never half a file.
 
         An OBJ with a texture is there a second time, zipped with the two files that it needs.  A film that fails is a

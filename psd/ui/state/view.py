@@ -9,20 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from psd.distillation.events import (
-    Alarmed,
-    BestKept,
-    Event,
-    Failed,
-    Finished,
-    LiveChanged,
-    Meshed,
-    NegativeUpdated,
-    Previewed,
-    Started,
-    Stepped,
-    Warned,
-)
+from psd.distillation import events
 
 BUCKETS = 300  # of a curve; each gives at most two points, so a series never exceeds 600
 MOMENTS = 200  # previews, and states of the negative embedding, that can be looked back at
@@ -33,7 +20,7 @@ SPEED_WINDOW = 20  # steps over which speed and winners are averaged
 SHARES = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
 WATCHED = ("reward/", "judge/", "negative/", "image/", "pair/", "time/", "memory/")  # metrics that are kept
 
-T = TypeVar("T", bound=Event)
+T = TypeVar("T", bound=events.Event)
 
 
 @dataclass(frozen=True)
@@ -148,14 +135,14 @@ class View:
     notes: tuple[str, ...] = ()
     clock: tuple[tuple[int, float], ...] = ()  # (step, time_s) of the last steps
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    negative_start: NegativeUpdated | None = None
-    negatives: ThinnedEvents[NegativeUpdated] = ThinnedEvents()
-    previews: ThinnedEvents[Previewed] = ThinnedEvents()
-    mesh: Meshed | None = None
+    negative_start: events.NegativeUpdated | None = None
+    negatives: ThinnedEvents[events.NegativeUpdated] = ThinnedEvents()
+    previews: ThinnedEvents[events.Previewed] = ThinnedEvents()
+    mesh: events.Meshed | None = None
     own_threshold: float | None = None  # density of the surface that the run chose itself: of its first mesh
-    changes: tuple[LiveChanged, ...] = ()
-    best: BestKept | None = None
-    alarms: tuple[Alarmed, ...] = ()
+    changes: tuple[events.LiveChanged, ...] = ()
+    best: events.BestKept | None = None
+    alarms: tuple[events.Alarmed, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     log: tuple[str, ...] = ()
     warning: str = ""  # the last one
@@ -180,25 +167,25 @@ class View:
         return {name: weight for name, weight in rewards.items() if weight > 0}
 
 
-def fold_event(view: View, event: Event) -> View:
+def fold_event(view: View, event: events.Event) -> View:
     """The view after ``event``; neither argument changes."""
-    if isinstance(event, Started):
+    if isinstance(event, events.Started):
         return _apply_start(view, event)
     view = replace(view, step=max(view.step, event.step), time_s=max(view.time_s, event.time_s))
     match event:
-        case Stepped():
+        case events.Stepped():
             view = replace(view, clock=(*view.clock, (event.step, event.time_s))[-SPEED_WINDOW:])
             return _add_metrics(view, event.step, event.metrics)
-        case NegativeUpdated():
+        case events.NegativeUpdated():
             view = replace(
                 view, negatives=view.negatives.add_newest(event), negative_start=view.negative_start or event
             )
             return _add_metrics(view, event.step, event.metrics)
-        case Previewed():
+        case events.Previewed():
             means = {name: sum(scores) / len(scores) for name, scores in event.rewards.items()}
             view = replace(view, previews=view.previews.add_newest(replace(event, images={})))
             return _add_metrics(view, event.step, means)
-        case Meshed():
+        case events.Meshed():
             faces = event.statistics.get("faces")
             event, threshold = replace(event, mesh=None, turntable=None), event.statistics.get("threshold")
             if view.own_threshold is None and isinstance(threshold, int | float):
@@ -206,25 +193,25 @@ def fold_event(view: View, event: Event) -> View:
             return _add_log_line(
                 replace(view, mesh=event), event, "mesh ready" + (f": {faces:,} faces" if faces else "")
             )
-        case Warned():
+        case events.Warned():
             return _add_log_line(replace(view, warning=event.message), event, event.message)
-        case BestKept():
+        case events.BestKept():
             return replace(view, best=event)
-        case Alarmed():
+        case events.Alarmed():
             return _add_log_line(replace(view, alarms=(*view.alarms, event)), event, f"{event.kind}: {event.message}")
-        case LiveChanged():
+        case events.LiveChanged():
             values = ", ".join(f"{name} = {value}" for name, value in event.values.items())
             view = replace(view, changes=(*view.changes, event)[-CHANGES:], live={**view.live, **event.values})
             return _add_log_line(view, event, f"changed while running: {values}")
-        case Finished():
+        case events.Finished():
             return _add_log_line(replace(view, reason=event.reason, scores=event.scores), event, event.reason)
-        case Failed():
+        case events.Failed():
             view = replace(view, reason="failed", problem=event.message, cure=event.cure)
             return _add_log_line(view, event, " ".join(filter(None, ("failed:", event.message, event.cure))))
     return view
 
 
-def _apply_start(view: View, event: Started) -> View:
+def _apply_start(view: View, event: events.Started) -> View:
     """From the start, or on from a checkpoint: what came after it is forgotten, since it happens anew."""
     step = event.step
     view = replace(
@@ -256,5 +243,5 @@ def _add_metrics(view: View, step: int, metrics: Mapping[str, float]) -> View:
     return replace(view, curves={**view.curves, **added})
 
 
-def _add_log_line(view: View, event: Event, text: str) -> View:
+def _add_log_line(view: View, event: events.Event, text: str) -> View:
     return replace(view, log=(*view.log, f"{event.time_s:7.1f} s  step {event.step:>5}  {text}")[-LOG_LINES:])
