@@ -41,7 +41,7 @@ from psd.ui.context import (
     reset_html,
 )
 from psd.ui.inputs import controls
-from psd.ui.inputs.controls import Control
+from psd.ui.inputs.controls import FieldControl
 from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.markup import html
 from psd.ui.panels.prompt_box import PromptBox, build_prompt_box
@@ -322,7 +322,7 @@ def _wire_live(desk: PageContext, part: Control) -> None:
         )
 
 
-def _build_settings(name: str, preset: Preset) -> tuple[SharePanel, list[Control], list[Pane]]:
+def _build_settings(name: str, preset: Preset) -> tuple[SharePanel, list[FieldControl], list[Pane]]:
     """Preset and seed, then every field of the preset by its declared group."""
     parts = []
     locked = gr.HTML(html.note_html(FREE, "hint"), elem_id="locked")
@@ -339,7 +339,7 @@ def _build_settings(name: str, preset: Preset) -> tuple[SharePanel, list[Control
     return share, parts, _lock_panes([*share.locked, dice], parts, locked)
 
 
-def _lock_panes(others: list[Component], parts: list[Control], locked: gr.HTML) -> list[Pane]:
+def _lock_panes(others: list[Component], parts: list[FieldControl], locked: gr.HTML) -> list[Pane]:
     """While a run is watched only what it listens to can be moved, by its owner; a line above says why."""
     fixed = [*others, *(component for part in parts if not part.live for component in part.components)]
     live = [component for part in parts if part.live for component in part.components]

@@ -45,7 +45,7 @@ def is_viewer(value: object) -> bool:
     return isinstance(camera, Sequence) and len(camera) == 3 and all(at is None or is_number(at) for at in camera)
 
 
-def is_file(value: object) -> bool:
+def is_upload(value: object) -> bool:
     return isinstance(value, dict) and is_text(value.get("path"))
 
 
@@ -58,7 +58,7 @@ KINDS: Sequence[tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = (
     (gr.CheckboxGroup, is_list_of_texts, "a list of texts"),
     (gr.Dataset, lambda value: isinstance(value, int) and not isinstance(value, bool), "the number of a sample"),
     (RunViewer, is_viewer, "the properties of a viewer"),
-    (gr.UploadButton, is_file, "an uploaded file"),
+    (gr.UploadButton, is_upload, "an uploaded file"),
 )
 
 

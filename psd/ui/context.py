@@ -17,7 +17,7 @@ from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE
 from psd.runs.store.files import StoreError
 from psd.ui.inputs import controls
-from psd.ui.inputs.controls import Control
+from psd.ui.inputs.controls import FieldControl
 from psd.ui.inputs.origin import name_preset
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.state.page import MOST, Look, Page, Pane, WatchedRun
@@ -31,7 +31,7 @@ class PageContext:
     worker: Worker
     watcher: Watcher
     vocabularies: Mapping[str, Vocabulary]
-    parts: Sequence[Control]
+    parts: Sequence[FieldControl]
     prompt: gr.Textbox
     choice: gr.Dropdown  # the preset's name
     reset: gr.HTML  # what the sliders' reset buttons go back to

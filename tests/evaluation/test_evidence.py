@@ -85,7 +85,7 @@ def probe_line(found: Suite, method: str, cost: float, ratio: float | None = Non
     }
 
 
-def run_line(job: suite.Job, **measures: object) -> dict:
+def run_line(job: suite.PlannedRun, **measures: object) -> dict:
     values = {
         "iou": 0.7,
         "colour_psnr": 15.0,
@@ -672,7 +672,7 @@ def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_pat
     monkeypatch.setattr(write, "RESULTS", tmp_path)
     made = RecordedRun({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
 
-    def made_file(job: suite.Job) -> Path:
+    def made_file(job: suite.PlannedRun) -> Path:
         return tmp_path / f"{job.outcome_hash}.npz"
 
     lines = [line for line in all_lines(found) if line["method"] in ("sds", "steered")]
@@ -801,7 +801,7 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(
     found = small(tmp_path)
     todo, path = expand_jobs(found, [])[:4], tmp_path / "lines.jsonl"
 
-    def work(job: suite.Job) -> dict:
+    def work(job: suite.PlannedRun) -> dict:
         if job is todo[1]:
             raise MemoryError("no room")
         return run_line(job)

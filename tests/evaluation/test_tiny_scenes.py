@@ -14,7 +14,7 @@ from psd.distillation.events import Event, Failed, Finished, Previewed, Stepped,
 from psd.embedded.captions import grammar
 from psd.evaluation.experiments.measure import PREVIEWED, measure_with_truth, measure_without_truth
 from psd.evaluation.experiments.record import RecordedRun, record_run
-from psd.evaluation.experiments.suite import Job, read_caption_list
+from psd.evaluation.experiments.suite import PlannedRun, read_caption_list
 from psd.evaluation.metrics.ground_truth import JUDGED, true_views
 from psd.evaluation.shipped import models
 from psd.evaluation.shipped.models import measure_caption
@@ -100,6 +100,6 @@ def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pyt
 def test_scenes_counts_a_run_that_broke_off_as_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "record_run", lambda preset: made_of(monkeypatch, Failed(step=1, message=BROKEN)))
     others = read_caption_list("tuning")["a yellow present"]
-    job = Job("scenes", "default", "steps", Preset.load("tiny", {"prompt": "a yellow present"}), (JUDGE,))
+    job = PlannedRun("scenes", "default", "steps", Preset.load("tiny", {"prompt": "a yellow present"}), (JUDGE,))
     line, pictures = measure_caption((job, others[:3]))
     assert line["evidence/named"] == 0 and line["iou"] == 0 and (pictures == 255).all() and len(pictures) == 8

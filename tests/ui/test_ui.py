@@ -153,12 +153,12 @@ def test_a_curve_stays_small_and_keeps_its_extremes(length: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[controls.Control]:
+def parts() -> list[controls.FieldControl]:
     with gr.Blocks(analytics_enabled=False):
         return [controls.make_control(name, Preset()) for name in list_settings() if name not in controls.ELSEWHERE]
 
 
-def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Control]) -> None:
+def test_every_field_has_a_control_with_label_and_help(parts: list[controls.FieldControl]) -> None:
     assert {part.name for part in parts} | set(controls.ELSEWHERE) == set(list_settings())
     for part in parts:
         info = list_settings()[part.name]
@@ -173,14 +173,14 @@ def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Cont
         assert part.live == bool(extra["live"]) == ("Live." in str(part.components[0].info))
 
 
-def test_what_the_controls_show_is_the_preset(parts: list[controls.Control]) -> None:
+def test_what_the_controls_show_is_the_preset(parts: list[controls.FieldControl]) -> None:
     preset = Preset()
     shown = [component.value for part in parts for component in part.components]
     values = controls.read_all(parts, shown, preset)
     assert Preset.make({"prompt": preset.prompt, **values}) == preset
 
 
-def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> None:
+def test_another_preset_reaches_every_control(parts: list[controls.FieldControl]) -> None:
     """Sliders whose range ends below the new value move their end as well."""
     other = Preset().with_values(
         {"steps": 9000, "method": "sds", "guidance_scale": 100.0, "elevation_deg": (5.0, 6.0), "negative": False,
@@ -200,7 +200,7 @@ def test_another_preset_reaches_every_control(parts: list[controls.Control]) -> 
     assert base.with_values(controls.read_all(parts, given, base)) == other
 
 
-def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts: list[controls.Control]) -> None:
+def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts: list[controls.FieldControl]) -> None:
     other = Preset().with_values({"scene.kind": "hash", "scene.ray_samples": 200})
     updates = {part.name: part.write(other) for part in parts}
     assert updates["scene.grid_size"] == [gr.update(visible=False)]
@@ -214,7 +214,7 @@ def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts:
     assert size.visible and size.value == Preset().scene.grid_size  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_sliders_stay_within_the_declared_bounds(parts: list[controls.Control]) -> None:
+def test_sliders_stay_within_the_declared_bounds(parts: list[controls.FieldControl]) -> None:
     for part in parts:
         low, high = controls.read_bounds(list_settings()[part.name])
         for component in part.components:
@@ -536,7 +536,9 @@ def test_values_are_named_by_the_shipped_preset_they_come_from() -> None:
     assert all(name_preset(Preset.load(name)) == name for name in list_presets())
 
 
-def test_a_slider_reaches_what_its_field_allows_and_zero_means_a_number_to_type(parts: list[controls.Control]) -> None:
+def test_a_slider_reaches_what_its_field_allows_and_zero_means_a_number_to_type(
+    parts: list[controls.FieldControl],
+) -> None:
     typed = {"extra_steps", "threads", "reward_views", "network_batch"}
     for part in parts:
         info = list_settings()[part.name]

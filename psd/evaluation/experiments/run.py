@@ -20,7 +20,7 @@ from typing import Any
 from psd.evaluation.experiments.suite import (
     RESULTS,
     ROOT,
-    Job,
+    PlannedRun,
     Suite,
     list_probes,
     match_lines,
@@ -52,7 +52,7 @@ def run_suite(
     return failed
 
 
-def reuse_lines(todo: Sequence[Job], path: Path) -> list[Job]:
+def reuse_lines(todo: Sequence[PlannedRun], path: Path) -> list[PlannedRun]:
     """Append the lines that other suites have of these jobs to ``path``; return the jobs that are left.
 
     A job's hash holds all that decides its line, so the line of one suite holds in every other.  Only lines are in the
@@ -75,12 +75,12 @@ def lines_file(suite: Suite) -> Path:
     return RESULTS / f"{suite.name}.jsonl"
 
 
-def made_file(job: Job) -> Path:
+def made_file(job: PlannedRun) -> Path:
     """Where a run's `RecordedRun` is kept."""
     return WORK / f"{job.outcome_hash}.npz"
 
 
-def missing_probes(suite: Suite, path: Path) -> list[Job]:
+def missing_probes(suite: Suite, path: Path) -> list[PlannedRun]:
     recorded = {line["hash"] for line in read_lines(path)}
     return [job for job in list_probes(suite) if job.line_hash not in recorded]
 
@@ -120,7 +120,7 @@ def require_weights(suite: Suite) -> None:
         local_path(source)
 
 
-def run_jobs(todo: Sequence[Job], path: Path, processes: int) -> int:
+def run_jobs(todo: Sequence[PlannedRun], path: Path, processes: int) -> int:
     """Run the jobs and append their lines to ``path`` as they come, so that an interruption loses no finished run.
 
     Returns how many failed: each is reported on stderr, and the others go on.
@@ -157,7 +157,7 @@ def source_commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
-def attempt_job(job: Job) -> tuple[Job, dict[str, Any] | None, str]:
+def attempt_job(job: PlannedRun) -> tuple[PlannedRun, dict[str, Any] | None, str]:
     """The job with its line, or with None and the traceback of what went wrong."""
     try:
         return job, run_job(job), ""
@@ -165,7 +165,7 @@ def attempt_job(job: Job) -> tuple[Job, dict[str, Any] | None, str]:
         return job, None, traceback.format_exc()
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: PlannedRun) -> dict[str, Any]:
     """Run one job in a process of one thread, unless what it made is here already; return its line."""
     import torch
 

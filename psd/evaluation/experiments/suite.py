@@ -229,7 +229,7 @@ def read_caption_list(name: str) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One run: a method on a caption with a seed.  ``kind`` probe: the short run that tells a method's cost."""
 
     suite: str
@@ -282,7 +282,7 @@ def model_hash(source: str) -> str:
     return whole.hexdigest()[:16]
 
 
-def make_probe(suite: Suite, method: str) -> Job:
+def make_probe(suite: Suite, method: str) -> PlannedRun:
     """A run of the method that tells what a step costs and how long the term is.
 
     A short one, its schedule squeezed into a few steps; a whole one where the term's length is set by it: the first
@@ -291,10 +291,10 @@ def make_probe(suite: Suite, method: str) -> Job:
     preset = suite.values(method)
     steps = preset.steps if suite.methods[method].ratio else min(PROBE_STEPS, preset.steps)
     changed = {"prompt": suite.prompts(suite.main)[0], "seed": 0, "steps": steps, "preview_every": steps}
-    return Job(suite.name, method, "steps", preset.with_values(changed), tuple(suite.judges), "probe")
+    return PlannedRun(suite.name, method, "steps", preset.with_values(changed), tuple(suite.judges), "probe")
 
 
-def list_probes(suite: Suite) -> list[Job]:
+def list_probes(suite: Suite) -> list[PlannedRun]:
     """Those that the suite needs before its other jobs are known."""
     needed = {name for name, method in suite.methods.items() if method.equal_cost or method.ratio}
     if any(method.equal_cost for method in suite.methods.values()):
@@ -302,7 +302,7 @@ def list_probes(suite: Suite) -> list[Job]:
     return [make_probe(suite, name) for name in suite.methods if name in needed]
 
 
-def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
+def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[PlannedRun]:
     """All runs of the suite; those whose probe is missing are left out.
 
     In an order in which a suite that is cut short says most: main methods first, a caption's beside each other, the
@@ -318,11 +318,11 @@ def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Job]:
         for prompt in suite.prompts(size):
             for seed in range(size.seeds):
                 paired = preset.model_copy(update={"prompt": prompt, "seed": seed})  # thousands: not checked again
-                found.append(Job(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth))
+                found.append(PlannedRun(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth))
     stride = max(1, suite.main.prompts // suite.others.prompts)
     order = {prompt: (index % stride, index) for index, prompt in enumerate(suite.prompts(suite.main))}
 
-    def urgency_key(job: Job) -> tuple:
+    def urgency_key(job: PlannedRun) -> tuple:
         beside = job.budget == "cost" or not suite.methods[job.method].main
         return job.preset.seed, beside, order.get(job.preset.prompt, (-1, 0))
 
@@ -369,7 +369,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
 
 
-def match_lines(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Job]]:
+def match_lines(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[PlannedRun]]:
     """The lines that still say what their job would give, under its present name, and the jobs that lack one."""
     lines = list(lines)
     by_hash = {line["hash"]: line for line in lines if line["kind"] == "run"}

@@ -17,7 +17,7 @@ from psd.evaluation.report.statistics import (
     Line,
     Runs,
     bootstrap_mean,
-    format_value,
+    format_figure,
     match_control,
     mean_measure,
     measure_values,
@@ -92,14 +92,14 @@ def check_criteria(suite: Suite, lines: Sequence[Line]) -> list[Criterion]:
     figure, met = "", None
     if mine is not None and theirs is not None:
         fronts = pluralise(measure_values(own, "janus").count(), "run")
-        shares = f"{format_value(mine, SHARE)} against {format_value(theirs, SHARE)}"
+        shares = f"{format_figure(mine, SHARE)} against {format_figure(theirs, SHARE)}"
         figure, met = f"{shares} of {fronts} with a front", mine <= theirs
     add(f"Janus rate not above `{baseline}`'s", figure, met, own, baseline)
     own = rows.get(reference, NO_RUNS)
     named, truth = mean_measure(own, f"{judge}/named"), mean_measure(own, f"{judge}/truth_named")
-    ceiling = "" if truth is None else f" (the truth itself {format_value(truth, SHARE)})"
-    figure, met = ("", None) if named is None else (format_value(named, SHARE) + ceiling, named >= NAMED_AT_LEAST)
-    add(f"named among 60 captions in {format_value(NAMED_AT_LEAST, SHARE)}", figure, met, own)
+    ceiling = "" if truth is None else f" (the truth itself {format_figure(truth, SHARE)})"
+    figure, met = ("", None) if named is None else (format_figure(named, SHARE) + ceiling, named >= NAMED_AT_LEAST)
+    add(f"named among 60 captions in {format_figure(NAMED_AT_LEAST, SHARE)}", figure, met, own)
     return checked
 
 

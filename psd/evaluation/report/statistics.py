@@ -27,7 +27,7 @@ LEAST = 5  # captions; the percentiles of fewer are no interval
 RUN_KEY = ["prompt", "seed"]
 OWN = "the reference"  # beside the names of a sweep
 
-SIGNED, SHARE = "{:+.2f}", "{:.0%}"  # forms of `format_value`
+SIGNED, SHARE = "{:+.2f}", "{:.0%}"  # forms of `format_figure`
 
 Line = Mapping[str, Any]
 Runs = pd.DataFrame  # a row a run, by caption and seed; a column a key of its line, NaN or None where it has none
@@ -42,8 +42,8 @@ class Interval:
     prompts: int
 
     def format(self, form: str) -> str:
-        ends = ", ".join(format_value(end, form) for end in self.ends or ())
-        return format_value(self.value, form) + (f" [{ends}]" if self.ends else "")
+        ends = ", ".join(format_figure(end, form) for end in self.ends or ())
+        return format_figure(self.value, form) + (f" [{ends}]" if self.ends else "")
 
     def __str__(self) -> str:
         return self.format(SIGNED)
@@ -62,7 +62,7 @@ NO_RUNS = pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=RUN_KEY))
 NO_VALUES = pd.Series(index=NO_RUNS.index, dtype=float)
 
 
-def format_value(value: float, form: str) -> str:
+def format_figure(value: float, form: str) -> str:
     """As `str.format` does, with a space before a percent sign."""
     return form.format(value).replace("%", " %")
 

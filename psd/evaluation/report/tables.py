@@ -26,7 +26,7 @@ from psd.evaluation.report.statistics import (
     Runs,
     bootstrap_mean,
     count_wins,
-    format_value,
+    format_figure,
     is_diverging,
     match_control,
     mean_measure,
@@ -44,7 +44,7 @@ Rows = Mapping[str, Runs]  # by the row's label
 class Column(NamedTuple):
     head: str
     measure: str
-    form: str  # of `format_value`
+    form: str  # of `format_figure`
     brief: bool = False  # in README.md too
     unit: float = 1.0
 
@@ -173,7 +173,7 @@ def describe_runs(suite: Suite, rows: Rows) -> str:
     prompts = len(runs.index.unique("prompt"))
     words = f"Every row is over the same {pluralise(len(runs), 'run')}, of {pluralise(prompts, 'caption')}."
     truth = mean_measure(runs, f"{judge}/truth_named")
-    return words if truth is None else f"{words} The {judge} judge names {format_value(truth, SHARE)} of their truths."
+    return words if truth is None else f"{words} The {judge} judge names {format_figure(truth, SHARE)} of their truths."
 
 
 def measures_table(suite: Suite, rows: Rows, *, brief: bool = False) -> list[str]:
@@ -188,11 +188,11 @@ def measures_table(suite: Suite, rows: Rows, *, brief: bool = False) -> list[str
     for label, runs in rows.items():
         comparable = have_same_reward(suite, label, suite.reference)
         means = [mean_measure(runs, it.measure) if comparable or it.measure != "reward" else None for it in columns]
-        cells = ["" if mean is None else format_value(mean / it.unit, it.form) for mean, it in zip(means, columns)]
+        cells = ["" if mean is None else format_figure(mean / it.unit, it.form) for mean, it in zip(means, columns)]
         shares = [(measure_values(runs, "reward") > 0).sum() / len(runs)] if suite.truth else []
         shares.append(runs["curve"].map(is_diverging).mean())
         failed = runs["failed"].count() if "failed" in runs else 0
-        body.append([f"`{label}`", *cells, *(format_value(share, SHARE) for share in shares), f"{failed}"])
+        body.append([f"`{label}`", *cells, *(format_figure(share, SHARE) for share in shares), f"{failed}"])
     last = [*(["above truth"] if suite.truth else []), "diverging", "failed"]
     return markdown_table(["method", *(it.head for it in columns), *last], body)
 

@@ -18,7 +18,16 @@ from typing import Any
 import pandas as pd
 
 from psd.config.errors import MissingError
-from psd.evaluation.experiments.suite import RESULTS, ROOT, Job, Suite, match_lines, read_lines, read_suites, run_cost
+from psd.evaluation.experiments.suite import (
+    RESULTS,
+    ROOT,
+    PlannedRun,
+    Suite,
+    match_lines,
+    read_lines,
+    read_suites,
+    run_cost,
+)
 from psd.evaluation.report.charts import draw_curves, draw_intervals
 from psd.evaluation.report.criteria import check_criteria, criteria_table
 from psd.evaluation.report.statistics import NO_RUNS, Line, bootstrap_mean, mean_measure, pair_differences
@@ -94,7 +103,7 @@ def drop_first_quarter(curve: Sequence[tuple[float, float]]) -> list[tuple[float
     return [point for point in curve if point[0] >= end / 4] if len(curve) >= 4 else list(curve)
 
 
-def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[Job], Path]) -> Path | None:
+def write_strips(suite: Suite, lines: Sequence[Line], made_file: Callable[[PlannedRun], Path]) -> Path | None:
     """A few captions down; across the truth and the first main methods that have been run on them, four sides each.
 
     Of the captions those whose meshes are all here, None where there is none; of the sweep the baseline and the weight

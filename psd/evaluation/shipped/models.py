@@ -28,7 +28,7 @@ from psd.embedded.render import RenderedViews, ground_truth
 from psd.embedded.training.prior import sample_views
 from psd.evaluation.experiments.measure import measure_with_truth
 from psd.evaluation.experiments.record import PICTURE_SIZE, record_run
-from psd.evaluation.experiments.suite import RESULTS, ROOT, Job, folder_name, read_lines
+from psd.evaluation.experiments.suite import RESULTS, ROOT, PlannedRun, folder_name, read_lines
 from psd.evaluation.metrics.ground_truth import SEED, SIDES, score_captions
 from psd.evaluation.metrics.view_consistency import reprojection_error
 from psd.geometry.cameras import Cameras, turntable_cameras
@@ -202,7 +202,7 @@ def draw_samples(
 JUDGES = {"test24": "assets/evidence", "tuning": "assets/selector"}  # defaults are chosen without the evidence judge
 
 
-def measure_caption(asked: tuple[Job, list[str]]) -> tuple[dict, UInt8[np.ndarray, "v h w 3"]]:
+def measure_caption(asked: tuple[PlannedRun, list[str]]) -> tuple[dict, UInt8[np.ndarray, "v h w 3"]]:
     """One caption's line and eight pictures of its mesh."""
     job, others = asked
     torch.set_num_threads(1)
@@ -216,7 +216,7 @@ def evaluate_scenes(arguments: argparse.Namespace) -> dict:
     """Bars: the evidence judge names >= 80 % of the meshes; silhouette IoU >= 0.75 on average, >= 0.6 in each group.
 
     A line of JSON a caption accumulates in ``work``, so that an interrupted evaluation goes on; what another preset or
-    other weights gave does not count (`psd.evaluation.experiments.suite.Job.line_hash`).
+    other weights gave does not count (`psd.evaluation.experiments.suite.PlannedRun.line_hash`).
     """
     folder = Path("work") / f"scenes-{arguments.list}{arguments.tag}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def evaluate_scenes(arguments: argparse.Namespace) -> dict:
     preset, judge = Preset.load(arguments.preset, given), JUDGES[arguments.list]
     asked = []
     for caption, others in read_captions(arguments.list)[: arguments.limit]:
-        job = Job("scenes", "default", "steps", preset.with_values({"prompt": caption.text}), (judge,))
+        job = PlannedRun("scenes", "default", "steps", preset.with_values({"prompt": caption.text}), (judge,))
         asked.append((job, [other.text for other in others]))
     done = {line["hash"] for line in read_lines(lines)}
     named = f"{folder_name(judge)}/named"

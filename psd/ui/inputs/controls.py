@@ -31,7 +31,7 @@ PREFIX = "control-"  # of the components' ids
 
 
 @dataclass(frozen=True)
-class Control:
+class FieldControl:
     """One field of the preset and the components that show it.
 
     ``read`` turns the components' values into the field's; ``write`` turns a preset into the components' updates.
@@ -44,7 +44,7 @@ class Control:
     live: bool
 
 
-def make_control(name: str, preset: Preset) -> Control:
+def make_control(name: str, preset: Preset) -> FieldControl:
     """The control of setting ``name``, with the value of ``preset``, in the current Blocks context.
 
     One that the preset's kind of scene lacks has its default, and does not show.
@@ -59,7 +59,7 @@ def make_control(name: str, preset: Preset) -> Control:
             ends = [FreeNumber(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120,
                                elem_id=f"{control_id(name)}-{end}")
                     for i, end in enumerate(("from", "to"))]  # fmt: skip
-        return Control(name, ends, lambda given, _: tuple(given), lambda p: list(flatten(p)[name]), live)
+        return FieldControl(name, ends, lambda given, _: tuple(given), lambda p: list(flatten(p)[name]), live)
     component = _make_component(name, info, value, present)
 
     def write(changed: Preset) -> list[Any]:
@@ -72,7 +72,7 @@ def make_control(name: str, preset: Preset) -> Control:
             return [type(component)(component.minimum, component.maximum, value=values[name], visible=True)]
         return [type(component)(value=values[name], visible=True)]
 
-    return Control(name, [component], _take_first, write, live)
+    return FieldControl(name, [component], _take_first, write, live)
 
 
 def help_text(info: FieldInfo) -> str:
@@ -140,7 +140,7 @@ def slider_step(info: FieldInfo) -> float:
     return _read_extra(info, "step") or (1 if info.annotation is int else 10 ** math.floor(math.log10(usual / 50)))
 
 
-def _make_weights(name: str, preset: Preset) -> Control:
+def _make_weights(name: str, preset: Preset) -> FieldControl:
     """One slider a reward; unused ones are hidden.  What lies beyond a slider can be typed."""
 
     def slider_settings(rewards: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def _make_weights(name: str, preset: Preset) -> Control:
     def write_weights(changed: Preset) -> list[Any]:
         return [FreeSlider(**chosen) for chosen in slider_settings(getattr(changed, name))]
 
-    return Control(name, sliders, read_weights, write_weights, live=True)
+    return FieldControl(name, sliders, read_weights, write_weights, live=True)
 
 
 def _field_label(name: str, info: FieldInfo, end: str = "") -> str:
@@ -208,7 +208,7 @@ def group_fields(names: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def read_all(controls: Sequence[Control], given: Sequence[Any], base: Preset) -> dict[str, Any]:
+def read_all(controls: Sequence[FieldControl], given: Sequence[Any], base: Preset) -> dict[str, Any]:
     """The values of all components, flat and in order, as values of settings, without those of other kinds of scene."""
     values, rest = {}, list(given)
     for item in controls:
