@@ -111,7 +111,8 @@ def _judge_for(
     device between its calls."""
     watching = name not in preset.rewards
     return load_judge(
-        name, device, dtype, batch=preset.network_batch, graphs=preset.compile and not watching and not visiting,
+        name, device=device, dtype=dtype, batch=preset.network_batch,
+        graphs=preset.compile and not watching and not visiting,
         parked=visiting or (watching and preset.network_batch > 0), say=say,
     )  # fmt: skip
 
