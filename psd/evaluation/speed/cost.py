@@ -124,7 +124,7 @@ class BlankScene:
     def regularisers(self) -> dict[str, Tensor]:
         return {}
 
-    def advance(self, progress: float) -> None:
+    def advance(self, progress: float, settings: object = None) -> None:
         pass
 
 
