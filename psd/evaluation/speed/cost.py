@@ -127,6 +127,9 @@ class BlankScene:
     def advance(self, progress: float, settings: object = None) -> None:
         pass
 
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class Cost:
