@@ -58,10 +58,10 @@ class Stepped(Event):
 
     ``reward/<name>`` mean raw reward of the current render (on steps that measure it), ``judge/<name>`` the same for
     judges, ``pair/gap``, ``pair/confidence``, ``pair/ratio`` (preference over base), ``pair/win_first``,
-    ``pair/half_agrees`` (`psd.distillation.results.Ranking`), ``loss/<regulariser>``, ``negative/<statistic>``,
-    ``image/<statistic>``, ``time/<part>`` seconds, and ``memory/peak_bytes`` (with the previews): the most of the GPU
-    that was reserved since the run began, or on a CPU the most that the process has held since it began; 0 where the
-    system does not say.
+    ``pair/contrast`` (`psd.distillation.methods.base_term.steering_prediction`), ``pair/half_agrees``
+    (`psd.distillation.results.Ranking`), ``loss/<regulariser>``, ``negative/<statistic>``, ``image/<statistic>``,
+    ``time/<part>`` seconds, and ``memory/peak_bytes`` (with the previews): the most of the GPU that was reserved since
+    the run began, or on a CPU the most that the process has held since it began; 0 where the system does not say.
     """
 
     t: int  # diffusion step of the score, 0 .. T - 1

@@ -27,6 +27,7 @@ from psd.runtime.offload import COMPUTING
 from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
 
 Made = TypeVar("Made")
+CONTRASTS = (0.5, 2.0)  # of ``pair/contrast``, in which a reward still sees a picture
 
 
 def started_event(session: Session) -> events.Started:
@@ -69,6 +70,7 @@ def report_step(
     if latest.preview is not None:
         metrics |= latest.preview.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
     yield events.Stepped(step=state.step, t=t, metrics=metrics)
+    yield from contrast_events(session, t, metrics.get("pair/contrast", 1.0))
     if negative is not None:
         yield negative
     if latest.not_finite is not None and not is_last:
@@ -83,6 +85,19 @@ def report_step(
     if (latest.out_of_memory or session.checkpoint_is_due) and not is_last:
         yield session.checkpoint()  # at once where memory is short: it may be gone altogether next time
         session.saved = time.monotonic()
+
+
+def contrast_events(session: Session, t: int, contrast: float) -> Iterator[Event]:
+    """A warning, once, where the reward's gradient is asked at a picture far flatter or harsher than the prior's."""
+    low, high = CONTRASTS
+    if low <= contrast <= high or "contrast" in session.warned:
+        return
+    session.warned.add("contrast")
+    message = (
+        f"step {session.state.step}, t = {t}: the reward's gradient is asked at a prediction that has {contrast:.2f} "
+        f"times the contrast of the plain one ({low:g} to {high:g} is usual): lower guidance_scale"
+    )
+    yield events.Warned(step=session.state.step, message=message)
 
 
 def report_end(session: Session) -> Iterator[events.Event]:

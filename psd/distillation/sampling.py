@@ -22,7 +22,7 @@ from psd.scenes.interfaces import Light
 
 # Near what the embedded prior saw; a random plain colour otherwise (preset.random_background).
 BACKGROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85), (0.5, 0.5, 0.5))
-LIGHT_DISTANCE, AMBIENT, UNSHADED, WHITE = (0.8, 1.5), 0.1, 0.25, 0.5
+LIGHT_DISTANCE, UNSHADED, WHITE = (0.8, 1.5), 0.25, 0.5
 
 
 def step_generators(run: torch.Generator) -> tuple[torch.Generator, torch.Generator]:
@@ -39,6 +39,13 @@ def timestep_range(preset: Preset, step: int, total: int) -> tuple[int, int]:
         progress, low=(preset.t_min_start, preset.t_min_end),
         high=(preset.t_max_start, preset.t_max_end), anneal_fraction=preset.anneal_fraction, total=total,
     )  # fmt: skip
+
+
+def open_probability(preset: Preset, step: int, total: int) -> float:
+    """That the gate (``preference_t_max``) is open to the rewards at ``step``, before its t is drawn."""
+    low, high = timestep_range(preset, step, total)
+    t_on = preset.at(preset.progress(step)).preference_t_max
+    return sum(formulas.gate_opening(t, total, t_on) > 0 for t in range(low, high + 1)) / (high - low + 1)
 
 
 def draw_timestep(preset: Preset, step: int, total: int, generator: torch.Generator) -> int:
@@ -67,14 +74,15 @@ def draw_background(
 
 
 def draw_light(cameras: Cameras, generator: torch.Generator) -> Light:
-    """DreamFusion's (section 3.1), where the cameras are: near each of them; a quarter of the groups unshaded, half of
-    the others white."""
-    shape, device = (cameras.groups, cameras.views), cameras.c2w.device
-    aside = torch.randn(*shape, 3, generator=generator)
-    distance = LIGHT_DISTANCE[0] + (LIGHT_DISTANCE[1] - LIGHT_DISTANCE[0]) * torch.rand(*shape, 1, generator=generator)
-    unshaded, white = torch.rand(2, cameras.groups, generator=generator)
-    ambient = torch.where(unshaded < UNSHADED, 1.0, AMBIENT)
+    """MVDream's: beside the camera by a draw of unit deviation that the views of an orbit share, so that a near camera
+    sees more shade; a quarter of the groups unshaded, half of the others white, their ambient share uniform."""
+    device = cameras.c2w.device
+    aside = torch.randn(cameras.groups, 1, 3, generator=generator)
+    near, far = LIGHT_DISTANCE
+    distance = near + (far - near) * torch.rand(cameras.groups, 1, 1, generator=generator)
+    unshaded, white, share = torch.rand(3, cameras.groups, generator=generator)
+    ambient = torch.where(unshaded < UNSHADED, 1.0, share)
     whitened = ((unshaded >= UNSHADED) & (white < WHITE)).float()
     # Fetching the cameras would wait for a GPU, sending the draws there does not.
-    away = normalize(normalize(cameras.c2w[..., :3, 3], dim=-1) + to_device(aside, device), dim=-1)
+    away = normalize(cameras.c2w[..., :3, 3] + to_device(aside, device), dim=-1)
     return Light(away * to_device(distance, device), to_device(ambient, device), to_device(whitened, device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class Backdrop(nn.Module):
         sizes = [(9, WIDTH), (WIDTH, WIDTH), (WIDTH, 3)]
         layers = [nn.Linear(inputs, outputs, bias=False) for inputs, outputs in sizes]
         for layer in layers:
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)  # nn.Linear's own
         with torch.no_grad():
             layers[-1].weight.mul_(0.1)
         self.network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.Sigmoid())

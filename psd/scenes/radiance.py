@@ -192,7 +192,7 @@ class RadianceScene:
             laid = marched.scatter(found.normal)
             if facing:
                 away = volume_rendering.orientation_loss(weights, laid, directions[marched.ray])
-                regularisers["orientation"] = away.sum() / opacity.numel()
+                regularisers["orientation"] = away.sum() / (opacity > 0).sum().clamp_min(1)
             if normals:
                 normal = to_image(F.normalize(volume_rendering.composite_values(weights, laid), dim=-1)) * opacity
         return Render(rgb, opacity, seen[:, :, 4:], normal, regularisers)

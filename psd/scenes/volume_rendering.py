@@ -89,5 +89,8 @@ def binary_entropy(opacity: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def orientation_loss(
     weights: Float[Tensor, "n s"], normals: Float[Tensor, "n s 3"], directions: Float[Tensor, "n 3"]
 ) -> Float[Tensor, " n"]:
-    """Weight on normals that face away from the camera, per ray: sum_i w_i max(0, n_i . d)^2 (Ref-NeRF, eq. 11)."""
-    return (weights * (normals * directions[:, None]).sum(-1).clamp_min(0).square()).sum(-1)
+    """Weight on normals that face away from the camera, per ray: sum_i w_i max(0, n_i . d)^2 (Ref-NeRF, eq. 11).
+
+    The weights are constants: normals turn, no density fades to please the term (threestudio, MVDream).
+    """
+    return (weights.detach() * (normals * directions[:, None]).sum(-1).clamp_min(0).square()).sum(-1)

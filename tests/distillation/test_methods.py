@@ -11,7 +11,9 @@ import torch
 from psd.config.errors import PresetError
 from psd.config.preset import WITHOUT_REWARD, Method, PairKind
 from psd.distillation import denoising, formulas
+from psd.distillation.denoising import predict_candidates
 from psd.distillation.methods import base_term, choose, gradient_estimate
+from psd.distillation.methods.base_term import steering_prediction
 from psd.distillation.methods.gradient_estimate import estimate_gradient
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, pick_candidate
@@ -383,11 +385,15 @@ def test_the_steered_member_wins_under_a_gaussian_prior_and_moves_along_the_deno
             assert torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 1 - 1e-9
 
 
+@pytest.mark.parametrize("guidance_scale", [4.0, 50.0])
 @pytest.mark.parametrize("t", [200, 500, 800])
-def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int) -> None:
-    """p exp(beta R) under a Gaussian prior and a linear reward: E[x0 | z_t] moves by beta Cov(x0 | z_t) grad R."""
+def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int, guidance_scale: float) -> None:
+    """p exp(beta R) under a Gaussian prior and a linear reward: E[x0 | z_t] moves by beta Cov(x0 | z_t) grad R.
+
+    Whatever the guidance: nudge and bound belong to the conditional posterior.
+    """
     prior, beta, reward = GaussianPrior(), 0.01, Linear("linear", scale=0.25)
-    settings = {"scaling": "none", "preference_beta": beta}
+    settings = {"scaling": "none", "preference_beta": beta, "guidance_scale": guidance_scale}
     step = make_step(candidates=1, t=t, prior=prior, rewards={"linear": reward}, **settings)
     step = replace(step, z0=0.1 * step.z0)
     alpha, sigma = step.alpha_sigma
@@ -397,6 +403,26 @@ def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int) -> None:
     expected = (beta / reward.scale * covariance @ g.flatten()).view(3, 4, 4)
     moved = step.rows * (averaged_base(step) - apply(step).gradient)
     torch.testing.assert_close(moved, expected.expand_as(moved), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("t", [200, 500, 800])
+def test_strong_guidance_asks_the_reward_near_the_posterior(t: int) -> None:
+    """Guided by 50 the prediction is no picture; the asking point has the deviation of E[x0 | z_t, c] and lies nearer."""
+
+    def ask(guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        step = make_step(candidates=1, groups=3, t=t, prior=GaussianPrior(), guidance_scale=guidance_scale)
+        found = predict_candidates(step)
+        asked, contrast = steering_prediction(step, found)
+        posterior = step.clean(found.z_t, found.noise_pred_c)
+        return asked, posterior, step.clean(found.z_t, found.guided_noise_pred(guidance_scale)), float(contrast)
+
+    asked, posterior, guided, contrast = ask(50.0)
+    axes = (-4, -3, -2, -1)
+    torch.testing.assert_close(asked.std(axes), posterior.std(axes))
+    assert contrast == pytest.approx(1)
+    assert (asked - posterior).norm() < 0.2 * (guided - posterior).norm()
+    asked, _, guided, contrast = ask(4.0)
+    assert torch.equal(asked, guided) and contrast > 0
 
 
 def test_a_beta_bounds_the_term_and_never_lengthens_it() -> None:

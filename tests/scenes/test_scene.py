@@ -245,7 +245,7 @@ def test_hash_encoding_agrees_with_loops() -> None:
     points[0], points[1] = 0.0, 1.0
     found = encoding(points)
     for point, features in zip(points, found, strict=True):
-        expected = reference_volrend.hash_features(encoding.params.detach(), point.tolist(), 16, 19, 16, 1.4473)
+        expected = reference_volrend.hash_features(encoding.params.detach(), point.tolist(), 16, 19, 16, encoding.SCALE)
         # float32 places on the finest level (size 3914) are good to 2e-4 of a cell
         torch.testing.assert_close(features, torch.tensor(expected), rtol=0, atol=2e-3)
     found.sum().backward()

@@ -10,6 +10,7 @@ from psd.distillation import formulas
 from psd.distillation.denoising import Denoised
 from psd.distillation.step import REWARD_GUIDANCE, StepContext
 from psd.distillation.tensors import Latents
+from psd.runtime.deferred import Number, scalar
 
 
 def base_gradient(step: StepContext, found: Denoised) -> Latents:
@@ -36,9 +37,20 @@ def reward_prediction(step: StepContext, found: Denoised) -> Latents:
     return formulas.rescale_contrast(x0_pred, x0_pred_c, step.preset.rescale)
 
 
-def base_prediction(step: StepContext, found: Denoised) -> Latents:
-    """The prediction of z0 under the base's guidance, as it is: where the steered pair asks for the gradient."""
-    return step.clean(found.z_t, found.guided_noise_pred(step.preset.guidance_scale))
+def steering_prediction(step: StepContext, found: Denoised) -> tuple[Latents, Number]:
+    """The prediction of z0 at which the steered pair asks for the reward's gradient, and its contrast.
+
+    It has the base's guidance, or s_r where that is more: guided by 50, and with no clamp, latents lie many deviations
+    out, where a decoder saturates and the gradient is that of no picture.  Then it also has the conditional
+    prediction's deviation.  The contrast is std(x0) / std(x0_c), each over all views of a group, averaged over groups.
+    """
+    scale = step.preset.guidance_scale
+    x0_pred = step.clean(found.z_t, found.guided_noise_pred(min(scale, REWARD_GUIDANCE)))
+    x0_pred_c = step.clean(found.z_t, found.noise_pred_c)
+    if scale > REWARD_GUIDANCE:
+        x0_pred = formulas.rescale_contrast(x0_pred, x0_pred_c, 1.0)
+    axes = (-4, -3, -2, -1)
+    return x0_pred, scalar((x0_pred.std(axes) / x0_pred_c.std(axes).clamp_min(1e-12)).mean())
 
 
 def first_candidate_index(step: StepContext) -> Tensor:

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from psd.distillation import formulas
 from psd.distillation.denoising import predict_candidates, select_sample
-from psd.distillation.methods.base_term import base_gradient, base_prediction, first_candidate_index, rate_candidates
+from psd.distillation.methods.base_term import (
+    base_gradient,
+    first_candidate_index,
+    rate_candidates,
+    steering_prediction,
+)
 from psd.distillation.methods.gradient_estimate import estimate_gradient
 from psd.distillation.results import Pair, Ranking, Score
 from psd.distillation.step import StepContext
@@ -76,7 +81,8 @@ def steered_pair(step: StepContext) -> Score:
         return Score(gradient, shared)
 
     # ---- 2: where the reward wants x0 to go: one reward backward, none of the network; or an estimate
-    direction = steering_direction(step, base_prediction(step, found)[0])
+    x0_pred, contrast = steering_prediction(step, found)
+    direction = steering_direction(step, x0_pred[0])
 
     # ---- 3: the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
     nudge = (preset.steer_radius * direction[0].numel() ** 0.5 * normalise_groups(direction))[None]
@@ -100,7 +106,7 @@ def steered_pair(step: StepContext) -> Score:
         length = length.minimum(tilted_prior_length(step, direction, ascent) / step.rows)
     term = -length * normalise_groups(ascent)
     win, lose = (select_sample(z_t, noise, noise_pred_c, index) for index in (ranking.win, ranking.lose))
-    metrics = pair_metrics(ranking, confidence, term, gradient)
+    metrics = {**pair_metrics(ranking, confidence, term, gradient), "pair/contrast": contrast}
     return Score(gradient + term, shared, Pair(win, lose, ranking.gap), ranking.raw_gaps, metrics=metrics)
 
 

@@ -26,7 +26,7 @@ from psd.distillation import sampling
 from psd.distillation.preview import VIEWS
 from psd.distillation.run import optimise_step
 from psd.distillation.state import State
-from psd.evaluation.speed.throughput import weigh_stages
+from psd.evaluation.speed import throughput
 from psd.geometry.cameras import Cameras
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import ViewPrompts
@@ -165,15 +165,29 @@ class CountingClock(Clock):
         self.cost.peaks[name] = max(self.cost.peaks.get(name, 0.0), self.mode.most / GIGA)
 
 
-def count_step(preset: Preset, models: Models, updates: float) -> Cost:
-    """The cost of the first step of ``preset``; ``models`` from `load_on_meta`.
+def count_stage(preset: Preset, models: Models, stage: throughput.StageShare) -> Cost:
+    """The mean cost of a step of ``stage``: of those with the gate open, and of those in which no reward is asked.
+
+    Memory is that of an open step, which holds more.
+    """
+    cost = count_step(preset, models, stage.updates)
+    if stage.judged == 1:
+        return cost
+    closed = count_step(preset, models, stage.updates, noise_level=1.0)
+    parts = {name: stage.judged * value + (1 - stage.judged) * closed.parts.get(name, 0.0)
+             for name, value in cost.parts.items()}  # fmt: skip
+    return Cost(parts, cost.peaks)
+
+
+def count_step(preset: Preset, models: Models, updates: float, noise_level: float = NOISE_LEVEL) -> Cost:
+    """The cost of the first step of ``preset`` at t = ``noise_level`` of T; ``models`` from `load_on_meta`.
 
     ``updates``: updates of the negative embedding a step, on average (see
     `psd.evaluation.speed.throughput.weigh_stages`); the part ``negative`` is that share of a whole update.  What is
     made again on the way back, where networks take ``network_batch`` pictures at a time, counts again.
     """
     set_max_batch(models, preset.network_batch)
-    device, t = models.prior.device, int(NOISE_LEVEL * models.prior.levels)
+    device, t = models.prior.device, min(int(noise_level * models.prior.levels), models.prior.levels - 1)
     preset = preset.with_values({"negative_every": 1, "negative_t_max": 1.0})
     mode = LiveMemoryMode()
     clock = CountingClock(mode)
@@ -250,12 +264,11 @@ def cost_table(preset: Preset) -> str:
     Where networks take few pictures at a time, also how many of the operations are for that.
     """
     models = load_on_meta(preset)
-    found = weigh_stages(preset, models.prior.levels)
+    found = throughput.weigh_stages(preset, models.prior.levels)
 
     def count_stages(**changes: Any) -> list[Cost]:
         return [
-            count_step(preset.in_stage(index).with_values(changes), models, stage.updates)
-            for index, stage in enumerate(found)
+            count_stage(preset.in_stage(index).with_values(changes), models, stage) for index, stage in enumerate(found)
         ]
 
     costs = count_stages()

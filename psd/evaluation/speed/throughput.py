@@ -80,11 +80,13 @@ class StageShare:
     name: str
     share: float  # of the run's steps
     updates: float  # of the negative embedding that a step is expected to have
+    judged: float = 1.0  # share of its steps below the gate, in which rewards are asked
 
 
 def weigh_stages(preset: Preset, levels: int) -> list[StageShare]:
     """Every stage that has steps; one, where the preset names none.  ``levels`` is T, of the prior's schedule."""
     from psd.distillation.negative import update_probability
+    from psd.distillation.sampling import open_probability
 
     steps: dict[int, list[int]] = {}
     for step in range(preset.total_steps):
@@ -93,6 +95,7 @@ def weigh_stages(preset: Preset, levels: int) -> list[StageShare]:
         StageShare(
             f"stage {index + 1}" if preset.stages else "all steps", len(own) / preset.total_steps,
             sum(update_probability(preset, step, levels) for step in own) / len(own),
+            sum(open_probability(preset, step, levels) for step in own) / len(own),
         )
         for index, own in steps.items()
     ]  # fmt: skip

@@ -28,10 +28,10 @@ CUDA_CHUNK = 2**21  # points at once on a GPU, in a training step too: about 2 G
 
 
 def make_small_network(outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """32 features to ``outputs`` through one hidden layer of 64, drawn from ``generator`` (Kaiming's uniform)."""
+    """32 features to ``outputs`` through a hidden layer of 64, weights U(+-1 / sqrt(fan_in)) as in MVDream."""
     layers = nn.Linear(32, 64, bias=False), nn.Linear(64, outputs, bias=False)
     for layer in layers:
-        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)  # nn.Linear's own
     return nn.Sequential(layers[0], nn.ReLU(), layers[1])
 
 

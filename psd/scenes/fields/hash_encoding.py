@@ -19,7 +19,7 @@ class HashEncoding(nn.Module):
     rows by hashing.  ``params`` is one flat vector, so that weights move freely between this and its CUDA twins.
     """
 
-    LEVELS, FEATURES, LOG2_ROWS, BASE, SCALE = 16, 2, 19, 16, 1.4473  # MVDream
+    LEVELS, FEATURES, LOG2_ROWS, BASE, SCALE = 16, 2, 19, 16, 1.447269237440378  # MVDream
     PRIMES = (1, 2_654_435_761, 805_459_861)
     fused: tuple[nn.Module, ...] = ()  # tiny-cuda-nn's; in a tuple it is no submodule: the parameters are here already
 

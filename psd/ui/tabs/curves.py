@@ -62,7 +62,7 @@ def curves_html(view: View) -> str:
                    rules=rules),
         line_chart("Reward gap", "winner minus loser, in running means", select_curves("pair/gap", "pair/confidence"),
                    steps=steps, rules=rules),
-        line_chart("Winner", "share of pairs (S: the first one is steered)",
+        line_chart("Winner", "share of pairs (of a steered pair the first one is steered)",
                    select_curves(winner__first="first one", winner__half_agrees="half the views agree"), steps=steps,
                    rules=rules, bounds=(0.0, 1.0)),
         line_chart("Speed", "steps a second", select_curves(speed__steps_per_s="speed"), steps=steps, rules=rules),
