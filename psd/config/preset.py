@@ -134,7 +134,7 @@ class Preset(Settings):
     )
     steer_radius: float = setting(
         0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", staged=True,
-        symbol="r", log=True, gt=0, le=1,
+        symbol="r", log=True, ge=1e-9, le=1,
     )
     steer_by: Literal["gradient", "scores"] = setting(
         "gradient", "Nudge by the reward's gradient, or its estimate from scores (for black boxes).", group="preference"
@@ -226,8 +226,6 @@ class Preset(Settings):
         for name, weight in self.loras.items():
             if not -10 <= weight <= 10:
                 raise ValueError(f"loras[{format_value(name)}]={weight} must lie in [-10, 10]")
-        if len(set(self.judges)) < len(self.judges):
-            raise ValueError(f"judges={format_value(self.judges)} names one twice: once is enough")
         named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges, "loras": list(self.loras)}
         for key, names in named.items():
             if len(names) > MOST_MODELS:
@@ -237,8 +235,10 @@ class Preset(Settings):
                     raise ValueError(
                         f"{key}: {format_value(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
                     )
+            if len({find_path(name) for name in names}) < len(names):
+                raise ValueError(f"{key}={format_value(names)} names one twice: once is enough")
         for name in (*self.rewards, *self.judges):
-            if (PRESETS.parent / name).resolve() in EVIDENCE:
+            if find_path(name) in EVIDENCE:
                 raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
         for key in ("prompt", "negative_prompt"):
             if not _is_printable(getattr(self, key)):
@@ -314,6 +314,11 @@ class Preset(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find_path(name: str) -> Path:
+    """Where a model's name leads as a folder, so that two spellings of one folder are seen to be one."""
+    return (PRESETS.parent / os.path.expanduser(name)).resolve()
 
 
 def _is_printable(text: str) -> bool:
