@@ -1,6 +1,7 @@
 """Any listener of the page, called with any kind of value, answers or refuses in words: never with a traceback."""
 
 import asyncio
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,22 @@ from psd.ui.checked import CheckedBlocks, find_kind, is_unicode
 from tests.support.fake_run import fake_run
 
 LONE = "\ud800"  # half of a pair: JSON can say it, UTF-8 cannot
-STRANGE = [None, True, 7, -0.5, "text", LONE, "../../etc/passwd", [], ["x", LONE], [7], {"path": 7}, {"a": {"b": LONE}}]
+STRANGE = [
+    None,
+    True,
+    7,
+    -0.5,
+    math.nan,
+    10**400,
+    "text",
+    LONE,
+    "../../etc/passwd",
+    [],
+    ["x", LONE],
+    [7],
+    {"path": 7},
+    {"a": {"b": LONE}},
+]
 REQUEST = SimpleNamespace(headers={"host": "localhost"}, query_params={"run": LONE}, username=None, request=None)
 
 
