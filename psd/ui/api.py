@@ -36,9 +36,9 @@ from psd.ui.protection import hide_paths, server_address
 
 STREAM_S = 0.5  # between two looks of a stream at its run
 SILENT_S = 10.0  # a stream that has nothing to tell sends an empty list so often, so that a client that left is noticed
-EVENTS_AT_ONCE = 512
+EVENTS_AT_ONCE = 128
 STREAMS, STREAMS_OF_CLIENT = 64, 8
-UNREAD = 40  # messages that wait for a client, of at most 2 a second, before its stream ends
+UNREAD = 4  # messages that wait for a client before its stream does; it ends where none is fetched for SILENT_S
 LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
 LISTED = 100
 MOST_IMAGES = 16  # of one call
@@ -254,16 +254,20 @@ class Api:
                 while events := await run_in_threadpool(self._worker.events_since, run_id, since, EVENTS_AT_ONCE):
                     since, told_s = since + len(events), time.monotonic()
                     yield self.public_events(events)
+                    if not await self._wait_for_reader(token, request):
+                        return
                 if not over and time.monotonic() - told_s >= SILENT_S:
                     told_s = time.monotonic()
                     yield []
-                if not self._renew_stream(token) or _count_unread(request) > UNREAD:
+                if not await self._wait_for_reader(token, request):
                     return
                 await asyncio.sleep(0.0 if over else STREAM_S)
         except StoreError:  # not a job of this worker, or no longer: its folder tells all
             stored = await run_in_threadpool(lambda: [without_arrays(event) for event in replay_events(folder)])
             for first in range(since, len(stored), EVENTS_AT_ONCE):
                 yield self.public_events(stored[first : first + EVENTS_AT_ONCE])
+                if not await self._wait_for_reader(token, request):
+                    return
         finally:
             self._streams.pop(token, None)
 
@@ -286,6 +290,17 @@ class Api:
             return False
         self._streams[token] = (self._streams[token][0], time.monotonic())
         return True
+
+    async def _wait_for_reader(self, token: object, request: gr.Request | None) -> bool:
+        """Whether the stream may go on: it still has its place, and its client fetches what lies there."""
+        since = time.monotonic()
+        while self._renew_stream(token):
+            if _count_unread(request) < UNREAD:
+                return True
+            if time.monotonic() - since > SILENT_S:
+                return False
+            await asyncio.sleep(STREAM_S / 5)
+        return False
 
     # ---- words
 

@@ -508,6 +508,24 @@ def test_a_client_has_so_many_streams_and_unread_ones_end(server: Server, monkey
     server.gate.permits = type(server.gate.permits)(0)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_stream_waits_for_its_reader(server: Server, monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
+    """A run of many events does not pile up in the server's memory for a client that fetches none."""
+    for name, value in (("EVENTS_AT_ONCE", 1), ("UNREAD", 3), ("STREAM_S", 0.02), ("SILENT_S", 0.5)):
+        monkeypatch.setattr(api, name, value)
+    run_id = server.finished()["run_id"]
+    if stored:
+        server.worker._entries.pop(run_id)  # as after a restart
+    session = secrets.token_hex(8)
+    (number,) = (number for number, fn in server.blocks.fns.items() if fn.api_name == "watch_run")
+    joined = {"data": [run_id, 0], "fn_index": number, "session_hash": session}
+    assert httpx.post(f"{server.url}gradio_api/queue/join", json=joined, timeout=PATIENCE_S).status_code == 200
+    time.sleep(3.0)
+    unread = server.blocks._queue.pending_messages_per_session[session]
+    assert unread.qsize() <= 3 + 3, "with what Gradio says of the call itself"
+    assert len(server.watch(run_id)) > 12, "a client that reads gets all of it"
+
+
 def test_a_stream_from_before_the_start_is_refused(server: Server) -> None:
     run_id = server.finished()["run_id"]
     assert "since=-3 is below 0" in server.refused("watch_run", run_id=run_id, since=-3)
