@@ -8,7 +8,6 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from pydantic.fields import FieldInfo
 from psd.config import strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
 from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
-from psd.config.strict_yaml import LARGEST_FILE
+from psd.config.strict_yaml import LARGEST_FILE, is_printable
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 MOST_MODELS = 8  # rewards or judges of one run
@@ -231,7 +230,7 @@ class Preset(Settings):
             if len(names) > MOST_MODELS:
                 raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
             for name in names:
-                if not name.strip() or len(name) > LONGEST_NAME or not _is_printable(name):
+                if not name.strip() or len(name) > LONGEST_NAME or not is_printable(name):
                     raise ValueError(
                         f"{key}: {format_value(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
                     )
@@ -241,7 +240,7 @@ class Preset(Settings):
             if find_path(name) in EVIDENCE:
                 raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
         for key in ("prompt", "negative_prompt"):
-            if not _is_printable(getattr(self, key)):
+            if not is_printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
         if not self.prompt.strip():
             raise ValueError("prompt is blank: say what to make")
@@ -319,11 +318,6 @@ class Preset(Settings):
 def find_path(name: str) -> Path:
     """Where a model's name leads as a folder, so that two spellings of one folder are seen to be one."""
     return (PRESETS.parent / os.path.expanduser(name)).resolve()
-
-
-def _is_printable(text: str) -> bool:
-    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
-    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
 
 
 def is_preset_file(name: str) -> bool:

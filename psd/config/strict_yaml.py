@@ -7,6 +7,7 @@ with a sentence in it.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -36,6 +37,11 @@ def read_yaml(text: str) -> Any:
         raise ValueError("this YAML is nested too deeply for a preset") from None
 
 
+def is_printable(text: str) -> bool:
+    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
+
+
 class StrictLoader(yaml.SafeLoader):
     """A key given twice, an alias (the way to a small file of a billion values), a number that YAML 1.1 reads as
     another one than a person does, and whatever JSON could not say (dates, sets, bytes) are refused.
@@ -51,8 +57,7 @@ class StrictLoader(yaml.SafeLoader):
             if times > 1:
                 raise yaml.YAMLError(f"{format_value(key)} is given twice: keep one")
         for key, value in node.value:
-            for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                require_plain_value(item, str(key.value))
+            require_plain_value(value, str(key.value))
         return super().construct_mapping(node, deep)
 
     def construct_undefined(self, node: yaml.Node) -> Any:
@@ -65,9 +70,11 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def require_plain_value(node: yaml.Node, key: str) -> None:
-    """Raises `yaml.YAMLError` for a scalar that would become something else than what stands there."""
+    """Raises `yaml.YAMLError` for a scalar, or one in a list, that would become something else than what it says."""
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     shown = f"{key}: {node.value}"[:80] if isinstance(node, yaml.ScalarNode) else key
+    for item in node.value if kind == "seq" else ():
+        require_plain_value(item, key)
     if kind in ("int", "float") and TREACHEROUS.fullmatch(node.value):
         cure = "write a number without leading zeros and colons, or a text in quotes"
         raise yaml.YAMLError(f"{shown!r} in line {node.start_mark.line + 1}: {cure}")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from psd.config.assignments import parse_assignments
 from psd.config.errors import PresetError
 from psd.config.preset import PRESETS, Preset, flatten, list_presets, parse_preset
 from psd.config.settings import SCENES
@@ -141,6 +142,12 @@ def test_what_would_become_another_value_is_refused_by_key_and_line(text: str, w
     with pytest.raises(PresetError, match=words.replace("[", r"\[")) as refused:
         Preset.make(parse_preset(text))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("pair", ["steps=010", "elevation_deg=[010, 30]", "rewards={a: 1:00}", "kappa=00.5"])
+def test_an_assignment_too_is_refused_by_its_key(pair: str) -> None:
+    with pytest.raises(PresetError, match=f"{pair.partition('=')[0]}: .*without leading zeros and colons"):
+        parse_assignments([pair])
 
 
 def test_plain_numbers_stay_numbers() -> None:

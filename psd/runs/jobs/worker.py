@@ -32,7 +32,7 @@ from psd.runs.jobs.event_log import EventLog
 from psd.runs.jobs.job import Job, JobSnapshot
 from psd.runs.jobs.queue import FairQueue, drop_place, list_saved_places, save_place
 from psd.runs.store import ownership
-from psd.runs.store.archive import Status, find_checkpoint, history_offsets, read_preset
+from psd.runs.store.archive import find_checkpoint, history_offsets, read_preset
 from psd.runs.store.files import StoreError, is_locked
 from psd.runs.store.folder import RunFolder
 from psd.runs.store.library import Library
@@ -68,13 +68,14 @@ class Worker:
         self._make_events, self._admit, self._screen = make_events, admit, screen
         self._limits = limits or Limits()
         self._unsaved: list[RunFolder] = []  # whose last state a full disk refused
-        self.library = Library(root, self._limits, self._forget_run, self._map_unsaved)
+        self.library = Library(
+            root, self._limits, self._forget_run, lambda: {run.id: run.status for run in self._unsaved}
+        )
         self._entries: dict[str, Job] = {}
-        self._queue = FairQueue()
+        self._queue, self._closing = FairQueue(), False
         self._changed = threading.Condition()
         self._device = threading.Lock()  # held by whoever computes: a run, or a warm-up
         self._paces: dict[Hashable, RunEstimate] = {}
-        self._closing = False
         self.library.make_room()
         self._thread = threading.Thread(target=self._work_queue, name="psd-worker", daemon=True)
         self._restore_queue()
@@ -370,10 +371,6 @@ class Worker:
         """Whether a run waits for the device, or the end."""
         with self._changed:
             return self._closing or not all(entry.over.is_set() for entry in self._entries.values())
-
-    def _map_unsaved(self) -> dict[str, Status]:
-        """The states that are not in their folders yet, by the ids of their runs."""
-        return {folder.id: folder.status for folder in self._unsaved if not folder.is_status_stored}
 
     def _forget_run(self, run_id: str) -> None:
         """Its folder was deleted."""
