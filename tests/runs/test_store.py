@@ -280,7 +280,9 @@ def test_the_preview_of_the_end_is_told_once(folder: RunFolder) -> None:
             again.write(event)
     told = list(replay_events(folder.path))
     assert [event.step for event in told if isinstance(event, Previewed)] == [2, 4, 6]
-    assert [type(event) for event in told[-3:]] == [Previewed, Meshed, Finished]
+    wanted = [event for event in events if not isinstance(event, Started)]
+    kinds = [type(event) for event in told if not isinstance(event, Started)]
+    assert kinds == [type(event) for event in wanted], "in the order of a run that went through"
 
 
 def test_checkpoint_is_exact(folder: RunFolder) -> None:

@@ -15,7 +15,7 @@ from gradio.state_holder import SessionState
 from psd.embedded.captions import grammar
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
-from psd.ui.checked import CheckedBlocks, find_kind, is_unicode
+from psd.ui.checked import CheckedBlocks, describe_kind, find_kind, is_number, is_unicode
 from tests.support.fake_run import fake_run
 
 LONE = "\ud800"  # half of a pair: JSON can say it, UTF-8 cannot
@@ -120,6 +120,12 @@ def test_a_refusal_crosses_the_wire_without_a_traceback(
         assert reply.status_code == 500 and reply.json()["error"], body
     blocks.close(verbose=False)
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_number_is_finite() -> None:
+    assert is_number(7) and is_number(-0.5) and is_number(10**400)
+    assert not any(map(is_number, [math.nan, math.inf, -math.inf, True, "7", None]))
+    assert describe_kind(math.nan) == "no finite number"
 
 
 @pytest.mark.parametrize("value", [LONE, [LONE], {"a": {"b": (LONE,)}}, {LONE: 1}])
