@@ -84,4 +84,4 @@ def require_plain_value(node: yaml.Node, key: str) -> None:
         )
 
 
-StrictLoader.add_constructor(None, StrictLoader.construct_undefined)
+StrictLoader.add_constructor(None, StrictLoader.construct_undefined)  # pyright: ignore[reportArgumentType]

@@ -30,7 +30,8 @@ def run_command(root: str, arguments: list[str]) -> None:
     """In a process of its own: the command line, silently."""
     os.environ.update(PSD_RUNS=root, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1), os.dup2(silence, 2)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
     os._exit(main(arguments))
 
 
