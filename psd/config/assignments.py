@@ -21,5 +21,8 @@ def parse_assignments(pairs: Iterable[str]) -> dict[str, Any]:
         if field is not None and (field.annotation is str or get_origin(field.annotation) is Literal):
             values[key] = value  # so that prompt=no means the word, and prompt=a: b is no mapping
         else:
-            values[key] = parse_value(value)
+            try:
+                values[key] = parse_value(value)
+            except PresetError as error:
+                raise PresetError(f"{key}: {error}") from None
     return values

@@ -8,7 +8,6 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from pydantic.fields import FieldInfo
 from psd.config import strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
 from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
-from psd.config.strict_yaml import LARGEST_FILE
+from psd.config.strict_yaml import LARGEST_FILE, is_printable
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 MOST_MODELS = 8  # rewards or judges of one run
@@ -135,7 +134,7 @@ class Preset(Settings):
     )
     steer_radius: float = setting(
         0.02, "Length of the steering nudge per sqrt(dimension), in noise units.", group="preference", staged=True,
-        symbol="r", log=True, gt=0, le=1,
+        symbol="r", log=True, ge=1e-9, le=1,
     )
     steer_by: Literal["gradient", "scores"] = setting(
         "gradient", "Nudge by the reward's gradient, or its estimate from scores (for black boxes).", group="preference"
@@ -224,22 +223,22 @@ class Preset(Settings):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-        if len(set(self.judges)) < len(self.judges):
-            raise ValueError(f"judges={format_value(self.judges)} names one twice: once is enough")
         named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}
         for key, names in named.items():
             if len(names) > MOST_MODELS:
                 raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
             for name in names:
-                if not name.strip() or len(name) > LONGEST_NAME or not _is_printable(name):
+                if not name.strip() or len(name) > LONGEST_NAME or not is_printable(name):
                     raise ValueError(
                         f"{key}: {format_value(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
                     )
+            if len({find_path(name) for name in names}) < len(names):
+                raise ValueError(f"{key}={format_value(names)} names one twice: once is enough")
         for name in (*self.rewards, *self.judges):
-            if (PRESETS.parent / name).resolve() in EVIDENCE:
+            if find_path(name) in EVIDENCE:
                 raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
         for key in ("prompt", "negative_prompt"):
-            if not _is_printable(getattr(self, key)):
+            if not is_printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
         if not self.prompt.strip():
             raise ValueError("prompt is blank: say what to make")
@@ -314,9 +313,9 @@ class Preset(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _is_printable(text: str) -> bool:
-    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
-    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
+def find_path(name: str) -> Path:
+    """Where a model's name leads as a folder, so that two spellings of one folder are seen to be one."""
+    return (PRESETS.parent / os.path.expanduser(name)).resolve()
 
 
 def is_preset_file(name: str) -> bool:

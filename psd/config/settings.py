@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from psd.config.errors import format_value
+
 Range = tuple[float, float]  # from, to
 
 
@@ -50,13 +52,21 @@ class Settings(BaseModel):
             return values
         found = dict(values)
         for name, info in cls.model_fields.items():
-            if not isinstance(value := found.get(name), bool):
-                continue
-            if info.annotation in (int, float):
+            value, kinds = found.get(name), get_args(info.annotation)
+            if info.annotation in (int, float) and isinstance(value, bool):
                 raise ValueError(f"{name}={value} must be a number")
-            if value is False and "off" in get_args(info.annotation):
+            if float in kinds and any(isinstance(item, bool) for item in list_items(value)):
+                raise ValueError(f"{name}={format_value(value)} must hold numbers, no truth values")
+            if value is False and "off" in kinds:
                 found[name] = "off"
         return found
+
+
+def list_items(values: Any) -> list[Any]:
+    """What a mapping or a list holds; nothing for any other value."""
+    if isinstance(values, Mapping):
+        return [*values.values()]
+    return [*values] if isinstance(values, list | tuple) else []
 
 
 class RadianceSettings(Settings):

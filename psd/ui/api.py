@@ -26,7 +26,7 @@ from psd.distillation.events import Event, to_json, without_arrays
 from psd.geometry.export import FRAMES
 from psd.runs.jobs.worker import Worker
 from psd.runs.store import ownership
-from psd.runs.store.archive import ACTIVE, Run, read_status, replay_events
+from psd.runs.store.archive import ACTIVE, Run, replay_events
 from psd.runs.store.files import StoreError
 from psd.runtime.pictures import decode_image
 from psd.ui.endpoints import document_parameters, explain_errors, explain_stream_errors, require_every_value
@@ -36,9 +36,9 @@ from psd.ui.protection import hide_paths, server_address
 
 STREAM_S = 0.5  # between two looks of a stream at its run
 SILENT_S = 10.0  # a stream that has nothing to tell sends an empty list so often, so that a client that left is noticed
-EVENTS_AT_ONCE = 512
+EVENTS_AT_ONCE = 128
 STREAMS, STREAMS_OF_CLIENT = 64, 8
-UNREAD = 40  # messages that wait for a client, of at most 2 a second, before its stream ends
+UNREAD = 4  # messages that wait for a client before its stream does; it ends where none is fetched for SILENT_S
 LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
 LISTED = 100
 MOST_IMAGES = 16  # of one call
@@ -63,7 +63,10 @@ def register_endpoints(
     """
     api = Api(worker, score, remake, vocabularies or {})
     with blocks:
-        for endpoint in (api.start_run, api.get_status, api.stop_run, api.list_runs, api.export_mesh, api.score_images):
+        for endpoint in (
+            api.start_run, api.get_status, api.stop_run, api.resume_run, api.list_runs, api.export_mesh,
+            api.score_images,
+        ):  # fmt: skip
             gr.api(explain_errors(endpoint, worker.library.root), api_name=endpoint.__name__, concurrency_limit=4)
         gr.api(explain_stream_errors(api.watch_run, worker.library.root), api_name="watch_run", concurrency_limit=None)
     for function in blocks.fns.values():
@@ -93,7 +96,7 @@ class Api:
             owner: the secret that an earlier call returned, so that its runs have one owner; empty: a new one
 
         Returns:
-            the status of the run (see get_status) and "owner", which stop_run and export_mesh ask for
+            the status of the run (see get_status) and "owner", which stop_run, resume_run and export_mesh ask for
         """
         given = {"prompt": prompt} if seed is None else {"prompt": prompt, "seed": seed}
         values = parse_mapping(overrides) if overrides.strip() else {}
@@ -122,14 +125,14 @@ class Api:
         """
         folder = self._worker.library.find_folder(run_id)
         job = next((job for job in self._worker.list_jobs() if job.id == run_id), None)
-        summary = summarise_run(Run(folder, read_status(folder)))
+        summary = summarise_run(Run(folder, self._worker.library.read_status(run_id)))
         if job is not None:
             summary |= {"ahead": job.ahead, "wait_s": job.wait_s, "left_s": job.left_s}
         exports = [path for path in sorted((folder / EXPORTS).glob("*")) if not path.name.startswith(".")]
         return summary | {"files": {path.name: public_address(folder, path) for path in exports}}
 
     def stop_run(self, run_id: str, owner: str) -> dict[str, Any]:
-        """End a run after its current step; what it reached is kept and exported.
+        """End a run after its current step; what it reached is kept and exported.  One that is over stays as it is.
 
         Args:
             run_id: the run
@@ -138,7 +141,24 @@ class Api:
         Returns:
             its status (see get_status)
         """
-        self._worker.stop(run_id, owner)
+        self._worker.library.require_owner(run_id, owner)
+        if self._worker.library.read_status(run_id).state in ACTIVE:
+            self._worker.stop(run_id, owner)
+        return self.get_status(run_id)
+
+    def resume_run(self, run_id: str, steps: int = 0, owner: str = "", from_start: bool = False) -> dict[str, Any]:
+        """Go on with a run that was stopped or interrupted, or add steps to one that is finished.
+
+        Args:
+            run_id: a run that is over
+            steps: so many more than it was planned with; 0: what is left of the plan
+            owner: the secret that start_run returned
+            from_start: begin anew where every checkpoint of the run is lost, instead of refusing
+
+        Returns:
+            its status (see get_status)
+        """
+        self._worker.extend(run_id, steps, owner, from_start)
         return self.get_status(run_id)
 
     def list_runs(self, owner: str = "", limit: int = 20) -> list[dict[str, Any]]:
@@ -230,20 +250,24 @@ class Api:
         try:
             told_s, over = time.monotonic(), False
             while not over:
-                over = (await run_in_threadpool(read_status, folder)).state not in ACTIVE
+                over = (await run_in_threadpool(self._worker.library.read_status, run_id)).state not in ACTIVE
                 while events := await run_in_threadpool(self._worker.events_since, run_id, since, EVENTS_AT_ONCE):
                     since, told_s = since + len(events), time.monotonic()
                     yield self.public_events(events)
+                    if not await self._wait_for_reader(token, request):
+                        return
                 if not over and time.monotonic() - told_s >= SILENT_S:
                     told_s = time.monotonic()
                     yield []
-                if not self._renew_stream(token) or _count_unread(request) > UNREAD:
+                if not await self._wait_for_reader(token, request):
                     return
                 await asyncio.sleep(0.0 if over else STREAM_S)
         except StoreError:  # not a job of this worker, or no longer: its folder tells all
             stored = await run_in_threadpool(lambda: [without_arrays(event) for event in replay_events(folder)])
             for first in range(since, len(stored), EVENTS_AT_ONCE):
                 yield self.public_events(stored[first : first + EVENTS_AT_ONCE])
+                if not await self._wait_for_reader(token, request):
+                    return
         finally:
             self._streams.pop(token, None)
 
@@ -266,6 +290,17 @@ class Api:
             return False
         self._streams[token] = (self._streams[token][0], time.monotonic())
         return True
+
+    async def _wait_for_reader(self, token: object, request: gr.Request | None) -> bool:
+        """Whether the stream may go on: it still has its place, and its client fetches what lies there."""
+        since = time.monotonic()
+        while self._renew_stream(token):
+            if _count_unread(request) < UNREAD:
+                return True
+            if time.monotonic() - since > SILENT_S:
+                return False
+            await asyncio.sleep(STREAM_S / 5)
+        return False
 
     # ---- words
 

@@ -8,6 +8,7 @@ Whether a value of the right kind makes sense is the listener's business.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,12 @@ def is_text(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a finite number; JSON as Python reads it also knows NaN and Infinity."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or is_finite(value)
+
+
+def is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def is_list_of_texts(value: object) -> bool:
@@ -141,4 +147,6 @@ def describe_kind(value: Any) -> str:
     """A value's kind as a reader of JSON knows it."""
     names = {type(None): "nothing", bool: "true or false", int: "a number", float: "a number", str: "text",
              list: "a list", dict: "an object"}  # fmt: skip
+    if isinstance(value, float) and not is_finite(value):
+        return "no finite number"
     return names.get(type(value), type(value).__name__)

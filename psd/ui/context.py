@@ -92,7 +92,7 @@ def reset_html(preset: Preset) -> str:
 
 def require_whole(name: str, value: float | None, low: int, high: int) -> int:
     """A number from a field beside the preset's; raises PresetError with the name, the value and the bounds."""
-    if value is None or value != int(value) or not low <= value <= high:
+    if value is None or not low <= value <= high or value != int(value):  # nan and infinity end at the bounds
         raise PresetError(f"{name}={format_value(value)} must be a whole number in [{low}, {high:,}]")
     return int(value)
 

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio.routes import App
 from gradio.state_holder import SessionState, StateHolder
+from gradio.utils import LRUCache
 
 MOST_SESSIONS = 400  # then the one that was silent for longest is forgotten: its page starts anew when it asks again
 
@@ -49,8 +50,21 @@ class _Nothing(dict):
         pass
 
 
+class UnreadMessages(LRUCache):
+    """The messages that wait for each session's client; those go first that were not asked for longest.
+
+    Gradio keeps 2,000, among them those of clients that left before their answer came, and forgets the oldest session
+    first, even while its client reads.
+    """
+
+    def __getitem__(self, session_id: str) -> Any:
+        self.move_to_end(session_id)
+        return super().__getitem__(session_id)
+
+
 def keep_few_sessions(app: App, blocks: gr.Blocks) -> None:
     """Replace the sessions of a server that has just been launched."""
     blocks.state_session_capacity = MOST_SESSIONS
     app.state_holder = Sessions()
     app.state_holder.set_blocks(blocks)
+    blocks._queue.pending_messages_per_session = UnreadMessages(MOST_SESSIONS)

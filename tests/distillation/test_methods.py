@@ -407,7 +407,7 @@ def test_with_a_beta_the_target_moves_as_the_tilted_priors_mean(t: int, guidance
 
 @pytest.mark.parametrize("t", [200, 500, 800])
 def test_strong_guidance_asks_the_reward_near_the_posterior(t: int) -> None:
-    """Guided by 50 the prediction is no picture; the asking point has the deviation of E[x0 | z_t, c] and lies nearer."""
+    """Guided by 50 it is no picture; the asking point has the deviation of E[x0 | z_t, c], and lies nearer to it."""
 
     def ask(guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
         step = make_step(candidates=1, groups=3, t=t, prior=GaussianPrior(), guidance_scale=guidance_scale)

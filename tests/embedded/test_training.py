@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from psd.embedded.captions import grammar
@@ -99,6 +100,21 @@ def test_a_gradient_that_is_no_number_stops_the_training(tmp_path):
     task.loss = lambda iteration, objects, generator: (task.model.weight.sum() * float("nan"), {})
     with pytest.raises(FloatingPointError, match="line.*iteration 0"):
         fit_task(task, arguments(tmp_path, 2))
+
+
+def test_a_folder_takes_one_training_at_a_time(tmp_path):
+    (tmp_path / "line").mkdir()
+    with FileLock(tmp_path / "line" / "lock"), pytest.raises(SystemExit, match="another training writes .*--work"):
+        fit_task(Line(), arguments(tmp_path, 4))
+    assert not (tmp_path / "line" / "checkpoint.pt").exists()
+    fit_task(Line(), arguments(tmp_path, 4))
+
+
+def test_a_worker_ends_when_the_process_that_started_it_has(tmp_path):
+    """An orphan would go on writing into the log and the checkpoint of the next training."""
+    with pytest.raises(SystemExit, match="the process that started this one has ended"):
+        fit_task(Line(), arguments(tmp_path, 4, processes=2, started_by=-1), rank=0, world=2)
+    assert not (tmp_path / "line" / "checkpoint.pt").exists()
 
 
 # ------------------------------------------------------------------------------------------------- what really trains

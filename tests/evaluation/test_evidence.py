@@ -929,6 +929,6 @@ def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
     assert steered["decode"] == [plain["decode"][0] + 32, 16] and steered["reward"] == [looks + 32, 16]
     kept, missing = match_lines(found, read_lines(path))
     assert len(kept) == 1 and todo[0].line_hash not in {job.line_hash for job in missing}
-    monkeypatch.setattr("psd.evaluation.experiments.record.run", None)  # a second run would fail
+    monkeypatch.setattr("psd.runs.engine.prepare_events", None)  # a second run would fail
     again = run.run_job(todo[0])
     assert again == first[0]

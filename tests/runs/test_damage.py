@@ -455,3 +455,18 @@ def test_a_damaged_preview_is_counted_as_missing(run: Path, content: bytes) -> N
 def test_a_file_without_permission_is_said_in_words(run: Path) -> None:
     (run / "status.json").chmod(0)
     assert archive.read_status(run).state == "finished"
+
+
+def test_a_preset_of_another_version_is_named_by_its_file_and_key(run: Path) -> None:
+    path = run / "preset.resolved.yaml"
+    path.write_text(path.read_text() + "old_param: 3\n")
+    notes: list[str] = []
+    assert archive.read_preset(run, notes=notes) == PRESET
+    assert "preset.resolved.yaml" in notes[0] and "old_param" in notes[0] and "checkpoint of step 6" in notes[0]
+    for other in [*(run / "checkpoints").iterdir(), run / "events.jsonl"]:
+        other.unlink()
+    with pytest.raises(StoreError, match="preset.resolved.yaml is no preset.*unknown key 'old_param'"):
+        archive.read_preset(run)
+    path.write_text("{}\n")
+    with pytest.raises(StoreError, match="preset.resolved.yaml is not whole"):
+        archive.read_preset(run)

@@ -45,6 +45,18 @@ def ended_by(*signals: int) -> MakeEvents:
     return engine
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_folder_whose_name_is_no_text_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xffns"))
+    for encoding in ("utf-8", "ascii", "cp1252"):
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, "run", "x", "--steps", "2", "--out", os.fsencode(out)], cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == OK and b"Traceback" not in done.stderr, done.stderr
+    assert [run.status.state for run in list_runs(out)] == ["finished"] * 3
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED), (signal.SIGHUP, TERMINATED)]
 )

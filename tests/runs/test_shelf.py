@@ -322,6 +322,15 @@ def test_a_warm_up_says_what_cannot_run() -> None:
         measure_warm_up(fails, PRESET)
 
 
+def test_a_warm_up_without_a_pace_is_no_estimate() -> None:
+    def ends(preset: Preset, *_: object) -> Iterator[Event]:
+        yield Started(step=0, preset={}, total_steps=1, views=4, environment={})
+        yield Finished(step=0, reason="stopped")
+
+    with pytest.raises(PresetError, match="ended before its pace was known"):
+        measure_warm_up(ends, PRESET)
+
+
 def test_a_warm_up_says_in_words_what_it_met() -> None:
     def missing(*_: object) -> Iterator[Event]:
         raise OSError("no weights")

@@ -10,6 +10,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,23 @@ def test_what_a_resume_did_over_is_told_once(folder: RunFolder) -> None:
     rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert read_preset(folder.path).steps == 6
+
+
+def test_the_preview_of_the_end_is_told_once(folder: RunFolder) -> None:
+    """A run that was killed between its last checkpoint and its mesh makes its last preview again."""
+    events = list(fake_run(PRESET, NoControl()))
+    for event in takewhile(lambda event: not isinstance(event, Meshed), events):
+        folder.write(event)
+    folder.close()
+    preview = next(event for event in reversed(events) if isinstance(event, Previewed))
+    with RunFolder.open(folder.path, PRESET) as again:
+        for event in (replace(events[0], step=6), preview, *events[-2:]):
+            again.write(event)
+    told = list(replay_events(folder.path))
+    assert [event.step for event in told if isinstance(event, Previewed)] == [2, 4, 6]
+    wanted = [event for event in events if not isinstance(event, Started)]
+    kinds = [type(event) for event in told if not isinstance(event, Started)]
+    assert kinds == [type(event) for event in wanted], "in the order of a run that went through"
 
 
 def test_checkpoint_is_exact(folder: RunFolder) -> None:

@@ -60,13 +60,13 @@ def compared(device: str, count: int, axes: tuple[int | None, ...] = (None, 0, 1
 @pytest.mark.timeout(600)
 def test_kernels_agree_with_the_plain_grid_in_the_interpreter() -> None:
     """Triton reads the variable when it is imported, so in a process of its own."""
-    code = "from test_hashgrid import compared; print(max(compared('cpu', 130, (None, 1)).values()))"
+    code = "from tests.scenes.test_hashgrid import compared; print(max(compared('cpu', 130, (None, 1)).values()))"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert float(ran.stdout) < 1e-3
-    code = "import torch; from psd.scenes.fields.hash_triton import try_out; try_out(torch.device('cpu'))"
+    code = "import torch; from psd.scenes.fields.hash_triton import try_kernels; try_kernels(torch.device('cpu'))"
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
 

@@ -3,12 +3,13 @@
 import base64
 import io
 import json
+import os
 import re
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,20 @@ from psd.config.preset import Preset
 from psd.distillation.events import LiveChanged
 from psd.embedded.captions import grammar
 from psd.runs.jobs import admission
+from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.worker import Worker
+from psd.runs.store import ownership
 from psd.runs.store.archive import read_status
+from psd.runs.store.folder import RunFolder
 from psd.runtime import pictures
 from psd.ui import api, build, protection
 from psd.ui.state.watch import Watcher
 from tests.runs.test_worker import PATIENCE_S, Gate, finish, until
 from tests.support.fake_run import fake_run
 
-ENDPOINTS = {"start_run", "get_status", "stop_run", "list_runs", "export_mesh", "score_images", "watch_run"}
+ENDPOINTS = {
+    "start_run", "get_status", "stop_run", "resume_run", "list_runs", "export_mesh", "score_images", "watch_run",
+}  # fmt: skip
 STRANGERS = ["..", "../secret", "/etc/passwd", "", "20260101-000000_a_s0_00000000", "a" * 5000, "<b>", "x\0y", "~root"]
 
 
@@ -183,6 +189,51 @@ def test_stop_ends_a_run_and_needs_its_owner(server: Server) -> None:
     server.gate.open(50)
     server.watch(told["run_id"])
     assert server.call("get_status", run_id=told["run_id"])["state"] == "stopped"
+    server.gate.permits = type(server.gate.permits)(0)
+
+
+def test_a_run_whose_server_was_killed_is_over_and_its_owner_can_go_on(server: Server) -> None:
+    preset = Preset(prompt="a red mushroom", seed=11, steps=6)
+    with RunFolder.create(preset, server.root) as folder:
+        ownership.claim_run(folder.path, "alice")
+        for event in takewhile(lambda event: event.step < 5, fake_run(preset, Controls(preset))):
+            folder.write(event)
+    known = {"run_id": folder.id, "owner": "alice"}
+    assert server.call("stop_run", **known)["state"] == "interrupted", "there is nothing to stop"
+    for name in ("stop_run", "resume_run"):
+        assert "belongs to another" in server.refused(name, run_id=folder.id, owner="bob")
+    assert "extra_steps=-1" in server.refused("resume_run", **known, steps=-1)
+    told = server.call("resume_run", **known)
+    assert told["state"] in ("queued", "running", "finished") and told["step"] >= 4, "from its last checkpoint"
+    server.watch(folder.id)
+    assert server.call("get_status", run_id=folder.id)["state"] == "finished"
+    assert "say how many more" in server.refused("resume_run", **known)
+    server.call("resume_run", **known, steps=2)
+    server.watch(folder.id)
+    assert server.call("get_status", run_id=folder.id)["step"] == 8
+
+
+def test_a_run_that_a_full_disk_ended_has_failed_and_is_not_interrupted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder cannot say so; the server that drove it can, to everybody who asks."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    told = server.call("start_run", prompt="a red mushroom", seed=7, overrides="steps: 6")
+    server.gate.open(1)
+    until(server.worker, told["run_id"], 1)
+    monkeypatch.setattr("psd.runs.store.files.open", full, raising=False)
+    server.gate.open(50)
+    finish(server.worker, told["run_id"])
+    assert read_status(server.root / told["run_id"]).state == "interrupted", "all that the folder knows"
+    status = server.call("get_status", run_id=told["run_id"])
+    (listed,) = (run for run in server.call("list_runs") if run["run_id"] == told["run_id"])
+    assert status["state"] == listed["state"] == "failed" and "disk is full" in status["message"]
+    watched = Watcher(server.worker).view_run(told["run_id"])
+    assert watched.state == "failed"
+    monkeypatch.undo()
     server.gate.permits = type(server.gate.permits)(0)
 
 
@@ -413,7 +464,7 @@ def ask_everything(server: Server, capfd: pytest.CaptureFixture[str], hostile: l
     plain: dict[str, list[Any]] = {
         "start_run": ["a red mushroom", "tiny", 0, "steps: 2", ""], "get_status": ["x"], "stop_run": ["x", "y"],
         "list_runs": ["", 3], "export_mesh": ["x", "glb", "", 0.0, ""], "score_images": [[png()], "a cube", ""],
-        "watch_run": ["x", 0],
+        "watch_run": ["x", 0], "resume_run": ["x", 1, "y", False],
     }  # fmt: skip
     assert set(plain) == ENDPOINTS
     places = [
@@ -454,6 +505,24 @@ def test_a_client_has_so_many_streams_and_unread_ones_end(server: Server, monkey
     events = [event for chunk in stream.outputs() for event in chunk]
     assert events[0]["event"] == "Started" and events[-1]["event"] == "Finished"
     server.gate.permits = type(server.gate.permits)(0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_stream_waits_for_its_reader(server: Server, monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
+    """A run of many events does not pile up in the server's memory for a client that fetches none."""
+    for name, value in (("EVENTS_AT_ONCE", 1), ("UNREAD", 3), ("STREAM_S", 0.02), ("SILENT_S", 0.5)):
+        monkeypatch.setattr(api, name, value)
+    run_id = server.finished()["run_id"]
+    if stored:
+        server.worker._entries.pop(run_id)  # as after a restart
+    session = secrets.token_hex(8)
+    (number,) = (number for number, fn in server.blocks.fns.items() if fn.api_name == "watch_run")
+    joined = {"data": [run_id, 0], "fn_index": number, "session_hash": session}
+    assert httpx.post(f"{server.url}gradio_api/queue/join", json=joined, timeout=PATIENCE_S).status_code == 200
+    time.sleep(3.0)
+    unread = server.blocks._queue.pending_messages_per_session[session]
+    assert unread.qsize() <= 3 + 3, "with what Gradio says of the call itself"
+    assert len(server.watch(run_id)) > 12, "a client that reads gets all of it"
 
 
 def test_a_stream_from_before_the_start_is_refused(server: Server) -> None:

@@ -1,6 +1,7 @@
 """Any listener of the page, called with any kind of value, answers or refuses in words: never with a traceback."""
 
 import asyncio
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,26 @@ from gradio.state_holder import SessionState
 from psd.embedded.captions import grammar
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
-from psd.ui.checked import CheckedBlocks, find_kind, is_unicode
+from psd.ui.checked import CheckedBlocks, describe_kind, find_kind, is_number, is_unicode
 from tests.support.fake_run import fake_run
 
 LONE = "\ud800"  # half of a pair: JSON can say it, UTF-8 cannot
-STRANGE = [None, True, 7, -0.5, "text", LONE, "../../etc/passwd", [], ["x", LONE], [7], {"path": 7}, {"a": {"b": LONE}}]
+STRANGE = [
+    None,
+    True,
+    7,
+    -0.5,
+    math.nan,
+    10**400,
+    "text",
+    LONE,
+    "../../etc/passwd",
+    [],
+    ["x", LONE],
+    [7],
+    {"path": 7},
+    {"a": {"b": LONE}},
+]
 REQUEST = SimpleNamespace(headers={"host": "localhost"}, query_params={"run": LONE}, username=None, request=None)
 
 
@@ -104,6 +120,12 @@ def test_a_refusal_crosses_the_wire_without_a_traceback(
         assert reply.status_code == 500 and reply.json()["error"], body
     blocks.close(verbose=False)
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_number_is_finite() -> None:
+    assert is_number(7) and is_number(-0.5) and is_number(10**400)
+    assert not any(map(is_number, [math.nan, math.inf, -math.inf, True, "7", None]))
+    assert describe_kind(math.nan) == "no finite number"
 
 
 @pytest.mark.parametrize("value", [LONE, [LONE], {"a": {"b": (LONE,)}}, {LONE: 1}])

@@ -16,7 +16,7 @@ from gradio.routes import App
 
 from psd.runs.jobs.worker import Worker
 from psd.ui import api, build, protection
-from psd.ui.sessions import MOST_SESSIONS, Sessions, keep_few_sessions
+from psd.ui.sessions import MOST_SESSIONS, Sessions, UnreadMessages, keep_few_sessions
 from tests.runs.test_worker import PATIENCE_S
 from tests.support.fake_run import fake_run
 
@@ -223,6 +223,8 @@ def test_messages_show_no_folder_of_the_server(tmp_path: Path) -> None:
 def test_a_session_costs_little_and_few_are_kept(server: tuple[str, gr.Blocks, App]) -> None:
     _, blocks, app = server
     assert isinstance(app.state_holder, Sessions) and app.state_holder.capacity == MOST_SESSIONS <= 500
+    unread = blocks._queue.pending_messages_per_session
+    assert isinstance(unread, UnreadMessages) and unread.max_size == MOST_SESSIONS
     sessions = Sessions()
     sessions.set_blocks(blocks)
     sessions["first"]
@@ -234,6 +236,17 @@ def test_a_session_costs_little_and_few_are_kept(server: tuple[str, gr.Blocks, A
     for number in range(2 * MOST_SESSIONS):
         sessions[f"another {number}"]
     assert len(sessions.session_data) <= MOST_SESSIONS
+
+
+def test_messages_that_nobody_asks_for_are_forgotten_first() -> None:
+    unread = UnreadMessages(3)
+    for name in ("first", "second", "third"):
+        unread[name] = name
+    assert unread["first"] == "first", "its client reads"
+    unread["fourth"] = "fourth"
+    assert list(unread) == ["third", "first", "fourth"]
+    with pytest.raises(KeyError):
+        unread["second"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The page without a browser: the fold, the curves, the controls made from the preset, the help with words."""
 
 import copy
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -23,7 +24,14 @@ from psd.runs.store.files import StoreError
 from psd.ui.context import require_whole
 from psd.ui.inputs import controls
 from psd.ui.inputs.origin import name_preset
-from psd.ui.inputs.vocabulary import EXAMPLES, build_caption, caption_problem, reword_preset, suggest_captions
+from psd.ui.inputs.vocabulary import (
+    EXAMPLES,
+    LONGEST_PROMPT,
+    build_caption,
+    caption_problem,
+    reword_preset,
+    suggest_captions,
+)
 from psd.ui.markup import html
 from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
 from psd.ui.panels import share, status
@@ -237,6 +245,17 @@ def test_suggestions_are_captions_and_go_on_where_they_can(typed: str) -> None:
     assert not [text for text in found if caption_problem(grammar, text)]
     if typed in ("a red mu", "a blue cube on top of a y"):
         assert all(text.startswith(typed) for text in found)
+
+
+def test_a_text_that_is_too_long_for_a_prompt_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look for the nearest caption of 100,000 letters takes a minute of the server's processor."""
+    assert Preset.model_fields["prompt"].metadata[1].max_length == LONGEST_PROMPT
+    searched: list[str] = []
+    monkeypatch.setattr(grammar, "parse", lambda text: searched.append(text))
+    monkeypatch.setattr(grammar, "nearest", lambda text, n: searched.append(text) or ["a red mug"])
+    assert "100000 characters: at most 300" in caption_problem(grammar, "x" * 100_000)
+    assert suggest_captions(grammar, "x" * 100_000) == ["a red mug"]
+    assert all(len(text) <= 300 for text in searched)
 
 
 def test_a_prompt_is_run_as_its_vocabulary_words_it() -> None:
@@ -584,7 +603,7 @@ def test_a_text_changes_what_it_names() -> None:
         share.read_changes("steer_both: true")
 
 
-@pytest.mark.parametrize("value", [None, 1.5, 0, 9])
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, 1.5, 0, 9])
 def test_a_number_beside_the_preset_s_is_refused_by_name_value_and_bounds(value: float | None) -> None:
     assert require_whole("seeds", 2.0, 1, 8) == 2
     with pytest.raises(PresetError, match=rf"seeds={value} must be a whole number in \[1, 8\]"):

@@ -13,12 +13,14 @@ import json
 import os
 import platform
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from psd.embedded.captions import grammar
@@ -81,9 +83,25 @@ def batch_generator(seed: int, iteration: int, rank: int) -> torch.Generator:
 
 
 def fit_task(task: TrainingTask, arguments: argparse.Namespace, *, rank: int = 0, world: int = 1) -> None:
-    """Train ``task`` to ``arguments.iterations``; rank 0 keeps EMA, log, checkpoints, sheets and the shipped folder."""
+    """Train ``task`` to ``arguments.iterations``; rank 0 keeps EMA, log, checkpoints, sheets and the shipped folder.
+
+    Raises SystemExit while another training writes the same folder.
+    """
     folder = Path(arguments.work) / task.name
     folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        if rank == 0:
+            try:
+                held.enter_context(FileLock(folder / "lock").acquire(timeout=0))
+            except Timeout:
+                raise SystemExit(
+                    f"{task.name}: another training writes {folder}: wait for its end, or choose another --work"
+                ) from None
+        fit_in_folder(task, arguments, folder, rank, world)
+
+
+def fit_in_folder(task: TrainingTask, arguments: argparse.Namespace, folder: Path, rank: int, world: int) -> None:
+    """`fit_task` in a folder that no other training writes."""
     device = torch.device(arguments.device)
     model = task.model.to(device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)

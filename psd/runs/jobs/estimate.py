@@ -116,5 +116,6 @@ def measure_warm_up(
         told = describe_failure(error, 0, 0.0)
         raise PresetError(": ".join(filter(None, (told.message, told.cure)))) from error
     pace = pacer.run_estimate
-    assert pace is not None
+    if pace is None:
+        raise PresetError(f"no estimate: a warm-up of {WARM_UP_STEPS} steps ended before its pace was known")
     return pace

@@ -67,14 +67,15 @@ class Worker:
     ) -> None:
         self._make_events, self._admit, self._screen = make_events, admit, screen
         self._limits = limits or Limits()
-        self.library = Library(root, self._limits, self._forget_run)
-        self._entries: dict[str, Job] = {}
-        self._queue = FairQueue()
         self._unsaved: list[RunFolder] = []  # whose last state a full disk refused
+        self.library = Library(
+            root, self._limits, self._forget_run, lambda: {run.id: run.status for run in self._unsaved}
+        )
+        self._entries: dict[str, Job] = {}
+        self._queue, self._closing = FairQueue(), False
         self._changed = threading.Condition()
         self._device = threading.Lock()  # held by whoever computes: a run, or a warm-up
         self._paces: dict[Hashable, RunEstimate] = {}
-        self._closing = False
         self.library.make_room()
         self._thread = threading.Thread(target=self._work_queue, name="psd-worker", daemon=True)
         self._restore_queue()
@@ -126,6 +127,7 @@ class Worker:
             with self._changed:
                 self._require_place(digest)  # others have come, or the end, while files were read and written
                 self._entries.pop(folder.id, None)
+                self._unsaved = [earlier for earlier in self._unsaved if earlier.id != folder.id]
                 self._entries[folder.id] = Job(folder, Controls(preset), checkpoint, log, until, digest)
                 self._queue.add_run(folder.id, digest)
                 self._changed.notify_all()
@@ -269,7 +271,8 @@ class Worker:
         try:
             return self._entries[run_id]
         except KeyError:
-            raise StoreError(f"no job {run_id[:80]!r} here", "choose one of the list of jobs") from None
+            cure = "ask for its state: it is over, or another process drives it"
+            raise StoreError(f"no job {run_id[:80]!r} on this server", cure) from None
 
     def _owned_entry(self, run_id: str, owner: str) -> Job:
         entry = self._find_entry(run_id)
@@ -334,7 +337,8 @@ class Worker:
                     return self._entries[self._queue.take_next()]
                 if self._closing:
                     return None
-            self._unsaved = [folder for folder in self._unsaved if not folder.store_status_late()]
+            with self._changed:
+                self._unsaved = [folder for folder in self._unsaved if not folder.store_status_late()]
 
     def _drive_entry(self, entry: Job) -> None:
         drop_place(entry.folder.path)
@@ -381,13 +385,13 @@ class Worker:
 
     def _end(self, entry: Job) -> None:
         entry.over.set()
+        if not entry.folder.is_status_stored:
+            self._unsaved.append(entry.folder)  # before its lock is gone: nobody may take it for interrupted
         try:
             drop_place(entry.folder.path)
             entry.folder.close()
         except OSError as error:
             LOG.warning("the run %s could not be closed: %s", entry.folder.id, error)
-        if not entry.folder.is_status_stored:
-            self._unsaved.append(entry.folder)
         if (pace := entry.pacer.run_estimate) and pace.end_s:
             self._paces[workload_key(entry.folder.preset)] = pace
         over = [run_id for run_id, other in self._entries.items() if other.over.is_set()]

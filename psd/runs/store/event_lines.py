@@ -98,8 +98,12 @@ def effective_events(path: Path, problems: LineProblems | None = None) -> Iterat
     again = list(read_event_lines(path, (b'"Started"', b'"LiveChanged"')))
     starts = [(offset, event.step) for offset, event in again if isinstance(event, Started)]
     changes = [(offset, event) for offset, event in again if isinstance(event, LiveChanged)]
+    previewed = set()  # resumed between its last checkpoint and its mesh, a run makes its last preview again
     for offset, event in read_event_lines(path, problems=problems):
         undone = any(offset < later and event.step > step for later, step in starts)
+        if isinstance(event, Previewed) and not undone:
+            undone = event.step in previewed
+            previewed.add(event.step)
         if isinstance(event, LiveChanged):  # made again after a resume
             undone |= any(offset < later and replace(event, time_s=same.time_s) == same for later, same in changes)
         if not undone:

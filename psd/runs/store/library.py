@@ -10,12 +10,13 @@ import logging
 import secrets
 import threading
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from psd.runs.store import ownership, retention
-from psd.runs.store.archive import Run, default_root, find_run, list_runs
+from psd.runs.store.archive import Run, Status, default_root, find_run, list_runs, read_status
 from psd.runs.store.files import StoreError, explain_os_errors, is_plain_file
 from psd.runs.store.retention import Limits
 
@@ -28,7 +29,8 @@ class Library:
     """The runs under ``root``.  ``owner`` is the secret of the browser or script that asks: it may steer its own runs,
     anybody may watch.  Methods that change a run raise `NotYoursError` for one of another owner.
 
-    ``forget`` is called with the id of each run that was deleted.
+    ``forget`` is called with the id of each run that was deleted; ``unsaved`` has the states that a full disk has not
+    taken yet, by id: they hold, whatever the folders say.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class Library:
         root: Path | None = None,
         limits: Limits | None = None,
         forget: Callable[[str], None] = lambda run_id: None,
+        unsaved: Callable[[], Mapping[str, Status]] = dict,
     ) -> None:
         self.root = (root or default_root()).absolute()
-        self._limits, self._forget = limits or Limits(), forget
+        self._limits, self._forget, self._unsaved = limits or Limits(), forget, unsaved
         self._zips = TemporaryDirectory(prefix="psd-zip-")
         self._zipping = threading.Lock()  # nobody clears away what another is still writing
 
@@ -48,8 +51,14 @@ class Library:
 
     def list_runs(self, owner: str = "") -> list[Run]:
         """All runs under the root, newest first; with an ``owner`` only theirs."""
-        runs = list_runs(self.root)
+        unsaved = self._unsaved()
+        runs = [replace(run, status=unsaved.get(run.id, run.status)) for run in list_runs(self.root)]
         return [run for run in runs if ownership.is_owner(run.folder, owner)] if owner else runs
+
+    def read_status(self, run_id: str) -> Status:
+        """The state of any run under the root; raises StoreError as `find_folder` and the store's `read_status` do."""
+        folder = self.find_folder(run_id)
+        return self._unsaved().get(run_id) or read_status(folder)
 
     def is_steerable_by(self, run_id: str, owner: str) -> bool:
         """Whether ``owner`` may steer the run."""

@@ -20,6 +20,9 @@ class CaptionLike(Protocol):
     def text(self) -> str: ...
 
 
+LONGEST_PROMPT = 300  # characters of a preset's prompt; to search the vocabulary for a longer text takes minutes
+
+
 class Vocabulary(Protocol):
     """A closed grammar of captions; `psd.embedded.captions.grammar` is one.  Complaints are ValueErrors."""
 
@@ -40,6 +43,8 @@ class Vocabulary(Protocol):
 
 def caption_problem(vocabulary: Vocabulary, prompt: str) -> str:
     """Why ``prompt`` is no caption of the vocabulary, in words; empty when it is one."""
+    if len(prompt) > LONGEST_PROMPT:
+        return f"the prompt has {len(prompt)} characters: at most {LONGEST_PROMPT}"
     try:
         vocabulary.parse(prompt)
     except ValueError as error:
@@ -62,6 +67,7 @@ def reword_preset(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> Pre
 
 def suggest_captions(vocabulary: Vocabulary, prompt: str, n: int = 6) -> list[str]:
     """At most ``n`` captions: those that go on as ``prompt`` begins, then the nearest known ones."""
+    prompt = prompt[:LONGEST_PROMPT]
     typed = " ".join(prompt.lower().split())
     if not typed:
         return list(EXAMPLES[:n])

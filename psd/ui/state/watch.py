@@ -126,7 +126,7 @@ class Watcher:
 
     def _view_stored(self, run_id: str, folder: Path, memory: _Memory) -> WatchedRun:
         """From its folder, read again when somebody has written there since; of a run that grows, now and then."""
-        status = read_status(folder)
+        status = self._worker.library.read_status(run_id)
         begun = time.monotonic()
         # The time of a status counts seconds: a mesh that is made again within one changes the event file only.
         version = (status.state, status.updated, file_version(folder / "events.jsonl"))
