@@ -34,7 +34,7 @@ FRAMES = {
     "glb": f"{Y_UP}, longest side 1 m, centred",
     "obj": f"{Y_UP}, longest side 1, centred",
     "ply": f"{Z_UP}, longest side 1, centred",
-    "stl": f"{Z_UP}, in mm, standing on z = 0",
+    "stl": f"{Z_UP}, longest side {PRINT_SIZE_MM:g} mm unless exported otherwise, standing on z = 0",
 }
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # what a buffer view is for, in glTF
 LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 33071  # a texture's sampler, in glTF

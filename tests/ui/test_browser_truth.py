@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import trimesh
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed
@@ -25,11 +25,13 @@ from tests.support.browsing import (
     UPPER,
     expect_colours_in_the_viewer,
     expect_state,
+    number_of,
     open_tab,
     press,
     run_steps,
     scripted,
     serve,
+    type_number,
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -64,15 +66,6 @@ class Recolour:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     recolour = Recolour()
     yield from serve(scripted, tmp_path_factory.mktemp("runs"), lambda: recolour)
-
-
-def number_of(page: Page, control: str) -> Locator:
-    return page.locator(f"#{control} input[type=number]")
-
-
-def type_number(field: Locator, value: str) -> None:
-    field.fill(value)
-    field.press("Tab")
 
 
 def expect_preset(page: Page, name: str) -> None:

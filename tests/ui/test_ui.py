@@ -304,7 +304,7 @@ def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
     shown = mesh.download_links(WatchedRun("id", tmp_path, prompt="a cube", view=told(STORY)))
     assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
     assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
-    assert f'title="{FRAMES["glb"]}"' in shown and f'title="{FRAMES["obj"]}"' in shown
+    assert all(f"<b>{suffix.upper()}</b> {frame}" in shown for suffix, frame in FRAMES.items())
 
 
 def test_tokens_and_notes_are_escaped() -> None:

@@ -83,7 +83,7 @@ def live_views_html(watched: WatchedRun, look: Look) -> str:
     seen, names = _find_preview(watched, look), shot_names(watched.shots)
     if seen is None or seen.file is None:
         empty = '<div class="shot empty"></div>' * 4
-        hint = f'<p class="hint">{_waiting_text(watched)}</p>'
+        hint = f'<p class="hint"><span class="over">{_waiting_text(watched)}</span></p>'
         return f'<div class="shots" style="--views:4">{empty * len(kinds)}{hint}</div>'
     scores = view_scores(watched, seen)
     worst = scores.index(min(scores)) if len(set(scores)) > 1 else None
