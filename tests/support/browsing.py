@@ -22,6 +22,7 @@ from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.folder import RunFolder
 from psd.ui import api, build
+from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.protection import protect
 from psd.ui.tabs.mesh import Remesh
 
@@ -69,7 +70,8 @@ def serve(
     make_events: MakeEvents, root: Path, remesher: Callable[[], Remesh] = app.make_remesher, **settings: Any
 ) -> Iterator[str]:
     """The address of a page and its API, which end with the iteration; ``settings`` go to Gradio's ``launch``."""
-    worker, vocabularies = Worker(make_events, root), {"assets/prior": grammar}
+    worker = Worker(make_events, root)
+    vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
     blocks = build.build_blocks(worker, vocabularies=vocabularies, remesher=remesher)
     api.register_endpoints(
         blocks, worker, score=lambda images, prompt, judge: {}, remake=app.remake_mesh, vocabularies=vocabularies
