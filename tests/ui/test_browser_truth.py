@@ -232,6 +232,7 @@ def test_the_preset_of_a_run_is_not_the_page_s_first(open_page: Callable[..., Pa
     guidance = number_of(page, "control-guidance_scale")
     start = f"{Preset.load('mvdream').guidance_scale:g}"
     expect(guidance).to_have_value(start, timeout=PATIENCE_MS)
+    page.wait_for_timeout(1000)  # its value is set once more as it comes onto the page
     type_number(guidance, "60")
     expect_preset(page, "own (from mvdream, 2 values differ)")
     press(page.locator("#control-guidance_scale .reset-button"))
