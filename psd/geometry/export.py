@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8, UInt16
+from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image
 
 from psd.geometry.srgb import decode_srgb
@@ -34,7 +34,7 @@ FRAMES = {
     "glb": f"{Y_UP}, longest side 1 m, centred",
     "obj": f"{Y_UP}, longest side 1, centred",
     "ply": f"{Z_UP}, longest side 1, centred",
-    "stl": f"{Z_UP}, in mm, standing on z = 0",
+    "stl": f"{Z_UP}, longest side {PRINT_SIZE_MM:g} mm unless exported otherwise, standing on z = 0",
 }
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # what a buffer view is for, in glTF
 LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 33071  # a texture's sampler, in glTF
@@ -76,11 +76,12 @@ def fit_unit_box(vertices: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n
     return (vertices - (low + high) / 2) / (high - low).max()
 
 
-def encode_linear(colours: UInt8[np.ndarray, "n 3"]) -> UInt16[np.ndarray, "n 4"]:
-    """8-bit sRGB to opaque 16-bit linear light, which keeps all 256 levels apart."""
-    opaque = np.full((len(colours), 4), 65535, np.uint16)
-    opaque[:, :3] = np.round(65535 * decode_srgb(colours / 255))
-    return opaque
+def encode_linear(colours: UInt8[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """8-bit sRGB to linear light in [0, 1], which keeps all 256 levels apart.
+
+    8 bits of linear light would merge the dark levels.  16 bits would not, but MeshLab takes them modulo 256.
+    """
+    return decode_srgb(colours / 255).astype(np.float32)
 
 
 def weld_seams(mesh: Mesh) -> tuple[Mesh, Int[np.ndarray, " n"]]:
@@ -134,7 +135,7 @@ def encode_glb(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_m
     picture = Image.fromarray(mesh.texture) if mesh.texture is not None and mesh.uv is not None else None
     textured = picture is not None
     material = PBRMaterial("surface", metallicFactor=0.0, roughnessFactor=1.0, baseColorTexture=picture)
-    # trimesh casts colours to 8 bits but keeps the type of attributes of one's own: so they travel as one.
+    # trimesh casts colours to 8 bits but keeps the type of attributes of one's own, so they travel as one.
     attributes = {} if textured else {"_COLOR": encode_linear(mesh.colours)}
     visual = TextureVisuals(uv=mesh.uv if textured else None, material=material)
     extras = {**provenance, "frame": FRAMES["glb"]}
@@ -147,7 +148,6 @@ def encode_glb(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_m
         (surface,) = tree["meshes"][0]["primitives"]
         if "_COLOR" in surface["attributes"]:
             surface["attributes"]["COLOR_0"] = surface["attributes"].pop("_COLOR")
-            tree["accessors"][surface["attributes"]["COLOR_0"]]["normalized"] = True
         for accessor in surface["attributes"].values():
             tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = ARRAY_BUFFER
         tree["bufferViews"][tree["accessors"][surface["indices"]]["bufferView"]]["target"] = ELEMENT_ARRAY_BUFFER

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -14,12 +15,14 @@ from playwright.sync_api import Locator, Page, expect
 import app
 from psd.config.preset import Preset
 from psd.distillation.events import Event, Finished, LiveChanged, Meshed, NegativeUpdated, Previewed, Started, Stepped
-from psd.distillation.interfaces import Control
+from psd.distillation.interfaces import Control, NoControl
 from psd.embedded.captions import grammar
 from psd.geometry.mesh import Mesh
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Worker
-from psd.ui import build
+from psd.runs.store.folder import RunFolder
+from psd.ui import api, build
+from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.protection import protect
 from psd.ui.tabs.mesh import Remesh
 
@@ -64,18 +67,31 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
 
 
 def serve(
-    make_events: MakeEvents, root: Path, remesher: Callable[[], Remesh] = app.make_remesher
-) -> Iterator[str]:  # fmt: skip
+    make_events: MakeEvents, root: Path, remesher: Callable[[], Remesh] = app.make_remesher, **settings: Any
+) -> Iterator[str]:
+    """The address of a page and its API, which end with the iteration; ``settings`` go to Gradio's ``launch``."""
     worker = Worker(make_events, root)
-    blocks = build.build_blocks(worker, vocabularies={"assets/prior": grammar}, remesher=remesher)
+    vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
+    blocks = build.build_blocks(worker, vocabularies=vocabularies, remesher=remesher)
+    api.register_endpoints(
+        blocks, worker, score=lambda images, prompt, judge: {}, remake=app.remake_mesh, vocabularies=vocabularies
+    )  # fmt: skip
     layers = protect(worker.library.find_folder, worker.library.find_zip)
     _, address, _ = blocks.launch(
         server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
-        app_kwargs={"middleware": layers}, **build.launch_options(),
+        app_kwargs={"middleware": layers}, **settings, **build.launch_options(),
     )  # fmt: skip
     yield address
     blocks.close(verbose=False)
     assert worker.shutdown()
+
+
+def store_run(root: Path, preset: Preset) -> str:
+    """A finished run of the scripted engine in ``root``, made by nobody's browser; returns its id."""
+    with RunFolder.create(preset, root) as folder:
+        for event in scripted(preset, NoControl(), None):
+            folder.write(event)
+    return folder.id
 
 
 def choose(page: Page, label: str, value: str) -> None:
@@ -84,6 +100,15 @@ def choose(page: Page, label: str, value: str) -> None:
     box.fill(value)
     expect(page.get_by_role("option", name=value, exact=True)).to_be_visible(timeout=PATIENCE_MS)
     box.press("Enter")
+
+
+def number_of(page: Page, control: str) -> Locator:
+    return page.locator(f"#{control} input[type=number]")
+
+
+def type_number(field: Locator, value: str) -> None:
+    field.fill(value)
+    field.press("Tab")
 
 
 def press(button: Locator) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import trimesh
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed
@@ -55,15 +55,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from browsing.serve(browsing.scripted, tmp_path_factory.mktemp("runs"), lambda: recolour)
 
 
-def number_of(page: Page, control: str) -> Locator:
-    return page.locator(f"#{control} input[type=number]")
-
-
-def type_number(field: Locator, value: str) -> None:
-    field.fill(value)
-    field.press("Tab")
-
-
 def expect_preset(page: Page, name: str) -> None:
     expect(page.locator("#preset input")).to_have_value(name, timeout=browsing.PATIENCE_MS)
 
@@ -97,20 +88,20 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     # What is typed stays, within what the field allows and beyond; what cannot be is refused by its key.
     expect_preset(page, "tiny")
     browsing.press(page.get_by_role("button", name="Guidance"))
-    guidance = number_of(page, "control-guidance_scale")
+    guidance = browsing.number_of(page, "control-guidance_scale")
     expect(guidance).to_be_visible(timeout=browsing.PATIENCE_MS)
     page.wait_for_timeout(500)  # its value is set once more as it comes onto the page
     assert guidance.get_attribute("max") == "200"
     seed = page.locator("#control-seed input[type=number]")
     for field, value, key in ((guidance, "500", "guidance_scale"), (seed, "3.7", "seed")):
         before = field.input_value()
-        type_number(field, value)
+        browsing.type_number(field, value)
         browsing.press(page.locator("#run"))
         expect(problem).to_contain_text(f"{key}={value}", timeout=browsing.PATIENCE_MS)
         expect(field).to_have_value(value)
-        type_number(field, before)
+        browsing.type_number(field, before)
     browsing.press(page.get_by_role("button", name="Machine"))
-    type_number(page.locator("#control-threads input[type=number]"), "50")
+    browsing.type_number(page.locator("#control-threads input[type=number]"), "50")
     expect_preset(page, "own (from tiny, 1 value differs)")
     expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
 
@@ -131,14 +122,14 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     # The run goes by these values; a reset is a move like any other, on it too.
     browsing.run_steps(page, 2000)
     browsing.expect_state(page, "Running")
-    type_number(guidance, "12")
+    browsing.type_number(guidance, "12")
     log = page.locator("#log textarea")
     browsing.open_tab(page, "Log")
     expect(log).to_have_value(re.compile(r"guidance_scale = 12"), timeout=browsing.PATIENCE_MS)
     browsing.press(page.locator("#control-guidance_scale .reset-button"))
     expect(guidance).to_have_value("4")
     expect(log).to_have_value(re.compile(r"guidance_scale = 12(.|\n)*guidance_scale = 4"), timeout=browsing.PATIENCE_MS)
-    type_number(guidance, "-3")
+    browsing.type_number(guidance, "-3")
     expect(page.get_by_text("guidance_scale=-3")).to_be_visible(timeout=browsing.PATIENCE_MS)
 
     # Another look at the run finds its values and its preset's name.
@@ -175,15 +166,15 @@ def test_a_mesh_made_again_is_the_mesh_that_is_seen(open_page: Callable[..., Pag
     browsing.expect_colours_in_the_viewer(page, browsing.UPPER, browsing.LOWER, off=45)
     ends = page.locator("#threshold .min_value, #threshold .max_value")
     expect(ends).to_have_text(["2.5", "40"], timeout=browsing.PATIENCE_MS)
-    facts, threshold = page.locator("#facts"), number_of(page, "threshold")
+    facts, threshold = page.locator("#facts"), browsing.number_of(page, "threshold")
     for made, density in ((1, "5"), (2, "7")):
-        type_number(threshold, density)
+        browsing.type_number(threshold, density)
         browsing.press(page.locator("#remesh-button"))
         expect(facts).to_contain_text(str(300 + made), timeout=browsing.PATIENCE_MS)
         colours = (browsing.LOWER, browsing.UPPER) if made % 2 else (browsing.UPPER, browsing.LOWER)
         browsing.expect_colours_in_the_viewer(page, *colours, off=45)
         expect_film_of(page, 60 * made)
-    type_number(threshold, "6")
+    browsing.type_number(threshold, "6")
     browsing.press(page.locator("#remesh-button"))
     expect(facts).to_contain_text("303", timeout=browsing.PATIENCE_MS)
 
@@ -194,14 +185,14 @@ def test_a_mesh_made_again_is_the_mesh_that_is_seen(open_page: Callable[..., Pag
     expect_film_of(page, 180)
     expect(facts).to_contain_text("303")
     expect(threshold).to_have_value("6")
-    expect(number_of(page, "most-faces")).to_have_value("400")
+    expect(browsing.number_of(page, "most-faces")).to_have_value("400")
     expect(ends).to_have_text(["2.5", "40"])
 
 
 def test_compared_runs_have_one_name_one_place_and_one_colour(open_page: Callable[..., Page], address: str) -> None:
     page = open_page(address)
     field = page.locator("#control-steps input[type=number]")
-    type_number(field, "3")
+    browsing.type_number(field, "3")
     browsing.open_tab(page, "Compare")
     browsing.press(page.locator("#compare-button"))
     table = page.locator("#compare-scores tbody")
@@ -227,10 +218,11 @@ def test_the_preset_of_a_run_is_not_the_page_s_first(open_page: Callable[..., Pa
     page = open_page(f"{next(served)}?run={folder.id}")
     expect_preset(page, "own (from mvdream, 1 value differs)")
     browsing.press(page.get_by_role("button", name="Guidance"))
-    guidance = number_of(page, "control-guidance_scale")
+    guidance = browsing.number_of(page, "control-guidance_scale")
     start = f"{Preset.load('mvdream').guidance_scale:g}"
     expect(guidance).to_have_value(start, timeout=browsing.PATIENCE_MS)
-    type_number(guidance, "60")
+    page.wait_for_timeout(1000)  # its value is set once more as it comes onto the page
+    browsing.type_number(guidance, "60")
     expect_preset(page, "own (from mvdream, 2 values differ)")
     browsing.press(page.locator("#control-guidance_scale .reset-button"))
     expect(guidance).to_have_value(start)

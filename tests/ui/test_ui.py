@@ -316,7 +316,7 @@ def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
     shown = mesh.download_links(WatchedRun("id", tmp_path, prompt="a cube", view=told(STORY)))
     assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
     assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
-    assert f'title="{FRAMES["glb"]}"' in shown and f'title="{FRAMES["obj"]}"' in shown
+    assert all(f"<b>{suffix.upper()}</b> {frame}" in shown for suffix, frame in FRAMES.items())
 
 
 def test_tokens_and_notes_are_escaped() -> None:
@@ -347,6 +347,16 @@ def test_the_worst_view_is_outlined_and_named() -> None:
     ]
     shown = tabs_live.live_views_html(WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",)))
     assert shown.count('class="shot worst"') == 1 and "left · 2 · worst" in shown
+
+
+@pytest.mark.parametrize("scores", [[4.45101, 4.45102, 4.45103, 4.45104], [1.0, 1.0, 2.0, 3.0], [2.0] * 4])
+def test_no_view_is_worst_whose_score_reads_like_another_s(scores: list[float]) -> None:
+    preset = {"rewards": {"r": 1.0}}
+    view = told([Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
+    view = fold_event(view, Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
+    watched, look = WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",))
+    shown = tabs_live.live_views_html(watched, look) + tabs_live.scores_of_views(watched, look)
+    assert "worst" not in shown.replace("marks the worst view", "") and "class=low" not in shown
 
 
 def test_series_differ_in_colour_and_in_dash() -> None:

@@ -83,10 +83,10 @@ def live_views_html(watched: WatchedRun, look: Look) -> str:
     seen, names = _find_preview(watched, look), shot_names(watched.shots)
     if seen is None or seen.file is None:
         empty = '<div class="shot empty"></div>' * 4
-        hint = f'<p class="hint">{_waiting_text(watched)}</p>'
+        hint = f'<p class="hint"><span class="over">{_waiting_text(watched)}</span></p>'
         return f'<div class="shots" style="--views:4">{empty * len(kinds)}{hint}</div>'
     scores = view_scores(watched, seen)
-    worst = scores.index(min(scores)) if len(set(scores)) > 1 else None
+    worst = find_worst(scores)
     cells = []
     for kind in kinds:
         file = preview_file(seen.step, kind)
@@ -126,6 +126,15 @@ def view_scores(watched: WatchedRun, seen: Previewed) -> list[float]:
     return [sum(w * score for w, score in zip(weights.values(), column, strict=True)) for column in columns]
 
 
+def find_worst(scores: Sequence[float]) -> int | None:
+    """The place of the lowest score; None where another one reads the same, and so none can be seen to be worse."""
+    if len(scores) < 2:
+        return None
+    shown = [format_number(score) for score in scores]
+    worst = min(range(len(scores)), key=scores.__getitem__)
+    return worst if shown.count(shown[worst]) == 1 else None
+
+
 def scores_of_views(watched: WatchedRun, look: Look) -> str:
     """Every reward and judge of every view, with their mean."""
     seen = _find_preview(watched, look)
@@ -134,9 +143,10 @@ def scores_of_views(watched: WatchedRun, look: Look) -> str:
 
     def score_row(name: str, scores: Sequence[float]) -> list[str]:
         role = "optimised" if name.startswith("reward/") else "only watches"
-        low = min(scores) if len(set(scores)) > 1 else None
+        worst = find_worst(scores)
         cells = [
-            f"<b class=low>{format_number(score)} ▾</b>" if score == low else format_number(score) for score in scores
+            f"<b class=low>{format_number(score)} ▾</b>" if i == worst else format_number(score)
+            for i, score in enumerate(scores)
         ]
         return [html.escape(metric_label(name)), role, *cells, format_number(sum(scores) / len(scores))]
 

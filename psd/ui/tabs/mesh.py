@@ -183,7 +183,9 @@ def _update_choices(page: Page) -> list[Any]:
 
 
 def download_links(watched: WatchedRun) -> str:
-    """A link for each file that exists; the others are greyed out, so that nothing moves when they come."""
+    """A link for each file that exists, the others greyed out, so that nothing moves when they come; then how each
+    format's mesh stands and how large it is.
+    """
     name = slugify_prompt(watched.prompt)
     links = []
     for file, label in DOWNLOADS.items():
@@ -192,12 +194,11 @@ def download_links(watched: WatchedRun) -> str:
             address = file_url(watched.run_id, f"{EXPORTS}/{path.name}", file_version(path))
             saved = f"{name}{path.suffix}"
             attributes = f'download="{saved}" aria-label="Download {label} as {saved}"'
-            if frame := FRAMES.get(file.rpartition(".")[2]):
-                attributes += f' title="{frame}"'
             links.append(f'<a class="file" href="{address}" {attributes}>{label}</a>')
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
-    return f'<div class="files">{"".join(links)}</div>'
+    frames = "".join(f"<li><b>{suffix.upper()}</b> {frame}</li>" for suffix, frame in FRAMES.items())
+    return f'<div class="files">{"".join(links)}</div><ul class="frames">{frames}</ul>'
 
 
 def turntable_html(watched: WatchedRun) -> str:
