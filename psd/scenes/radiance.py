@@ -46,6 +46,7 @@ RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
 NOTHING = 1e-3
 # A sample behind this much absorbed light is not looked at again, where looking is dear (`HashField`).
 HIDDEN = 1e-3
+SEEN = 1e-3  # opacity of a pixel that sees something
 BEHIND = "backdrop."  # of the background's names in the state
 
 
@@ -192,7 +193,7 @@ class RadianceScene:
             laid = marched.scatter(found.normal)
             if facing:
                 away = volume_rendering.orientation_loss(weights, laid, directions[marched.ray])
-                regularisers["orientation"] = away.sum() / (opacity > 0).sum().clamp_min(1)
+                regularisers["orientation"] = away.sum() / (opacity > SEEN).sum().clamp_min(1)
             if normals:
                 normal = to_image(F.normalize(volume_rendering.composite_values(weights, laid), dim=-1)) * opacity
         return Render(rgb, opacity, seen[:, :, 4:], normal, regularisers)

@@ -30,10 +30,10 @@ def is_text(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number; JSON as Python reads it also knows NaN and Infinity."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or is_finite(value)
+    return (isinstance(value, int) and not isinstance(value, bool)) or is_finite_number(value)
 
 
-def is_finite(value: object) -> bool:
+def is_finite_number(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
@@ -147,6 +147,6 @@ def describe_kind(value: Any) -> str:
     """A value's kind as a reader of JSON knows it."""
     names = {type(None): "nothing", bool: "true or false", int: "a number", float: "a number", str: "text",
              list: "a list", dict: "an object"}  # fmt: skip
-    if isinstance(value, float) and not is_finite(value):
+    if isinstance(value, float) and not is_finite_number(value):
         return "no finite number"
     return names.get(type(value), type(value).__name__)

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from psd.config.errors import PresetError
 from psd.config.former import CHANGED, DELETED, translate_preset
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Finished, Started
+from psd.geometry.cameras import Cameras
 from psd.runs.remesh import remesh_run
 from psd.runs.store.archive import SCHEMA, latest_checkpoint, read_preset, read_provenance, read_status, replay_events
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.scenes.choose import make_scene
+from psd.scenes.interfaces import Light
 from psd.ui.panels.share import read_text
 from tests.support.toy import make_models, run
 
@@ -58,8 +63,30 @@ def test_its_preset_reads_in_todays_keys(folder: Path) -> None:
     ]
 
 
-def test_it_goes_on_as_it_would_have(folder: Path) -> None:
-    """From the fifth step to the sixth, whose checkpoint the former program left beside it."""
+def former_light(cameras: Cameras, generator: torch.Generator) -> Light:
+    """The light of 7e1bf54: one draw a view beside a camera at distance 1, and an ambient share of 0.1."""
+    shape = (cameras.groups, cameras.views)
+    aside = torch.randn(*shape, 3, generator=generator)
+    distance = 0.8 + 0.7 * torch.rand(*shape, 1, generator=generator)
+    unshaded, white = torch.rand(2, cameras.groups, generator=generator)
+    away = normalize(normalize(cameras.c2w[..., :3, 3], dim=-1) + aside, dim=-1)
+    ambient = torch.where(unshaded < 0.25, 1.0, 0.1)
+    return Light(away * distance, ambient, ((unshaded >= 0.25) & (white < 0.5)).float())
+
+
+def former_orientation(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
+    """The term of 7e1bf54, whose weights were no constants."""
+    return (weights * (normals * directions[:, None]).sum(-1).clamp_min(0).square()).sum(-1)
+
+
+def test_it_goes_on_as_it_would_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the fifth step to the sixth, whose checkpoint the former program left beside it.
+
+    Light and orientation are MVDream's since; with those of before the step is the same.
+    """
+    monkeypatch.setattr("psd.distillation.sampling.draw_light", former_light)
+    monkeypatch.setattr("psd.scenes.volume_rendering.orientation_loss", former_orientation)
+    monkeypatch.setattr("psd.scenes.radiance.SEEN", -1.0)  # a mean over all pixels
     wanted = latest_checkpoint(folder)
     assert wanted is not None
     for path in (folder / "checkpoints").glob("000006.*"):

@@ -407,8 +407,8 @@ def test_two_readers_do_not_take_each_other_for_a_writer(tmp_path: Path, monkeyp
         monkeypatch.setattr(files, "lock_descriptor", original)
         other = os.open(path, os.O_RDONLY)
         assert original(other, blocking=False)  # another reader is looking just now
-        threading.Timer(files.READER_PAUSE_S, os.close, [other]).start()
         seen.append(original(descriptor, blocking=blocking))
+        os.close(other)  # it has looked, before the second try
         return seen[-1]
 
     monkeypatch.setattr(files, "lock_descriptor", look_meanwhile)
