@@ -22,11 +22,11 @@ app: $(VENV)/app.stamp
 	$(BIN)/python app.py $(ARGS)
 
 test: check $(BROWSER)
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The later -m replaces the one of pyproject.toml; tests marked gpu skip themselves where there is no GPU.
 test-all: check $(BROWSER)
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "" --timeout 1800 $(TESTS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "" --timeout 1800 $(TESTS)
 
 # Whatever needs an NVIDIA GPU, with the figures that it measures, which a call without TESTS also writes into
 # assets/results/.  In an environment that is there already, for nothing to be installed:

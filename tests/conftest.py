@@ -37,6 +37,8 @@ hypothesis.settings.load_profile("psd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The browser's files are few tests of many seconds: begun last, one process would work on them alone for minutes.
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

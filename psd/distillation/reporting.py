@@ -87,7 +87,7 @@ def report_step(
         session.saved = time.monotonic()
 
 
-def contrast_events(session: Session, t: int, contrast: float) -> Iterator[Event]:
+def contrast_events(session: Session, t: int, contrast: float) -> Iterator[events.Event]:
     """A warning, once, where the reward's gradient is asked at a picture far flatter or harsher than the prior's."""
     low, high = CONTRASTS
     if low <= contrast <= high or "contrast" in session.warned:

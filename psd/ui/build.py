@@ -304,7 +304,7 @@ def _wire_hand(desk: PageContext, bar: StatusBar) -> None:
     ).then(None, [desk.last, bar.message], None, js=ADDRESS, **QUIET)
 
 
-def _wire_live(desk: PageContext, part: Control) -> None:
+def _wire_live(desk: PageContext, part: FieldControl) -> None:
     """A live control changes the run that is watched, if it is still going; otherwise it waits for the next run."""
 
     def change(run: str, owner: str, *given: Any) -> None:

@@ -352,8 +352,8 @@ def test_the_worst_view_is_outlined_and_named() -> None:
 @pytest.mark.parametrize("scores", [[4.45101, 4.45102, 4.45103, 4.45104], [1.0, 1.0, 2.0, 3.0], [2.0] * 4])
 def test_no_view_is_worst_whose_score_reads_like_another_s(scores: list[float]) -> None:
     preset = {"rewards": {"r": 1.0}}
-    view = told([Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
-    view = fold_event(view, Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
+    view = told([events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
+    view = fold_event(view, events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
     watched, look = WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",))
     shown = tabs_live.live_views_html(watched, look) + tabs_live.scores_of_views(watched, look)
     assert "worst" not in shown.replace("marks the worst view", "") and "class=low" not in shown
