@@ -16,8 +16,9 @@ def models() -> Models:
 
 
 def count(models: Models, *, updates: float = 0.25, **changes: Any) -> cost.Cost:
-    """Of `mvdream` with one orbit a step."""
-    return cost.count_step(Preset.load("mvdream", {"groups": 1, **changes}), models, updates)
+    """Of `mvdream` with one orbit a step, the same in every stage, all of whose views are rated."""
+    preset = Preset.load("mvdream", {"stages": [], "groups": 1, "reward_views": 0, **changes})
+    return cost.count_step(preset, models, updates)
 
 
 @pytest.mark.slow
