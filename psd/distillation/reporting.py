@@ -28,6 +28,7 @@ from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
 
 Made = TypeVar("Made")
 CONTRASTS = (0.5, 2.0)  # of ``pair/contrast``, in which a reward still sees a picture
+FAR_STEPS = 5  # in a row outside of them; where the gate begins to open, one alone is usual
 
 
 def started_event(session: Session) -> events.Started:
@@ -70,7 +71,8 @@ def report_step(
     if latest.preview is not None:
         metrics |= latest.preview.metrics | {"memory/peak_bytes": float(memory.peak_bytes())}
     yield events.Stepped(step=state.step, t=t, metrics=metrics)
-    yield from contrast_events(session, t, metrics.get("pair/contrast", 1.0))
+    if "pair/contrast" in metrics:
+        yield from contrast_events(session, t, metrics["pair/contrast"])
     if negative is not None:
         yield negative
     if latest.not_finite is not None and not is_last:
@@ -88,14 +90,17 @@ def report_step(
 
 
 def contrast_events(session: Session, t: int, contrast: float) -> Iterator[events.Event]:
-    """A warning, once, where the reward's gradient is asked at a picture far flatter or harsher than the prior's."""
+    """A warning, once, where step after step the reward's gradient is asked at a picture that is far flatter or harsher
+    than the prior's own."""
     low, high = CONTRASTS
-    if low <= contrast <= high or "contrast" in session.warned:
+    session.far_contrasts = 0 if low <= contrast <= high else session.far_contrasts + 1
+    if session.far_contrasts < FAR_STEPS or "contrast" in session.warned:
         return
     session.warned.add("contrast")
     message = (
-        f"step {session.state.step}, t = {t}: the reward's gradient is asked at a prediction that has {contrast:.2f} "
-        f"times the contrast of the plain one ({low:g} to {high:g} is usual): lower guidance_scale"
+        f"step {session.state.step}, t = {t}: for {FAR_STEPS} steps the reward's gradient has been asked at predictions "
+        f"of unusual contrast, now {contrast:.2f} times the plain prediction's ({low:g} to {high:g} is usual): lower "
+        "guidance_scale"
     )
     yield events.Warned(step=session.state.step, message=message)
 

@@ -51,6 +51,7 @@ class Session:
     saved: float = field(default_factory=lambda: time.monotonic())  # when the last checkpoint was made
     refused: dict[str, Any] = field(default_factory=dict)  # live values that were no good: warned of once
     warned: set[str] = field(default_factory=set)  # other warnings that would come again and again
+    far_contrasts: int = 0  # judged steps in a row whose ``pair/contrast`` lies far from 1
     latest: PreviewAttempt = PreviewAttempt()  # the preview of the last step
     ends_early: bool = False  # an alarm that the preset stops at
     failed: bool = False

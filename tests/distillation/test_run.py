@@ -36,9 +36,10 @@ from psd.distillation.less_memory import describe_sizes, reduced_preset
 from psd.distillation.methods.baselines import sds
 from psd.distillation.methods.choose import METHODS
 from psd.distillation.preview import BINS, image_statistics, nearness_image
-from psd.distillation.reporting import mesh_events
+from psd.distillation.reporting import contrast_events, mesh_events
 from psd.distillation.run import image_score
 from psd.distillation.sampling import draw_background
+from psd.distillation.session import Session
 from psd.distillation.state import State, restore_scene
 from psd.evaluation.experiments.suite import SUITES, Suite
 from psd.geometry.mesh import Mesh
@@ -1084,3 +1085,17 @@ def test_colours_are_found_in_image_space_only(space: str, error: tuple[float, f
 def test_near_is_bright_and_nothing_is_black() -> None:
     depth = torch.tensor([2.0, 3.0, 4.0, 0.0]).view(1, 1, 1, 1, 4)
     assert nearness_image(depth, torch.full((1, 1), 3.0)).flatten().tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_a_contrast_that_stays_far_is_warned_of_once() -> None:
+    """One step alone is usual where the gate begins to open: the default preset's fourth may have 3."""
+    models = make_models()
+    session = Session.open(make_preset(), models, None, None, None, models.scene)
+
+    def warn(*contrasts: float) -> list[Event]:
+        return [event for value in contrasts for event in contrast_events(session, 600, value)]
+
+    assert not warn(3.0, 1.0, 2.5, 2.5, 2.5, 2.5, 1.9, 0.4, 0.4, 0.4, 0.4)
+    (warned,) = warn(0.4, 0.4, 0.4, 3.0, 3.0)
+    assert isinstance(warned, Warned) and "0.40 times" in warned.message and "lower guidance_scale" in warned.message
+    assert not warn(1.0, *[9.0] * 20)
