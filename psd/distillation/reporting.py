@@ -98,7 +98,7 @@ def contrast_events(session: Session, t: int, contrast: float) -> Iterator[event
         return
     session.warned.add("contrast")
     message = (
-        f"step {session.state.step}, t = {t}: for {FAR_STEPS} steps the reward's gradient has been asked at predictions "
+        f"step {session.state.step}, t = {t}: for {FAR_STEPS} steps the reward's gradient was asked at predictions "
         f"of unusual contrast, now {contrast:.2f} times the plain prediction's ({low:g} to {high:g} is usual): lower "
         "guidance_scale"
     )
