@@ -79,7 +79,7 @@ def rewrite_mesh(
     texture: bool | None = None,
     size_mm: float = PRINT_SIZE_MM,
 ) -> Mesh:
-    """`remesh_run` into the run's folder, every format, told as an event of the run; `StoreError` while the run goes
+    """`remesh_run` into the run's folder, every format, with an event of the run; `StoreError` while the run goes
     on.
 
     ``size_mm`` is the longest side of the STL.

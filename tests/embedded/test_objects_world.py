@@ -20,12 +20,13 @@ from psd.config.errors import MissingError
 from psd.embedded.surroundings import sample_background
 from psd.embedded.training import data, loop
 from psd.embedded.training.prior import TOKENS, build_tokenizer, replace_vocabulary
+from psd.embedded.unknown import UnknownCaption, UnknownWords
 from psd.embedded.world import caption_lists, gallery, grammar, kinds, milestone, naming, outside, teach
 from psd.embedded.world.assemble import Body, assemble_object, fit_into_ball, paint_palette
 from psd.embedded.world.collection import VARIABLE, Collection, Model, find_collection, read_table
 from psd.embedded.world.dataset import render_samples
 from psd.embedded.world.forms import FORMS
-from psd.embedded.world.grammar import Caption, UnknownCaption, UnknownWords, parse
+from psd.embedded.world.grammar import Caption, parse
 from psd.embedded.world.picture import find_nearest_faces, main_colours, render_bodies
 from psd.geometry.cameras import turntable_cameras
 from psd.models.hub import ROOT

@@ -11,11 +11,12 @@ import torch
 
 from psd.embedded import degrade
 from psd.embedded.captions import grammar, lists
-from psd.embedded.captions.grammar import Caption, UnknownCaption, UnknownWords, parse
+from psd.embedded.captions.grammar import Caption, parse
 from psd.embedded.objects.assemble import RADIUS, TINY_RADIUS, build_shape
 from psd.embedded.objects.solids import OUTLINES, SOLIDS
 from psd.embedded.render import ground_truth, render_shapes
 from psd.embedded.training import data
+from psd.embedded.unknown import UnknownCaption, UnknownWords
 from psd.geometry.cameras import Cameras, camera_rays, orbit_cameras, turntable_cameras
 
 

@@ -21,6 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from psd.embedded.colours import COLOURS
+from psd.embedded.unknown import UnknownCaption, UnknownWords
 
 ROUND_PRIMITIVES = ("sphere", "cone", "cylinder", "torus", "capsule")
 FLAT_PRIMITIVES = ("cube", "pyramid", "diamond", "prism", "star")  # too flat for a highlight: never glossy
@@ -77,22 +78,6 @@ NOUNS: dict[str, Noun] = (
     | {name: _make_noun("striped tall tiny") for name in FLAT_PRIMITIVES}
     | THINGS
 )
-
-
-class UnknownCaption(ValueError):
-    """The words are known, but they do not form a caption; ``nearest`` holds captions that do."""
-
-    def __init__(self, text: str, nearest: list[str], problem: str = "is not a caption of the embedded world"):
-        self.text, self.nearest = text, nearest
-        super().__init__(f"{text!r} {problem}; the nearest known captions are: {'; '.join(nearest)}")
-
-
-class UnknownWords(UnknownCaption):
-    """Some words are not in the vocabulary: ``words`` names them."""
-
-    def __init__(self, text: str, words: list[str], nearest: list[str]):
-        self.words = words
-        super().__init__(text, nearest, f"has words unknown to the embedded world ({', '.join(words)})")
 
 
 @dataclass(frozen=True)

@@ -19,27 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from psd.embedded.unknown import UnknownCaption, UnknownWords
 from psd.embedded.world.kinds import COLOURS, PRIMITIVES, Kind, list_objects, read_kinds
 
 RELATIONS = ("on top of", "next to")
 LOW_QUALITY = "low quality blurry"  # the one caption of degraded images: the prior's fixed negative prompt
 HELD_OUT_PAIRS_PERCENT = 16
-
-
-class UnknownCaption(ValueError):
-    """The words are known, but they do not form a caption; ``nearest`` holds captions that do."""
-
-    def __init__(self, text: str, nearest: list[str], problem: str = "is not a caption of the embedded world"):
-        self.text, self.nearest = text, nearest
-        super().__init__(f"{text!r} {problem}; the nearest known captions are: {'; '.join(nearest)}")
-
-
-class UnknownWords(UnknownCaption):
-    """Some words are not in the vocabulary: ``words`` names them."""
-
-    def __init__(self, text: str, words: list[str], nearest: list[str]):
-        self.words = words
-        super().__init__(text, nearest, f"has words unknown to the embedded world ({', '.join(words)})")
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class Caption:
 
     @property
     def mirror_image(self) -> Caption:
-        """The same two parts told in the other order, each with its colour; pairs only."""
+        """The same two parts named in the other order, each with its colour; pairs only."""
         assert self.other_kind is not None
         return replace(
             self, kind=self.other_kind, colour=self.other_colour, other_kind=self.kind, other_colour=self.colour

@@ -1,6 +1,6 @@
 """From what people type to a caption: "please make me a cute T-Rex!" is "a tyrannosaurus".
 
-What is understood otherwise than it was typed is told in notes ("t-rex: a tyrannosaurus", "cute: dropped"); what is
+What is understood otherwise than it was typed is said in notes ("t-rex: a tyrannosaurus", "cute: dropped"); what is
 not known comes back with the three nearest kinds, by meaning and by spelling.  Plain Python: the page reads prompts
 with this before any network is loaded.
 """

@@ -113,8 +113,8 @@ def measure_warm_up(
     except PresetError:
         raise
     except Exception as error:  # noqa: BLE001 - as in a run: everything is said in words
-        told = describe_failure(error, 0, 0.0)
-        raise PresetError(": ".join(filter(None, (told.message, told.cure)))) from error
+        failed = describe_failure(error, 0, 0.0)
+        raise PresetError(": ".join(filter(None, (failed.message, failed.cure)))) from error
     pace = pacer.run_estimate
     if pace is None:
         raise PresetError(f"no estimate: a warm-up of {WARM_UP_STEPS} steps ended before its pace was known")

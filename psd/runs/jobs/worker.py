@@ -356,7 +356,7 @@ class Worker:
             failure = describe_failure(error, status.step, status.time_s)
             self._record_event(entry, record_failure(entry.folder, failure))
         except Exception:  # the next run does not depend on it
-            LOG.exception("the end of the run %s could not be told", entry.folder.id)
+            LOG.exception("the end of the run %s could not be written", entry.folder.id)
             entry.folder.status = replace(entry.folder.status, state="failed", message=str(error))
 
     def _give_way(self, paused_s: float) -> str:

@@ -1,7 +1,7 @@
 """Reading run folders: listing, replay and checkpoints, all without models.
 
 `psd.runs.store.folder` writes them and draws their layout; any number of processes may read while one writes.  Damage
-is passed over as far as the rest allows, and told: in a Warned, a note, or the log.
+is passed over as far as the rest allows, and reported: in a Warned, a note, or the log.
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ def curves_html(view: View) -> str:
         line_chart("Pictures", "no reward sees these numbers", statistics, steps=steps, rules=rules),
         line_chart("Preference over base", "length of the one over the other", select_curves("pair/ratio"), steps=steps,
                    rules=rules),
+        line_chart("Contrast", "of the picture at which the reward's gradient is asked, over the plain prediction's",
+                   select_curves("pair/contrast"), steps=steps, rules=rules),
         line_chart("Reward gap", "winner minus loser, in running means", select_curves("pair/gap", "pair/confidence"),
                    steps=steps, rules=rules),
         line_chart("Winner", "share of pairs (of a steered pair the first one is steered)",

@@ -3,7 +3,7 @@
 ``chunked(make_events, gpu)`` is again a `MakeEvents`: each chunk goes on from the checkpoint of the one before, in
 whatever process the decorator ``gpu`` makes, and its events come back pickled.  Since a chunk ends with a checkpoint
 and resuming is bit for bit on a CPU, the events of all chunks are those of the whole run.  No checkpoint says that the
-run stopped early, so that its user may go on from there: the next chunk is told, and only makes the end.
+run stopped early, so that its user may go on from there: the next chunk learns of it, and only makes the end.
 
 A generator in another process hears nothing of this one, so the hand on the controls is two files in a directory that
 both see: ``live.json``, and ``stop`` or ``leave`` (the chunk's time is up, or the run is paused).
