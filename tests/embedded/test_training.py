@@ -170,6 +170,25 @@ def test_each_model_trains_resumes_ships_and_is_trained_on(
         train("none", 3, warm_start=str(whole / "shipped"))
 
 
+def test_training_in_bfloat16_on_a_cpu_follows_that_in_float32(tmp_path, shard):
+    losses = []
+    for bf16 in (False, True):
+        options = arguments(tmp_path, 1, bf16=bf16, batch=2, data=str(shard), vae=str(ROOT / "assets/prior/vae"))
+        options.warm_start = str(ROOT / "assets/prior")
+        task = prior.DenoiserTask(options, 0, 1)
+        dtypes = []
+        for module in task.model["unet"].modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_hook(lambda _, inputs, output, seen=dtypes: seen.append(output.dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, _ = task.loss(0, 2, batch_generator(0, 0, 0))
+        loss.backward()
+        assert set(dtypes) == {torch.float32}  # bfloat16 there takes eight times as long
+        losses.append((loss.item(), task.model["unet"].conv_in.weight.grad.flatten()))
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
+    assert torch.cosine_similarity(losses[0][1], losses[1][1], dim=0) > 0.98
+
+
 def test_learning_rate_warms_up_stays_and_cools_down():
     rates = [learning_rate(i, 1000, 1.0, warmup=100) for i in range(1001)]
     assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0 and rates[749] == 1.0

@@ -282,7 +282,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="one-thread CPU processes that average gradients")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 in the forward pass: twice as fast on a GPU")
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 in the forward pass: twice as fast on a GPU, 1.4 times on a CPU with AMX",
+    )
     parser.add_argument("--compile", action="store_true", help="minutes at the start, then a quarter less time")
     parser.add_argument("--data", default="work/data", help="shards of `python -m psd embedded data`")
     parser.add_argument("--work", default="work/train", help="checkpoints, logs, sheets")
