@@ -5,6 +5,7 @@ after seven minutes, so what is short, and says whether figures mean anything, c
 """
 
 import json
+import statistics
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from psd.distillation import run as algorithm
 from psd.distillation.events import Finished, Meshed, Stepped
 from psd.distillation.methods import choose
 from psd.distillation.run import run
+from psd.distillation.state import State, load_optimiser, optimiser_state, parameters_by_name
 from psd.evaluation.speed import bench, throughput
 from psd.geometry.cameras import camera_rays, turntable_cameras
 from psd.models.random_weights import random_models
@@ -235,11 +237,38 @@ def test_what_the_steered_pair_costs(record_property) -> None:
 def test_what_speeds_a_step_up(record_property) -> None:
     """The second half of `mvdream`, where the negative learns too, each switch alone."""
     for what, changes in {
-        "as shipped": {}, "without CUDA graphs": {"compile": False}, "two reward views": {"reward_views": 2},
+        "as shipped": {}, "without CUDA graphs": {"compile": "none"}, "compiled too": {"compile": "inductor"},
+        "two reward views": {"reward_views": 2},
         "full decoder": {"reward_decoder": ""}, "negative off": {"negative": False},
         "gradients made again, two pictures at a time": {"network_batch": 2},
     }.items():  # fmt: skip
         record_property(f"{what}, it/s", round(1 / paced("mvdream", "late", **changes), 2))
+
+
+def test_where_a_reward_is_asked_contrast_is_known(record_property) -> None:
+    """The statistic of `pair/contrast`, on random weights at guidance 50: a number, whatever they predict."""
+    preset = phase("mvdream", "early", steps=12, judges=[], negative=False)
+    memory.release_memory()
+    steps = [event for event in run(preset, random_models(preset, cuda(), torch.float16)) if isinstance(event, Stepped)]
+    found = [step.metrics["pair/contrast"] for step in steps if "pair/contrast" in step.metrics]
+    assert found and all(0 < value < float("inf") for value in found)
+    record_property("contrast, median", round(statistics.median(found), 3))
+    record_property("contrast, least and most", f"{min(found):.3f} {max(found):.3f}")
+
+
+def test_the_scenes_optimiser_is_one_kernel_and_resumes(record_property) -> None:
+    """Fused Adam on a GPU, whose state comes back from a checkpoint as it was."""
+    preset = phase("mvdream", "early", steps=4, judges=[], negative=False)
+    models = random_models(preset, cuda(), torch.float16, tiny=True)
+    whole = State.create(preset, models)
+    assert whole.optimiser.param_groups[0]["fused"]
+    for value in parameters_by_name(whole.optimiser).values():
+        value.grad = torch.ones_like(value)
+    whole.optimiser.step()
+    again = State.create(preset, models)
+    load_optimiser(again.optimiser, {name: value.cpu() for name, value in optimiser_state(whole.optimiser).items()})
+    for name, value in optimiser_state(whole.optimiser).items():
+        assert torch.equal(optimiser_state(again.optimiser)[name], value), name
 
 
 def test_the_bench_command_measures_mvdream(capsys: pytest.CaptureFixture[str], record_property) -> None:

@@ -22,7 +22,8 @@ DELETED: dict[str, Any] = {
     "winner_by": "group",
 }  # fmt: skip
 # Keys with another name or other choices: what each former value is called today, or None for one that is gone.
-CHANGED: dict[str, tuple[str, dict[str, str | None]]] = {
+CHANGED: dict[str, tuple[str, dict[str | bool, str | None]]] = {
+    "compile": ("compile", {True: "graphs", False: "none"}),
     "reading": ("pair", {"S": "steered", "A": "random", "B": None, "C": None}),
     "scaling": ("scaling", {"hard": "none", "linear": None, "dpo": None}),
     "steer_by": ("steer_by", {"ranks": None}),
@@ -52,7 +53,7 @@ def translate_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
         if name not in today:
             continue
         value = today.pop(name)
-        if not isinstance(value, str) or value not in choices:
+        if not isinstance(value, str | bool) or value not in choices:
             today[name] = value  # of today, or wrong: the preset's own check says so
         elif (choice := choices[value]) is None:
             lost.append(f"{name}={value}")

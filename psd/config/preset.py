@@ -31,6 +31,7 @@ TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 PairKind = Literal["steered", "random"]
+CompileMode = Literal["none", "graphs", "inductor"]  # how large networks are launched
 
 
 class Preset(Settings):
@@ -73,8 +74,8 @@ class Preset(Settings):
     network_batch: int = setting(
         0, "Most images a network takes at once, idle networks off the GPU; 0: all.", group="models", ge=0, le=1024
     )
-    compile: bool = setting(
-        False, "Record U-Net and rewards as CUDA graphs, for calls without gradients only.", group="models"
+    compile: CompileMode = setting(
+        "none", "Launch U-Net and rewards as CUDA graphs; inductor: after torch.compile.", group="models"
     )
 
     # guidance

@@ -67,10 +67,11 @@ class Negative:
             self.optimiser.load_state_dict(optimiser)
             raise
 
-    def update(self, step: StepContext, found: Score) -> dict[str, float]:
+    def update(self, step: StepContext, found: Score, *, compare: bool = True) -> dict[str, float]:
         """One Adam step on n, then the projection RMS(n - n0) <= r_n; returns the statistics of the update.
 
-        Nothing moves where no reward has a gradient: then the result is empty.  What is not finite after Adam's step
+        ``compare``: with the reward after it, which takes another call of every network.  Nothing moves where no reward
+        has a gradient: then the result is empty.  What is not finite after Adam's step
         raises with n moved: `undone_by_errors` takes it back.
         """
         if not step.differentiable:
@@ -90,12 +91,10 @@ class Negative:
             drift = root_mean_square(self.value - self.start)
             if drift > preset.negative_radius:
                 self.value.copy_(self.start + (self.value - self.start) * (preset.negative_radius / drift))
-            after = mean_reward_under(step, found.shown, self.value)
-        return {
-            "negative/gradient": float(length),
-            "negative/reward_before": float(before),
-            "negative/reward_after": float(after),
-        }
+            after = (
+                {"negative/reward_after": float(mean_reward_under(step, found.shown, self.value))} if compare else {}
+            )
+        return {"negative/gradient": float(length), "negative/reward_before": float(before), **after}
 
     def statistics(self, embedding: Float[Tensor, "l d"]) -> dict[str, float]:
         """Where n stands: drift from its start, cosines to its start and to the prompt, over the whole embedding."""
@@ -123,6 +122,12 @@ class Negative:
 def is_update_step(preset: Preset, step: int) -> bool:
     """Whether ``step`` is a K_n-th one, of a method that asks a reward: without one there is nothing to climb."""
     return preset.optimises_reward and preset.negative and (step + 1) % preset.negative_every == 0
+
+
+def is_compared(preset: Preset, step: int) -> bool:
+    """Whether the update of ``step`` is the last one before a preview, which shows what it did to the reward."""
+    preview = step // preset.preview_every * preset.preview_every + preset.preview_every
+    return step + 1 + preset.negative_every > min(preview, preset.total_steps)
 
 
 def update_probability(preset: Preset, step: int, total: int) -> float:

@@ -22,6 +22,7 @@ from psd.distillation import controls, recovery, reporting, sampling
 from psd.distillation.events import Checkpointed, Event, NegativeUpdated
 from psd.distillation.interfaces import Control
 from psd.distillation.methods import choose
+from psd.distillation.negative import is_compared
 from psd.distillation.results import Score
 from psd.distillation.session import Session
 from psd.distillation.state import State
@@ -233,7 +234,8 @@ def update_negative(step: StepContext, found: Score, state: State, prompts: View
     """Move the negative embedding; None where no reward has a gradient.  Nothing has moved when it raises."""
     with state.negative.restore_on_error():
         with step.clock.part("negative"):
-            update = state.negative.update(step, found)
+            compare = is_compared(step.preset, state.step)
+            update = state.negative.update(step, found, compare=compare)
             step.readings.settle_checks()
         if not update:
             return None

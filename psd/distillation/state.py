@@ -58,6 +58,8 @@ class State:
         optimiser = torch.optim.Adam(
             scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15, weight_decay=preset.weight_decay,
             decoupled_weight_decay=True,
+            # One kernel for 12 million parameters in place of a dozen passes over them; on a CPU runs stay as recorded.
+            fused=True if models.prior.device.type == "cuda" else None,
         )  # fmt: skip
         negative = Negative.create(preset, models.prior)
         gap_scale = GapScale(GAP_DECAY, models.prior.levels)

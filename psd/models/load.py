@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from psd.config.errors import MissingError
-from psd.config.preset import Preset
+from psd.config.preset import CompileMode, Preset
 from psd.models import hub
 from psd.models.checkpoints.refusals import explain_load_errors
 from psd.models.interfaces import Models, Reward
@@ -73,7 +73,7 @@ def _load_networks(
     evict_other_models(preset, device, dtype)
     prior = load_prior(
         preset.prior, device, dtype, decoder=preset.reward_decoder,
-        batch=preset.network_batch, graphs=preset.compile, say=say,
+        batch=preset.network_batch, compiled=preset.compile, say=say,
     )  # fmt: skip
     for prompt in (preset.prompt, preset.negative_prompt):
         prior.embed_prompt(prompt)  # unknown words are refused here, before anything is made
@@ -112,7 +112,7 @@ def _judge_for(
     watching = name not in preset.rewards
     return load_judge(
         name, device=device, dtype=dtype, batch=preset.network_batch,
-        graphs=preset.compile and not watching and not visiting,
+        compiled="none" if watching or visiting else preset.compile,
         parked=visiting or (watching and preset.network_batch > 0), say=say,
     )  # fmt: skip
 
@@ -166,13 +166,13 @@ def load_prior(
     *,
     decoder: str = "",
     batch: int = 0,
-    graphs: bool = False,
+    compiled: CompileMode = "none",
     say: hub.Say | None = None,
 ) -> DiffusersPrior:
     found = components.load_components(source, dtype, say=say)
     small = components.load_small_decoder(decoder, dtype, say) if decoder else None
     with explain_load_errors(source):
-        prior = DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, graphs=graphs)
+        prior = DiffusersPrior(source, found, device=device, dtype=dtype, decoder=small, batch=batch, compiled=compiled)
         prior.try_networks()
     return prior
 

@@ -49,7 +49,7 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
             freeze_network(decoder, dtype)
         prior = DiffusersPrior(
             preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
-            graphs=preset.compile,
+            compiled=preset.compile,
         )  # fmt: skip
         rewards = {
             name: random_reward(name, device, dtype, preset, tiny)
@@ -148,7 +148,7 @@ def random_reward(name: str, device: torch.device, dtype: torch.dtype, preset: P
     batch, trained = preset.network_batch, name in preset.rewards
     return kind(
         name, network.to(dtype), make_tokenizer(collect_texts(preset)), device=device, dtype=dtype, batch=batch,
-        graphs=preset.compile and trained, parked=batch > 0 and not trained,
+        compiled=preset.compile if trained else "none", parked=batch > 0 and not trained,
     )  # fmt: skip
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WARM_UP = 2  # calls before a recording: libraries choose their kernels and allocate what they keep
 MOST = 8  # recordings of one function; each keeps its output and its share of the pool
@@ -55,6 +55,18 @@ class Graphed:
                 warnings.warn(f"no CUDA graph of a network ({reason}): it runs without", stacklevel=2)
                 self.replays[key] = self.function
         return self.replays[key](*inputs)
+
+
+def launch_whole(function: Callable[..., Tensor], parts: Sequence[nn.Module], mode: str) -> Callable[..., Tensor]:
+    """``function`` as ``mode`` says: "none" as it is, "graphs" recorded, "inductor" too, with its ``parts`` compiled.
+
+    `torch.compile` fuses what lies between the matrix products, in calls with gradients as well; it takes minutes at
+    the first call of each shape, and a C++ compiler on a CPU.
+    """
+    if mode == "inductor":
+        for part in parts:
+            part.compile(dynamic=False)
+    return function if mode == "none" else Graphed(function)
 
 
 class RecordingPlace:

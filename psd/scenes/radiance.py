@@ -163,10 +163,13 @@ class RadianceScene:
         if shift is None:
             shift = origins.new_full(origins.shape[:1], 0.5)
         marched = self._march_rays(origins, directions, shift.to(origins.dtype))
-        if isinstance(self.field, HashField) and torch.is_grad_enabled():
-            marched = self._drop_hidden(self.field, marched, origins, directions)
         facing = self.settings.uses_normals
-        found = self.field.sample(marched.points, normals=normals or facing or light is not None)
+        normals_needed = normals or facing or light is not None
+        if isinstance(self.field, HashField) and torch.is_grad_enabled():
+            marched, features = self._drop_hidden(self.field, marched, origins, directions)
+            found = self.field.sample(marched.points, normals=normals_needed, known=features)
+        else:
+            found = self.field.sample(marched.points, normals=normals_needed)
         if light is not None:
             view = torch.div(marched.sample_ray, size * size, rounding_mode="floor")
             found = replace(found, colour=shade_samples(found, marched.points, light, view))
@@ -238,16 +241,21 @@ class RadianceScene:
     @torch.no_grad()
     def _drop_hidden(
         self, field: HashField, march: March, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]
-    ) -> March:
+    ) -> tuple[March, Float[Tensor, "k 32"] | None]:
         """Without what lies behind a surface or holds nothing, found by a look at the density alone.
 
-        A training step keeps about a kilobyte for each sample, and most of them are inside the object.
+        A training step keeps about a kilobyte for each sample, and most of them are inside the object.  Beside them the
+        features that the look found, if it kept them.
         """
-        density = march.scatter(field.density_at(march.points))
+        densities, features = field.look_ahead(march.points)
+        density = march.scatter(densities)
         _, transmittance = volume_rendering.render_weights(density, march.t_starts, march.t_ends)
         seen = (transmittance > HIDDEN) & (density > NOTHING / self.step)
         origins, directions = origins[march.ray], directions[march.ray]
-        return pack_samples(seen, march.ray, origins, directions, march.t_starts, march.t_ends)
+        kept = pack_samples(seen, march.ray, origins, directions, march.t_starts, march.t_ends)
+        if features is not None:  # of the samples that stay, in the same order
+            features = features[masked_indices(seen.flatten()[march.slot], len(kept.points))]
+        return kept, features
 
     def regularisers(self) -> dict[str, Tensor]:
         """Terms of the field itself: ``tv``, its total variation, if that has a weight."""

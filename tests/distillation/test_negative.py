@@ -132,6 +132,16 @@ def test_the_pull_brings_an_idle_embedding_home(monkeypatch: pytest.MonkeyPatch)
     assert own.statistics(step.embedding)["negative/drift"] < start - 0.01
 
 
+def test_the_reward_after_an_update_is_read_for_previews_only() -> None:
+    """By the last update before each preview, and the last of all."""
+    step = gentle_step()
+    assert "negative/reward_after" not in learned(step).update(step, found_by(step), compare=False)
+    preset = make_preset(steps=23, preview_every=10, negative_every=4)
+    updates = [step for step in range(23) if negative.is_update_step(preset, step)]
+    assert updates == [3, 7, 11, 15, 19]
+    assert [step for step in updates if negative.is_compared(preset, step)] == [7, 19]
+
+
 def test_due_every_so_often_at_low_noise_where_a_reward_is_asked() -> None:
     preset = make_preset(negative_every=5, negative_t_max=0.4)
     own = Negative.create(preset, ToyPrior())

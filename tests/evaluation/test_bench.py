@@ -248,6 +248,27 @@ def test_a_whole_report_claims_no_bar_on_a_cpu() -> None:
 # --------------------------------------------------------------------------------------------------------- memory, bars
 
 
+@pytest.mark.parametrize("steps", [0, 2, 5000])
+def test_a_wrong_number_of_steps_is_refused_before_anything_is_loaded(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr("psd.evaluation.speed.bench.engine.load_models", loaded.append)
+    for full in (False, True):
+        with pytest.raises(PresetError, match=rf"--steps {steps} must lie in \[3, 4000\]"):
+            bench.main(Preset.load("tiny"), steps, full=full, as_json=False)
+    assert not loaded
+
+
+def test_shrunk_weights_see_shrunk_pictures() -> None:
+    preset = Preset.load("mvdream")
+    small = bench.shrink_pictures(preset)
+    assert [stage.changes["render_size"] for stage in small.stages] == [16, 64]
+    assert [stage.share for stage in small.stages] == [stage.share for stage in preset.stages]
+    assert small.scene.ray_samples == 64 and small.preview_size == preset.preview_size // 4
+    assert bench.shrink_pictures(Preset.load("tiny")).render_size == Preset.load("tiny").render_size // 4
+
+
 def test_the_gpu_is_charged_with_all_that_torch_holds_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     assert memory.Peak.now().reserved is None

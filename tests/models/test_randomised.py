@@ -92,7 +92,7 @@ def test_the_bench_measures_a_large_preset_small(name: str, capsys: pytest.Captu
 @pytest.mark.parametrize("name", ["mvdream", "sd21"])
 def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
     """On a device whose tensors have no values: reading one there raises, and so does most of what mixes devices."""
-    preset, meta = Preset.load(name, {"judges": [], "compile": False, "reward_views": 0}), torch.device("meta")
+    preset, meta = Preset.load(name, {"judges": [], "compile": "none", "reward_views": 0}), torch.device("meta")
     models = random_models(preset, meta, torch.float16, tiny=True)
     prior, (reward,) = models.prior, cast(list[Any], list(models.rewards.values()))
     reward._text = lambda prompt: torch.empty(64, device=meta)  # read once a run, and transformers waits for its mask

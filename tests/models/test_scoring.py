@@ -73,7 +73,13 @@ def scoring(judge: Judge, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> Ca
 @pytest.mark.parametrize("batch", [0, 1])
 def test_the_networks_of_a_run_score_pictures_too(batch: int) -> None:
     """However memory is saved: a second copy on the GPU would spend what is saved."""
-    values = {"device": "cpu", "network_batch": batch, "compile": True, "prompt": CUBE, "judges": ["assets/selector"]}
+    values = {
+        "device": "cpu",
+        "network_batch": batch,
+        "compile": "graphs",
+        "prompt": CUBE,
+        "judges": ["assets/selector"],
+    }
     preset = Preset.load("tiny", values)
     loaded = load_models.load_models(preset)
     before = load_models.load_judge.cache_info().misses
@@ -110,11 +116,11 @@ def test_a_judge_stays_on_a_gpu_only_with_the_models_of_its_own_preset(monkeypat
     monkeypatch.setattr(load_models, "unload_all", lambda: None)
     monkeypatch.setattr(load_models, "load_judge", lambda *given, **how: asked.append(how))
     monkeypatch.setattr(load_models, "choose_device", lambda wish: (GPU, "there is one"))
-    preset = Preset.load("tiny", {"compile": True, "network_batch": 0})
+    preset = Preset.load("tiny", {"compile": "graphs", "network_batch": 0})
 
     def found(name: str) -> tuple[bool, bool]:
         load_models.borrow_judge(preset, name)
-        return asked[-1]["parked"], asked[-1]["graphs"]
+        return asked[-1]["parked"], asked[-1]["compiled"] != "none"
 
     assert found("assets/selector") == found("assets/reward") == (True, False)  # the next run may be a small one
     load_models.evict_other_models(preset, GPU, torch.float16)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -248,16 +248,48 @@ def test_large_presets_that_save_memory_park_their_judges() -> None:
 # --------------------------------------------------------------------------------------------------------------- a GPU
 
 
+def test_networks_are_compiled_where_the_preset_says_so() -> None:
+    """U-Net, encoder and the image towers of rewards; no decoder, no judge, nothing where graphs alone are asked."""
+    for mode in ("none", "graphs", "inductor"):
+        models = random_models(Preset.load("mvdream", {"compile": mode}), torch.device("cpu"), torch.float32, tiny=True)
+        prior: Any = models.prior
+        (reward,), judges = models.rewards.values(), models.judges.values()
+        compiled = [prior.unet, prior.vae.encoder, *cast(Any, reward).image_modules()]
+        plain = [
+            prior.vae.decoder,
+            prior.decoder,
+            *(part for judge in judges for part in cast(Any, judge).image_modules()),
+        ]
+        assert len(compiled) == 3 and len(plain) == 4
+        assert all((part._compiled_call_impl is not None) == (mode == "inductor") for part in compiled)
+        assert all(part._compiled_call_impl is None for part in plain)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_is_the_plain_one_with_its_gradient() -> None:
+    results = []
+    for mode in ("none", "inductor"):
+        preset = Preset.load("mvdream", {"compile": mode, "judges": [], "rewards": {}, "method": "sds"})
+        prior = random_models(preset, torch.device("cpu"), torch.float32, tiny=True).prior
+        images = torch.rand(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        latents = prior.encode(images)
+        results.append((latents, *torch.autograd.grad(latents.square().sum(), images)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 def test_a_recorded_unet_predicts_what_a_plain_one_does(record_property) -> None:
-    """MVDream's exact U-Net; and how long eight rows take with and without the recording."""
+    """MVDream's exact U-Net; and how long eight rows take plain, recorded, compiled, and not in channels-last order."""
     from psd.geometry.cameras import turntable_cameras
 
     device, results, times = torch.device("cuda"), [], {}
-    for graphs in (False, True):
-        preset = Preset.load("mvdream", {"compile": graphs, "judges": []})
-        prior = random_models(preset, device, torch.float16).prior
+    for mode in ("none", "graphs", "inductor", "channels first"):
+        preset = Preset.load("mvdream", {"compile": "graphs" if mode == "channels first" else mode, "judges": []})
+        prior: Any = random_models(preset, device, torch.float16).prior
+        if mode == "channels first":
+            prior.unet.to(memory_format=torch.contiguous_format)
         cameras = turntable_cameras(4)[torch.tensor([0, 0])].to(device)
         text = prior.embed_prompt("a corgi").expand(2, -1, -1)
         for seed in (0, 1, 2):
@@ -270,12 +302,15 @@ def test_a_recorded_unet_predicts_what_a_plain_one_does(record_property) -> None
             prior.predict_noise(z_t, 300, text, cameras)
         end.record()
         torch.cuda.synchronize()
-        times[graphs] = begin.elapsed_time(end) / 10
+        times[mode] = begin.elapsed_time(end) / 10
         del prior
-    record_property("plain ms", round(times[False], 2))
-    record_property("recorded ms", round(times[True], 2))
+    for mode, name in {"none": "plain", "graphs": "recorded", "inductor": "compiled, recorded"}.items():
+        record_property(f"{name} ms", round(times[mode], 2))
+    record_property("recorded, channels first ms", round(times["channels first"], 2))
     assert torch.isfinite(results[0]).all()
     torch.testing.assert_close(results[0], results[1], atol=2e-3, rtol=2e-3)
+    for other in results[2:]:  # other kernels round otherwise in half precision
+        assert torch.nn.functional.cosine_similarity(results[0].flatten(), other.flatten(), dim=0) > 0.999
 
 
 @pytest.mark.gpu

@@ -132,7 +132,7 @@ def test_a_larger_nudge_keeps_the_steered_pairs_direction_in_half_precision() ->
 @pytest.mark.gpu
 def test_the_large_presets_nudge_keeps_its_direction_in_float16(exact_single: None, record_property) -> None:
     """The exact shapes, random weights."""
-    preset = Preset.load("mvdream", {"judges": [], "compile": False})
+    preset = Preset.load("mvdream", {"judges": [], "compile": "none"})
     (alike,) = kept(random_models(preset, torch.device("cuda"), torch.float32), [preset], torch.float16)
     record_property("cosine", f"{alike:.4f}")
     assert alike >= 0.9

@@ -77,7 +77,7 @@ def test_kernels_agree_with_the_plain_grid_in_the_interpreter() -> None:
 def test_kernels_compile_for_gpus_that_are_not_here(
     capability: int, axis: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to machine code, by the assembler that Triton brings."""
+    """Down to machine code, by the assembler that Triton brings; a vertex's pair in one transfer, and no division."""
     import triton  # pyright: ignore[reportMissingImports]
     from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
     from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
@@ -91,9 +91,13 @@ def test_kernels_compile_for_gpus_that_are_not_here(
         kernel: Any
         kinds = dict(zip(kernel.arg_names, ["*fp32"] * 3 + ["i32", "*fp32", "*i32"]))
         signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
-        source = ASTSource(kernel, signature, constexprs=fixed)
+        aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(kinds.values()) if kind[0] == "*"}
+        source = ASTSource(kernel, signature, constexprs=fixed, attrs=aligned)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         assert len(compiled.asm["cubin"]) > 1000
+        code = compiled.asm["ptx"]
+        assert "ld.global.v2" in code and "rem.u32" not in code
+        assert ("add.v2.f32" in code) == (kernel is hash_triton._scatter_kernel and capability >= 90)
 
 
 def test_slopes_are_the_derivatives_of_the_features() -> None:
@@ -153,7 +157,45 @@ def test_a_field_in_pieces_is_the_whole_field(monkeypatch: pytest.MonkeyPatch) -
         gradients = torch.autograd.grad(total, tuple(field.parameters()))
         results.append([found.density, found.colour, found.normal, *gradients])
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(field.density_at(points), results[0][0], rtol=1e-12, atol=0)
+    for piece, keeps in ((1000, True), (20, False)):
+        monkeypatch.setattr("psd.scenes.fields.hash.CHUNK", piece)
+        density, features = field.look_ahead(points)
+        torch.testing.assert_close(density, results[0][0], rtol=1e-12, atol=0)
+        assert (features is not None) == keeps
+
+
+def test_features_of_a_look_are_not_gathered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, sums = lumpy_field(), []
+    points = (torch.rand(50, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5) * 0.8
+    _, features = field.look_ahead(points)
+    plain, results = torch.nn.functional.embedding_bag, []
+    monkeypatch.setattr(
+        "psd.scenes.fields.interpolation.F.embedding_bag", lambda *a, **k: sums.append(1) or plain(*a, **k)
+    )
+    for known in (None, features):
+        sums.clear()
+        found = field.sample(points, known=known)
+        assert len(sums) == (HashEncoding.LEVELS if known is None else 0)
+        results.append([found.density, found.colour, *torch.autograd.grad(
+            found.density.sum() + found.colour.square().sum(), tuple(field.parameters())
+        )])  # fmt: skip
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_triton
+def test_both_kernels_are_tried_at_lengths_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that fails on the way back, or at a length that 16 does not divide, must be known before a run."""
+    from psd.scenes.fields import hash_triton
+
+    launched = []
+    monkeypatch.setattr(
+        hash_triton, "_launch_kernel", lambda kernel, points, *_: launched.append((kernel, len(points)))
+    )
+    hash_triton.try_kernels(torch.device("cpu"))
+    kernels = {hash_triton._gather_kernel, hash_triton._scatter_kernel}
+    assert {kernel for kernel, count in launched if count % 16 == 0} == kernels
+    assert {kernel for kernel, count in launched if count % 16} == kernels
 
 
 def test_without_an_nvidia_gpu_the_grid_is_plain_and_says_so() -> None:

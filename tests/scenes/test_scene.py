@@ -278,14 +278,14 @@ def test_hash_field_renders_its_blob_and_looks_only_when_due() -> None:
 def test_a_look_that_memory_was_too_short_for_is_still_due(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a run that resumes from there."""
     whole, scene = (RadianceScene(preset_of({"kind": "hash", "ray_samples": 16}, seed=4)) for _ in range(2))
-    plain, short = HashField.density_at, [True]
+    plain, short = HashField.look_ahead, [True]
 
-    def density_at(field: HashField, points: torch.Tensor) -> torch.Tensor:
+    def look_ahead(field: HashField, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if short:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.2 GiB")
         return plain(field, points)
 
-    monkeypatch.setattr(HashField, "density_at", density_at)
+    monkeypatch.setattr(HashField, "look_ahead", look_ahead)
     with pytest.raises(torch.OutOfMemoryError):
         scene.advance(0.25)
     resumed = RadianceScene(preset_of({"kind": "hash", "ray_samples": 16}, seed=4))
@@ -302,7 +302,7 @@ def test_cells_that_hold_something_are_the_same_tensor_until_they_may_change(mon
     field = cast(HashField, scene.field)
     known = [field.occupied_cells(0.5)]
     for progress, size in ((0.0, 0.8), (0.5, 1.0)):
-        monkeypatch.setattr(field, "density_at", lambda points, size=size: size / (1 + points.norm(dim=-1)))
+        monkeypatch.setattr(field, "look_ahead", lambda points, size=size: (size / (1 + points.norm(dim=-1)), None))
         scene.advance(progress)
         known.append(field.occupied_cells(0.5))
         scene.advance(progress)
@@ -548,7 +548,7 @@ def test_what_a_surface_hides_is_not_looked_at_again(monkeypatch: pytest.MonkeyP
         return rgb.detach(), list(torch.autograd.grad(rgb.square().sum(), tuple(scene.field.parameters())))
 
     rgb, gradients = look()
-    monkeypatch.setattr(scene, "_drop_hidden", lambda field, march, *rays: march)
+    monkeypatch.setattr(scene, "_drop_hidden", lambda field, march, *rays: (march, None))
     whole, wanted = look()
     assert counts[0] < counts[1] / 4
     torch.testing.assert_close(rgb, whole, rtol=0, atol=3e-3)

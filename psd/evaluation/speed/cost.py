@@ -188,7 +188,8 @@ def count_step(preset: Preset, models: Models, updates: float, noise_level: floa
     """
     set_max_batch(models, preset.network_batch)
     device, t = models.prior.device, min(int(noise_level * models.prior.levels), models.prior.levels - 1)
-    preset = preset.with_values({"negative_every": 1, "negative_t_max": 1.0})
+    # The reward after an update is read for previews only, which are not counted here.
+    preset = preset.with_values({"negative_every": 1, "negative_t_max": 1.0, "preview_every": 10_000})
     mode = LiveMemoryMode()
     clock = CountingClock(mode)
     blank: Any = BlankScene(device)
@@ -246,7 +247,7 @@ def parameters_and_buffers(network: nn.Module) -> list[Tensor]:
 
 def load_on_meta(preset: Preset, *, tiny: bool = False) -> Models:
     """All networks of ``preset``, none of which waits elsewhere: what has no values cannot move."""
-    whole = preset.with_values({"network_batch": 0, "compile": False})
+    whole = preset.with_values({"network_batch": 0, "compile": "none"})
     return random_models(whole, torch.device("meta"), torch.float16, tiny=tiny)
 
 

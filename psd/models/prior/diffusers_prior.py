@@ -9,7 +9,6 @@ class embedding is camera-conditioned in MVDream's way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -21,11 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd.config.errors import PresetError
+from psd.config.preset import CompileMode
 from psd.geometry.cameras import Cameras, mvdream_condition, turntable_cameras
 from psd.models import vocabulary
 from psd.models.prior.components import Components
 from psd.models.prior.joint_attention import join_views
-from psd.runtime.cuda_graphs import Graphed
+from psd.runtime.cuda_graphs import Graphed, launch_whole
 from psd.runtime.offload import hold_on_device
 from psd.runtime.precision import run_in_chunks, run_in_precision
 
@@ -38,8 +38,8 @@ class DiffusersPrior:
 
     ``decoder`` is a small one for the images that rewards see, in place of the prior's own.  ``batch`` > 0 bounds the
     images that pass a network at once, and has gradients recomputed piece by piece: less memory, more time, the same
-    numbers; the text encoder then waits in main memory.  ``graphs`` records the U-Net's calls without gradients as
-    CUDA graphs.
+    numbers; the text encoder then waits in main memory.  ``compiled``: how the U-Net's calls are launched, and whether
+    it and the encoder are compiled (`psd.runtime.cuda_graphs.launch_whole`).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DiffusersPrior:
         dtype: torch.dtype = torch.float32,
         decoder: AutoencoderTiny | None = None,
         batch: int = 0,
-        graphs: bool = False,
+        compiled: CompileMode = "none",
     ) -> None:
         self.source, self.device, self.dtype, self.batch = source, device, dtype, batch
         self.unet, self.vae, self.text_encoder = components.unet, components.vae, components.text_encoder
@@ -68,7 +68,7 @@ class DiffusersPrior:
         self.latent_clamp: float | None = components.index.get("latent_clamp")
         self.captions: list[str] = components.index.get("captions", [])
         join_views(self.unet, self.views)
-        self.network: Callable[..., Tensor] = Graphed(self._run_unet) if graphs else self._run_unet
+        self.network = launch_whole(self._run_unet, [self.unet, self.vae.encoder], compiled)
 
     @property
     def levels(self) -> int:

@@ -32,6 +32,9 @@ def build_score_head(state: State, dtype: torch.dtype) -> nn.Sequential:
 class AestheticReward(ImageTextReward):
     """LAION's aesthetic score, 1 to 10, of the image alone: the prompt plays no part."""
 
+    def image_modules(self) -> list[nn.Module]:
+        return [self.network["clip"].vision_model]
+
     def _encode_text(self, prompt: str) -> None:
         return None
 

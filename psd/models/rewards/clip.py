@@ -13,6 +13,9 @@ from psd.runtime.precision import run_in_precision
 class ClipReward(ImageTextReward):
     """scale x cosine of a CLIP model's image and text embeddings (PickScore's definition; logits, so tau = 1)."""
 
+    def image_modules(self) -> list[nn.Module]:
+        return [self.network.vision_model]
+
     def text_modules(self) -> list[nn.Module]:
         return [self.network.text_model, self.network.text_projection]
 

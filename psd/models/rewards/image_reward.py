@@ -91,6 +91,9 @@ def build_image_reward(state: State, dtype: torch.dtype) -> ImageRewardNetwork:
 class ImageReward(ImageTextReward):
     """ImageReward: BLIP looks at the image while it reads; about standard normal over its makers' images."""
 
+    def image_modules(self) -> list[nn.Module]:
+        return [self.network.vision_model]
+
     def _encode_text(self, prompt: str) -> tuple[Tensor, Tensor]:
         ids, mask = tokenise_prompt(self.tokenizer, prompt, self.name, IMAGE_REWARD_LENGTH)
         return ids.to(self.device), mask.to(self.device)

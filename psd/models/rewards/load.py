@@ -9,6 +9,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from psd.config.errors import PresetError, format_value
+from psd.config.preset import CompileMode
 from psd.models import hub
 from psd.models.checkpoints import digests, read
 from psd.models.checkpoints.layouts import State
@@ -29,14 +30,14 @@ def load_reward(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     batch: int = 0,
-    graphs: bool = False,
+    compiled: CompileMode = "none",
     parked: bool = False,
     say: hub.Say | None = None,
 ) -> ImageTextReward:
     """The reward in a folder, a file or a hub repository, by what it holds; `MissingError` says what is not there."""
     with explain_load_errors(source):
         kind, network, words, dtype = read_reward(source, dtype, say)
-    return kind(source, network, words, device=device, dtype=dtype, batch=batch, graphs=graphs, parked=parked)
+    return kind(source, network, words, device=device, dtype=dtype, batch=batch, compiled=compiled, parked=parked)
 
 
 Parts = tuple[type[ImageTextReward], nn.Module, Any, torch.dtype]  # kind, network, tokenizer, precision

@@ -8,7 +8,7 @@ prepared in torch as their makers do with PIL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from psd.config.errors import PresetError
+from psd.config.preset import CompileMode
 from psd.models import vocabulary
-from psd.runtime.cuda_graphs import Graphed
+from psd.runtime.cuda_graphs import Graphed, launch_whole
 from psd.runtime.offload import hold_on_device
 from psd.runtime.precision import run_in_chunks
 
@@ -83,16 +84,16 @@ class ImageTextReward:
         device: torch.device,
         dtype: torch.dtype,
         batch: int = 0,
-        graphs: bool = False,
+        compiled: CompileMode = "none",
         parked: bool = False,
     ) -> None:
         """``batch`` > 0 bounds the images that are encoded at once, and what only reads prompts waits in main memory;
-        ``graphs`` records the encoding as a CUDA graph; ``parked``: all of the network waits there between calls,
-        which are then without gradients."""
+        ``compiled``: how the encoding is launched (`psd.runtime.cuda_graphs.launch_whole`); ``parked``: all of the
+        network waits there between calls, which are then without gradients."""
         self.name, self.device, self.dtype, self.batch, self.parked = name, device, dtype, batch, parked
         self.network: Any = network.to(device="cpu" if parked else device, dtype=dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self._see: Callable[..., Tensor] = Graphed(self._encode_image) if graphs else self._encode_image
+        self._see = launch_whole(self._encode_image, self.image_modules(), compiled)
         self._text = lru_cache(maxsize=4096)(self._read_prompt)
         if batch:
             for part in self.text_modules():
@@ -103,6 +104,10 @@ class ImageTextReward:
         if batch != self.batch and isinstance(self._see, Graphed):
             self._see.discard_recordings()
         self.batch = batch
+
+    def image_modules(self) -> list[nn.Module]:
+        """Parts of the network that see an image and are worth compiling; a small critic has none."""
+        return []
 
     def text_modules(self) -> list[nn.Module]:
         """Parts of the network that only prompts need, once each."""

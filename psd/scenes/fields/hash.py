@@ -76,18 +76,30 @@ class HashField(nn.Module):
         slope = (pull[..., None] * self.encoding.feature_slopes((points + 1) / 2)).sum(1) / 2 - blob_slope
         return -F.normalize(slope, dim=-1)
 
-    def look(self, points: Float[Tensor, "n 3"], normals: bool) -> tuple[Tensor, ...]:
-        features = self.encoding((points + 1) / 2)
+    def look(
+        self, points: Float[Tensor, "n 3"], normals: bool, known: Float[Tensor, "n 32"] | None = None
+    ) -> tuple[Tensor, ...]:
+        features = self.encoding((points + 1) / 2, known)
         found = self.density(points, features), self.colour_network(features).sigmoid()
         return (*found, self.normal(points, features)) if normals else found
 
-    def sample(self, points: Float[Tensor, "n 3"], *, normals: bool = False) -> Samples:
-        """In pieces where there are many points: then gradients make each piece again instead of keeping it."""
-        parts = points.split(self.piece_size // 4 if normals else self.piece_size)
-        if torch.is_grad_enabled() and len(parts) > 1:
-            found = [checkpoint(self.look, p, normals, use_reentrant=False, preserve_rng_state=False) for p in parts]
-        else:
-            found = [self.look(part, normals) for part in parts]
+    def sample(
+        self, points: Float[Tensor, "n 3"], *, normals: bool = False, known: Float[Tensor, "n 32"] | None = None
+    ) -> Samples:
+        """In pieces where there are many points: then gradients make each piece again instead of keeping it.
+
+        ``known``: the points' features, of `look_ahead`.
+        """
+        most = self.piece_size // 4 if normals else self.piece_size
+        parts = points.split(most)
+        given = [None] * len(parts) if known is None else known.split(most)
+        again = torch.is_grad_enabled() and len(parts) > 1
+        found = [
+            checkpoint(self.look, part, normals, features, use_reentrant=False, preserve_rng_state=False)
+            if again
+            else self.look(part, normals, features)
+            for part, features in zip(parts, given, strict=True)
+        ]
         return Samples(*map(torch.cat, zip(*found, strict=True)))
 
     @property
@@ -95,9 +107,15 @@ class HashField(nn.Module):
         return CUDA_CHUNK if self.seen.device.type == "cuda" else CHUNK
 
     @torch.no_grad()
-    def density_at(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-        """Without the colour and without gradients: what a look ahead needs."""
-        return torch.cat([self.density(p, self.encoding((p + 1) / 2)) for p in points.split(self.piece_size)])
+    def look_ahead(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 32"] | None]:
+        """The densities alone, without gradients, and the features if they fit in one piece: more are let go at once,
+        128 bytes a point that a training step needs for other things.
+        """
+        parts = points.split(self.piece_size)
+        if len(parts) == 1:
+            features = self.encoding((points + 1) / 2)
+            return self.density(points, features), features
+        return torch.cat([self.density(part, self.encoding((part + 1) / 2)) for part in parts]), None
 
     def probe_points(self, looks: Int[Tensor, ""] | int) -> Float[Tensor, "n 3"]:
         """One point in each cell of the occupancy grid, another after each of the ``looks`` (Roberts' R3 sequence)."""
@@ -113,7 +131,7 @@ class HashField(nn.Module):
         if self.looked is None:
             self.looked = int(self.looks)
         if due > self.looked:
-            density = self.density_at(self.probe_points(due)).view_as(self.seen)
+            density = self.look_ahead(self.probe_points(due))[0].view_as(self.seen)
             self.seen.copy_(torch.where(self.seen.isinf(), density, torch.maximum(self.seen * 0.95, density)))
             self.looks.fill_(due)  # not before: where memory is too short for a look, it is still due
             self.looked, self.filled = due, None

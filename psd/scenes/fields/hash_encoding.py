@@ -32,20 +32,29 @@ class HashEncoding(nn.Module):
         start = torch.rand(sum(self.rows) * self.FEATURES, generator=generator)
         self.params = nn.Parameter((start * 2 - 1) * 1e-4)
 
-    def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 32"]:
-        """Features of points in [0, 1]^3; differentiable in ``params`` only."""
-        return self.fused[0](points) if self.fused else self.gather(points)
+    def forward(
+        self, points: Float[Tensor, "n 3"], known: Float[Tensor, "n 32"] | None = None
+    ) -> Float[Tensor, "n 32"]:
+        """Features of points in [0, 1]^3; differentiable in ``params`` only.
+
+        ``known``: the features themselves, where an earlier call without gradients found them; with tiny-cuda-nn,
+        which makes its gradient from its own call, they are found again.
+        """
+        return self.fused[0](points) if self.fused else self.gather(points, known=known)
 
     def feature_slopes(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 32 3"]:
         """Derivatives of the features by the point, linear in ``params`` as they are, so differentiable in them too."""
         return torch.stack([self.gather(points, axis) for axis in range(3)], dim=-1)
 
-    def gather(self, points: Float[Tensor, "n 3"], axis: int | None = None) -> Float[Tensor, "n 32"]:
+    def gather(
+        self, points: Float[Tensor, "n 3"], axis: int | None = None, known: Float[Tensor, "n 32"] | None = None
+    ) -> Float[Tensor, "n 32"]:
         """The features, or their derivatives along ``axis``: the weights' own, times the level's scale."""
         features = []
         axes = points.T.contiguous()
-        for table, scale, size in zip(
-            self.params.view(-1, self.FEATURES).split(self.rows), self.scales, self.sizes, strict=True
+        found = [None] * self.LEVELS if known is None else known.split(self.FEATURES, dim=-1)
+        for table, scale, size, value in zip(
+            self.params.view(-1, self.FEATURES).split(self.rows), self.scales, self.sizes, found, strict=True
         ):
             place = axes * scale + 0.5  # the half keeps the levels' vertices from lining up
             cell = place.floor()
@@ -62,5 +71,5 @@ class HashEncoding(nn.Module):
                 if axis is not None:
                     sides[axis] = torch.full_like(sides[axis], scale if corner[axis] else -scale)
                 weights.append(sides[0] * sides[1] * sides[2])
-            features.append(WeightedRows.apply(table, torch.stack(index, 1), torch.stack(weights, 1)))
+            features.append(WeightedRows.apply(table, torch.stack(index, 1), torch.stack(weights, 1), value))
         return torch.cat(features, -1)

@@ -42,9 +42,12 @@ def _corner_weight(
     j: tl.constexpr = (corner >> 1) & 1
     k: tl.constexpr = corner & 1
     x, y, z = (cell[0] + i).to(tl.uint32), (cell[1] + j).to(tl.uint32), (cell[2] + k).to(tl.uint32)
+    # Modulo the number of rows, without a division: a corner lies at most one layer outside a dense level, which has
+    # that many rows again; hashed levels have 2^19.
     packed = x + size.to(tl.uint32) * (y + size.to(tl.uint32) * z)
-    hashed = x ^ (y * P1) ^ (z * P2)  # modulo 2^32, a multiple of the number of rows where it is used
-    row = (tl.where(dense != 0, packed, hashed) % rows.to(tl.uint32)).to(tl.int32)
+    packed = tl.where(packed >= rows.to(tl.uint32), packed - rows.to(tl.uint32), packed)
+    hashed = (x ^ (y * P1) ^ (z * P2)) & (rows.to(tl.uint32) - 1)
+    row = tl.where(dense != 0, packed, hashed).to(tl.int32)
     weight = _axis_weight(high[0], scale, i, AXIS == 0) * _axis_weight(high[1], scale, j, AXIS == 1)
     return row, weight * _axis_weight(high[2], scale, k, AXIS == 2)
 
@@ -72,16 +75,14 @@ def _gather_kernel(
     index, inside, cell, high, scale = _locate_points(points, n, scales, level, BLOCK)
     start, rows = tl.load(levels + level * 4), tl.load(levels + level * 4 + 1)
     size, dense = tl.load(levels + level * 4 + 2), tl.load(levels + level * 4 + 3)
-    first = tl.zeros((BLOCK,), tl.float32)
-    second = tl.zeros((BLOCK,), tl.float32)
+    pair = tl.arange(0, 2)[None, :]  # both features of a vertex in one transfer
+    total = tl.zeros((BLOCK, 2), tl.float32)
     for corner in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
         row, weight = _corner_weight(cell, high, scale, size, rows, dense, corner, AXIS, P1, P2)
-        at = table + (start + row) * 2
-        first += weight * tl.load(at, mask=inside, other=0.0)
-        second += weight * tl.load(at + 1, mask=inside, other=0.0)
-    out = features + index.to(tl.int64) * WIDTH + level * 2
-    tl.store(out, first, mask=inside)
-    tl.store(out + 1, second, mask=inside)
+        at = table + (start + row)[:, None] * 2 + pair
+        total += weight[:, None] * tl.load(at, mask=inside[:, None], other=0.0)
+    out = features + index.to(tl.int64)[:, None] * WIDTH + level * 2 + pair
+    tl.store(out, total, mask=inside[:, None])
 
 
 @triton.jit
@@ -93,18 +94,19 @@ def _scatter_kernel(
     index, inside, cell, high, scale = _locate_points(points, n, scales, level, BLOCK)
     start, rows = tl.load(levels + level * 4), tl.load(levels + level * 4 + 1)
     size, dense = tl.load(levels + level * 4 + 2), tl.load(levels + level * 4 + 3)
-    given = gradient + index.to(tl.int64) * WIDTH + level * 2
-    first = tl.load(given, mask=inside, other=0.0)
-    second = tl.load(given + 1, mask=inside, other=0.0)
+    pair = tl.arange(0, 2)[None, :]
+    given = tl.load(gradient + index.to(tl.int64)[:, None] * WIDTH + level * 2 + pair, mask=inside[:, None], other=0.0)
     for corner in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
         row, weight = _corner_weight(cell, high, scale, size, rows, dense, corner, AXIS, P1, P2)
-        at = into + (start + row) * 2
-        tl.atomic_add(at, weight * first, mask=inside, sem="relaxed")
-        tl.atomic_add(at + 1, weight * second, mask=inside, sem="relaxed")
+        at = into + (start + row)[:, None] * 2 + pair
+        tl.atomic_add(at, weight[:, None] * given, mask=inside[:, None], sem="relaxed")
 
 
 class HashGrid(torch.autograd.Function):
-    """Features ``n f`` of points in [0, 1]^3, or their derivatives along ``axis``; differentiable in the table only."""
+    """Features ``n f`` of points in [0, 1]^3, or their derivatives along ``axis``; differentiable in the table only.
+
+    ``known``: the features, where they were gathered before; only their gradient is made then.
+    """
 
     @staticmethod
     def forward(
@@ -114,21 +116,24 @@ class HashGrid(torch.autograd.Function):
         scales: Float[Tensor, " l"],
         levels: Int[Tensor, "l 4"],
         axis: int | None,
+        known: Float[Tensor, "n f"] | None = None,
     ) -> Float[Tensor, "n f"]:
         points = points.contiguous()
-        features = points.new_empty(len(points), HashEncoding.FEATURES * len(scales))
         ctx.save_for_backward(points, scales, levels)
         ctx.axis, ctx.parameters = -1 if axis is None else axis, table.numel()
+        if known is not None:
+            return known.detach()
+        features = points.new_empty(len(points), HashEncoding.FEATURES * len(scales))
         _launch_kernel(_gather_kernel, points, table, features, scales, levels, ctx.axis)
         return features
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "n f"]) -> tuple[Float[Tensor, " p"], None, None, None, None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "n f"]) -> tuple[Float[Tensor, " p"], None, None, None, None, None]:
         points, scales, levels = ctx.saved_tensors
         into = gradient.new_zeros(ctx.parameters)
         _launch_kernel(_scatter_kernel, points, gradient.contiguous(), into, scales, levels, ctx.axis)
-        return into, None, None, None, None
+        return into, None, None, None, None, None
 
 
 def _launch_kernel(
@@ -141,14 +146,18 @@ def _launch_kernel(
 
 
 def try_kernels(device: torch.device) -> None:
-    """One launch over a table of eight rows, compiled as runs will take it; raises whatever keeps it from working here.
+    """Both kernels over a table of eight rows, compiled as runs will take them; raises whatever keeps one from working.
 
-    Triton builds its launcher with a C compiler and Python's headers, which a machine may lack.
+    Triton builds its launcher with a C compiler and Python's headers, which a machine may lack; and it compiles a
+    kernel once for lengths that 16 divides and once for the others.
     """
     levels = HashEncoding.LEVELS
-    points, table, scales = (torch.zeros(size, device=device) for size in ((BLOCK, 3), (16,), (levels,)))
     layout = torch.tensor([(0, 8, 2, 1)], dtype=torch.int32, device=device).repeat(levels, 1)
-    HashGrid.apply(table, points, scales + 1, layout, None)
+    for count in (BLOCK, BLOCK + 1):
+        points, table, scales = (torch.zeros(size, device=device) for size in ((count, 3), (16,), (levels,)))
+        table.requires_grad_()
+        features = HashGrid.apply(table, points, scales + 1, layout, None)
+        torch.autograd.grad(features.sum(), table)
 
 
 class TritonHashEncoding(HashEncoding):
@@ -167,5 +176,7 @@ class TritonHashEncoding(HashEncoding):
         self.register_buffer("level_scales", torch.tensor(self.scales), persistent=False)
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
 
-    def gather(self, points: Float[Tensor, "n 3"], axis: int | None = None) -> Float[Tensor, "n 32"]:
-        return HashGrid.apply(self.params, points, self.level_scales, self.levels, axis)
+    def gather(
+        self, points: Float[Tensor, "n 3"], axis: int | None = None, known: Float[Tensor, "n 32"] | None = None
+    ) -> Float[Tensor, "n 32"]:
+        return HashGrid.apply(self.params, points, self.level_scales, self.levels, axis, known)
