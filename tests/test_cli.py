@@ -23,6 +23,7 @@ from psd.config.preset import Preset, list_presets
 from psd.config.reference import parameter_table
 from psd.distillation.events import Checkpointed, Event, Finished, LiveChanged, Meshed, Started, Stepped, Warned
 from psd.evaluation.speed import bench
+from psd.evaluation.speed.profile import profile_run
 from psd.evaluation.speed.recorder import Call
 from psd.evaluation.speed.throughput import StageShare
 from psd.runs.jobs.controls import Controls
@@ -682,11 +683,15 @@ def test_bench_times_the_backward_too() -> None:
 
 
 def test_bench_times_a_whole_run() -> None:
-    found = bench.time_whole_run(Preset(steps=4), fake_run)
-    checkpoints_s = found.pop("checkpoints_s")
-    assert 0 < checkpoints_s < found["finished_s"]
-    assert list(found) == ["models_ready_s", "first_preview_s", "mesh_s", "finished_s"]
-    assert sorted(found.values()) == list(found.values())
+    found = profile_run(Preset(steps=4), fake_run)
+    marks = found.milestones
+    assert list(marks) == ["models_ready", "first_preview", "mesh", "finished"]
+    assert sorted(marks.values()) == list(marks.values())
+    parts = ("start-up", "models", "steps", "previews and judges", "checkpoints", "mesh", "files of previews")
+    assert set(parts) < set(found.parts) and all(found.parts[part].wall_s > 0 for part in parts)
+    assert found.whole.wall_s <= marks["finished"] + 0.1
+    table = "\n".join(found.format_lines())
+    assert "files of checkpoints" in table and "were at work" in table
 
 
 def test_bench_refuses_too_few_steps() -> None:

@@ -14,6 +14,7 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
 from psd.evaluation.speed import bench, throughput
+from psd.evaluation.speed.profile import RunProfile, Spent, profile_run
 from psd.evaluation.speed.throughput import StageShare
 from psd.models.interfaces import Models
 from psd.runtime import memory
@@ -68,7 +69,7 @@ def test_a_run_that_goes_on_smaller_is_not_measured(runs: int) -> None:
 def test_a_whole_run_that_goes_on_smaller_is_not_timed() -> None:
     models = going_wrong(1, "memory")
     with pytest.raises(PresetError, match="did not stay what it was: Out of memory: going on with render_size.*raise"):
-        bench.time_whole_run(make_preset(), lambda preset, control, resume: run(preset, models, control=control))
+        profile_run(make_preset(), lambda preset, control, resume: run(preset, models, control=control))
 
 
 def test_memory_that_a_run_does_not_watch_over_is_a_complaint_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +268,17 @@ def test_shrunk_weights_see_shrunk_pictures() -> None:
     assert [stage.share for stage in small.stages] == [stage.share for stage in preset.stages]
     assert small.scene.ray_samples == 64 and small.preview_size == preset.preview_size // 4
     assert bench.shrink_pictures(Preset.load("tiny")).render_size == Preset.load("tiny").render_size // 4
+
+
+def test_a_step_with_a_preview_is_told_from_its_preview() -> None:
+    """A step of 2 s on 1.5 cores, then one of 1 s, after which a preview computed for 3 s on one."""
+    profile = RunProfile()
+    profile.add_event(Stepped(step=1, t=500, metrics={"time/step": 2.0, "time/unet": 1.5}), Spent(2.0, 3.0))
+    profile.add_event(Stepped(step=2, t=400, metrics={"time/step": 1.0, "judge/one": 0.5}), Spent(4.0, 4.5))
+    assert profile.parts["steps"] == Spent(3.0, 4.5) and profile.parts["steps"].cores == 1.5
+    assert profile.parts["previews and judges"] == Spent(3.0, 3.0)
+    assert profile.step_parts == {"unet": 1.5}
+    assert profile.whole == Spent(6.0, 7.5)
 
 
 def test_the_gpu_is_charged_with_all_that_torch_holds_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.distillation.events import Checkpointed, Event, Finished, Meshed, Previewed, Started, Stepped
+from psd.distillation.events import Checkpointed, Event, Stepped
 from psd.evaluation.speed import throughput
+from psd.evaluation.speed.profile import RunProfile, profile_run
 from psd.evaluation.speed.throughput import WARM_UP
 from psd.runs import engine
 from psd.runs.jobs.controls import Controls
-from psd.runs.jobs.drive import MakeEvents, drive_run
-from psd.runs.store.folder import RunFolder
 from psd.runtime import memory
 
 if TYPE_CHECKING:
@@ -140,7 +137,7 @@ class Report:
     side_work: throughput.SideWork | None = None
     whole_s: float | None = None  # run_s with previews, checkpoints and mesh
     targets: list[throughput.SpeedTarget] = field(default_factory=list)
-    full: dict[str, float] | None = None
+    full: RunProfile | None = None
 
     def format_table(self) -> str:
         speed = f"mean {self.step_s * 1e3:.1f} ms ({1 / self.step_s:.2f} it/s)"
@@ -167,9 +164,7 @@ class Report:
         }.items():  # fmt: skip
             lines += [f"peak {name} {size / 2**20:.0f} MiB ({size / 1e9:.2f} GB)"] if size else []
         lines += [f"on {self.card}"] if self.card is not None else []
-        lines += [
-            f"{name.removesuffix('_s').replace('_', ' ')}: {value:.1f} s" for name, value in (self.full or {}).items()
-        ]
+        lines += ["", *self.full.format_lines()] if self.full is not None else []
         return "\n".join([*lines, *(["", *map(str, self.targets)] if self.targets else [])])
 
 
@@ -280,31 +275,6 @@ def summarise_steps(
     )
 
 
-def time_whole_run(preset: Preset, make_events: MakeEvents) -> dict[str, float]:
-    """Seconds from the start to the models, the first preview that shows a step, the mesh and the end.
-
-    And those that all checkpoints took, from the event before to the disk: a run does nothing else between the two.
-    Raises `PresetError` where the run fails, or memory is short and it goes on smaller.
-    """
-    start, seen, before = time.perf_counter(), {"checkpoints_s": 0.0}, 0.0
-    with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
-        for event in throughput.require_steady(drive_run(make_events, folder, Controls(preset))):
-            now = time.perf_counter() - start
-            match event:
-                case Started():
-                    seen.setdefault("models_ready_s", now)
-                case Previewed() if event.step > 0:
-                    seen.setdefault("first_preview_s", now)
-                case Checkpointed():
-                    seen["checkpoints_s"] += now - before
-                case Meshed():
-                    seen["mesh_s"] = now
-                case Finished():
-                    seen["finished_s"] = now
-            before = time.perf_counter() - start
-    return seen
-
-
 def add_side_work(found: Report, preset: Preset, models: Models, *, exact: bool) -> Report:
     """The report with the time of previews, checkpoints and mesh, and with the speed targets that hold for this card.
 
@@ -378,10 +348,10 @@ def main(
     def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
         yield from engine.prepare_events(preset, load_networks)(preset, control, resume)
 
-    times = time_whole_run(preset, make_events) if full else None  # first: it also times the loading
+    profile = profile_run(preset, make_events) if full else None  # first: it also times the loading
     models = throughput.require_memory(lambda: load_networks(preset))
     throughput.cap_memory(memory_gb)
     found = add_side_work(measure_steps(preset, models, steps), preset, models, exact=random_weights != "tiny")
-    found = replace(found, full=times)
+    found = replace(found, full=profile)
     print(json.dumps(asdict(found), indent=2) if as_json else found.format_table())
     return 0
