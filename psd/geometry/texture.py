@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from scipy import ndimage
 
 from psd.geometry.mesh import Mesh
-from psd.geometry.rasterise import find_nearest_faces, interpolate_corners
+from psd.geometry.mesh_picture import find_nearest_faces, interpolate_corners
 
 LARGEST = 50_000  # faces: beyond, xatlas takes minutes to hours
 

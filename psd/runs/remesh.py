@@ -18,7 +18,7 @@ from psd.geometry.cameras import turntable_cameras
 from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, find_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder

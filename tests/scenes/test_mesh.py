@@ -27,7 +27,7 @@ from psd.geometry.cleanup import (
     vertex_normals,
 )
 from psd.geometry.mesh import Mesh, mesh_statistics
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs.store.media import write_films
 from psd.scenes.choose import make_scene
 from psd.scenes.extract import best_threshold, density_grid, extract_mesh, surface_colour
