@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,8 +200,9 @@ class Preset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Preset:
-        for index in range(len(self.stages)):
-            self.in_stage(index)  # raises for what cannot work there
+        scenes = [self.in_stage(index).scene for index in range(len(self.stages))]  # raises for what cannot work there
+        for index, (before, after) in enumerate(pairwise([self.scene, *scenes])):
+            check_succession(index, before, after)
         if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > TOLERANCE:
             shares = ", ".join(f"{stage.share:g}" for stage in self.stages)
             raise ValueError(f"the shares of stages ({shares}) must sum to 1")
@@ -295,8 +297,12 @@ class Preset(Settings):
             return self
         where, changes = f"stages[{index}]", self.stages[index].changes
         known = list_settings()
-        named = [f"scene.{key}" for key in changes.get("scene", {})] if isinstance(changes.get("scene"), dict) else []
-        for name in [*(name for name in changes if name != "scene"), *named]:
+        scene = {key.removeprefix("scene."): value for key, value in changes.items() if key.startswith("scene.")}
+        scene |= changes["scene"] if isinstance(changes.get("scene"), dict) else {}
+        is_other = scene.get("kind", self.scene.kind) != self.scene.kind  # made anew: all of it may be chosen
+        for name in [*(name for name in changes if name != "scene"), *(f"scene.{key}" for key in scene)]:
+            if name.startswith("scene.") and name in known and is_other:
+                continue
             if name not in known or not known[name].json_schema_extra["staged"]:  # type: ignore[index]
                 staged = ", ".join(name for name, info in known.items() if info.json_schema_extra["staged"])  # type: ignore[index]
                 raise PresetError(f"{where}: {format_value(name)} cannot differ in a stage; these can: {staged}")
@@ -305,12 +311,37 @@ class Preset(Settings):
         except PresetError as error:
             raise PresetError(f"{where}: {error}") from None
 
+    def scene_preset(self, index: int) -> Preset:
+        """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
+        staged = self.in_stage(index)
+        return self if staged.scene.kind == self.scene.kind else staged
+
     def at(self, progress: float) -> Preset:
         """As it holds after a share ``progress`` of the run."""
         return self.in_stage(self.stage_at(progress)[0])
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def check_succession(index: int, before: SceneSettings, after: SceneSettings) -> None:
+    """Raises ValueError where the scene of stage ``index`` cannot go on from that of the stage before."""
+    where = f"stages[{index}]"
+    if index == 0 and after.kind != before.kind:
+        raise ValueError(f"{where}: scene.kind={after.kind}: the first stage has the preset's own kind, {before.kind}")
+    if after.kind == before.kind:
+        for name, info in type(after).model_fields.items():
+            ours, theirs = getattr(after, name), getattr(before, name)
+            if ours != theirs and not (info.json_schema_extra or {"staged": True})["staged"]:  # type: ignore[index]
+                raise ValueError(
+                    f"{where}: scene.{name}={format_value(ours)}, the stage before has {format_value(theirs)}: a scene"
+                    " keeps it through its stages, so give both the same"
+                )
+    elif after.kind != "surface":
+        raise ValueError(
+            f"{where}: scene.kind={after.kind} cannot start from the {before.kind} of the stage before: only a surface"
+            " can start from another scene"
+        )
 
 
 def find_path(name: str) -> Path:

@@ -143,16 +143,34 @@ def find_visible_faces(
     """For each sample (image, row, column flattened) the face that is nearest there, or -1; and how near, or 0.
 
     ``corner`` holds x, y in samples and the nearness (1 / distance, >= 0) of each corner; ``image`` the image that a
-    face is drawn into.  A face is cut into the rows of samples that it crosses and a row into its span, so that no
-    sample outside of it is tested; a sample's centre on an edge belongs to the face on its right or below, and faces
-    that share an edge leave no gap.  One scatter of nearness and number finds the nearest; of equals the last.
+    face is drawn into.  One scatter of nearness and number finds the nearest; of equals the last.
     """
-    first, second, third = corner[:, :, :2].unbind(1)  # reducing over three is slower than comparing twice
+    face, row, column = cover_samples(corner[:, :, :2], size)
+    # 1 / distance is linear on the screen; a face seen edge-on has no slope worth the name, so its corners bound it.
+    found, nearness = interpolate_planes(corner, face, row, column), corner[:, :, 2]
+    found = torch.minimum(torch.maximum(found, nearness.amin(1)[face]), nearness.amax(1)[face])
+    # The bits of positive floats are ordered as the floats are: one integer holds nearness and face.
+    key = (found.float().view(torch.int32).long() << SHIFT) | face
+    buffer = torch.full((images * size * size,), -1, dtype=torch.long, device=corner.device)
+    buffer.scatter_reduce_(0, (image[face] * size + row) * size + column, key, "amax")
+    near = (buffer >> SHIFT).int().view(torch.float32)
+    return torch.where(buffer < 0, -1, buffer & ((1 << SHIFT) - 1)), torch.where(buffer < 0, 0.0, near)
+
+
+def cover_samples(
+    corner: Float[Tensor, "f 3 2"], size: int
+) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"], Int[Tensor, " t"]]:
+    """Every (face, row, column) whose sample, at (column + 1/2, row + 1/2) of ``size`` x ``size``, lies in the face.
+
+    A face is cut into the rows of samples that it crosses and a row into its span, so that no sample outside of it is
+    tested; a sample on an edge belongs to the face on its right or below, and faces that share an edge leave no gap.
+    """
+    first, second, third = corner.unbind(1)  # reducing over three is slower than comparing twice
     limits = (pick(pick(first, second), third) for pick in (torch.minimum, torch.maximum))
     low, high = (torch.ceil(limit - 0.5).clamp(0, size) for limit in limits)
     drawn = ((low[:, 0] < high[:, 0]) & (low[:, 1] < high[:, 1])).nonzero()[:, 0]  # many small faces reach no centre
     top, bottom = low[drawn, 1].long(), high[drawn, 1].long()
-    x, y, nearness = (part.contiguous() for part in corner.index_select(0, drawn).unbind(-1))  # f 3
+    x, y = (part.contiguous() for part in corner.index_select(0, drawn).unbind(-1))  # f 3
     face, row = expand_ranges(top, bottom)
     # Two of a face's edges cross each of its rows; the span lies between the crossings.
     centre = row + 0.5
@@ -169,21 +187,19 @@ def find_visible_faces(
         right = torch.where(crosses, torch.maximum(right, crossing), right)
     start, stop = (torch.ceil(limit - 0.5).clamp(0, size).long() for limit in (left, right))
     couple, column = expand_ranges(start, stop)
-    face, row = face[couple], row[couple]
-    # 1 / distance is linear on the screen; a face seen edge-on has no slope worth the name, so its corners bound it.
-    (ax, bx, cx), (ay, by, cy), (an, bn, cn) = x.unbind(1), y.unbind(1), nearness.unbind(1)
+    return drawn[face[couple]], row[couple], column
+
+
+def interpolate_planes(
+    corner: Float[Tensor, "f 3 3"], face: Int[Tensor, " t"], row: Int[Tensor, " t"], column: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    """The third coordinate of faces at the samples that they cover, as it is linear in the first two."""
+    (ax, bx, cx), (ay, by, cy), (az, bz, cz) = (part.unbind(1) for part in corner.unbind(-1))
     area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
     area = torch.where(area.abs() < 1e-9, 1e-9, area)
-    slope_x = ((bn - an) * (cy - ay) - (cn - an) * (by - ay)) / area
-    slope_y = ((cn - an) * (bx - ax) - (bn - an) * (cx - ax)) / area
-    found = an[face] + slope_x[face] * (column + 0.5 - ax[face]) + slope_y[face] * (row + 0.5 - ay[face])
-    found = torch.minimum(torch.maximum(found, nearness.amin(1)[face]), nearness.amax(1)[face])
-    # The bits of positive floats are ordered as the floats are: one integer holds nearness and face.
-    key = (found.float().view(torch.int32).long() << SHIFT) | drawn[face]
-    buffer = torch.full((images * size * size,), -1, dtype=torch.long, device=corner.device)
-    buffer.scatter_reduce_(0, (image[drawn][face] * size + row) * size + column, key, "amax")
-    near = (buffer >> SHIFT).int().view(torch.float32)
-    return torch.where(buffer < 0, -1, buffer & ((1 << SHIFT) - 1)), torch.where(buffer < 0, 0.0, near)
+    slope_x = ((bz - az) * (cy - ay) - (cz - az) * (by - ay)) / area
+    slope_y = ((cz - az) * (bx - ax) - (bz - az) * (cx - ax)) / area
+    return az[face] + slope_x[face] * (column + 0.5 - ax[face]) + slope_y[face] * (row + 0.5 - ay[face])
 
 
 def expand_ranges(start: Int[Tensor, " k"], stop: Int[Tensor, " k"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:

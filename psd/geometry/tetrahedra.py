@@ -75,11 +75,11 @@ class Crossings:
 
 
 def march_tetrahedra(grid: TetrahedralGrid, distance: Float[Tensor, " n"]) -> Crossings:
-    """The surface of where ``distance`` is negative, without vertices where it never is.
+    """The surface of where ``distance``, in edges of a cell, is negative; no vertices where it never is.
 
     Beyond the rim nothing is inside: a surface that would cross it is closed there.
     """
-    distance = torch.where(grid.rim, 2 / grid.cells, distance)
+    distance = torch.where(grid.rim, 1.0, distance)
     with torch.no_grad():
         inside = distance < 0
         corners = _mixed_tetrahedra(grid, inside)  # t 4
