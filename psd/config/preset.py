@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from psd.config import strict_yaml
+from psd.config import settings, strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
 from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
 from psd.config.strict_yaml import LARGEST_FILE, is_printable
@@ -200,9 +200,9 @@ class Preset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Preset:
-        scenes = [self.in_stage(index).scene for index in range(len(self.stages))]  # raises for what cannot work there
-        for index, (before, after) in enumerate(pairwise([self.scene, *scenes])):
-            check_succession(index, before, after)
+        scenes = [self.scene, *(self.in_stage(index).scene for index in range(len(self.stages)))]  # raises PresetError
+        for index, (before, after) in enumerate(pairwise(scenes)):
+            settings.check_succession(index, before, after)
         if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > TOLERANCE:
             shares = ", ".join(f"{stage.share:g}" for stage in self.stages)
             raise ValueError(f"the shares of stages ({shares}) must sum to 1")
@@ -295,15 +295,12 @@ class Preset(Settings):
         """As it holds in one of its stages; itself where it has none."""
         if not self.stages:
             return self
-        where, changes = f"stages[{index}]", self.stages[index].changes
-        known = list_settings()
-        scene = {key.removeprefix("scene."): value for key, value in changes.items() if key.startswith("scene.")}
-        scene |= changes["scene"] if isinstance(changes.get("scene"), dict) else {}
+        where, changes, known = f"stages[{index}]", self.stages[index].changes, list_settings()
+        scene = given if isinstance(given := merge({}, changes).get("scene", {}), dict) else {}
         is_other = scene.get("kind", self.scene.kind) != self.scene.kind  # made anew: all of it may be chosen
-        for name in [*(name for name in changes if name != "scene"), *(f"scene.{key}" for key in scene)]:
-            if name.startswith("scene.") and name in known and is_other:
-                continue
-            if name not in known or not known[name].json_schema_extra["staged"]:  # type: ignore[index]
+        for name in [*(name for name in changes if name.split(".")[0] != "scene"), *(f"scene.{key}" for key in scene)]:
+            is_free = is_other and name.startswith("scene.")
+            if name not in known or not (is_free or known[name].json_schema_extra["staged"]):  # type: ignore[index]
                 staged = ", ".join(name for name, info in known.items() if info.json_schema_extra["staged"])  # type: ignore[index]
                 raise PresetError(f"{where}: {format_value(name)} cannot differ in a stage; these can: {staged}")
         try:
@@ -313,8 +310,7 @@ class Preset(Settings):
 
     def scene_preset(self, index: int) -> Preset:
         """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
-        staged = self.in_stage(index)
-        return self if staged.scene.kind == self.scene.kind else staged
+        return self if self.in_stage(index).scene.kind == self.scene.kind else self.in_stage(index)
 
     def at(self, progress: float) -> Preset:
         """As it holds after a share ``progress`` of the run."""
@@ -322,26 +318,6 @@ class Preset(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def check_succession(index: int, before: SceneSettings, after: SceneSettings) -> None:
-    """Raises ValueError where the scene of stage ``index`` cannot go on from that of the stage before."""
-    where = f"stages[{index}]"
-    if index == 0 and after.kind != before.kind:
-        raise ValueError(f"{where}: scene.kind={after.kind}: the first stage has the preset's own kind, {before.kind}")
-    if after.kind == before.kind:
-        for name, info in type(after).model_fields.items():
-            ours, theirs = getattr(after, name), getattr(before, name)
-            if ours != theirs and not (info.json_schema_extra or {"staged": True})["staged"]:  # type: ignore[index]
-                raise ValueError(
-                    f"{where}: scene.{name}={format_value(ours)}, the stage before has {format_value(theirs)}: a scene"
-                    " keeps it through its stages, so give both the same"
-                )
-    elif after.kind != "surface":
-        raise ValueError(
-            f"{where}: scene.kind={after.kind} cannot start from the {before.kind} of the stage before: only a surface"
-            " can start from another scene"
-        )
 
 
 def find_path(name: str) -> Path:

@@ -175,6 +175,26 @@ SCENES: Mapping[str, type[GridScene | HashScene | SurfaceSettings]] = {
 }  # fmt: skip
 
 
+def check_succession(index: int, before: SceneSettings, after: SceneSettings) -> None:
+    """Raises ValueError where the scene of stage ``index`` cannot go on from that of the stage before."""
+    where = f"stages[{index}]"
+    if index == 0 and after.kind != before.kind:
+        raise ValueError(f"{where}: scene.kind={after.kind}: the first stage has the preset's own kind, {before.kind}")
+    if after.kind == before.kind:
+        for name, info in type(after).model_fields.items():
+            ours, theirs = getattr(after, name), getattr(before, name)
+            if ours != theirs and not (info.json_schema_extra or {"staged": True})["staged"]:  # type: ignore[index]
+                raise ValueError(
+                    f"{where}: scene.{name}={format_value(ours)}, the stage before has {format_value(theirs)}: a scene"
+                    " keeps it through its stages, so give both the same"
+                )
+    elif after.kind != "surface":
+        raise ValueError(
+            f"{where}: scene.kind={after.kind} cannot start from the {before.kind} of the stage before: only a surface"
+            " can start from another scene"
+        )
+
+
 class SceneKind(Settings):
     """The choice between them, as a setting of its own."""
 
