@@ -28,7 +28,6 @@ MOST_MODELS = 8  # rewards or judges of one run
 EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
 LONGEST_NAME = 300  # characters of a folder or hub id
 TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
-
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 PairKind = Literal["steered", "random"]

@@ -28,7 +28,7 @@ from psd.models.random_weights import (
 from psd.runtime.devices import to_like
 
 CPU = torch.device("cpu")
-LARGE = [name for name in list_presets() if name != "tiny"]
+LARGE = [name for name in list_presets() if not name.startswith("tiny")]
 SMALL = "stages=[] render_size=16 scene.ray_samples=16 preview_size=16 mesh_resolution=16 device=cpu"
 
 
