@@ -300,8 +300,8 @@ class Preset(Settings):
         is_other = scene.get("kind", self.scene.kind) != self.scene.kind  # made anew: all of it may be chosen
         for name in [*(name for name in changes if name.split(".")[0] != "scene"), *(f"scene.{key}" for key in scene)]:
             is_free = is_other and name.startswith("scene.")
-            if name not in known or not (is_free or known[name].json_schema_extra["staged"]):  # type: ignore[index]
-                staged = ", ".join(name for name, info in known.items() if info.json_schema_extra["staged"])  # type: ignore[index]
+            if name not in known or not (is_free or settings.read_facts(known[name])["staged"]):
+                staged = ", ".join(name for name, info in known.items() if settings.read_facts(info)["staged"])
                 raise PresetError(f"{where}: {format_value(name)} cannot differ in a stage; these can: {staged}")
         try:
             return Preset.make(merge({**self.model_dump(), "stages": []}, changes))
@@ -338,7 +338,7 @@ def list_settings() -> dict[str, FieldInfo]:
             found[name] = info
             continue
         for model in (SceneKind, *SCENES.values()):
-            found |= {f"scene.{key}": field for key, field in model.model_fields.items() if field.json_schema_extra}
+            found |= {f"scene.{key}": field for key, field in model.model_fields.items() if settings.read_facts(field)}
     return found
 
 

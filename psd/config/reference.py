@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
 
 from psd.config.preset import list_settings
-from psd.config.settings import Range, Stage
+from psd.config.settings import Range, Stage, read_facts
 
 
 def parameter_table() -> str:
@@ -16,7 +16,7 @@ def parameter_table() -> str:
     lines: list[str] = []
     group = ""
     for name, field in list_settings().items():
-        extra = cast(dict[str, Any], field.json_schema_extra)
+        extra = read_facts(field)
         if extra["group"] != group:
             group = extra["group"]
             lines += ["", f"**{group}**", "", "| key | default | values | what it does |", "|---|---|---|---|"]
@@ -41,7 +41,7 @@ def _describe_values(field: FieldInfo) -> str:
     bounds = {
         sign: getattr(rule, sign) for rule in field.metadata for sign in ("ge", "gt", "le", "lt") if hasattr(rule, sign)
     }
-    unit = cast(dict[str, Any], field.json_schema_extra)["unit"]
+    unit = read_facts(field)["unit"]
     if not bounds:
         kinds = {str: "text", list[str]: "names", dict[str, float]: "names with weights", Range: "a pair"}
         kinds[list[Stage]] = "a list of mappings"

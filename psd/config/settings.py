@@ -7,9 +7,10 @@ Nested settings are named with a dot: ``scene.grid_size``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from psd.config.errors import format_value
 
@@ -37,6 +38,11 @@ def setting(
         "group": group, "symbol": symbol, "unit": unit, "live": live, "staged": staged, "log": log, "step": step,
     }  # fmt: skip
     return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+def read_facts(info: FieldInfo) -> dict[str, Any]:
+    """What `setting` noted of a field beside its bounds: group, symbol, unit, live, staged, log; empty for others."""
+    return cast(dict[str, Any], info.json_schema_extra or {})
 
 
 class Settings(BaseModel):
@@ -183,7 +189,7 @@ def check_succession(index: int, before: SceneSettings, after: SceneSettings) ->
     if after.kind == before.kind:
         for name, info in type(after).model_fields.items():
             ours, theirs = getattr(after, name), getattr(before, name)
-            if ours != theirs and not (info.json_schema_extra or {"staged": True})["staged"]:  # type: ignore[index]
+            if ours != theirs and not read_facts(info).get("staged", True):
                 raise ValueError(
                     f"{where}: scene.{name}={format_value(ours)}, the stage before has {format_value(theirs)}: a scene"
                     " keeps it through its stages, so give both the same"

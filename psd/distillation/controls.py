@@ -7,6 +7,7 @@ from typing import Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_settings
+from psd.config.settings import read_facts
 from psd.distillation.detectors import Monitor
 from psd.distillation.events import Event, LiveChanged, Warned
 from psd.distillation.methods import choose
@@ -37,8 +38,7 @@ def apply_live_values(preset: Preset, models: Models, wish: Mapping[str, Any]) -
     """The preset with the live values; raises `PresetError` for what is no live field, no value or no loaded reward."""
     known = list_settings()
     for name in wish:
-        about = known[name].json_schema_extra if name in known else {"live": True}
-        if not (isinstance(about, dict) and about["live"]):
+        if name in known and not read_facts(known[name])["live"]:  # the preset itself refuses unknown names
             raise PresetError(f"{name} cannot change during a run: set it before the start")
     live = preset.with_values(wish)
     if unknown := set(live.rewards) - set(models.rewards):

@@ -8,6 +8,7 @@ from typing import Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_settings
+from psd.config.settings import read_facts
 
 
 class Controls:
@@ -85,4 +86,4 @@ class Controls:
         return self._going.wait(timeout_s)
 
 
-LIVE_FIELDS = tuple(name for name, info in list_settings().items() if info.json_schema_extra["live"])  # type: ignore[index]
+LIVE_FIELDS = tuple(name for name, info in list_settings().items() if read_facts(info)["live"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, flatten, list_settings
+from psd.config.settings import read_facts
 from psd.distillation.events import Event, Failed, Finished, Started, Stepped, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents, describe_failure
@@ -22,7 +23,7 @@ ANY_VALUE = ("t_", "scene.weight_", "scene.blob_")
 FREE = {
     "prompt", "negative_prompt", "seed", "steps", "extra_steps", "early_stop", "export", "checkpoint_s",
     *(name for name in list_settings() if name.endswith("_lr") or name.startswith(ANY_VALUE)),
-    *(name for name, field in list_settings().items() if field.json_schema_extra["live"]),  # type: ignore[index]
+    *(name for name, field in list_settings().items() if read_facts(field)["live"]),
     "weight_decay",
 } - {"rewards"}  # fmt: skip
 

@@ -16,7 +16,7 @@ from gradio.components import Component
 from pydantic.fields import FieldInfo
 
 from psd.config.preset import Preset, flatten, list_settings
-from psd.config.settings import SCENES
+from psd.config.settings import SCENES, read_facts
 from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
 
 REWARD_SLOTS = 4  # sliders for reward weights; further rewards of a preset keep its weights
@@ -51,7 +51,7 @@ def make_control(name: str, preset: Preset) -> FieldControl:
     """
     info, values = list_settings()[name], flatten(preset)
     value, present = values.get(name, info.default), name in values
-    live = bool(_read_extra(info, "live"))
+    live = bool(read_facts(info)["live"])
     if isinstance(value, dict):
         return _make_weights(name, preset)
     if isinstance(value, tuple):
@@ -82,7 +82,7 @@ def help_text(info: FieldInfo) -> str:
     texts = [
         info.description or "",
         f"{low:,.12g} to {high:,.12g}." if is_typed else "",
-        "Live." if _read_extra(info, "live") else "",
+        "Live." if read_facts(info)["live"] else "",
     ]
     return " ".join(filter(None, texts))
 
@@ -93,7 +93,7 @@ def has_slider(info: FieldInfo) -> bool:
     An integer that begins at 0 stands for a choice of the machine's ("0: all"), so it is typed.
     """
     low, high = read_bounds(info)
-    if low is None or high is None or _read_extra(info, "log"):
+    if low is None or high is None or read_facts(info)["log"]:
         return False
     if info.annotation is int:
         return bool(info.default) and high <= WIDEST * info.default
@@ -137,7 +137,7 @@ def slider_step(info: FieldInfo) -> float:
     low, high = read_bounds(info)
     assert low is not None and high is not None
     usual = min(high, USUAL * info.default) if info.default else high
-    return _read_extra(info, "step") or (1 if info.annotation is int else 10 ** math.floor(math.log10(usual / 50)))
+    return read_facts(info)["step"] or (1 if info.annotation is int else 10 ** math.floor(math.log10(usual / 50)))
 
 
 def _make_weights(name: str, preset: Preset) -> FieldControl:
@@ -172,12 +172,8 @@ def _make_weights(name: str, preset: Preset) -> FieldControl:
 def _field_label(name: str, info: FieldInfo, end: str = "") -> str:
     plain = name.rpartition(".")[2].removesuffix("_deg").removesuffix("_s").replace("_", " ")
     plain = "scene" if name == "scene.kind" else plain
-    symbol, unit = _read_extra(info, "symbol"), _read_extra(info, "unit")
+    symbol, unit = (read_facts(info)[key] for key in ("symbol", "unit"))
     return " ".join(filter(None, (plain, end, f"({symbol})" if symbol else "", f"[{unit}]" if unit else "")))
-
-
-def _read_extra(info: FieldInfo, key: str) -> Any:
-    return typing.cast(dict, info.json_schema_extra)[key]
 
 
 def _max_length(info: FieldInfo) -> int | None:
@@ -204,7 +200,7 @@ def group_fields(names: Sequence[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     known = list_settings()
     for name in names:
-        groups.setdefault(_read_extra(known[name], "group"), []).append(name)
+        groups.setdefault(read_facts(known[name])["group"], []).append(name)
     return groups
 
 
