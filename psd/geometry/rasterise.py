@@ -134,7 +134,8 @@ def _cut_faces(
             scale = _focal_lengths(cameras, size)[image][:, None] * nearness
             on_screen = [size / 2 + part[..., 0] * scale, size / 2 - part[..., 1] * scale, nearness]
             parts.append((torch.stack(on_screen, dim=-1), image, face))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+    corner, image, face = (torch.cat(column) for column in zip(*parts, strict=True))
+    return corner, image, face
 
 
 def find_visible_faces(
