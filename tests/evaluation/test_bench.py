@@ -276,7 +276,7 @@ def test_a_step_with_a_preview_is_told_from_its_preview() -> None:
     """A step of 2 s on 1.5 cores, then one of 1 s, after which a preview computed for 3 s on one."""
     profile = RunProfile()
     profile.add_event(Stepped(step=1, t=500, metrics={"time/step": 2.0, "time/unet": 1.5}), Spent(2.0, 3.0))
-    profile.add_event(Stepped(step=2, t=400, metrics={"time/step": 1.0, "judge/one": 0.5}), Spent(4.0, 4.5))
+    profile.add_event(Stepped(step=2, t=400, metrics={"time/step": 1.0, "image/coverage": 0.5}), Spent(4.0, 4.5))
     assert profile.parts["steps"] == Spent(3.0, 4.5) and profile.parts["steps"].cores == 1.5
     assert profile.parts["previews and judges"] == Spent(3.0, 3.0)
     assert profile.step_parts == {"unet": 1.5}

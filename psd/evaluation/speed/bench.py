@@ -301,14 +301,14 @@ def shrink_pictures(preset: Preset) -> Preset:
     A step of `mvdream` at its own sizes takes minutes on a CPU, most of them for rays.
     """
 
-    def quarter(pixels: int) -> int:
+    def quarter_edge(pixels: int) -> int:
         return max(16, pixels // 4)
 
     stages = [stage.model_dump() for stage in preset.stages]
     for stage in stages:
         if "render_size" in stage:
-            stage["render_size"] = quarter(stage["render_size"])
-    values = {"render_size": quarter(preset.render_size), "preview_size": quarter(preset.preview_size)}
+            stage["render_size"] = quarter_edge(stage["render_size"])
+    values = {"render_size": quarter_edge(preset.render_size), "preview_size": quarter_edge(preset.preview_size)}
     if isinstance(preset.scene, RadianceSettings):
         values["scene.ray_samples"] = max(32, preset.scene.ray_samples // 4)
     return preset.with_values({**values, "stages": stages, "mesh_resolution": 32})

@@ -61,7 +61,7 @@ class RunProfile:
     step_parts: dict[str, float] = field(default_factory=dict)  # seconds in all, by the engine's clock
     milestones: dict[str, float] = field(default_factory=dict)  # seconds from the start
 
-    def add(self, part: str, spent: Spent) -> None:
+    def add_part(self, part: str, spent: Spent) -> None:
         own = self.parts.setdefault(part, Spent())
         own += spent
 
@@ -69,31 +69,27 @@ class RunProfile:
         """The time that the run took to come to ``event``."""
         match event:
             case Started():
-                self.add("models", spent)
+                self.add_part("models", spent)
             case Stepped():
-                step_s = event.metrics.get("time/step", spent.wall_s)
-                share = min(1.0, step_s / spent.wall_s) if spent.wall_s else 1.0
-                if is_previewed := any(name.startswith("judge/") for name in event.metrics):
-                    own = self.parts.get("steps", Spent())
-                    cores = own.cores or spent.cores  # of the steps before, which had no preview
-                    step = Spent(share * spent.wall_s, min(spent.cpu_s, share * spent.wall_s * cores))
-                else:
-                    step = spent
-                self.add("steps", step)
-                if is_previewed:
-                    self.add("previews and judges", spent - step)
+                step = spent
+                if any(name.startswith("image/") for name in event.metrics):  # a preview was made before it was said
+                    step_s = min(event.metrics.get("time/step", spent.wall_s), spent.wall_s)
+                    cores = self.parts.get("steps", spent).cores  # as the steps without a preview had
+                    step = Spent(step_s, min(step_s * cores, spent.cpu_s))
+                    self.add_part("previews and judges", spent - step)
+                self.add_part("steps", step)
                 for name, seconds in event.metrics.items():
                     if name.startswith("time/") and name != "time/step":
                         self.step_parts[name[5:]] = self.step_parts.get(name[5:], 0.0) + seconds
             case Previewed():
-                self.add("previews and judges", spent)
+                self.add_part("previews and judges", spent)
             case Checkpointed():
-                self.add("checkpoints", spent)
+                self.add_part("checkpoints", spent)
             case Meshed():
                 turntable = self.parts.get(TURNTABLE, Spent())
-                self.add("mesh", spent - turntable)
+                self.add_part("mesh", spent - turntable)
             case _:
-                self.add("other", spent)
+                self.add_part("other", spent)
 
     @property
     def whole(self) -> Spent:
@@ -136,7 +132,7 @@ def timed_turntable(profile: RunProfile) -> Iterator[None]:
         try:
             return plain(*given, **keywords)
         finally:
-            profile.add(TURNTABLE, Spent.now() - begun)
+            profile.add_part(TURNTABLE, Spent.now() - begun)
 
     with patch.object(turntable, "render_turntable", render_turntable):
         yield
@@ -159,15 +155,18 @@ def profile_run(preset: Preset, make_events: MakeEvents) -> RunProfile:
             profile.add_event(event, Spent.now() - begun)
             stored = Spent.now()
             yield event
-            profile.add(f"files of {FILES[type(event)]}" if type(event) in FILES else "other", Spent.now() - stored)
+            profile.add_part(
+                f"files of {FILES[type(event)]}" if type(event) in FILES else "other", Spent.now() - stored
+            )
 
     with (
         tempfile.TemporaryDirectory() as root,
         RunFolder.create(preset, Path(root)) as folder,
         timed_turntable(profile),
     ):
-        profile.add("start-up", Spent(seconds_since_launch(), time.process_time()))
-        start = time.perf_counter() - seconds_since_launch()
+        launched = Spent(seconds_since_launch(), time.process_time())
+        profile.add_part("start-up", launched)
+        start = time.perf_counter() - launched.wall_s
         for event in require_steady(drive_run(watched, folder, Controls(preset))):
             now = time.perf_counter() - start
             match event:
