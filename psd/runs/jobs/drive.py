@@ -25,7 +25,7 @@ from psd.runtime.memory import is_out_of_memory
 MakeEvents = Callable[[Preset, Controls, Checkpointed | None], Iterator[Event]]
 Screen = Callable[[Previewed], str]  # what is wrong with the pictures, in words; empty: nothing
 GiveWay = Callable[[float], str]  # why a run paused for so many seconds must end, in words; empty: it may stay
-PAUSE_POLL_S = 1.0
+PAUSE_POLL_S = 0.2
 LOG = logging.getLogger(__name__)
 
 

@@ -30,6 +30,7 @@ from psd.runs.jobs.drive import (
 from psd.runs.jobs.estimate import Pacer, RunEstimate, measure_warm_up, workload_key
 from psd.runs.jobs.event_log import EventLog
 from psd.runs.jobs.job import Job, JobSnapshot
+from psd.runs.jobs.orbit import Camera, OrbitPicture
 from psd.runs.jobs.queue import FairQueue, drop_place, list_saved_places, save_place
 from psd.runs.store import ownership
 from psd.runs.store.archive import find_checkpoint, history_offsets, read_preset
@@ -197,6 +198,15 @@ class Worker:
 
     # ---- watch
 
+    def look_at(self, run_id: str, camera: Camera, wait_s: float = 0.0) -> OrbitPicture | None:
+        """The scene of a run that goes on from ``camera``, as it was rendered last (`psd.runs.jobs.orbit`)."""
+        entry = self._entries.get(run_id)
+        return entry.control.orbit.ask(camera, wait_s) if entry and not entry.over.is_set() else None
+
+    def known_pace(self, preset: Preset) -> RunEstimate | None:
+        """The pace of earlier runs like ``preset``, at once; None where there was none."""
+        return self._paces.get(workload_key(preset))
+
     def events_since(self, run_id: str, index: int = 0, most: int | None = None) -> list[Event]:
         """Events from ``index`` on, the first ``most`` of them, without arrays; every consumer keeps its own index."""
         return self._find_entry(run_id).log.read_since(index, most)
@@ -323,6 +333,7 @@ class Worker:
                 self._record_breakdown(entry, error)
             finally:
                 entry.resume = None  # its tensors are not needed any more
+                entry.control.forget_scene()
                 with self._changed:
                     self._end(entry)
             self.library.make_room([entry.folder.id])
