@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
 from psd.distillation import events
 from psd.embedded.captions import grammar
 from psd.geometry.export import FRAMES
+from psd.runs.jobs.orbit import OrbitPicture
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import Run, Status
 from psd.runs.store.files import StoreError
@@ -34,12 +36,12 @@ from psd.ui.inputs.vocabulary import (
 )
 from psd.ui.markup import html
 from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
-from psd.ui.panels import share, status
+from psd.ui.panels import share, stage, status
 from psd.ui.state.page import LISTED, MOST, Look, Page, WatchedRun
 from psd.ui.state.view import BUCKETS, MOMENTS, Curve, ThinnedEvents, View, fold_event
 from psd.ui.state.watch import Watcher
 from psd.ui.tabs import compare, mesh, ranking
-from psd.ui.tabs import live as tabs_live
+from psd.ui.tabs import scores as scores_tab
 from psd.ui.tabs.curves import curves_html
 from psd.ui.tabs.negative import negative_charts, tokens_table
 from psd.ui.tabs.runs import runs_table
@@ -112,7 +114,8 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
     view = told([*STORY[:4], events.Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
-    shown = status.status_html(Page(WatchedRun("run", state="failed", view=view)))
+    failed = WatchedRun("run", state="failed", view=view)
+    shown = stage.said_html(Page(failed)) + status.status_line(failed)
     assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
 
 
@@ -123,12 +126,17 @@ def test_a_failure_tells_what_was_tried_before_it() -> None:
     assert "Out of memory. Use fewer views." in shown and "going on with views = 1" in shown
 
 
-def test_buttons_that_are_off_say_why() -> None:
-    over, mine = WatchedRun("run", state="finished"), WatchedRun("run", state="running")
-    assert status.OVER in status.status_html(Page(over, is_mine=True))
-    assert status.FOREIGN in status.status_html(Page(over))
-    assert status.NONE in status.status_html(Page())
-    assert "note" not in status.status_html(Page(mine, is_mine=True))
+def test_the_buttons_that_show_are_those_that_can_be_pressed() -> None:
+    def shown(page: Page) -> list[bool]:
+        return [update.visible for update in status._button_updates(page)]
+
+    over, running = WatchedRun("run", state="finished", view=View(step=4, total_steps=9)), WatchedRun("run")
+    running = replace(running, state="running")
+    assert shown(Page()) == [False] * 5
+    assert shown(Page(running, is_mine=True)) == [True, True, False, False, True]
+    assert shown(Page(over, is_mine=True)) == [False, False, True, False, True]
+    assert shown(Page(over)) == shown(Page(running)) == [False] * 4 + [True]
+    assert status.FOREIGN in stage.said_html(Page(over)) and not stage.said_html(Page(running, is_mine=True))
 
 
 def test_a_view_from_json_lines_is_the_live_view() -> None:
@@ -178,7 +186,7 @@ def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Fiel
             label, text = str(component.label), str(component.info)
             assert label and info.description and info.description in text, part.name
             assert str(extra["symbol"]) in label and str(extra["unit"]) in label
-        assert part.live == bool(extra["live"]) == ("Live." in str(part.components[0].info))
+        assert part.live == bool(extra["live"])
 
 
 def test_what_the_controls_show_is_the_preset(parts: list[controls.FieldControl]) -> None:
@@ -286,18 +294,20 @@ HOSTILE = '<img src=x onerror="alert(1)">${1+1}{{this}}'
 
 
 def bar(watched: WatchedRun) -> str:
-    return status.status_html(Page(watched))
+    return status.status_line(watched) + stage.said_html(Page(watched)) + stage.take_html(watched)
 
 
 def picture(watched: WatchedRun) -> str:
-    return tabs_live.live_views_html(watched, Look()) + tabs_live.scores_of_views(watched, Look())
+    page = Page(watched)
+    drawn = stage.picture_html(page) + stage.timeline_html(page) + stage.film_html(page)
+    return drawn + scores_tab.scores_of_views(watched, Look())
 
 
 def scores(watched: WatchedRun) -> str:
     return compare.scores_table([watched]) + compare.compared_views_html(Page(compared=(watched,)))
 
 
-@pytest.mark.parametrize("show", [bar, picture, mesh.download_links, mesh.turntable_html, scores])
+@pytest.mark.parametrize("show", [bar, picture, mesh.download_links, scores])
 def test_what_people_typed_is_never_markup(show: Callable[[WatchedRun], str], tmp_path: Path) -> None:
     exports = tmp_path / html.EXPORTS
     exports.mkdir(parents=True)
@@ -326,37 +336,40 @@ def test_tokens_and_notes_are_escaped() -> None:
     assert "<img" not in html.note_html(HOSTILE)
 
 
-def test_each_view_of_a_preview_has_its_square() -> None:
+@pytest.mark.parametrize(("azimuth", "place"), [(30, 0), (60, 1), (180, 2), (330, 0)])
+def test_the_stage_shows_the_kept_view_that_is_nearest_to_the_camera(azimuth: int, place: int) -> None:
     watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
-    shown = tabs_live.live_views_html(watched, Look(kinds=("rgb",)))
-    assert re.findall(r"margin-left:-(\d)00%", shown) == ["0", "1", "2", "3"] and shown.count("width:400%") == 4
-    assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 4
+    shown = stage.picture_html(Page(watched, Look(orbit=(azimuth, 15))))
+    assert f"width:400%;margin-left:-{place}00%" in shown
+    assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 1
 
 
-def test_the_worst_view_is_outlined_and_named() -> None:
-    preset = {"rewards": {"r": 2.0}}
-    view = told([events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
-    view = fold_event(
-        view, events.Previewed(step=2, images={}, rewards={"reward/r": [3.0, 1.0, 2.0, 4.0]}, file="a.jpg")
-    )
-    assert view.previews.last and tabs_live.view_scores(WatchedRun(view=view), view.previews.last) == [
-        6.0,
-        2.0,
-        4.0,
-        8.0,
-    ]
-    shown = tabs_live.live_views_html(WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",)))
-    assert shown.count('class="shot worst"') == 1 and "left · 2 · worst" in shown
+def test_the_stage_shows_what_was_rendered_from_the_camera_while_the_newest_is_followed() -> None:
+    watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
+    orbit = OrbitPicture((60, 15), 7, 1, b"jpeg")
+    shown = stage.picture_html(Page(watched, Look(orbit=(60, 15)), orbit_picture=orbit))
+    assert "data:image/jpeg;base64,anBlZw==" in shown and "step 7" in shown
+    for look in (Look(follow=False), Look(show="Normals")):
+        assert "base64" not in stage.picture_html(Page(watched, look, orbit_picture=orbit))
+
+
+def test_the_time_line_fills_up_and_marks_what_was_moved() -> None:
+    watched = WatchedRun("id", Path("x"), view=told(STORY[:7]))
+    shown = stage.timeline_html(Page(watched))
+    assert shown.count('class="shot thumb empty"') == 3 and shown.count("<img") == 5
+    assert shown.count('aria-current="step"') == 1 and 'style="left:50.0%"' in shown
+    assert "step 2: guidance_scale = 6" in shown
+    back = stage.timeline_html(Page(watched, Look(follow=False, step=1)))
+    assert back.index('aria-current="step"') < shown.index('aria-current="step"')
 
 
 @pytest.mark.parametrize("scores", [[4.45101, 4.45102, 4.45103, 4.45104], [1.0, 1.0, 2.0, 3.0], [2.0] * 4])
-def test_no_view_is_worst_whose_score_reads_like_another_s(scores: list[float]) -> None:
-    preset = {"rewards": {"r": 1.0}}
-    view = told([events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
-    view = fold_event(view, events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
-    watched, look = WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",))
-    shown = tabs_live.live_views_html(watched, look) + tabs_live.scores_of_views(watched, look)
-    assert "worst" not in shown.replace("marks the worst view", "") and "class=low" not in shown
+def test_no_view_is_the_lowest_whose_score_reads_like_another_s(scores: list[float]) -> None:
+    view = fold_event(told(STORY[:2]), events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
+    watched = WatchedRun("id", Path("x"), view=view)
+    assert "class=low" not in scores_tab.scores_of_views(watched, Look())
+    other = fold_event(view, events.Previewed(step=3, images={}, rewards={"reward/r": [3.0, 1.0, 2.0]}, file="b.jpg"))
+    assert "<b class=low>1 ▾</b>" in scores_tab.scores_of_views(WatchedRun("id", Path("x"), view=other), Look())
 
 
 def test_series_differ_in_colour_and_in_dash() -> None:

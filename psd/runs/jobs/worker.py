@@ -18,15 +18,9 @@ from typing import Any
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Event, Finished
+from psd.runs.jobs import drive
 from psd.runs.jobs.controls import Controls
-from psd.runs.jobs.drive import (
-    MakeEvents,
-    Screen,
-    describe_failure,
-    drive_run,
-    record_failure,
-    require_checkpoint,
-)
+from psd.runs.jobs.drive import MakeEvents, Screen, drive_run
 from psd.runs.jobs.estimate import Pacer, RunEstimate, measure_warm_up, workload_key
 from psd.runs.jobs.event_log import EventLog
 from psd.runs.jobs.job import Job, JobSnapshot
@@ -58,14 +52,9 @@ class Worker:
     """
 
     def __init__(
-        self,
-        make_events: MakeEvents,
-        root: Path | None = None,
-        *,
-        limits: Limits | None = None,
-        admit: Callable[[Preset], None] | None = None,
-        screen: Screen | None = None,
-    ) -> None:
+        self, make_events: MakeEvents, root: Path | None = None, *, limits: Limits | None = None,
+        admit: Callable[[Preset], None] | None = None, screen: Screen | None = None,
+    ) -> None:  # fmt: skip
         self._make_events, self._admit, self._screen = make_events, admit, screen
         self._limits = limits or Limits()
         self._unsaved: list[RunFolder] = []  # whose last state a full disk refused
@@ -85,13 +74,9 @@ class Worker:
     # ---- start
 
     def submit(
-        self,
-        preset: Preset,
-        resume: Path | None = None,
-        owner: str = "",
-        until: int | None = None,
+        self, preset: Preset, resume: Path | None = None, owner: str = "", until: int | None = None,
         from_start: bool = False,
-    ) -> str:
+    ) -> str:  # fmt: skip
         """Queue a run, or the rest of an earlier one from its newest checkpoint; returns the run's id at once.
 
         ``until`` stops it after that step; `extend` by nothing then goes on with the run that was planned, bit for bit.
@@ -114,7 +99,7 @@ class Worker:
             if resume is None:
                 ownership.claim_run(folder.path, owner)
             else:
-                checkpoint, notes = require_checkpoint(folder.path, from_start=from_start)
+                checkpoint, notes = drive.require_checkpoint(folder.path, from_start=from_start)
                 folder.notes += notes
                 earlier = self._entries.get(folder.id)  # whose consumers go on counting
                 if earlier:
@@ -165,7 +150,7 @@ class Worker:
         """
         if self._admit is not None:
             self._admit(preset)
-        if (known := self._paces.get(workload_key(preset))) or not self._device.acquire(blocking=False):
+        if (known := self.known_pace(preset)) or not self._device.acquire(blocking=False):
             return known
         try:
             pace = measure_warm_up(self._make_events, preset, unless=self._is_wanted)
@@ -364,8 +349,8 @@ class Worker:
         LOG.error("the run %s broke down", entry.folder.id, exc_info=error)
         try:
             status = entry.folder.status
-            failure = describe_failure(error, status.step, status.time_s)
-            self._record_event(entry, record_failure(entry.folder, failure))
+            failure = drive.describe_failure(error, status.step, status.time_s)
+            self._record_event(entry, drive.record_failure(entry.folder, failure))
         except Exception:  # the next run does not depend on it
             LOG.exception("the end of the run %s could not be written", entry.folder.id)
             entry.folder.status = replace(entry.folder.status, state="failed", message=str(error))

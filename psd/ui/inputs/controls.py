@@ -76,13 +76,12 @@ def make_control(name: str, preset: Preset) -> FieldControl:
 
 
 def help_text(info: FieldInfo) -> str:
-    """The field's description with what a user must know beside it: bounds where typed, and that it may change live."""
+    """The field's description, and its bounds where it is typed."""
     low, high = read_bounds(info)
     is_typed = low is not None and high is not None and not has_slider(info)
     texts = [
         info.description or "",
         f"{low:,.12g} to {high:,.12g}." if is_typed else "",
-        "Live." if _read_extra(info, "live") else "",
     ]
     return " ".join(filter(None, texts))
 
@@ -146,7 +145,7 @@ def _make_weights(name: str, preset: Preset) -> FieldControl:
     def slider_settings(rewards: Mapping[str, float]) -> list[dict[str, Any]]:
         named = [*rewards.items()][:REWARD_SLOTS]
         shown = [
-            {"label": f"reward weight · {reward.rsplit('/', 1)[-1]}", "value": weight, "visible": True,
+            {"label": f"Reward weight · {reward.rsplit('/', 1)[-1]}", "value": weight, "visible": True,
              "maximum": 10 if weight <= 10 else LARGEST_WEIGHT}
             for reward, weight in named
         ]  # fmt: skip
@@ -172,6 +171,7 @@ def _make_weights(name: str, preset: Preset) -> FieldControl:
 def _field_label(name: str, info: FieldInfo, end: str = "") -> str:
     plain = name.rpartition(".")[2].removesuffix("_deg").removesuffix("_s").replace("_", " ")
     plain = "scene" if name == "scene.kind" else plain
+    plain = plain[0].upper() + plain[1:]
     symbol, unit = _read_extra(info, "symbol"), _read_extra(info, "unit")
     return " ".join(filter(None, (plain, end, f"({symbol})" if symbol else "", f"[{unit}]" if unit else "")))
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 
 import gradio as gr
 
 from psd.distillation.detectors import LEAST_WINDOW, PATIENCE
-from psd.distillation.events import LiveChanged
+from psd.ui.markup.change_words import change_rules
 from psd.ui.markup.charts import line_chart
 from psd.ui.markup.html import format_number, metric_label, note_html, table_html
-from psd.ui.state.page import Pane
+from psd.ui.panels.stage import find_preview
+from psd.ui.state.page import Look, Page, Pane, WatchedRun
 from psd.ui.state.view import Curve, View
+from psd.ui.tabs.scores import scores_of_views
 
 IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page shows them
     "image/saturation": "saturation",
@@ -27,13 +29,20 @@ IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page show
 def curves_tab() -> list[Pane]:
     alarm = gr.HTML(alarm_notes(View()), elem_id="alarms")
     verdict = gr.HTML(table_of_scores(View()), elem_id="verdict", elem_classes="table")
+    views = gr.HTML(scores_of_views(WatchedRun(), Look()), elem_id="view-scores", elem_classes="table")
     charts = gr.HTML(curves_html(View()), elem_id="charts")
     return [
         Pane([alarm], lambda p: alarm_notes(p.run.view), lambda p: [alarm_notes(p.run.view)], "Curves"),
         Pane([verdict], lambda p: chart_key(p.run.view, "reward/", "judge/"), lambda p: [table_of_scores(p.run.view)],
              "Curves"),
+        Pane([views], _preview_key, lambda p: [scores_of_views(p.run, p.look)], "Curves"),
         Pane([charts], lambda p: chart_key(p.run.view, ""), lambda p: [curves_html(p.run.view)], "Curves"),
     ]  # fmt: skip
+
+
+def _preview_key(page: Page) -> object:
+    seen = find_preview(page.run, page.look)
+    return page.run.run_id, seen and seen.step
 
 
 def curves_html(view: View) -> str:
@@ -83,24 +92,6 @@ def reward_against_judge(view: View) -> dict[str, Curve]:
 def memory_curve(view: View) -> dict[str, Curve]:
     curve = view.curves.get("memory/peak_bytes")
     return {"peak": curve.scale_between(0.0, 2.0**30)} if curve else {}
-
-
-def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:
-    """One vertical line for each step at which live values changed."""
-    merged: dict[int, Mapping] = {}
-    for change in changes:
-        merged[change.step] = {**merged.get(change.step, {}), **change.values}
-    return [
-        (step, ", ".join(describe_value(name, value) for name, value in values.items()))
-        for step, values in merged.items()
-    ]
-
-
-def describe_value(name: str, value: object) -> str:
-    """A live value as a person reads it; of rewards each weight by the reward's own name."""
-    if not isinstance(value, Mapping):
-        return f"{name} = {format_number(value)}"
-    return ", ".join(f"{name} {str(key).rsplit('/', 1)[-1]} = {format_number(each)}" for key, each in value.items())
 
 
 def alarm_notes(view: View) -> str:

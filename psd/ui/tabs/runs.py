@@ -12,7 +12,7 @@ from psd.config.errors import PresetError
 from psd.runs.store.archive import ACTIVE, Run, read_preset
 from psd.runs.store.files import StoreError
 from psd.ui.markup.html import file_url, file_version, format_number, note_html, state_badge, table_html
-from psd.ui.state.page import FLOATING, LISTED, QUIET, Pane
+from psd.ui.state.page import FLOATING, LISTED, MAKE, QUIET, Pane
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
@@ -42,8 +42,8 @@ class RunsTab:
         self.list = gr.HTML(runs_table(()), elem_id="runs", elem_classes="table", js_on_load=BUTTONS)
         self.panes = [Pane([self.list], lambda p: runs_table(p.runs), lambda p: [runs_table(p.runs)], "Runs")]
 
-    def wire_events(self, desk: PageContext) -> None:
-        unchanged = ["", gr.skip(), gr.skip(), *desk.skipped()]
+    def wire_events(self, desk: PageContext, places: gr.Tabs, place: gr.State) -> None:
+        unchanged = ["", gr.skip(), gr.skip(), gr.skip(), gr.skip(), *desk.skipped()]
 
         def act(owner: str, watched: str, event: gr.EventData) -> list[Any]:
             """Do what a button says.  Whatever is to be said floats above the page: the list may be a long one."""
@@ -53,10 +53,9 @@ class RunsTab:
                     case "zip":
                         path = desk.worker.library.zip_run(run)
                         return [file_url(run, path.name, file_version(path)), *unchanged[1:]]
-                    case "duplicate":
+                    case "remix":
                         preset = read_preset(desk.worker.library.find_folder(run))
-                        gr.Info("Its values are in the sidebar: change some and press Run.", title="Duplicated")
-                        return ["", "", "", *desk.show(preset)]
+                        return ["", "", "", gr.Tabs(selected=MAKE), MAKE, *desk.show(preset)]
                     case "delete":
                         desk.worker.library.delete_run(run, owner)
                     case "keep" | "release":
@@ -68,9 +67,9 @@ class RunsTab:
                 return unchanged
             desk.watcher.forget_list()
             gone = what == "delete" and run == watched  # then the page leaves it
-            return ["", "", "", *desk.skipped()] if gone else unchanged
+            return ["", "", "", *unchanged[3:]] if gone else unchanged
 
-        shown = [self.zip, desk.run_id, desk.last, *desk.shown]
+        shown = [self.zip, desk.run_id, desk.last, places, place, *desk.shown]
         clicked = self.list.click(act, [desk.owner, desk.run_id], shown, **FLOATING)
         clicked.success(None, self.zip, None, js=FETCH, **QUIET)
         clicked.then(**desk.news)
@@ -93,7 +92,7 @@ def run_row(run: Run) -> list[str]:
         if status.best_score is None
         else f"{format_number(status.best_score)} <small>step {status.best_step}</small>"
     )
-    acts = ["duplicate", "zip", "release" if run.is_pinned else "keep", "delete"]
+    acts = ["remix", "zip", "release" if run.is_pinned else "keep", "delete"]
     if status.state in ("interrupted", "stopped"):
         acts.insert(0, "go on")
     if status.state in ACTIVE:
