@@ -51,7 +51,7 @@ from psd.ui.panels.steer import build_steer, steer_words, wire_steer
 from psd.ui.state.page import FLOATING, MAKE, QUIET, Page, Pane
 from psd.ui.state.watch import Watcher
 from psd.ui.tabs.compare import CompareTab
-from psd.ui.tabs.curves import curves_tab
+from psd.ui.tabs.curves import CurvesTab
 from psd.ui.tabs.log import log_tab
 from psd.ui.tabs.mesh import MeshTab, Remesh
 from psd.ui.tabs.negative import negative_tab
@@ -143,7 +143,7 @@ def build_blocks(
                     advanced = build_advanced(preset, first)
                     with gr.Tabs(elem_id="tabs") as tabs:
                         with gr.Tab("Curves", id="Curves"):
-                            curves = curves_tab()
+                            curves = CurvesTab()
                         with gr.Tab("Mesh", id="Mesh"):
                             mesh = MeshTab(first, remesher)
                         with gr.Tab("Negative", id="Negative"):
@@ -166,7 +166,8 @@ def build_blocks(
             runs.mine,
         )  # fmt: skip
         panes = [
-            line, take, *stage.panes, *bar.panes, moves, *curves, *negative, *mesh.panes, *compare.panes, *runs.panes,
+            line, take, *stage.panes, *bar.panes, moves, *curves.panes, *negative, *mesh.panes,
+            *compare.panes, *runs.panes,
             *log, _run_button(asked), _lock_pane(live, words), advanced.lock_pane(asked.parts),
             Pane([timer], _tick_s, lambda p: [gr.Timer(_tick_s(p) or TICK_S, active=_tick_s(p) is not None)]),
         ]  # fmt: skip
@@ -190,6 +191,7 @@ def build_blocks(
         places.select(_selected_tab, None, place, **QUIET).then(**desk.news)
         tabs.select(_selected_tab, None, tab, **QUIET).then(**desk.news)
         stage.wire_events(desk)
+        curves.wire_events(desk, stage)
         mesh.wire_events(desk)
         compare.wire_events(desk, blocks)
         runs.wire_events(desk, places, place)

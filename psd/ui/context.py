@@ -23,6 +23,8 @@ from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.state.page import MAKE, MOST, Look, Page, Pane, WatchedRun
 from psd.ui.state.watch import Watcher
 
+ORBIT_WAIT_S = 0.9  # for a picture from a new side
+
 
 @dataclass
 class PageContext:
@@ -138,7 +140,7 @@ def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look
     compared = watcher.view_runs(seen.compared if seen.place == "Compare" else ())
     runs = watcher.runs(owner if seen.only_mine else "") if seen.place == "Runs" else ()
     is_looking = bool(run) and not watched.is_over and seen.place == MAKE and seen.follow
-    picture = worker.look_at(run, seen.orbit) if is_looking else None
+    picture = worker.look_at(run, seen.orbit, ORBIT_WAIT_S) if is_looking else None
     is_mine = bool(run) and worker.library.is_steerable_by(run, owner)
     return Page(watched, seen, is_mine, picture, compared, runs)
 

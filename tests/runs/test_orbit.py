@@ -105,12 +105,14 @@ def test_a_paused_run_can_be_turned_and_one_that_is_over_is_let_go() -> None:
 
 
 def test_a_picture_wakes_whoever_waits_for_it() -> None:
-    orbit, render = Orbit(), Renderer()
+    orbit, render = Orbit(), Renderer(cost_s=0.0)
     found = []
+    orbit.ask(SIDE)
+    orbit.answer(render, 1, is_paused=True)
     waiter = threading.Thread(target=lambda: found.append(orbit.ask(FRONT, wait_s=10.0)))
     waiter.start()
-    while not render.made:
-        orbit.answer(render, 1)
+    while len(render.made) < 2:
+        orbit.answer(render, 1, is_paused=True)
     waiter.join(5)
     assert found and found[0].step == 1
 

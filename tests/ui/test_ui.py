@@ -40,7 +40,7 @@ from psd.ui.panels import share, stage, status
 from psd.ui.state.page import LISTED, MOST, Look, Page, WatchedRun
 from psd.ui.state.view import BUCKETS, MOMENTS, Curve, ThinnedEvents, View, fold_event
 from psd.ui.state.watch import Watcher
-from psd.ui.tabs import compare, mesh, ranking
+from psd.ui.tabs import compare, curves, mesh, ranking
 from psd.ui.tabs import scores as scores_tab
 from psd.ui.tabs.curves import curves_html
 from psd.ui.tabs.negative import negative_charts, tokens_table
@@ -470,6 +470,34 @@ def test_pictures_of_compared_runs_are_of_one_step() -> None:
         look=Look(compared_step=1), compared=(WatchedRun("a", Path("x"), view=view), WatchedRun("b", Path("y")))
     )
     assert compare.compared_views_html(page).count("000000.jpg?v=0") == 4
+
+
+# ---- curves
+
+
+def test_the_verdict_is_one_sentence_and_an_alarm_only_where_the_run_goes_wrong() -> None:
+    judged = events.Stepped(step=2, t=1, metrics={"reward/r": 4.0, "judge/j": 5.0})
+    plateau = events.Alarmed(step=4, kind="plateau", since=3, message="flat")
+    hacking = events.Alarmed(step=4, kind="hacking", since=2, message="gamed")
+
+    def verdict(*happened: events.Event, state: str = "running") -> str:
+        return curves.verdict_html(WatchedRun("r", state=state, view=told([*STORY[:3], judged, *happened])))
+
+    assert "Too few pictures yet" in verdict()
+    assert "Converged at step 3: more steps will not help." in verdict(plateau, state="finished")
+    assert "Converged at step 3: what comes now is detail." in verdict(plateau)
+    many = [events.Previewed(step=step, images={}, rewards={}, file="a.jpg") for step in range(3, 20)]
+    assert "both rise" in verdict(*many) and "more steps may help" in verdict(*many, state="finished")
+    best = events.BestKept(step=2, judge="j", score=5.0)
+    said = verdict(best, hacking)
+    assert "Since step 2 the reward rises while the judge falls" in said and "mesh the best scene (step 2)" in said
+    assert ["problem" in verdict(*found) for found in ([], [plateau], [best], [hacking])] == [False] * 3 + [True]
+
+
+def test_the_curves_as_a_table_hold_every_value() -> None:
+    rows = [line.split(",") for line in curves.write_csv(told(STORY)).splitlines()]
+    assert rows[0] == ["step", "reward/r", "pair/gap", "judge/j", "negative/drift"]
+    assert rows[1:] == [["0", "2.0", "", "", ""], ["1", "", "0.2", "", ""], ["2", "4.0", "", "5.0", "0.5"]]
 
 
 # ---- presets as text

@@ -65,7 +65,7 @@ class Orbit:
             now = self._clock()
             wish = self._wishes.setdefault(camera, _Wish(now, now))
             wish.asked = now
-            if wait_s:
+            if wait_s and self._count:  # a run that shows nothing is not waited for
                 self._changed.wait_for(lambda: wish.picture is not None, wait_s)
             return wish.picture
 

@@ -33,13 +33,13 @@ KINDS = {"Colour": "rgb", "Normals": "normal", "Depth": "depth", "Opacity": "opa
 RESULTS = ("Mesh", "Turntable")  # what a run that is over shows besides
 FILM_FILE = f"{EXPORTS}/turntable.mp4"
 MESH_FILE = f"{EXPORTS}/mesh.glb"
+MOST_STEPS = 200_000  # of any run
 SLOTS = 8  # pictures on the time line
 START_VIEW = (60.0, 72.0, None)  # of the mesh: three quarters
-WAIT_S = 0.9  # for a picture from a new side
 # A drag, or an arrow key, says where the camera stands.  Until the picture from there comes, the nearest of the views
 # of the newest preview, which lies below it, stands in.
 TURN = """
-let from = null, wanted = null, sent = 0, timer = 0
+let from = null, wanted = null, sent = 0, timer = 0, number = 0
 const box = () => element.querySelector('.large')
 function place(azimuth, elevation) {
   wanted = [(azimuth % 360 + 360) % 360, Math.min(75, Math.max(-30, elevation))]
@@ -48,8 +48,10 @@ function place(azimuth, elevation) {
   const off = Math.abs((wanted[0] - box().dataset.azimuth + 540) % 360 - 180)
   box().classList.toggle('turning', off > 20)
   clearTimeout(timer)
-  timer = setTimeout(() => { sent = Date.now(); trigger('input', {azimuth: wanted[0], elevation: wanted[1]}) },
-                     Math.max(0, 250 - (Date.now() - sent)))
+  timer = setTimeout(() => {
+    sent = Date.now()
+    trigger('input', {azimuth: wanted[0], elevation: wanted[1], number: ++number})
+  }, Math.max(0, 250 - (Date.now() - sent)))
 }
 const start = () => [+box().dataset.azimuth, +box().dataset.elevation]
 element.addEventListener('pointerdown', event => {
@@ -98,7 +100,7 @@ class StagePanel:
             film = gr.HTML(film_html(Page()), elem_id="film")
             self.picture = gr.HTML(picture_html(Page()), elem_id="picture", js_on_load=TURN)
             said = gr.HTML(said_html(Page()), elem_id="said")
-        self.at, self.orbit = gr.State(0), gr.State(list(FRONT_CAMERA))
+        self.at, self.orbit = gr.State(0), gr.State([*FRONT_CAMERA, 0])
         self.line = gr.HTML(timeline_html(Page()), elem_id="timeline", js_on_load=PICK)
         with gr.Row(elem_id="scrubbing"):
             self.step = FreeSlider(
@@ -117,27 +119,23 @@ class StagePanel:
         ]
 
     def wire_events(self, desk: PageContext) -> None:
-        """Looking back stops following; a turn waits a moment for its picture."""
+        """Looking back stops following."""
 
-        def turn(run: str, event: gr.EventData) -> list[int]:
+        def turn(before: list[int], event: gr.EventData) -> list[int]:
+            """Where the hand has come to; one of its moves that arrives late is passed over."""
             try:
-                camera = snap_camera(float(event._data.get("azimuth")), float(event._data.get("elevation")))
+                azimuth, elevation, number = (float(event._data.get(key)) for key in ("azimuth", "elevation", "number"))
+                camera, count = snap_camera(azimuth, elevation), int(number)
             except (TypeError, ValueError, OverflowError):  # no numbers: nobody's hand
-                return list(FRONT_CAMERA)
-            desk.worker.look_at(run, camera, WAIT_S)
-            return list(camera)
+                return before
+            return [*camera, count] if count > before[2] else before
 
-        def pick(show: str, event: gr.EventData) -> list[Any]:
-            step = event._data.get("step")
-            return look_back(step if isinstance(step, int) and not isinstance(step, bool) else 0, show)
-
-        def look_back(step: float | None, show: str) -> list[Any]:
-            return [int(step or 0), False, show if show in KINDS else "Colour"]
-
-        moved = {"outputs": [self.at, self.follow, self.show], "trigger_mode": "always_last", **QUIET}
-        self.step.input(look_back, [self.step, self.show], **moved).then(**desk.news)
-        self.line.click(pick, self.show, **moved).then(**desk.news)
-        self.picture.input(turn, desk.run_id, self.orbit, trigger_mode="always_last", **QUIET).then(**desk.news)
+        self.step.input(
+            _look_back, [self.step, self.show], [self.at, self.follow, self.show], trigger_mode="always_last", **QUIET
+        ).then(**desk.news)
+        self.wire_pick(self.line, desk)
+        # Not "always_last", which sends the first of the events that waited.
+        self.picture.input(turn, self.orbit, self.orbit, trigger_mode="multiple", **QUIET).then(**desk.news)
         for component in (self.show, self.follow):
             component.input(**desk.news)
 
@@ -146,6 +144,19 @@ def build_take() -> Pane:
     """What can be taken away of a run."""
     take = gr.HTML(take_html(WatchedRun()), elem_id="take", js_on_load=COPY)
     return _html_pane(take, lambda page: take_html(page.run))
+
+    def wire_pick(self, component: gr.HTML, desk: PageContext) -> None:
+        """A click on ``component`` that names a step looks back to it."""
+
+        def pick(show: str, event: gr.EventData) -> list[Any]:
+            step = event._data.get("step")
+            return _look_back(step if isinstance(step, int) and 0 <= step <= MOST_STEPS else 0, show)
+
+        component.click(pick, self.show, [self.at, self.follow, self.show], **QUIET).then(**desk.news)
+
+
+def _look_back(step: float | None, show: str) -> list[Any]:
+    return [int(step or 0), False, show if show in KINDS else "Colour"]
 
 
 def _html_pane(component: gr.HTML, make: Any) -> Pane:
