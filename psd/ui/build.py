@@ -163,7 +163,7 @@ def build_blocks(
         timer = gr.Timer(TICK_S, active=False)
         looking = LookInputs(
             stage.viewer, place, tab, stage.show, stage.follow, stage.at, stage.orbit, compare.runs, compare.at,
-            runs.mine,
+            runs.mine, runs.find, runs.sort,
         )  # fmt: skip
         panes = [
             line, take, *stage.panes, *bar.panes, moves, *curves.panes, *negative, *mesh.panes,
@@ -194,7 +194,7 @@ def build_blocks(
         curves.wire_events(desk, stage)
         mesh.wire_events(desk)
         compare.wire_events(desk, blocks)
-        runs.wire_events(desk, places, place)
+        runs.wire_events(desk, places, place, compare)
         wire_steer(parts)
         for part in live:
             _wire_live(desk, part)

@@ -113,21 +113,23 @@ class LookInputs:
     compared: gr.Dropdown
     compared_step: gr.State
     only_mine: gr.Checkbox
+    find: gr.Textbox
+    sort: gr.Radio
 
     @property
     def inputs(self) -> list[Component]:
         return [self.viewer, self.place, self.tab, self.show, self.follow, self.step, self.orbit, self.compared,
-                self.compared_step, self.only_mine]  # fmt: skip
+                self.compared_step, self.only_mine, self.find, self.sort]  # fmt: skip
 
 
 def read_look(
     viewer: object, place: str, tab: str, show: str, follow: bool, step: float, orbit: Sequence[int],
-    compared: list[str], compared_step: float, only_mine: bool,
+    compared: list[str], compared_step: float, only_mine: bool, find: str, sort: str,
 ) -> Look:  # fmt: skip
     longitude, latitude, radius = getattr(viewer, "camera_position", Look.viewer_camera)  # absent until it is turned
     return Look(
         place, tab, show, follow, int(step or 0), (orbit[0], orbit[1]), (longitude, latitude, radius),
-        tuple(compared or ())[:MOST], int(compared_step or 0), only_mine,
+        tuple(compared or ())[:MOST], int(compared_step or 0), only_mine, find, sort,
     )  # fmt: skip
 
 
@@ -142,7 +144,8 @@ def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look
     is_looking = bool(run) and not watched.is_over and seen.place == MAKE and seen.follow
     picture = worker.look_at(run, seen.orbit, ORBIT_WAIT_S) if is_looking else None
     is_mine = bool(run) and worker.library.is_steerable_by(run, owner)
-    return Page(watched, seen, is_mine, picture, compared, runs)
+    mine = frozenset(run.id for run in runs if worker.library.is_steerable_by(run.id, owner))
+    return Page(watched, seen, is_mine, picture, compared, runs, mine)
 
 
 def collect_updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:

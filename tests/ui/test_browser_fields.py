@@ -129,7 +129,7 @@ def test_dictation_and_another_run_s_values_refresh_the_help(open_page: Callable
     page.keyboard.insert_text("a red unicorn")  # as dictation does, without a key
     expect(hint).to_contain_text("Not yet a caption", timeout=PATIENCE_MS)
     open_tab(page, "Runs")
-    press(page.locator("#runs tr", has_text=LEARNED[0]).locator("button[data-act=remix]").last)
+    press(page.get_by_role("button", name=f"Remix: {LEARNED[0]}").last)
     expect(prompt).to_have_value(LEARNED[0], timeout=PATIENCE_MS)
     expect(hint.locator(".note")).to_have_count(0, timeout=PATIENCE_MS)
 

@@ -44,7 +44,7 @@ from psd.ui.tabs import compare, curves, mesh, ranking
 from psd.ui.tabs import scores as scores_tab
 from psd.ui.tabs.curves import curves_html
 from psd.ui.tabs.negative import negative_charts, tokens_table
-from psd.ui.tabs.runs import runs_table
+from psd.ui.tabs.runs import card_html, find_runs, runs_html
 from tests.support.fake_run import fake_run, views
 
 STORY: list[events.Event] = [
@@ -588,10 +588,22 @@ def test_a_run_that_goes_on_again_forgets_the_warning_of_its_end() -> None:
 
 def test_a_page_holds_the_newest_runs_and_says_so() -> None:
     many = tuple(Run(Path(f"r{i}"), Status(prompt=f"mug {i}", state="finished")) for i in range(LISTED + 3))
-    shown = runs_table(many)
-    assert f"newest {LISTED} of {LISTED + 3}" in shown
-    assert f"mug {LISTED - 1}<" in shown and f"mug {LISTED}<" not in shown
-    assert "newest" not in runs_table(many[:LISTED])
+    shown = runs_html(Page(runs=many))
+    assert f"first {LISTED} of {LISTED + 3}" in shown and shown.count('class="card"') == LISTED
+    assert "first" not in runs_html(Page(runs=many[:LISTED]))
+    found = runs_html(Page(look=Look(find="MUG finished 7"), runs=many[:20]))
+    assert found.count('class="card"') == 2 and "mug 17<" in found
+    assert "No run fits" in runs_html(Page(look=Look(find="fox"), runs=many))
+
+
+def test_a_card_offers_what_its_watcher_may_do() -> None:
+    run = Run(Path("r1"), Status(prompt=HOSTILE, state="stopped", step=3, total=9, best_score=2.0))
+    mine, theirs = card_html(run, True), card_html(run, False)
+    acts = [re.findall(r'data-act="([a-z ]+)"', shown) for shown in (mine, theirs)]
+    assert acts == [["name", "tag", "remix", "zip", "link", "pin", "go on", "delete"], ["remix", "zip", "link"]]
+    assert "<img src=x" not in mine + theirs
+    best = [Run(Path(f"r{i}"), Status(prompt="a", state="finished", best_score=float(i % 3))) for i in range(3)]
+    assert [run.id for run in find_runs(best, "", "Best")] == ["r2", "r1", "r0"]
 
 
 # ---- names, files and numbers

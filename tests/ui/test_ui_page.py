@@ -44,7 +44,23 @@ def asker(worker: Worker) -> tuple[gr.Blocks, Callable[..., dict[Any, Any]]]:
 
     def told(run: str, tab: str, *, compared: list[str] | None = None, follow: bool = True, step: int = 0) -> dict:
         place = tab if tab in PLACES else MAKE
-        news = ask(run, "", [], None, place, tab, Look.show, follow, step, [*Look.orbit, 0], compared or [], 0, False)
+        news = ask(
+            run,
+            "",
+            [],
+            None,
+            place,
+            tab,
+            Look.show,
+            follow,
+            step,
+            [*Look.orbit, 0],
+            compared or [],
+            0,
+            False,
+            "",
+            Look.sort,
+        )
         assert len(news) == len(listener.outputs)
         return {component.elem_id: value for component, value in zip(listener.outputs, news, strict=True)}
 
@@ -70,7 +86,7 @@ def test_every_tab_tells_of_a_run_that_is_over(worker: Worker, tab: str) -> None
     if tab == "Compare":
         assert "<b>psd</b>" in after["compare-scores"] and "<b>sds</b>" in after["compare-scores"]
     if tab == "Runs":
-        assert after["runs"].count("<tr>") == 3
+        assert after["runs"].count('class="card"') == 2
 
 
 def test_a_page_asks_for_nothing_twice(worker: Worker) -> None:
@@ -78,7 +94,7 @@ def test_a_page_asks_for_nothing_twice(worker: Worker) -> None:
     listener = next(fn for fn in blocks.fns.values() if fn.name == "refresh")
     assert listener.fn is not None
     run = finished(worker)
-    seen = [None, MAKE, "Curves", Look.show, True, 0, [*Look.orbit, 0], [], 0, False]
+    seen = [None, MAKE, "Curves", Look.show, True, 0, [*Look.orbit, 0], [], 0, False, "", Look.sort]
     keys, *_ = listener.fn(run, "", [], *seen)
     again, *news = listener.fn(run, "", keys, *seen)
     skipped = gr.skip()

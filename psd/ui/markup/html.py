@@ -115,8 +115,10 @@ def name_download(run_id: str, file: str) -> str:
     'a-duck.glb'
     """
     parts, path = run_id.split("_"), Path(file)
-    if len(parts) < 2 or path.stem.partition(".")[0] not in ("mesh", "turntable", "statistics"):
+    if len(parts) < 2 or path.stem.partition(".")[0] not in ("mesh", "turntable", "timelapse", "statistics"):
         return path.name
+    if path.stem == "timelapse":
+        return f"{parts[1]}-timelapse{path.suffix}"
     return f"{parts[1]}{path.suffix}"
 
 

@@ -28,7 +28,7 @@ EXPECT_S = 10.0  # between two looks whether the time is known by now
 # Where the stage is not beside the prompt, Run goes there.
 SHOW_STAGE = """() => {
     const stage = document.querySelector('#stage')
-    if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({behavior: 'smooth'})
+    if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView()
 }"""
 QUALITIES = {"Draft": 0.5, "Normal": 1.0, "Fine": 2.0}  # multiples of the shipped preset's steps
 

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from psd.ui.context import PageContext
 
 KINDS = {"Colour": "rgb", "Normals": "normal", "Depth": "depth", "Opacity": "opacity"}
-RESULTS = ("Mesh", "Turntable")  # what a run that is over shows besides
-FILM_FILE = f"{EXPORTS}/turntable.mp4"
+FILMS = {"Turntable": f"{EXPORTS}/turntable.mp4", "Timelapse": f"{EXPORTS}/timelapse.mp4"}
 MESH_FILE = f"{EXPORTS}/mesh.glb"
 MOST_STEPS = 200_000  # of any run
 SLOTS = 8  # pictures on the time line
@@ -139,12 +138,6 @@ class StagePanel:
         for component in (self.show, self.follow):
             component.input(**desk.news)
 
-
-def build_take() -> Pane:
-    """What can be taken away of a run."""
-    take = gr.HTML(take_html(WatchedRun()), elem_id="take", js_on_load=COPY)
-    return _html_pane(take, lambda page: take_html(page.run))
-
     def wire_pick(self, component: gr.HTML, desk: PageContext) -> None:
         """A click on ``component`` that names a step looks back to it."""
 
@@ -153,6 +146,12 @@ def build_take() -> Pane:
             return _look_back(step if isinstance(step, int) and 0 <= step <= MOST_STEPS else 0, show)
 
         component.click(pick, self.show, [self.at, self.follow, self.show], **QUIET).then(**desk.news)
+
+
+def build_take() -> Pane:
+    """What can be taken away of a run."""
+    take = gr.HTML(take_html(WatchedRun()), elem_id="take", js_on_load=COPY)
+    return _html_pane(take, lambda page: take_html(page.run))
 
 
 def _look_back(step: float | None, show: str) -> list[Any]:
@@ -189,7 +188,7 @@ def has_mesh(watched: WatchedRun) -> bool:
 def _update_show(page: Page) -> list[Any]:
     """A run that has a mesh shows it; one that has none yet, its colours."""
     if has_mesh(page.run):
-        return [FreeRadio([*RESULTS, *KINDS], value="Mesh")]
+        return [FreeRadio(["Mesh", *FILMS, *KINDS], value="Mesh")]
     return [FreeRadio(list(KINDS), value="Colour")]
 
 
@@ -255,13 +254,15 @@ def _waiting_text(watched: WatchedRun) -> str:
 
 
 def film_html(page: Page) -> str:
-    """The turntable, looping silently; nothing while there is none."""
-    run = page.run
-    version = file_version(run.folder / FILM_FILE) if has_mesh(run) else 0
-    if not version:
+    """The film that was chosen, looping silently: the mesh as it turns, or the object as it grew."""
+    run, name = page.run, page.look.show
+    if name not in FILMS or not has_mesh(run):
         return ""
-    address = file_url(run.run_id, FILM_FILE, version)
-    return f'<video src="{address}" autoplay loop muted playsinline controls aria-label="Turntable"></video>'
+    version = file_version(run.folder / FILMS[name])
+    if not version:
+        return f'<p class="hint">This run has no {name.lower()}.</p>'
+    address = file_url(run.run_id, FILMS[name], version)
+    return f'<video src="{address}" autoplay loop muted playsinline controls aria-label="{name}"></video>'
 
 
 def said_html(page: Page) -> str:

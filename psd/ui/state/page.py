@@ -61,6 +61,8 @@ class Look:
     compared: tuple[str, ...] = ()  # run ids
     compared_step: int = 0
     only_mine: bool = False
+    find: str = ""  # words that the listed runs hold
+    sort: str = "Newest"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Page:
     orbit_picture: OrbitPicture | None = None  # of the run that goes on, from the look's camera
     compared: tuple[WatchedRun, ...] = ()
     runs: tuple[Run, ...] = ()
+    mine: frozenset[str] = frozenset()  # ids of the listed runs that this browser may steer
+
+    def may_steer(self, run: Run) -> bool:
+        return run.id in self.mine
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ LONGEST_SWEEP = 100_000  # steps of each run
 def run_label(run: Run) -> str:
     """A run in a list."""
     status = run.status
-    return f"{status.prompt} · {status.method} · seed {status.seed} · {status.created[5:16].replace('T', ' ')}"
+    named = run.labels.name or status.prompt
+    return f"{named} · {status.method} · seed {status.seed} · {status.created[5:16].replace('T', ' ')}"
 
 
 def compared_views_html(page: Page) -> str:
@@ -218,16 +219,20 @@ class CompareTab:
                             note_html(continue_hint(p.compared), "hint")], "Compare"),
         ]  # fmt: skip
 
+    @staticmethod
+    def list_choices(desk: PageContext, chosen: list[str] | None) -> Any:
+        """All runs to choose from, with those of ``chosen`` that are there."""
+        known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
+        return gr.Dropdown(
+            [(label, run_id) for run_id, label in known.items()], value=[run for run in chosen or [] if run in known]
+        )
+
     def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
         """Start and continue runs; what is compared is remembered by the browser."""
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
         def list_choices(chosen: list[str] | None) -> Any:
-            known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
-            return gr.Dropdown(
-                [(label, run_id) for run_id, label in known.items()],
-                value=[run for run in chosen or [] if run in known],
-            )
+            return self.list_choices(desk, chosen)
 
         def submit_all(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
             """All of them, or those that found a place and why the next one did not."""

@@ -31,6 +31,8 @@ DOWNLOADS = {
     "mesh.ply": "PLY",
     "mesh.stl": "STL",
     "turntable.mp4": "Turntable",
+    "timelapse.mp4": "Timelapse",
+    "timelapse.webp": "Timelapse WebP",
     "statistics.json": "Statistics",
 }
 NO_REMESHER = "This server makes no meshes again."
