@@ -456,6 +456,17 @@ def test_ranking_weighs_judge_and_consistency_alike() -> None:
     assert ranking.best_to_continue([*runs, WatchedRun("e", state="running")]) is None
 
 
+def test_the_verdict_of_a_comparison_names_the_gain_and_what_it_cost() -> None:
+    runs = [run_of("a", 1.0, 0.5), replace(run_of("b", 3.5, 0.9), method="sds")]
+    runs = [replace(run, view=replace(run.view, time_s=time)) for run, time in zip(runs, (10.0, 14.0), strict=True)]
+    assert ranking.verdict_sentence(runs) == "sds leads psd by 2.5 of the judge's score, in 1.4 times the time."
+    going = [runs[0], replace(runs[1], state="running")]
+    assert ranking.verdict_sentence(going) == "sds leads psd by 2.5 of the judge's score so far."
+    assert "tie by the judge" in ranking.verdict_sentence([runs[0], replace(runs[0], run_id="c", seed=2)])
+    assert "no scale in common" in ranking.verdict_sentence([runs[0], replace(runs[1], prompt="another")])
+    assert ranking.verdict_sentence(runs[:1]) == ""
+
+
 def test_compared_runs_differ_in_what_is_compared_only() -> None:
     wanted = Preset(prompt="a red mug", seed=2**31 - 1)
     psd, sds, preset = compare.preset_variants(wanted, ["psd", "sds"], ["tiny"])

@@ -15,6 +15,7 @@ import gradio as gr
 from gradio.components import Component
 from pydantic.fields import FieldInfo
 
+from psd.config.glossary import explain_options
 from psd.config.preset import Preset, flatten, list_settings
 from psd.config.settings import SCENES
 from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
@@ -119,7 +120,11 @@ def _make_component(name: str, info: FieldInfo, value: Any, visible: bool) -> Co
     }  # fmt: skip
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
-        return FreeDropdown(list(choices), value=value, **shared)
+        meanings = explain_options(name)
+        named = [
+            (f"{choice} · {meanings[choice].name}" if choice in meanings else choice, choice) for choice in choices
+        ]
+        return FreeDropdown(named, value=value, **shared)
     if isinstance(value, bool):
         return gr.Checkbox(value, **shared)
     if isinstance(value, str):

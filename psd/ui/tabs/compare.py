@@ -27,15 +27,38 @@ from psd.ui.markup.html import (
     state_badge,
     table_html,
 )
+from psd.ui.panels.stage import FILMS, has_mesh
 from psd.ui.state.page import MOST, QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import Curve
 from psd.ui.tabs.curves import chart_key
-from psd.ui.tabs.ranking import CONSISTENCY, best_to_continue, is_comparable, last_value, name_runs, rank_runs
+from psd.ui.tabs.ranking import (
+    CONSISTENCY,
+    best_to_continue,
+    is_comparable,
+    last_value,
+    name_runs,
+    rank_runs,
+    verdict_sentence,
+)
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
 FIRST_STEPS = 120  # of the slider, until there is a run
 LONGEST_SWEEP = 100_000  # steps of each run
+# One slider, or a drag over any of them, sets the same camera for all.
+TURN_TOGETHER = """
+const turn = share => {
+  for (const film of element.querySelectorAll('video'))
+    if (film.duration) film.currentTime = share * film.duration * .999
+}
+element.addEventListener('input', event => turn(event.target.value / 360))
+element.addEventListener('pointermove', event => {
+  const slider = element.querySelector('input')
+  if (!event.buttons || event.target.tagName !== 'VIDEO') return
+  slider.value = (+slider.value - event.movementX + 360) % 360
+  turn(slider.value / 360)
+})
+"""
 
 
 def run_label(run: Run) -> str:
@@ -65,6 +88,24 @@ def compared_views_html(page: Page) -> str:
         rows.append(f'{head}<small>step {seen.step}</small></p><div class="shots" style="--views:{len(names)}">'
                     f"{shots}</div>")  # fmt: skip
     return "".join(rows) or '<p class="none">Choose runs above, or start some.</p>'
+
+
+def turned_html(page: Page) -> str:
+    """The turntables of the runs that have one, side by side under one camera."""
+    films, called = [], name_runs(page.compared)
+    for place, watched in enumerate(page.compared):
+        version = file_version(watched.folder / FILMS["Turntable"])
+        if version and has_mesh(watched):
+            name = called[watched.run_id]
+            address = file_url(watched.run_id, FILMS["Turntable"], version)
+            films.append(
+                f'<figure><video src="{address}" muted playsinline preload="auto" aria-label="{html.escape(name)}">'
+                f"</video><figcaption>{_heading_html(place, name)}</figcaption></figure>"
+            )
+    if len(films) < 2:
+        return ""
+    slider = '<label>Turn all of them<input type="range" min="0" max="360" value="0"></label>'
+    return f'<div class="together-films">{"".join(films)}</div>{slider}'
 
 
 def _heading_html(place: int, name: str) -> str:
@@ -202,11 +243,16 @@ class CompareTab:
             info="All runs at this step, or the last before it.",
         )  # fmt: skip
         nobody = Page()
+        verdict = gr.HTML("", elem_id="compare-verdict")
         views = gr.HTML(compared_views_html(nobody), elem_id="compare-views")
+        turned = gr.HTML("", elem_id="compare-turned", js_on_load=TURN_TOGETHER)
         table_ = gr.HTML(scores_table(()), elem_id="compare-scores", elem_classes="table")
         curtain = gr.HTML(curtain_html(nobody), elem_id="pair")
         lines = gr.HTML(compared_charts_html(()), elem_id="compare-charts")
         self.panes = [
+            Pane([verdict], lambda p: verdict_sentence(p.compared),
+                 lambda p: [note_html(verdict_sentence(p.compared), "hint")], "Compare"),
+            Pane([turned], turned_html, lambda p: [turned_html(p)], "Compare"),
             Pane([views], lambda p: compared_views_html(p), lambda p: [compared_views_html(p)], "Compare"),
             Pane([table_], lambda p: scores_table(p.compared), lambda p: [scores_table(p.compared)], "Compare"),
             Pane([curtain], curtain_html, lambda p: [curtain_html(p)], "Compare"),
