@@ -135,7 +135,7 @@ def require_checkpoint(folder: Path, *, from_start: bool = False) -> tuple[Check
     if search.checkpoint is None and search.is_lost and not from_start:
         raise StoreError(
             f"no checkpoint of {folder.name} can be used ({search.reasons}), so it would begin anew",
-            "restore one, duplicate the run, or allow it with `resume --from-start`",
+            "restore one, remix the run, or allow it with `resume --from-start`",
         )
     notes = [search.reasons] if search.reasons else []
     steps = read_event_lines(folder / "events.jsonl", (b'"Stepped"',))
