@@ -1,7 +1,6 @@
 """The stage in Chromium: always in sight with what steers it, turned by hand, and at the end the mesh in its place."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from tests.support.browsing import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-TURNED_S = 1.0
 LEAST_TARGET = 24  # pixels
 SIZES = {"laptop": (1440, 900), "desk": (1920, 1080), "phone": (390, 844)}
 SHIFT = """window.shift = 0
@@ -53,7 +51,8 @@ def is_whole(page: Page, part: Locator) -> bool:
     """Whether all of it is on the screen."""
     box, size = part.bounding_box(), page.viewport_size
     assert box and size
-    return box["y"] >= 0 and box["y"] + box["height"] <= size["height"] and box["x"] + box["width"] <= size["width"]
+    low, right = box["y"] + box["height"], box["x"] + box["width"]
+    return box["y"] > -1 and low < size["height"] + 1 and right < size["width"] + 1  # edges lie between pixels
 
 
 def turn_by_hand(page: Page, pixels: int) -> None:
@@ -79,11 +78,12 @@ def test_guidance_is_moved_while_the_picture_is_in_sight(
     page.wait_for_timeout(500)
     guidance = number_of(page, "control-guidance_scale")
     type_number(guidance, "9.5")
-    assert is_whole(page, page.locator("#view")) and is_whole(page, guidance)
+    view = page.locator("#view")
+    assert is_whole(page, view) and is_whole(page, guidance), f"{view.bounding_box()} {guidance.bounding_box()}"
     mark = page.locator("#timeline .marks button")
     expect(mark).to_have_attribute("aria-label", re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS)
     expect(page.locator("#moves")).to_contain_text("guidance_scale = 9.5")
-    assert page.title().startswith(("0%", "1%")) and "PSD Studio" in page.title()
+    assert re.fullmatch(r"\d+% a red mushroom · PSD Studio", page.title())
     assert page.evaluate("window.shift") < 0.1
     if size == "phone":
         small = page.evaluate(
@@ -98,16 +98,14 @@ def test_guidance_is_moved_while_the_picture_is_in_sight(
 
 
 def test_the_object_is_turned_while_it_grows(open_page: Callable[..., Page], address: str) -> None:
-    """By hand and by the keyboard; the picture changes within a second, also while the run is paused."""
+    """By hand and by the keyboard, also while the run is paused; `tests/runs/test_orbit.py` holds how soon."""
     page = open_page(address)
     run_steps(page, 2000)
     picture = page.locator("#picture .turned")
     expect(picture).to_have_attribute("alt", re.compile("from 30°"), timeout=PATIENCE_MS)
     page.wait_for_timeout(2000)
-    begun = time.monotonic()
     turn_by_hand(page, -180)
     expect(picture).to_have_attribute("alt", re.compile("from 120°"), timeout=PATIENCE_MS)
-    assert time.monotonic() - begun < 2 * TURNED_S, "with the hand's own time"
     press(page.locator("#pause"))
     expect_state(page, "Paused")
     page.locator("#picture .turns").press("ArrowLeft")

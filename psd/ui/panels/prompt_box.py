@@ -128,7 +128,8 @@ def build_prompt_box(preset: Preset, vocabulary: Vocabulary | None) -> PromptBox
     message = gr.HTML("", elem_id="message")
     # In the page, because a server's answer to the last key may come after its answer to Enter, and wipe that out.
     prompt.input(None, None, message, js="() => ''", **QUIET)
-    quality = FreeRadio(list(QUALITIES), value="Normal", label="Quality", elem_id="quality")
+    with gr.Column(elem_id="quality-place", min_width=0):  # holds its height until the choices have come
+        quality = FreeRadio(list(QUALITIES), value="Normal", label="Quality", elem_id="quality")
     with gr.Row(elem_id="start"):
         # Pressable once the page has loaded, that is, knows whose its runs are.
         run = gr.Button("Run", variant="primary", elem_id="run", min_width=120, scale=2, interactive=False)
