@@ -80,8 +80,8 @@ def distil(session: Session) -> Iterator[Event]:
             continue
         metrics, negative = attempt.result
         session.finish_step()
-        session.control.show_scene(render, session.state.step)
         yield from reporting.report_step(session, attempt.t, metrics | session.clock.lap_metrics(), negative)
+        session.control.show_scene(render, session.state.step)
     if not session.failed:
         yield from reporting.report_end(session)
 

@@ -170,16 +170,20 @@ def test_each_model_trains_resumes_ships_and_is_trained_on(
         train("none", 3, warm_start=str(whole / "shipped"))
 
 
+def note_dtype(found: list[torch.dtype], _: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    found.append(output.dtype)
+
+
 def test_training_in_bfloat16_on_a_cpu_follows_that_in_float32(tmp_path, shard):
     losses = []
     for bf16 in (False, True):
         options = arguments(tmp_path, 1, bf16=bf16, batch=2, data=str(shard), vae=str(ROOT / "assets/prior/vae"))
         options.warm_start = str(ROOT / "assets/prior")
         task = prior.DenoiserTask(options, 0, 1)
-        dtypes = []
+        dtypes: list[torch.dtype] = []
         for module in task.model["unet"].modules():
             if isinstance(module, nn.GroupNorm):
-                module.register_forward_hook(lambda _, inputs, output, seen=dtypes: seen.append(output.dtype))
+                module.register_forward_hook(partial(note_dtype, dtypes))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss, _ = task.loss(0, 2, batch_generator(0, 0, 0))
         loss.backward()

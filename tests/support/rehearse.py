@@ -2,8 +2,9 @@
 
     python -m tests.support.rehearse [--scene grid] [--captions 12] [--steps 100] [--work work/rehearsal]
 
-The preset is `mvdream` as it ships: guidance 50, rescale 0.5, its noise schedule, cameras, steered pair, gate.  What
-differs is the scale: the embedded prior and reward, 100 steps, one orbit.  The prior is a copy without its latent
+The preset is `mvdream` as it ships: guidance 50, rescale 0.5, its noise schedule, steered pair, gate.  What
+differs is the scale: the embedded prior, the cameras that it was trained on, the embedded reward, 100 steps, one
+orbit.  The prior is a copy without its latent
 clamp, which no large one has.  ``--scene hash`` keeps its scene and rates too, at 32 px and then 64 with 32 samples a
 ray: six minutes a run on one core; ``--scene grid`` has the scene of `tiny`, at 64 px: a minute.  Three runs
 a caption of the tuning list: sds, psd, and "psd asked at 50", the steered pair as it was before, which asked the
@@ -35,16 +36,18 @@ from psd.evaluation.report.statistics import bootstrap_mean
 from psd.models.hub import ROOT
 
 JUDGE = "assets/selector"  # as in all that is tuned: the evidence judge sees nothing of it
+TINY = Preset.load("tiny")
 SCALE = {
     "rewards": {"assets/reward": 1.0}, "judges": [], "reward_decoder": "", "compile": "none", "precision": "float32",
     "negative_prompt": "low quality blurry", "device": "cpu", "threads": 1, "preview_every": 10_000,
     "mesh_resolution": 64,
+    **{name: getattr(TINY, name) for name in ("elevation_deg", "fovy_deg", "distance_factor")},  # the prior's own
 }  # fmt: skip
 HASH_STAGES = [{"share": 0.85, "groups": 1, "render_size": 32}, {"share": 0.15, "groups": 1, "render_size": 64}]
 SCENES: dict[str, dict[str, Any]] = {
     "grid": {
-        "scene": Preset.load("tiny").scene.model_dump(), "stages": [], "groups": 1, "render_size": 64,
-        "lr_final": Preset.load("tiny").lr_final, "weight_decay": 0.0,
+        "scene": TINY.scene.model_dump(), "stages": [], "groups": 1, "render_size": 64,
+        "lr_final": TINY.lr_final, "weight_decay": 0.0,
     },
     "hash": {"scene.ray_samples": 32, "stages": HASH_STAGES},
 }  # fmt: skip
