@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from psd.config import strict_yaml
+from psd.config import settings, strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
 from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
 from psd.config.strict_yaml import LARGEST_FILE, is_printable
@@ -200,8 +201,9 @@ class Preset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Preset:
-        for index in range(len(self.stages)):
-            self.in_stage(index)  # raises for what cannot work there
+        scenes = [self.scene, *(self.in_stage(index).scene for index in range(len(self.stages)))]  # raises PresetError
+        for index, (before, after) in enumerate(pairwise(scenes)):
+            settings.check_succession(index, before, after)
         if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > TOLERANCE:
             shares = ", ".join(f"{stage.share:g}" for stage in self.stages)
             raise ValueError(f"the shares of stages ({shares}) must sum to 1")
@@ -294,17 +296,22 @@ class Preset(Settings):
         """As it holds in one of its stages; itself where it has none."""
         if not self.stages:
             return self
-        where, changes = f"stages[{index}]", self.stages[index].changes
-        known = list_settings()
-        named = [f"scene.{key}" for key in changes.get("scene", {})] if isinstance(changes.get("scene"), dict) else []
-        for name in [*(name for name in changes if name != "scene"), *named]:
-            if name not in known or not known[name].json_schema_extra["staged"]:  # type: ignore[index]
+        where, changes, known = f"stages[{index}]", self.stages[index].changes, list_settings()
+        scene = given if isinstance(given := merge({}, changes).get("scene", {}), dict) else {}
+        is_other = scene.get("kind", self.scene.kind) != self.scene.kind  # made anew: all of it may be chosen
+        for name in [*(name for name in changes if name.split(".")[0] != "scene"), *(f"scene.{key}" for key in scene)]:
+            is_free = is_other and name.startswith("scene.")
+            if name not in known or not (is_free or known[name].json_schema_extra["staged"]):  # type: ignore[index]
                 staged = ", ".join(name for name, info in known.items() if info.json_schema_extra["staged"])  # type: ignore[index]
                 raise PresetError(f"{where}: {format_value(name)} cannot differ in a stage; these can: {staged}")
         try:
             return Preset.make(merge({**self.model_dump(), "stages": []}, changes))
         except PresetError as error:
             raise PresetError(f"{where}: {error}") from None
+
+    def scene_preset(self, index: int) -> Preset:
+        """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
+        return self if self.in_stage(index).scene.kind == self.scene.kind else self.in_stage(index)
 
     def at(self, progress: float) -> Preset:
         """As it holds after a share ``progress`` of the run."""

@@ -106,6 +106,11 @@ class RadianceSettings(Settings):
         }  # fmt: skip
 
     @property
+    def has_backdrop(self) -> bool:
+        """Whether the background is learned."""
+        return self.background == "network"
+
+    @property
     def uses_normals(self) -> bool:
         """Whether some regulariser looks at normals."""
         return max(self.weight_orientation) > 0
@@ -124,16 +129,78 @@ class HashScene(RadianceSettings):
     kind: Literal["hash"]
 
 
-SceneSettings = Annotated[GridScene | HashScene, Field(discriminator="kind")]
-SCENES: Mapping[str, type[RadianceSettings]] = {"grid": GridScene, "hash": HashScene}
+class SurfaceSettings(Settings):
+    """Of a triangle surface: signed distances, offsets and colours on a tetrahedral grid."""
+
+    # fmt: off
+    kind: Literal["surface"]
+    surface_cells: int = setting(
+        32, "Cells along an edge of the box around the surface (surface only).", group="scene", ge=8, le=128
+    )
+    learns: Literal["both", "geometry", "texture"] = setting(
+        "both", "What a surface learns: its shape, its colours or both.", group="scene", staged=True
+    )
+    shows: Literal["colours", "normals"] = setting(
+        "colours", "What the prior sees of a surface.", group="scene", staged=True
+    )
+    shape_lr: float = setting(
+        0.01, "Adam step of a surface's distances and offsets, in edges of a cell.", group="scene", staged=True,
+        log=True, gt=0, le=1,
+    )
+    paint_lr: float = setting(
+        0.05, "Adam step of a surface's colours.", group="scene", staged=True, log=True, gt=0, le=1
+    )
+    weight_consistency: float = setting(
+        10.0, "Normals that differ at the two ends of an edge of a surface.", group="scene", staged=True, ge=0, le=1e6
+    )
+    weight_laplacian: float = setting(
+        10.0, "Vertices of a surface off the mean of their neighbours.", group="scene", staged=True, ge=0, le=1e6
+    )
+    # fmt: on
+
+    def regulariser_weights(self, progress: float = 0.0) -> dict[str, float]:
+        """Weight of each regulariser by its name; the same all through a stage."""
+        return {"consistency": self.weight_consistency, "laplacian": self.weight_laplacian}
+
+    @property
+    def has_backdrop(self) -> bool:
+        """No: a surface has nothing behind it."""
+        return False
+
+
+FieldSettings = GridScene | HashScene
+SceneSettings = Annotated[GridScene | HashScene | SurfaceSettings, Field(discriminator="kind")]
+SCENES: Mapping[str, type[GridScene | HashScene | SurfaceSettings]] = {
+    "grid": GridScene, "hash": HashScene, "surface": SurfaceSettings,
+}  # fmt: skip
+
+
+def check_succession(index: int, before: SceneSettings, after: SceneSettings) -> None:
+    """Raises ValueError where the scene of stage ``index`` cannot go on from that of the stage before."""
+    where = f"stages[{index}]"
+    if index == 0 and after.kind != before.kind:
+        raise ValueError(f"{where}: scene.kind={after.kind}: the first stage has the preset's own kind, {before.kind}")
+    if after.kind == before.kind:
+        for name, info in type(after).model_fields.items():
+            ours, theirs = getattr(after, name), getattr(before, name)
+            if ours != theirs and not (info.json_schema_extra or {"staged": True})["staged"]:  # type: ignore[index]
+                raise ValueError(
+                    f"{where}: scene.{name}={format_value(ours)}, the stage before has {format_value(theirs)}: a scene"
+                    " keeps it through its stages, so give both the same"
+                )
+    elif after.kind != "surface":
+        raise ValueError(
+            f"{where}: scene.kind={after.kind} cannot start from the {before.kind} of the stage before: only a surface"
+            " can start from another scene"
+        )
 
 
 class SceneKind(Settings):
     """The choice between them, as a setting of its own."""
 
-    kind: Literal["grid", "hash"] = setting(
-        "grid", "Dense grid (CPU) or multi-resolution hash grid; another kind starts from its own defaults.",
-        group="scene",
+    kind: Literal["grid", "hash", "surface"] = setting(
+        "grid", "Dense grid (CPU), multi-resolution hash grid or triangle surface; another kind has its own defaults.",
+        group="scene", staged=True,
     )  # fmt: skip
 
 

@@ -33,12 +33,16 @@ def without_arrays(event: Event) -> Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Anything that happened at ``step`` (the number of completed optimisation steps), ``time_s`` after the start."""
+    """Anything that happened at ``step`` (the number of completed optimisation steps), ``time_s`` after the start.
+
+    ``stage`` counts the preset's `stages` from 0 on; the JSON says it from the second on.
+    """
 
     arrays: ClassVar[tuple[str, ...]] = ()  # fields that stay out of the JSON
 
     step: int
     time_s: float = 0.0
+    stage: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,8 @@ KINDS: dict[str, type[Event]] = {
 def to_json(event: Event) -> str:
     """One line of JSON, without the arrays.  Non-finite numbers raise ValueError: no run may report them."""
     record = {f.name: getattr(event, f.name) for f in fields(event) if f.name not in event.arrays}
+    if not event.stage:
+        del record["stage"]
     return json.dumps({"event": type(event).__name__, **record}, allow_nan=False, ensure_ascii=False)
 
 
@@ -198,5 +204,5 @@ def from_json(line: str) -> Event:
     return kind(**record)
 
 
-def with_time(event: Event, time_s: float) -> Event:
-    return replace(event, time_s=time_s)
+def stamp_event(event: Event, time_s: float, stage: int) -> Event:
+    return replace(event, time_s=time_s, stage=stage)

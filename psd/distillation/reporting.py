@@ -233,7 +233,7 @@ def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeSc
         scene = (
             state.scene
             if best is None
-            else restore_scene(preset, best.scene, best.step, make_scene=make_scene, device=device)
+            else restore_scene(preset, best.scene, best.step, stage=best.stage, make_scene=make_scene, device=device)
         )
         return scene, scene.extract_mesh(MeshSettings(resolution, preset.mesh_faces, texture=preset.texture))
 

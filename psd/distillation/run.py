@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from psd.config.preset import Preset
-from psd.distillation import controls, recovery, reporting, sampling
+from psd.distillation import controls, recovery, reporting, sampling, stages
 from psd.distillation.events import Checkpointed, Event, NegativeUpdated
 from psd.distillation.interfaces import Control
 from psd.distillation.methods import choose
@@ -53,10 +53,11 @@ def run(
     Started; per step Stepped, now and then Previewed, BestKept, Alarmed, NegativeUpdated, Checkpointed, LiveChanged; at
     the end, and after a stop, Previewed, Checkpointed, Meshed and Finished.  On a CPU the same preset gives the same
     events, times, memory and Checkpointed before the end apart, which follow the wall clock; and ``resume`` goes on bit
-    for bit.  A value that is not finite ends the run with Failed, after a Checkpointed of the last good state; in the
-    last preview it is a Warned, and the mesh is made; a preview's score is only left out.  Out of memory it goes on
-    smaller (`psd.distillation.less_memory.reduced_preset`), once; a preview then does without its judges, and the mesh
-    with half of its resolution.  What overflows in float16 is tried again first
+    for bit.  A stage of another kind of scene starts from the mesh of the scene before it; one that cannot ends the run
+    with Failed after a Checkpointed.  A value that is not finite ends the run with Failed, after a Checkpointed of the
+    last good state; in the last preview it is a Warned, and the mesh is made; a preview's score is only left out.  Out
+    of memory it goes on smaller (`psd.distillation.less_memory.reduced_preset`), once; a preview then does without its
+    judges, and the mesh with half of its resolution.  What overflows in float16 is tried again first
     (`psd.runtime.precision.GradientScaler`).  `PresetError` comes before Started, on the first ``next``.  ``clock``
     measures (a GPU honestly, if it synchronises).
     """
@@ -74,6 +75,9 @@ def distil(session: Session) -> Iterator[Event]:
     session.control.show_scene(render, session.state.step)
     while session.goes_on:
         yield from controls.take_live_values(session)
+        yield from stages.enter_stage(session)
+        if session.failed:
+            continue
         attempt = recovery.attempt_step(session, optimise_step)
         if attempt.result is None:
             yield from recovery.recover(session, attempt)

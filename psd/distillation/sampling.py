@@ -69,7 +69,7 @@ def draw_background(
     colour = torch.rand(preset.groups, 3, generator=generator)
     plain = torch.tensor(BACKGROUNDS)[torch.randint(len(BACKGROUNDS), (preset.groups,), generator=generator)]
     random = chance < preset.random_background
-    learned = ~random[:, 0] if preset.scene.background == "network" else None
+    learned = ~random[:, 0] if preset.scene.has_backdrop else None
     return torch.where(random, colour, plain), learned
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from psd.config.preset import Preset
-from psd.distillation.events import Checkpointed, Event, with_time
+from psd.distillation.events import Checkpointed, Event, stamp_event
 from psd.distillation.interfaces import Control, NoControl
 from psd.distillation.less_memory import reduced_preset
 from psd.distillation.preview import Preview
-from psd.distillation.state import State
+from psd.distillation.state import State, saved_stage
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.runtime.deferred import NonFiniteError
@@ -62,7 +62,7 @@ class Session:
         make_scene: MakeScene,
     ) -> Session:  # fmt: skip
         """Raises `PresetError` where ``resume`` belongs to another kind of run."""
-        state = State.create(preset, models, make_scene)
+        state = State.create(preset, models, make_scene, saved_stage(resume, preset) if resume is not None else 0)
         if resume is not None:
             state.restore_checkpoint(resume)
         session = cls(
@@ -98,8 +98,8 @@ class Session:
         self.state.step += 1
 
     def stamp(self, event: Event) -> Event:
-        """The event with the run's seconds so far."""
-        return with_time(event, self.earlier_s + time.monotonic() - self.begun)
+        """The event with the run's seconds so far and its stage."""
+        return stamp_event(event, self.earlier_s + time.monotonic() - self.begun, self.state.stage)
 
     def checkpoint(self, generator_state: Tensor | None = None) -> Checkpointed:
         """Everything that a resumed run needs; see `State.make_checkpoint` for ``generator_state``."""

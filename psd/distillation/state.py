@@ -34,6 +34,7 @@ class BestScene:
     step: int
     score: float
     scene: Mapping[str, np.ndarray]
+    stage: int = 0  # whose scene it is
 
 
 @dataclass
@@ -50,20 +51,23 @@ class State:
     monitor: Monitor = Monitor()
     best: BestScene | None = None
     smaller: bool = False  # memory was short once (`psd.distillation.less_memory.reduced_preset`)
+    stage: int = 0  # the scene's: that of the last step, or of the next where that begins a stage
 
     @classmethod
-    def create(cls, preset: Preset, models: Models, make_scene: MakeScene = make_scene) -> State:
-        """The state before the first step.  Adam as MVDream has it: betas (.9, .99), eps 1e-15, decoupled decay."""
-        scene = make_scene(preset, models.prior.device)
-        optimiser = torch.optim.Adam(
-            scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15, weight_decay=preset.weight_decay,
-            decoupled_weight_decay=True,
-            # One kernel for 12 million parameters in place of a dozen passes over them; on a CPU runs stay as recorded.
-            fused=True if models.prior.device.type == "cuda" else None,
-        )  # fmt: skip
+    def create(cls, preset: Preset, models: Models, make_scene: MakeScene = make_scene, stage: int = 0) -> State:
+        """The state before the first step, with the scene of a stage."""
+        scene = make_scene(preset.scene_preset(stage), models.prior.device)
         negative = Negative.create(preset, models.prior)
         gap_scale = GapScale(GAP_DECAY, models.prior.levels)
-        return cls(scene, optimiser, negative, gap_scale, torch.Generator().manual_seed(preset.seed))
+        generator = torch.Generator().manual_seed(preset.seed)
+        return cls(
+            scene, make_optimiser(scene, preset.scene_preset(stage)), negative, gap_scale, generator, stage=stage
+        )
+
+    def change_scene(self, scene: Scene, preset: Preset, stage: int) -> None:
+        """Go on with the scene of another stage and a fresh optimiser; all else goes on as it was."""
+        self.scene, self.optimiser = scene, make_optimiser(scene, preset.scene_preset(stage))
+        self.stage = stage
 
     def decay(self, preset: Preset) -> None:
         """Learning rates as the preset has them at this step, falling exponentially to ``lr_final`` of their start."""
@@ -72,7 +76,7 @@ class State:
 
     def keep_best(self, score: float) -> None:
         scene = {name: to_numpy(tensor) for name, tensor in self.scene.state().items()}
-        self.best = BestScene(self.step, score, scene)
+        self.best = BestScene(self.step, score, scene, self.stage)
 
     def make_checkpoint(self, generator_state: Tensor | None = None) -> Checkpointed:
         """A copy of everything; ``generator_state`` stands in for the generator's when a step was begun in vain."""
@@ -83,14 +87,17 @@ class State:
         tensors["generator"] = self.generator.get_state() if generator_state is None else generator_state
         arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         values = {"version": VERSION, "step": self.step, "live": dict(self.live), "gap_scale": self.gap_scale.state()}
-        values |= {"monitor": self.monitor.to_json(), "smaller": self.smaller}
+        values |= {"monitor": self.monitor.to_json(), "smaller": self.smaller, "stage": self.stage}
         if self.best is not None:
             arrays |= {f"best/{name}": array for name, array in self.best.scene.items()}
-            values["best"] = {"step": self.best.step, "score": self.best.score}
+            values["best"] = {"step": self.best.step, "score": self.best.score, "stage": self.best.stage}
         return Checkpointed(step=self.step, tensors=arrays, values=values)
 
     def restore_checkpoint(self, checkpoint: Checkpointed) -> None:
-        """Go on where ``checkpoint`` was taken.  Raises `PresetError` when it belongs to another kind of run."""
+        """Go on where ``checkpoint`` was taken, whose stage this state was created with.
+
+        Raises `PresetError` when it belongs to another kind of run.
+        """
         values = checkpoint.values
         if values["version"] not in (VERSION, BY_PLACE):
             raise PresetError(f"checkpoint version {values['version']}: this program reads {VERSION}; start anew")
@@ -112,14 +119,35 @@ class State:
 
 
 def restore_scene(
-    preset: Preset, arrays: Mapping[str, np.ndarray], step: int, *, make_scene: MakeScene = make_scene,
+    preset: Preset, arrays: Mapping[str, np.ndarray], step: int, *, stage: int = 0, make_scene: MakeScene = make_scene,
     device: torch.device | None = None,
 ) -> Scene:  # fmt: skip
-    """A scene as it was after ``step``; on the CPU without a ``device``."""
-    scene = make_scene(preset, device or torch.device("cpu"))
+    """The scene of a stage as it was after ``step``; on the CPU without a ``device``."""
+    scene = make_scene(preset.scene_preset(stage), device or torch.device("cpu"))
     scene.load_state({name: torch.tensor(array) for name, array in arrays.items()})
     scene.advance(max(step - 1, 0) / preset.steps)
     return scene
+
+
+def make_optimiser(scene: Scene, preset: Preset) -> torch.optim.Adam:
+    """Adam as MVDream has it: betas (.9, .99), eps 1e-15, decoupled decay."""
+    optimiser = torch.optim.Adam(
+        scene.parameter_groups(preset), betas=(0.9, 0.99), eps=1e-15, weight_decay=preset.weight_decay,
+        decoupled_weight_decay=True,
+    )  # fmt: skip
+    for group in optimiser.param_groups:
+        # One kernel for 12 million parameters in place of a dozen passes over them; on a CPU runs stay as recorded.
+        if all(value.device.type == "cuda" for value in group["params"]):
+            group["fused"] = True
+    return optimiser
+
+
+def saved_stage(checkpoint: Checkpointed, preset: Preset) -> int:
+    """The stage whose scene a checkpoint holds; `PresetError` where the preset has no such stage."""
+    stage = int(checkpoint.values.get("stage", 0))  # those of before have scenes of one kind
+    if not 0 <= stage < max(1, len(preset.stages)):
+        raise PresetError(f"the checkpoint is in stage {stage}, this preset has {len(preset.stages)}: {SAME}")
+    return stage
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

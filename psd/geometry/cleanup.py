@@ -35,11 +35,19 @@ def drop_floaters(
     vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "m 3"]
 ) -> tuple[Float32[np.ndarray, "n 3"], Int32[np.ndarray, "m 3"]]:
     """Keep the components of at least 4 % of the volume; unused vertices go too."""
+    used, kept = find_solid_parts(vertices, faces)
+    return vertices[used], kept
+
+
+def find_solid_parts(
+    vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "m 3"]
+) -> tuple[Int[np.ndarray, " k"], Int32[np.ndarray, "l 3"]]:
+    """The vertices of the components of at least 4 % of the volume, and their faces, which count those vertices."""
     label = label_components(faces, len(vertices))[faces[:, 0]]
     volume = np.bincount(label, face_volumes(vertices, faces))
     kept = faces[(volume >= SMALLEST_SHARE * volume.sum())[label]]
     used, compact = np.unique(kept, return_inverse=True)
-    return vertices[used], compact.reshape(-1, 3).astype(np.int32)
+    return used, compact.reshape(-1, 3).astype(np.int32)
 
 
 def smooth_surface(

@@ -1,136 +1,345 @@
-"""Pictures of a mesh on the CPU: a vectorised z-buffer, for evaluation and texture baking.
+"""A differentiable rasteriser in torch: which face a pixel sees, where on it, and how silhouettes move.
 
-Axes: b group, v view, h w image, n vertices, m faces, p covered pixels.
+Three steps, each of which can be used alone.  `rasterise_faces` finds the nearest face of each pixel's centre without
+gradients, then where the ray meets it as perspective-correct barycentric weights, with gradients to the vertices.
+`Fragments.interpolate` spreads values of vertices over the pixels.  `smooth_silhouettes` blends the two pixels beside
+an outline by how far it covers them, so that pictures change smoothly as a vertex moves: the only way that a mask
+reaches the vertices.  Axes: b group, v view, i image = (b v), h w pixels, n vertices, m faces, f = faces of all images,
+e edges, p covered pixels, c values.
+
+On one core of a 2-core Xeon virtual machine a sphere of 20,480 faces in 4 views takes 44 ms at 64 px, 0.10 s at 128 px
+and 0.21 s at 256 px: edges, coverage, colours and outlines, forward and backward (time of the thread).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from psd.geometry.cameras import Cameras
-from psd.geometry.srgb import decode_srgb, encode_srgb
+from psd.geometry.cameras import Cameras, camera_rays
 
-if TYPE_CHECKING:
-    from psd.geometry.mesh import Mesh
-
-CHUNK = 1 << 21  # candidate pixels tested at a time
-NEAREST = 0.05  # world units: no vertex may come closer to a camera's plane
-AMBIENT, HEADLIGHT = 0.55, 0.45  # shares of the light, linear
+NEAREST = 0.05  # world units before a camera: what is nearer is cut off
+SHIFT = 32  # bits of a face's number, below those of its nearness
+SMALLEST = 1e-12  # determinant of a ray and a face that counts as edge-on
 
 
 @dataclass(frozen=True, eq=False)
-class Raster:
-    """What cameras see of a mesh; where nothing is hit depth and normal are 0."""
+class Fragments:
+    """Where the rays through pixel centres meet a mesh."""
 
-    rgb: Float32[np.ndarray, "b v h w 3"]  # sRGB in [0, 1], on the background
-    mask: Bool[np.ndarray, "b v h w"]
-    depth: Float32[np.ndarray, "b v h w"]  # distance along the ray, world units
-    normal: Float32[np.ndarray, "b v h w 3"]  # world frame, unit length
+    faces: Int[Tensor, "m 3"]
+    groups: int
+    views: int
+    size: int
+    screen: Float[Tensor, "i n 3"]  # x right, y down (px, from the image's corner), distance ahead of the camera
+    nearness: Float[Tensor, "i h w"]  # 1 / distance ahead of what is seen, 0 where nothing is; no gradient
+    pixel: Int[Tensor, " p"]  # covered ones, flattened over (i h w), rising
+    face: Int[Tensor, " p"]
+    weights: Float[Tensor, "p 3"]  # perspective-correct, in [0, 1], summing to 1
+
+    def interpolate(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "p c"]:
+        """Values of the vertices at the covered pixels."""
+        corners = values.index_select(0, self.faces.index_select(0, self.face).flatten())
+        return (corners.view(-1, 3, values.shape[1]) * self.weights[:, :, None]).sum(1)
+
+    def to_image(self, values: Float[Tensor, "p c"]) -> Float[Tensor, "i h w c"]:
+        """Values of the covered pixels in their places, zero elsewhere."""
+        flat = values.new_zeros(self.nearness.numel(), values.shape[1]).index_copy(0, self.pixel, values)
+        return flat.view(*self.nearness.shape, values.shape[1])
 
 
-def rasterise_mesh(
-    mesh: Mesh,
-    cameras: Cameras,
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Where faces meet: a pair of vertices, and the third vertex of the one or two faces there."""
+
+    ends: Int[Tensor, "e 2"]
+    opposite: Int[Tensor, "e 2"]  # the second is -1 where the surface ends, or where three and more faces meet
+
+
+def rasterise_faces(
+    vertices: Float[Tensor, "n 3"], faces: Int[Tensor, "m 3"], cameras: Cameras, size: int
+) -> Fragments:
+    """What ``cameras`` see of a mesh in images of ``size`` x ``size`` pixels, one sample at each pixel's centre.
+
+    Both sides of a face are seen.  What is nearer to a camera's plane than `NEAREST`, or behind it, is cut off; a face
+    that is seen edge-on covers nothing.  Where two faces are equally near the later one is seen.
+    """
+    local, screen = project_vertices(vertices, cameras, size)
+    with torch.no_grad():
+        images = len(screen)
+        corner, image, owner = _cut_faces(local, screen, faces, cameras, size)
+        seen, nearness = find_visible_faces(corner, image, images, size)
+        pixel = (seen >= 0).nonzero()[:, 0]
+        face = owner[seen[pixel]]
+    weights = _meet_rays(vertices, faces, cameras, size, pixel, face)
+    shape = (cameras.groups, cameras.views, size)
+    return Fragments(faces, *shape, screen, nearness.view(images, size, size), pixel, face, weights)
+
+
+def project_vertices(
+    vertices: Float[Tensor, "n 3"], cameras: Cameras, size: int
+) -> tuple[Float[Tensor, "i n 3"], Float[Tensor, "i n 3"]]:
+    """Vertices in each camera's frame, and on its screen: x right, y down in pixels, and the distance ahead.
+
+    The screen says nothing of vertices that are no farther ahead than `NEAREST`.
+    """
+    c2w = cameras.c2w.flatten(0, 1)
+    local = torch.einsum("ink,ikj->inj", vertices - c2w[:, None, :3, 3], c2w[:, :3, :3])
+    ahead = -local[..., 2]
+    scale = _focal_lengths(cameras, size)[:, None] / ahead.clamp_min(NEAREST)
+    return local, torch.stack([size / 2 + local[..., 0] * scale, size / 2 - local[..., 1] * scale, ahead], dim=-1)
+
+
+def _focal_lengths(cameras: Cameras, size: int) -> Float[Tensor, " i"]:
+    """In pixels."""
+    return size / 2 / torch.tan(torch.deg2rad(cameras.fovy_deg.flatten()) / 2)
+
+
+# ----------------------------------------------------------------------------------------------------------- coverage
+
+
+def _cut_faces(
+    local: Float[Tensor, "i n 3"], screen: Float[Tensor, "i n 3"], faces: Int[Tensor, "m 3"], cameras: Cameras,
     size: int,
-    *,
-    lit: bool = True,
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> Raster:
-    """The mesh's vertex colours from ``cameras``, ``size`` x ``size`` pixels, one sample at each pixel's centre.
+) -> tuple[Float[Tensor, "f 3 3"], Int[Tensor, " f"], Int[Tensor, " f"]]:  # fmt: skip
+    """Corners (x, y, 1 / distance ahead) of the parts of all faces before each camera; their image and their face."""
+    images, owner = torch.arange(len(local), device=faces.device), torch.arange(len(faces), device=faces.device)
+    ahead = screen[..., 2] >= NEAREST
+    seen = torch.cat([screen[..., :2], 1 / screen[..., 2:]], dim=-1).flatten(0, 1)
+    rows = (faces + images[:, None, None] * screen.shape[1]).flatten()
+    corner = seen.index_select(0, rows).view(-1, 3, 3)
+    image, face = images.repeat_interleave(len(faces)), owner.repeat(len(images))
+    if ahead.all():
+        return corner, image, face
+    whole = ahead[:, faces].all(-1).flatten()
+    parts = [(corner[whole], image[whole], face[whole])]
+    inside = ahead[:, faces].sum(-1)
+    for count in (1, 2):
+        image, face = (inside == count).nonzero().unbind(1)
+        corners = local[image[:, None], faces[face]]
+        within = -corners[..., 2] >= NEAREST
+        odd = (within if count == 1 else ~within).float().argmax(1)
+        turned = (odd[:, None] + torch.arange(3, device=odd.device)) % 3  # the one that stands alone first
+        first, second, third = corners.take_along_dim(turned[:, :, None], dim=1).unbind(1)
+        cuts = [
+            first + (NEAREST + first[:, 2:]) / (first[:, 2:] - end[:, 2:]) * (end - first) for end in (second, third)
+        ]
+        pieces = [(first, *cuts)] if count == 1 else [(cuts[0], second, third), (cuts[0], third, cuts[1])]
+        for piece in pieces:
+            part = torch.stack(piece, dim=1)
+            nearness = -1 / part[..., 2]
+            scale = _focal_lengths(cameras, size)[image][:, None] * nearness
+            on_screen = [size / 2 + part[..., 0] * scale, size / 2 - part[..., 1] * scale, nearness]
+            parts.append((torch.stack(on_screen, dim=-1), image, face))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
-    ``lit`` adds what a viewer would: ambient light and a light at the camera, in linear light; otherwise the colours
-    are those of the mesh.  Raises `ValueError` where the mesh reaches behind a camera.
+
+def find_visible_faces(
+    corner: Float[Tensor, "f 3 3"], image: Int[Tensor, " f"], images: int, size: int
+) -> tuple[Int[Tensor, " samples"], Float[Tensor, " samples"]]:
+    """For each sample (image, row, column flattened) the face that is nearest there, or -1; and how near, or 0.
+
+    ``corner`` holds x, y in samples and the nearness (1 / distance, >= 0) of each corner; ``image`` the image that a
+    face is drawn into.  One scatter of nearness and number finds the nearest; of equals the last.
     """
-    shape = (cameras.groups, cameras.views, size, size)
-    rgb = np.broadcast_to(np.asarray(background, np.float32), (*shape, 3)).copy()
-    mask, depth = np.zeros(shape, bool), np.zeros(shape, np.float32)
-    normal = np.zeros((*shape, 3), np.float32)
-    for b in range(cameras.groups):
-        for v in range(cameras.views):
-            c2w = cameras.c2w[b, v].cpu().double().numpy()
-            local = (mesh.vertices - c2w[:3, 3]) @ c2w[:3, :3]
-            ahead = -local[:, 2]
-            if ahead.min() < NEAREST:
-                raise ValueError(
-                    f"the mesh comes within {ahead.min():.3g} of the plane of camera ({b}, {v}), nearer than {NEAREST}:"
-                    " move the camera away"
-                )
-            scale = np.tan(np.deg2rad(float(cameras.fovy_deg[b, v])) / 2)
-            ndc = local[:, :2] / (ahead[:, None] * scale)
-            screen = (ndc * [1, -1] + 1) / 2 * size  # px, row 0 at the top
-            pixel, face, weight = find_nearest_faces(screen, 1 / ahead, mesh.faces, size)
-            y, x = np.divmod(pixel, size)
-            corner = mesh.faces[face]
-            # Perspective: what is linear on the triangle is linear in 1 / ahead on the screen.
-            weight = weight / ahead[corner]
-            weight /= weight.sum(1, keepdims=True)
-            position = interpolate_corners(weight, mesh.vertices[corner])
-            facing = interpolate_corners(weight, mesh.normals[corner])
-            facing /= np.maximum(np.linalg.norm(facing, axis=1, keepdims=True), 1e-12)
-            ray = position - c2w[:3, 3]
-            distance = np.linalg.norm(ray, axis=1, keepdims=True)
-            colour = interpolate_corners(weight, mesh.colours[corner] / 255)
-            if lit:
-                towards = np.clip(-(facing * ray / distance).sum(1, keepdims=True), 0, 1)
-                colour = encode_srgb(decode_srgb(colour) * (AMBIENT + HEADLIGHT * towards))
-            mask[b, v, y, x], depth[b, v, y, x] = True, distance[:, 0]
-            rgb[b, v, y, x], normal[b, v, y, x] = colour, facing
-    return Raster(rgb, mask, depth, normal)
+    face, row, column = cover_samples(corner[:, :, :2], size)
+    # 1 / distance is linear on the screen; a face seen edge-on has no slope worth the name, so its corners bound it.
+    found, nearness = interpolate_planes(corner, face, row, column), corner[:, :, 2]
+    found = torch.minimum(torch.maximum(found, nearness.amin(1)[face]), nearness.amax(1)[face])
+    # The bits of positive floats are ordered as the floats are: one integer holds nearness and face.
+    key = (found.float().view(torch.int32).long() << SHIFT) | face
+    buffer = torch.full((images * size * size,), -1, dtype=torch.long, device=corner.device)
+    buffer.scatter_reduce_(0, (image[face] * size + row) * size + column, key, "amax")
+    near = (buffer >> SHIFT).int().view(torch.float32)
+    return torch.where(buffer < 0, -1, buffer & ((1 << SHIFT) - 1)), torch.where(buffer < 0, 0.0, near)
 
 
-def find_nearest_faces(
-    screen: Float[np.ndarray, "n 2"], nearness: Float[np.ndarray, " n"], faces: Int[np.ndarray, "m 3"], size: int
-) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Float[np.ndarray, "p 3"]]:
-    """For each covered pixel (row * size + column): the face of largest ``nearness`` and its barycentric weights.
+def cover_samples(
+    corner: Float[Tensor, "f 3 2"], size: int
+) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"], Int[Tensor, " t"]]:
+    """Every (face, row, column) whose sample, at (column + 1/2, row + 1/2) of ``size`` x ``size``, lies in the face.
 
-    ``screen`` in pixels, row 0 at the top; a pixel is covered where its centre lies in a triangle, edges included.
+    A face is cut into the rows of samples that it crosses and a row into its span, so that no sample outside of it is
+    tested; a sample on an edge belongs to the face on its right or below, and faces that share an edge leave no gap.
     """
-    found = [np.concatenate(parts) for parts in zip(*find_covered_pixels(screen, nearness, faces, size))]
-    if not found:
-        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
-    pixel, face, weight, key = found
-    order = np.lexsort((face, -key, pixel))
-    first = order[np.unique(pixel[order], return_index=True)[1]]
-    return pixel[first], face[first], weight[first]
+    first, second, third = corner.unbind(1)  # reducing over three is slower than comparing twice
+    limits = (pick(pick(first, second), third) for pick in (torch.minimum, torch.maximum))
+    low, high = (torch.ceil(limit - 0.5).clamp(0, size) for limit in limits)
+    drawn = ((low[:, 0] < high[:, 0]) & (low[:, 1] < high[:, 1])).nonzero()[:, 0]  # many small faces reach no centre
+    top, bottom = low[drawn, 1].long(), high[drawn, 1].long()
+    x, y = (part.contiguous() for part in corner.index_select(0, drawn).unbind(-1))  # f 3
+    face, row = expand_ranges(top, bottom)
+    # Two of a face's edges cross each of its rows; the span lies between the crossings.
+    centre = row + 0.5
+    left, right = torch.full_like(centre, torch.inf), torch.full_like(centre, -torch.inf)
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        rises = y[:, i] <= y[:, j]  # from the upper end, whichever face asks: both get the same crossing
+        x0, x1 = torch.where(rises, x[:, i], x[:, j]), torch.where(rises, x[:, j], x[:, i])
+        y0, y1 = torch.minimum(y[:, i], y[:, j]), torch.maximum(y[:, i], y[:, j])
+        slope = (x1 - x0) / (y1 - y0)
+        above = centre - y0[face]
+        crosses = (above >= 0) & (centre < y1[face])
+        crossing = x0[face] + above * slope[face]
+        left = torch.where(crosses, torch.minimum(left, crossing), left)
+        right = torch.where(crosses, torch.maximum(right, crossing), right)
+    start, stop = (torch.ceil(limit - 0.5).clamp(0, size).long() for limit in (left, right))
+    couple, column = expand_ranges(start, stop)
+    return drawn[face[couple]], row[couple], column
 
 
-def find_covered_pixels(
-    screen: Float[np.ndarray, "n 2"], nearness: Float[np.ndarray, " n"], faces: Int[np.ndarray, "m 3"], size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Every (pixel, face, weights, nearness) whose pixel centre lies in the face, some millions of tests at a time."""
-    corners = screen[faces]  # m 3 2
-    low = np.clip(np.ceil(corners.min(1) - 0.5), 0, size).astype(np.int64)
-    high = np.clip(np.floor(corners.max(1) - 0.5) + 1, 0, size).astype(np.int64)
-    extent = np.maximum(high - low, 0)
-    (ax, ay), (bx, by), (cx, cy) = corners.transpose(1, 2, 0)
+def interpolate_planes(
+    corner: Float[Tensor, "f 3 3"], face: Int[Tensor, " t"], row: Int[Tensor, " t"], column: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    """The third coordinate of faces at the samples that they cover, as it is linear in the first two."""
+    (ax, bx, cx), (ay, by, cy), (az, bz, cz) = (part.unbind(1) for part in corner.unbind(-1))
     area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-    extent[area == 0] = 0
-    tests = extent.prod(1)
-    ends = np.cumsum(tests)
-    start = 0
-    while start < len(faces):
-        stop = max(start + 1, int(np.searchsorted(ends, (ends[start - 1] if start else 0) + CHUNK, side="right")))
-        count = tests[start:stop]
-        face = np.repeat(np.arange(start, stop), count)
-        within = np.arange(len(face)) - np.repeat(np.cumsum(count) - count, count)
-        row, column = np.divmod(within, np.maximum(extent[face, 0], 1))
-        x, y = column + low[face, 0], row + low[face, 1]
-        px, py = x + 0.5, y + 0.5
-        b = ((px - ax[face]) * (cy - ay)[face] - (py - ay[face]) * (cx - ax)[face]) / area[face]
-        c = ((bx - ax)[face] * (py - ay[face]) - (by - ay)[face] * (px - ax[face])) / area[face]
-        weight = np.stack([1 - b - c, b, c], axis=1)
-        inside = (weight >= -1e-9).all(1)
-        weight, face = weight[inside], face[inside]
-        yield (y * size + x)[inside], face, weight, (weight * nearness[faces[face]]).sum(1)
-        start = stop
+    area = torch.where(area.abs() < 1e-9, 1e-9, area)
+    slope_x = ((bz - az) * (cy - ay) - (cz - az) * (by - ay)) / area
+    slope_y = ((cz - az) * (bx - ax) - (bz - az) * (cx - ax)) / area
+    return az[face] + slope_x[face] * (column + 0.5 - ax[face]) + slope_y[face] * (row + 0.5 - ay[face])
 
 
-def interpolate_corners(
-    weight: Float[np.ndarray, "p 3"], values: Float[np.ndarray, "p 3 3"]
-) -> Float[np.ndarray, "p 3"]:
-    return np.einsum("pk,pki->pi", weight, values.astype(np.float64))
+def expand_ranges(start: Int[Tensor, " k"], stop: Int[Tensor, " k"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+    """All (index, value) with start[index] <= value < stop[index]."""
+    count = (stop - start).clamp(min=0)
+    index = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    offset = count.cumsum(0) - count - start
+    return index, torch.arange(len(index), device=count.device) - offset[index]
+
+
+def _meet_rays(
+    vertices: Float[Tensor, "n 3"], faces: Int[Tensor, "m 3"], cameras: Cameras, size: int, pixel: Int[Tensor, " p"],
+    face: Int[Tensor, " p"],
+) -> Float[Tensor, "p 3"]:  # fmt: skip
+    """Barycentric weights of where pixels' rays meet the planes of their faces (Moller and Trumbore 1997).
+
+    In the world, so that perspective needs no division of its own, and of differences of corners, so that small faces
+    far from the camera keep their digits.
+    """
+    origins, directions = (rays.flatten(0, -2).index_select(0, pixel) for rays in camera_rays(cameras, size))
+    corner = vertices.index_select(0, faces.index_select(0, face).flatten()).view(-1, 3, 3)
+    first, second, third = corner.unbind(1)
+    ab, ac, to_eye = second - first, third - first, origins.to(corner.dtype) - first
+    directions = directions.to(corner.dtype)
+    across, turned = torch.linalg.cross(directions, ac), torch.linalg.cross(to_eye, ab)
+    determinant = (across * ab).sum(-1)
+    determinant = torch.where(determinant.abs() < SMALLEST, SMALLEST, determinant)
+    b, c = (to_eye * across).sum(-1) / determinant, (directions * turned).sum(-1) / determinant
+    b = b.clamp(0, 1)  # a centre on an edge may lie a rounding outside, one on a sliver far outside
+    c = torch.minimum(c.clamp_min(0), 1 - b)
+    return torch.stack([1 - b - c, b, c], dim=-1)
+
+
+# -------------------------------------------------------------------------------------------------------- silhouettes
+
+
+def find_edges(faces: Int[Tensor, "m 3"]) -> Edges:
+    """The edges of a mesh, each once; what depends on the faces alone, so that one call serves many pictures."""
+    half = faces[:, [[0, 1], [1, 2], [2, 0]]].flatten(0, 1)
+    third = faces[:, [2, 0, 1]].flatten()
+    low, high = torch.minimum(*half.unbind(1)), torch.maximum(*half.unbind(1))
+    order = (low * (int(faces.max()) + 1 if len(faces) else 1) + high).argsort(stable=True)
+    low, high, third = low[order], high[order], third[order]
+    begins = torch.ones(len(order), dtype=torch.bool, device=faces.device)
+    begins[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    start = begins.nonzero()[:, 0]
+    count = torch.diff(start, append=start.new_tensor([len(order)]))
+    partner = torch.where(count == 2, third[(start + 1).clamp_max(max(len(order) - 1, 0))], -1)
+    return Edges(torch.stack([low[start], high[start]], dim=1), torch.stack([third[start], partner], dim=1))
+
+
+def smooth_silhouettes(
+    values: Float[Tensor, "i h w c"], fragments: Fragments, edges: Edges
+) -> Float[Tensor, "i h w c"]:
+    """Pictures with outlines that cover pixels in part, differentiable with respect to where the outlines are.
+
+    An outline between the centres of two neighbouring pixels, the one on its surface and the other beyond, at a
+    fraction a of the way: below 1/2 the first takes 1/2 - a of the other's values, above it the other takes a - 1/2 of
+    the first's (Laine et al. 2020, Modular Primitives for High-Performance Differentiable Rendering, section 3.5).
+    Steep outlines blend neighbours in a row, flat ones in a column, so that none counts twice.
+    """
+    # Differs from the paper: it looks at the edges of the face that a pixel sees.  Here all silhouette edges are
+    # walked, because faces smaller than a pixel, as a fine mesh has at its outline, often cover no centre at all.
+    images, size = values.shape[0], fragments.size
+    image, edge, sign = _find_silhouettes(fragments, edges)
+    ends = fragments.screen[image[:, None], edges.ends[edge]]  # s 2 3, with gradients
+    flat, nearness = values.flatten(0, 2), fragments.nearness.flatten()
+    found = []
+    steep = (ends[:, 1, 1] - ends[:, 0, 1]).abs() >= (ends[:, 1, 0] - ends[:, 0, 0]).abs()
+    for chosen, along, step in ((steep, 0, 1), (~steep, 1, size)):
+        found.append(_find_crossings(ends[chosen], sign[chosen], image[chosen], nearness, size, along, step))
+    inner, outer, fraction = (torch.cat(column) for column in zip(*found, strict=True))
+    takes = torch.cat([(0.5 - fraction).clamp_min(0), (fraction - 0.5).clamp_min(0)])
+    taker, giver = torch.cat([inner, outer]), torch.cat([outer, inner])
+    whole = takes.new_zeros(images * size * size).index_add(0, taker, takes).clamp_min(1)  # never more than all of it
+    share = (takes / whole[taker])[:, None].to(values.dtype)
+    moved = share * (flat.index_select(0, giver) - flat.index_select(0, taker))
+    return flat.index_add(0, taker, moved).view_as(values)
+
+
+@torch.no_grad()
+def _find_silhouettes(
+    fragments: Fragments, edges: Edges
+) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"], Float[Tensor, " s"]]:
+    """Image and edge of each place where the surface turns away or ends, and on which side (+-1) of it the surface is.
+
+    An edge is a silhouette where both of its faces lie on the same side of it on the screen.
+    """
+    screen = fragments.screen.detach()
+    first, last = (screen.index_select(1, edges.ends[:, k]) for k in (0, 1))
+    along = last[..., :2] - first[..., :2]
+    sides = []
+    is_ahead = (first[..., 2] >= NEAREST) & (last[..., 2] >= NEAREST)
+    for k in (0, 1):
+        third = screen.index_select(1, edges.opposite[:, k].clamp_min(0))
+        towards = third[..., :2] - first[..., :2]
+        sides.append((along[..., 0] * towards[..., 1] - along[..., 1] * towards[..., 0]).sign())
+        is_ahead &= (third[..., 2] >= NEAREST) | (edges.opposite[:, k] < 0)
+    ends_here = edges.opposite[:, 1] < 0
+    side = torch.where(ends_here | (sides[0] != 0), sides[0], sides[1])
+    is_silhouette = (ends_here | (sides[0] * sides[1] >= 0)) & (side != 0) & is_ahead
+    image, edge = is_silhouette.nonzero().unbind(1)
+    return image, edge, side[image, edge]
+
+
+def _find_crossings(
+    ends: Float[Tensor, "s 2 3"], sign: Float[Tensor, " s"], image: Int[Tensor, " s"], nearness: Float[Tensor, " px"],
+    size: int, along: int, step: int,
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:  # fmt: skip
+    """Where silhouettes cross from a pixel's centre to its neighbour's along one axis (0: rows, 1: columns).
+
+    The pixel on the surface, the one beyond, and the fraction of the way between them where the outline is; of several
+    outlines between the same two the outermost, as long as nothing nearer hides it.
+    """
+    across = 1 - along
+    rises = (ends[:, 0, across] <= ends[:, 1, across])[:, None, None]
+    first, last = torch.where(rises, ends, ends.flip(1)).unbind(1)
+    sign = torch.where(rises[:, 0, 0], sign, -sign)
+    with torch.no_grad():
+        start, stop = (torch.ceil(end[:, across] - 0.5).clamp(0, size).long() for end in (first, last))
+        line, row = expand_ranges(start, stop)
+    share = (row + 0.5 - first[line, across]) / (last - first)[line, across]
+    place = first[line, along] + share * (last - first)[line, along]
+    with torch.no_grad():
+        near = 1 / first[line, 2] + share * (1 / last[line, 2] - 1 / first[line, 2])
+        before = torch.floor(place - 0.5)
+        # y runs downwards: the cross product is positive where the surface is left of a line that goes down, and below
+        # one that goes right.
+        is_before = (sign[line] > 0) if along == 0 else (sign[line] < 0)
+        inside = (before >= 0) & (before < size - 1)
+        low = image[line] * size * size + (row * size + before.long() if along == 0 else before.long() * size + row)
+        low = torch.where(inside, low, 0)
+        inner, outer = torch.where(is_before, low, low + step), torch.where(is_before, low + step, low)
+        shown = inside & (nearness[inner] > nearness[outer]) & (near > nearness[outer])
+    fraction = torch.where(is_before, place - before - 0.5, before + 1.5 - place)
+    with torch.no_grad():
+        number = torch.arange(len(line), device=line.device)
+        # Fractions may be a rounding below zero, whose bits would sort last.
+        key = (fraction.detach().float().clamp_min(0).view(torch.int32).long() << SHIFT) | number
+        best = torch.full_like(nearness, -1, dtype=torch.long)
+        best.scatter_reduce_(0, low[shown], key[shown], "amax")
+        kept = shown & (best[low] == key)
+    return inner[kept], outer[kept], fraction[kept]

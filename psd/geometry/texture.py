@@ -1,4 +1,4 @@
-"""Bakes a mesh's colours into a texture: cut open by xatlas, then coloured texel by texel from the field.
+"""Bakes a mesh's colours into a texture: cut open by xatlas, then coloured texel by texel from the scene.
 
 Axes: n vertices or texels, h w texture.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from scipy import ndimage
 
 from psd.geometry.mesh import Mesh
-from psd.geometry.rasterise import find_nearest_faces, interpolate_corners
+from psd.geometry.mesh_picture import find_nearest_faces, interpolate_corners
 
 LARGEST = 50_000  # faces: beyond, xatlas takes minutes to hours
 
@@ -28,12 +28,13 @@ class TextureError(RuntimeError):
 
 def bake_texture(
     mesh: Mesh,
-    colour: Callable[[Float32[np.ndarray, "n 3"], Float32[np.ndarray, "n 3"]], UInt8[np.ndarray, "n 3"]],
+    colour: Callable[[Float32[np.ndarray, "n 3"], Float32[np.ndarray, "n 3"]], UInt8[np.ndarray, "n 3"]] | None,
     *,
     size: int,
     timeout_s: float,
 ) -> Mesh:
-    """``mesh`` with a ``size`` x ``size`` texture; ``colour`` gives the sRGB colours at points with normals.
+    """``mesh`` with a ``size`` x ``size`` texture; ``colour`` gives the sRGB colours at points with normals, None
+    those that the mesh's own colours make between its vertices.
 
     Vertices along the seams are repeated.  Raises `TextureError` for more than 50 000 faces, when the unwrapping takes
     longer than ``timeout_s`` (its process is then killed) or fails.
@@ -47,9 +48,14 @@ def bake_texture(
     normal = interpolate_corners(weight, normals[faces[face]])
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
     texture = np.zeros((size * size, 3), np.uint8)
-    texture[texel] = colour(
-        interpolate_corners(weight, vertices[faces[face]]).astype(np.float32), normal.astype(np.float32)
-    )
+    if colour is None:
+        texture[texel] = (
+            interpolate_corners(weight, mesh.colours[origin][faces[face]].astype(np.float64)).round().astype(np.uint8)
+        )
+    else:
+        texture[texel] = colour(
+            interpolate_corners(weight, vertices[faces[face]]).astype(np.float32), normal.astype(np.float32)
+        )
     empty = np.ones(size * size, bool)
     empty[texel] = False
     # Viewers blend neighbouring texels: outside the charts each takes the nearest colour, or the seams turn dark.

@@ -13,12 +13,12 @@ from jaxtyping import UInt8
 from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
-from psd.distillation.state import restore_scene, strip_prefix
+from psd.distillation.state import restore_scene, saved_stage, strip_prefix
 from psd.geometry.cameras import turntable_cameras
 from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, find_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
@@ -40,7 +40,8 @@ def load_exported_scene(folder: Path, preset: Preset) -> tuple[Scene, int]:
     best = checkpoint.values.get("best") if preset.export == "best" else None
     try:
         step, prefix = (int(best["step"]), "best/") if best else (checkpoint.step, "scene/")
-        return restore_scene(preset, strip_prefix(prefix, checkpoint.tensors), step), step
+        stage = int(best.get("stage", 0)) if best else saved_stage(checkpoint, preset)
+        return restore_scene(preset, strip_prefix(prefix, checkpoint.tensors), step, stage=stage), step
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of a version whose seals prove nothing
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise PresetError(f"the checkpoint of {folder.name} does not fit its preset ({reason}): restore it") from None

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from psd.config.settings import SurfaceSettings
 from psd.scenes.radiance import RadianceScene
+from psd.scenes.surface import SurfaceScene
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
 
 
-def make_scene(preset: Preset, device: torch.device | str = "cpu") -> RadianceScene:
+def make_scene(preset: Preset, device: torch.device | str = "cpu") -> RadianceScene | SurfaceScene:
     """The scene that ``preset`` asks for, before the first step."""
-    return RadianceScene(preset, device)
+    return SurfaceScene(preset, device) if isinstance(preset.scene, SurfaceSettings) else RadianceScene(preset, device)

@@ -23,6 +23,7 @@ from psd.scenes.interfaces import Render
 
 CHUNK = 1 << 18  # points a query, so that memory does not grow with the resolution
 RIM = 0.1  # of the unit ball's radius: a field that is solid there is fog, not an object
+TEXTURE_S = 120.0  # the longest that a texture may take
 COLOUR_DEPTH = 0.15  # world units below the surface that its colour may come from
 
 
@@ -49,7 +50,7 @@ def extract_mesh(
     faces: int,
     threshold: float | None = None,
     texture: bool = False,
-    texture_timeout_s: float = 120.0,
+    texture_timeout_s: float = TEXTURE_S,
     device: torch.device | str = "cpu",
 ) -> Mesh:
     """The closed, outward-facing surface of ``scene``'s density, without floaters and inner cavities.
@@ -82,13 +83,18 @@ def extract_mesh(
         if not texture:
             return mesh
         # About four texels along a voxel's edge: the field holds nothing finer.
-        return add_texture(mesh, colour_at, size=1 << (4 * resolution - 1).bit_length(), timeout_s=texture_timeout_s)
+        return add_texture(mesh, colour_at, size=texture_size(resolution), timeout_s=texture_timeout_s)
+
+
+def texture_size(cells: int) -> int:
+    """Texels along a side: a power of two, at least four for each of ``cells`` along an edge."""
+    return 1 << (4 * cells - 1).bit_length()
 
 
 def add_texture(
-    mesh: Mesh, colour: Callable[[np.ndarray, np.ndarray], np.ndarray], *, size: int, timeout_s: float
+    mesh: Mesh, colour: Callable[[np.ndarray, np.ndarray], np.ndarray] | None, *, size: int, timeout_s: float
 ) -> Mesh:
-    """``mesh`` with a baked texture, or as it was with a note that says why not."""
+    """``mesh`` with a baked texture (``colour`` as in `bake_texture`), or as it was with a note that says why not."""
     from psd.geometry.texture import TextureError, bake_texture
 
     try:

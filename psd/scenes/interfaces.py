@@ -60,6 +60,15 @@ class Thresholded(Protocol):
         ...
 
 
+@runtime_checkable
+class StartsFromMesh(Protocol):
+    """A scene that can go on from what another scene made."""
+
+    def start_from(self, mesh: Mesh) -> None:
+        """Take the shape and the colours of a closed mesh; parameters keep their shapes."""
+        ...
+
+
 class Scene(Protocol):
     """A differentiable 3D representation inside the unit ball's bounding cube [-1, 1]^3.
 

@@ -24,16 +24,16 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd.config.settings import GridScene
+from psd.config.settings import FieldSettings, GridScene, SurfaceSettings
 from psd.geometry.cameras import Cameras, camera_rays
 from psd.runtime import devices
-from psd.runtime.devices import to_device, to_like
+from psd.runtime.devices import to_device
 from psd.scenes import volume_rendering
 from psd.scenes.background import Backdrop
 from psd.scenes.fields.grid import GridField
 from psd.scenes.fields.hash import HashField
-from psd.scenes.fields.interpolation import Samples
 from psd.scenes.interfaces import Light, MeshSettings, Render
+from psd.scenes.shading import shade_points
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
@@ -116,7 +116,9 @@ class RadianceScene:
     """A field and how it is rendered: ``scene.ray_samples`` samples across the ball's diameter."""
 
     def __init__(self, preset: Preset, device: torch.device | str = "cpu") -> None:
-        self.settings = settings = preset.scene
+        assert not isinstance(preset.scene, SurfaceSettings)
+        self.settings: FieldSettings = preset.scene
+        settings = self.settings
         if isinstance(settings, GridScene):
             self.field: GridField | HashField = GridField(settings.grid_size, settings.blob_density)
         else:
@@ -124,13 +126,14 @@ class RadianceScene:
         self.field.to(device)
         self.notes = self.field.notes
         seeded = torch.Generator().manual_seed(preset.seed)
-        self.backdrop = Backdrop(seeded).to(device) if settings.background == "network" else None
+        self.backdrop = Backdrop(seeded).to(device) if settings.has_backdrop else None
         self.device = torch.device(device)
         self.step = 2 * RADIUS / (settings.ray_samples - 2)  # two intervals more than fit, for the shift
         self.reach: tuple[Tensor, float] | None = None  # cells of a field, and `occupied_radius` of them
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """Groups for Adam with their initial learning rates; shapes never change during a run."""
+        assert not isinstance(preset.scene, SurfaceSettings)
         groups = self.field.parameter_groups(preset)
         if self.backdrop is not None:
             params = [(BEHIND + name, value) for name, value in self.backdrop.named_parameters()]
@@ -172,7 +175,8 @@ class RadianceScene:
             found = self.field.sample(marched.points, normals=normals_needed)
         if light is not None:
             view = torch.div(marched.sample_ray, size * size, rounding_mode="floor")
-            found = replace(found, colour=shade_samples(found, marched.points, light, view))
+            assert found.normal is not None
+            found = replace(found, colour=shade_points(found.colour, found.normal, marched.points, light, view))
 
         def to_image(values: Float[Tensor, "m c"]) -> Float[Tensor, "b v c h w"]:
             """Values of the rays that met something in their pixels, zero elsewhere."""
@@ -262,7 +266,9 @@ class RadianceScene:
         return {"tv": self.field.total_variation()} if self.settings.weight_tv > 0 else {}
 
     def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
-        self.settings = settings or self.settings
+        if settings is not None:
+            assert not isinstance(settings, SurfaceSettings)
+            self.settings = settings
         self.field.advance(progress)
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:
@@ -300,16 +306,3 @@ class RadianceScene:
             self.backdrop.load_state_dict(behind)
             state = {name: value for name, value in state.items() if not name.startswith(BEHIND)}
         self.field.load_state_dict(state)
-
-
-def shade_samples(
-    found: Samples, points: Float[Tensor, "k 3"], light: Light, view: Int[Tensor, " k"]
-) -> Float[Tensor, "k 3"]:
-    """Lambert's law: colour (ambient + (1 - ambient) max(0, n . l)), as in DreamFusion (section 3.1)."""
-    assert found.normal is not None
-    views = light.position.shape[1]
-    group = torch.div(view, views, rounding_mode="floor")
-    towards = F.normalize(to_like(light.position, points).flatten(0, 1)[view] - points, dim=-1)
-    ambient, white = (to_like(value, points)[group, None] for value in (light.ambient, light.white))
-    falls = (found.normal * towards).sum(-1, keepdim=True).clamp_min(0)
-    return (found.colour + white * (1 - found.colour)) * (ambient + (1 - ambient) * falls)

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from psd.config.errors import PresetError
 from psd.config.former import CHANGED, DELETED, translate_preset
-from psd.config.preset import Preset
+from psd.config.preset import Preset, flatten
 from psd.distillation.events import Checkpointed, Finished, Started
 from psd.geometry.cameras import Cameras
 from psd.runs.remesh import remesh_run
@@ -54,7 +54,7 @@ def test_its_preset_reads_in_todays_keys(folder: Path) -> None:
     assert [(preset.at(x).render_size, preset.at(x).groups, preset.at(x).shading) for x in (0.0, 0.5)] == [
         (8, 1, False), (12, 2, True)
     ]  # fmt: skip
-    assert [preset.at(x).scene.weight_orientation for x in (0.0, 0.5)] == [(0.05, 0.5), (0.5, 0.5)]
+    assert [flatten(preset.at(x))["scene.weight_orientation"] for x in (0.0, 0.5)] == [(0.05, 0.5), (0.5, 0.5)]
     assert read_provenance(folder, 6)["preset"]["pair"] == "random"
     assert read_status(folder).state == "finished"
     assert [type(event) for event in replay_events(folder)][:: len(list(replay_events(folder))) - 1] == [

@@ -14,6 +14,7 @@ from psd.config.assignments import parse_assignments
 from psd.config.errors import PresetError
 from psd.config.preset import PRESETS, Preset, flatten, list_presets, list_settings, parse_mapping, parse_preset
 from psd.config.reference import parameter_table
+from psd.config.settings import SCENES
 
 FIELDS = list_settings()
 NUMBERS = {name: field for name, field in FIELDS.items() if field.annotation in (int, float)}
@@ -58,10 +59,21 @@ LINE = st.text(st.characters(blacklist_categories=["Cc", "Cs"]), min_size=1, max
 NAME = LINE.filter(str.strip)
 
 
+def tv_of(preset: Preset) -> float:
+    return flatten(preset)["scene.weight_tv"]
+
+
 def of_its_kind(values: dict[str, Any]) -> dict[str, Any]:
     """Without what the kind of scene lacks."""
-    lacking = {"scene.grid_size"} if values["scene.kind"] == "hash" else set()
+    every = {f"scene.{name}" for kind in SCENES.values() for name in kind.model_fields}
+    lacking = every - {f"scene.{name}" for name in SCENES[values["scene.kind"]].model_fields}
     return {name: value for name, value in values.items() if name not in lacking}
+
+
+def of_kind(name: str, value: Any) -> dict[str, Any]:
+    """A setting with the kind of scene that has it, where that is not the default one."""
+    kind = next((kind for kind, model in SCENES.items() if name.removeprefix("scene.") in model.model_fields), "grid")
+    return {name: value} if kind == "grid" else {"scene.kind": kind, name: value}
 
 
 PRESET = st.fixed_dictionaries(
@@ -86,7 +98,7 @@ def test_every_number_has_both_bounds(name: str) -> None:
 def test_a_number_out_of_range_is_refused_with_key_value_and_bound(data: st.DataObject, name: str) -> None:
     value = data.draw(outside(name))
     with pytest.raises(PresetError) as refused:
-        Preset.make({name: value})
+        Preset.make(of_kind(name, value))
     message = str(refused.value)
     assert message.startswith(f"{name}=")
     if math.isfinite(value):
@@ -100,21 +112,21 @@ def test_a_number_out_of_range_is_refused_with_key_value_and_bound(data: st.Data
 def test_a_number_at_its_bounds_is_accepted(name: str) -> None:
     for value in (low(name), high(name)):
         if not name.startswith(("t_min", "t_max")):  # those are tied to each other
-            assert flatten(Preset.make({name: value}))[name] == value
+            assert flatten(Preset.make(of_kind(name, value)))[name] == value
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [True, None, "much", [1], 10**400, "1" * 5000, {}])
 def test_what_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(PresetError, match=f"^{name}=") as refused:
-        Preset.make({name: value})
+        Preset.make(of_kind(name, value))
     assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_wrong_choice_is_answered_with_all_of_them(name: str) -> None:
     with pytest.raises(PresetError) as refused:
-        Preset.make({name: "sdss"})
+        Preset.make(of_kind(name, "sdss"))
     assert all(f"'{choice}'" in str(refused.value) for choice in CHOICES[name])
 
 
@@ -292,15 +304,13 @@ def test_every_shipped_preset_loads_and_explains_each_of_its_keys(name: str) -> 
 def test_overrides_win_over_the_file() -> None:
     assert Preset.load("tiny", {"steps": 3}).steps == 3
     dotted, nested = (Preset.load("tiny", {**way}) for way in ({"scene.grid_size": 9}, {"scene": {"grid_size": 9}}))
-    assert (
-        dotted == nested and dotted.scene.weight_tv == Preset.load("tiny").scene.weight_tv != Preset().scene.weight_tv
-    )
+    assert dotted == nested and tv_of(dotted) == tv_of(Preset.load("tiny")) != tv_of(Preset())
 
 
 def test_another_kind_of_scene_begins_with_its_own_defaults() -> None:
     changed = Preset.load("tiny", {"scene.kind": "hash", "scene.ray_samples": 9})
     assert changed.scene == Preset.make({"scene": {"kind": "hash", "ray_samples": 9}}).scene
-    assert changed.with_values({"scene.kind": "hash", "scene.weight_tv": 1}).scene.ray_samples == 9
+    assert changed.with_values({"scene.kind": "hash", "scene.weight_tv": 1}).scene.model_dump()["ray_samples"] == 9
     for values, words in [
         ({"scene": {"kind": "cloud"}}, "'cloud'.*'grid', 'hash'"), ({"grid_size": 9}, "did you mean 'scene.grid_size'"),
         ({"scene.grid_size": 7}, "scene.grid_size=7"), ({"scene.gird_size": 9}, "did you mean 'scene.grid_size'"),
@@ -314,9 +324,7 @@ def test_another_kind_of_scene_begins_with_its_own_defaults() -> None:
 def test_a_preset_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
     text = "extends: tiny\nsteps: 7\nscene: {grid_size: 9}\n"
     found, base = Preset.make(parse_preset(text)), Preset.load("tiny")
-    assert (
-        found == base.with_values({"steps": 7, "scene.grid_size": 9}) and found.scene.weight_tv == base.scene.weight_tv
-    )
+    assert found == base.with_values({"steps": 7, "scene.grid_size": 9}) and tv_of(found) == tv_of(base)
     (tmp_path / "mine.yaml").write_text(text)
     assert Preset.load(str(tmp_path / "mine.yaml")) == found
     with pytest.raises(PresetError, match="extends='nothing'.*tiny"):
@@ -328,6 +336,18 @@ def test_a_preset_says_only_what_differs_from_the_one_it_extends(tmp_path: Path)
     assert differing == {"stages"}
 
 
+HALF, SURFACE = {"share": 0.5}, {"kind": "surface"}
+
+
+def test_a_stage_may_change_the_scene_and_choose_all_of_the_new_one() -> None:
+    later = {"share": 0.5, "scene.kind": "surface", "scene.surface_cells": 9, "scene.learns": "texture"}
+    preset = Preset.make({"stages": [{"share": 0.5}, later]})
+    assert preset.at(0.4).scene == preset.scene == preset.scene_preset(0).scene
+    assert preset.at(0.6).scene == preset.scene_preset(1).scene == preset.at(1.0).scene
+    assert preset.at(0.6).scene == Preset.make({"scene": {**SURFACE, "surface_cells": 9, "learns": "texture"}}).scene
+    assert Preset.make({"scene.kind": "surface"}).in_stage(0).scene.kind == "surface"
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
@@ -335,7 +355,15 @@ def test_a_preset_says_only_what_differs_from_the_one_it_extends(tmp_path: Path)
         ([{"share": 1, "render_size": 3}], r"stages\[0\]: render_size=3"),
         ([{"share": 0.5}, {"share": 0.5, "steps": 9}], r"stages\[1\]: 'steps' cannot differ in a stage"),
         ([{"share": 1, "guidance_scale": 9}], "'guidance_scale' cannot differ"),  # it is moved by hand
-        ([{"share": 1, "scene": {"kind": "hash"}}], "'scene.kind' cannot differ"),
+        ([{"share": 1, "scene": {"grid_size": 9}}], "'scene.grid_size' cannot differ"),
+        ([{"share": 1, "scene": {"kind": "hash"}}], r"stages\[0\]: scene.kind=hash: .*own kind, grid"),
+        ([HALF, {**HALF, "scene": {"kind": "hash"}}], r"stages\[1\]: scene.kind=hash cannot start from the grid"),
+        ([HALF, {**HALF, "scene": {"kind": "surface", "grid_size": 9}}], "unknown key 'scene.grid_size'"),
+        ([HALF, {**HALF, "scene": {"kind": "surface", "surface_cells": 7}}], r"stages\[1\]: scene.surface_cells=7"),
+        (
+            [HALF, {"share": 0.3, "scene": SURFACE}, {"share": 0.2, "scene": {**SURFACE, "surface_cells": 9}}],
+            r"stages\[2\]: scene.surface_cells=9, the stage before has 32",
+        ),
         ([{"share": 1, "scene.weight_orientation": [1, -1]}], "weight_orientation"),
         ([{"share": 1, "t_min_end": 0.9}], r"stages\[0\]: t_min_end=0.9 is above t_max_end"),
         ([{"share": 0}], "stages.0.share=0"), ([{}], "stages.0.share"), (3, "stages=3"),

@@ -106,7 +106,7 @@ def test_events_cannot_be_changed_and_time_is_set_on_a_copy() -> None:
     event = events.Failed(step=3, message="z0 is not finite", cure="lower guidance_scale")
     with pytest.raises(FrozenInstanceError):
         event.step = 4  # pyright: ignore[reportAttributeAccessIssue]
-    assert events.with_time(event, 1.5) == events.Failed(
+    assert events.stamp_event(event, 1.5, 0) == events.Failed(
         step=3, time_s=1.5, message="z0 is not finite", cure="lower guidance_scale"
     )
     assert event.time_s == 0

@@ -10,10 +10,10 @@ import torch
 
 from psd.config.errors import PresetError
 from psd.config.preset import WITHOUT_REWARD, Method, PairKind
-from psd.distillation import denoising, formulas
-from psd.distillation.denoising import predict_candidates
-from psd.distillation.methods import base_term, choose, gradient_estimate
+from psd.distillation import formulas
+from psd.distillation.methods import base_term, choose, denoising, gradient_estimate
 from psd.distillation.methods.base_term import steering_prediction
+from psd.distillation.methods.denoising import predict_candidates
 from psd.distillation.methods.gradient_estimate import estimate_gradient
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, pick_candidate

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.distillation import denoising, sampling
+from psd.distillation import sampling
 from psd.distillation.events import Stepped
 from psd.distillation.formulas import perpendicular_part
-from psd.distillation.methods import choose
+from psd.distillation.methods import choose, denoising
 from psd.geometry.cameras import sample_orbits, turntable_cameras
 from psd.models.prior import view_prompts
 from psd.models.prior.view_prompts import ViewPrompts

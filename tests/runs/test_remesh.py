@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from psd.geometry.cameras import turntable_cameras
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs.remesh import rewrite_mesh
 from tests.config.test_former import FORMER, change_preset
 

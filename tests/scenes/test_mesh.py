@@ -27,11 +27,11 @@ from psd.geometry.cleanup import (
     vertex_normals,
 )
 from psd.geometry.mesh import Mesh, mesh_statistics
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs.store.media import write_films
-from psd.scenes.choose import make_scene
 from psd.scenes.extract import best_threshold, density_grid, extract_mesh, surface_colour
 from psd.scenes.interfaces import Render
+from psd.scenes.radiance import RadianceScene
 from psd.scenes.turntable import render_turntable
 
 Field = Callable[[Tensor], Tensor]
@@ -207,7 +207,7 @@ def test_a_field_without_a_surface_is_an_error(density: Field, cure: str) -> Non
 
 
 def test_fog_that_fills_a_scene_is_no_ball() -> None:
-    scene = make_scene(Preset.make({"scene.grid_size": 16}))
+    scene = RadianceScene(Preset.make({"scene.grid_size": 16}))
     state = scene.state()
     state["density_levels.0"].fill_(9.0)
     scene.load_state(state)

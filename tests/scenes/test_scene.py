@@ -16,7 +16,6 @@ from psd.distillation import sampling
 from psd.geometry.cameras import Cameras, camera_rays, orbit_cameras, sample_orbits, turntable_cameras
 from psd.runtime import devices
 from psd.scenes import volume_rendering
-from psd.scenes.choose import make_scene
 from psd.scenes.fields.grid import GridField
 from psd.scenes.fields.hash import HashField
 from psd.scenes.fields.hash_encoding import HashEncoding
@@ -68,7 +67,7 @@ def random_rays(n: int = 5, s: int = 9) -> tuple[torch.Tensor, torch.Tensor, tor
 
 def small_scene(**changes) -> RadianceScene:
     """A lumpy coloured object on a small grid, everything faded in."""
-    scene = make_scene(preset_of({"grid_size": 12, "ray_samples": 24, **changes}))
+    scene = RadianceScene(preset_of({"grid_size": 12, "ray_samples": 24, **changes}))
     scene.advance(1.0)
     with torch.no_grad():
         for parameter in scene.field.parameters():
@@ -78,7 +77,7 @@ def small_scene(**changes) -> RadianceScene:
 
 def ball(radius: float, cells: int = 32, **changes) -> RadianceScene:
     """A hard ball: raw density +6 inside, -12 outside, linear over one cell."""
-    scene = make_scene(preset_of({"grid_size": cells, "ray_samples": 64, **changes}))
+    scene = RadianceScene(preset_of({"grid_size": cells, "ray_samples": 64, **changes}))
     scene.advance(1.0)
     axis = torch.linspace(-1, 1, cells + 1)
     distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
@@ -411,7 +410,7 @@ def test_cells_are_measured_again_only_when_they_are_others(monkeypatch: pytest.
     )
     for field, times in (("grid", 2), ("hash", 1)):
         measured.clear()
-        scene = make_scene(preset_of(FIELDS[field]))
+        scene = RadianceScene(preset_of(FIELDS[field]))
         for _ in range(2):
             scene.render(turntable_cameras(1), 4, background=WHITE)
         assert len(measured) == times
@@ -532,7 +531,7 @@ def test_skipping_empty_cells_changes_nothing(monkeypatch: pytest.MonkeyPatch, n
 
 def test_what_a_surface_hides_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hard ball: a training step keeps less than a quarter of its samples, and the same picture and gradient."""
-    scene = make_scene(preset_of({"kind": "hash", "ray_samples": 256}))
+    scene = RadianceScene(preset_of({"kind": "hash", "ray_samples": 256}))
     cast(HashField, scene.field).blob_density = 300.0
     scene.advance(0.0)
     counts, sample = [], scene.field.sample
@@ -617,8 +616,8 @@ def test_same_generator_same_bits_and_other_seed_other_samples() -> None:
 def test_state_restores_the_render_and_keeps_the_parameters(field: str) -> None:
     changes = FIELDS[field]
     scene, other = (
-        make_scene(preset_of(changes)),
-        make_scene(preset_of({**changes, "blob_density": 10.0}, seed=9)),
+        RadianceScene(preset_of(changes)),
+        RadianceScene(preset_of({**changes, "blob_density": 10.0}, seed=9)),
     )
     scene.advance(0.05)
     with torch.no_grad():
@@ -711,7 +710,7 @@ def test_fits_a_coloured_sphere_without_fog() -> None:
     scene_settings = {"weight_tv": 5, "weight_opacity": 10, "weight_entropy": 100}
     preset = preset_of({"grid_size": 24, "ray_samples": 32, **scene_settings})
     weights = preset.scene.regulariser_weights()
-    scene, generator, steps = make_scene(preset), seeded(), 45
+    scene, generator, steps = RadianceScene(preset), seeded(), 45
     optimiser = torch.optim.Adam(scene.parameter_groups(preset), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]
     for step in range(steps):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd.distillation import formulas
-from psd.distillation.denoising import Denoised
+from psd.distillation.methods.denoising import Denoised
 from psd.distillation.step import REWARD_GUIDANCE, StepContext
 from psd.distillation.tensors import Latents
 from psd.runtime.deferred import Number, scalar

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from psd.distillation.denoising import predict_candidates
 from psd.distillation.methods.base_term import base_gradient, first_candidate_index, rate_candidates, residual_gradient
+from psd.distillation.methods.denoising import predict_candidates
 from psd.distillation.results import Score
 from psd.distillation.step import StepContext
 from psd.distillation.tensors import group_norm, normalise_groups, per_view, pick_candidate

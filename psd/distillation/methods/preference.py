@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd.distillation import formulas
-from psd.distillation.denoising import predict_candidates, select_sample
 from psd.distillation.methods.base_term import (
     base_gradient,
     first_candidate_index,
     rate_candidates,
     steering_prediction,
 )
+from psd.distillation.methods.denoising import predict_candidates, select_sample
 from psd.distillation.methods.gradient_estimate import estimate_gradient
 from psd.distillation.results import Pair, Ranking, Score
 from psd.distillation.step import StepContext

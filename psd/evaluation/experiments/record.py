@@ -22,7 +22,7 @@ from psd.evaluation.metrics.ground_truth import SIDES
 from psd.evaluation.speed.recorder import Call, record_calls
 from psd.geometry.cameras import turntable_cameras
 from psd.geometry.mesh import Mesh
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs import engine
 from psd.runs.jobs.controls import Controls
 from psd.runtime import memory

@@ -30,7 +30,7 @@ from psd.distillation.preview import image_statistics
 from psd.embedded.captions import grammar, lists
 from psd.embedded.render import RenderedViews, ground_truth
 from psd.geometry.cameras import turntable_cameras
-from psd.geometry.rasterise import rasterise_mesh
+from psd.geometry.mesh_picture import rasterise_mesh
 from psd.models.rewards.text_image import ImageTextReward, score_prompts
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_settings
-from psd.config.settings import GridScene
+from psd.config.settings import GridScene, SurfaceSettings
 from psd.models.releases import RELEASES
 
 VIEWS = 4  # of the embedded prior, and of a preview
@@ -31,8 +31,10 @@ STEP_S = 0.094  # whatever the preset
 PREDICTED_S, RATED_S = 8.8e-3, 8.8e-3  # a picture through the U-Net; decoded and rated
 CELL_S, PREVIEW_S, END_S, VOXEL_S, TEXEL_S, FILM_CELL_S = 4.9e-7, 0.02, 0.65, 4.9e-7, 1.3e-5, 3.2e-7
 # A sample of a ray: in a step, with its way back; in a preview, with normals; in a film.
-SAMPLE_S = {"grid": (8.7e-8, 1.2e-7, 6.5e-8), "hash": (4.1e-6, 6.4e-6, 1.9e-6)}
-FIELD_BYTES = {"grid": 0.0, "hash": 850e6}
+SAMPLE_S = {"grid": (8.7e-8, 1.2e-7, 6.5e-8), "hash": (4.1e-6, 6.4e-6, 1.9e-6), "surface": (0.0, 0.0, 0.0)}
+FIELD_BYTES = {"grid": 0.0, "hash": 850e6, "surface": 0.0}
+# A vertex of a surface's grid and a pixel of its pictures, in a step; a picture without gradients takes half as long.
+VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 7e-7, 6e-6, 400.0, 2000.0
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
@@ -54,6 +56,8 @@ class StepWork:
     cells: float  # of the scene's finest grid, which the optimiser visits every step
     preview_samples: float  # ray samples of previews, without gradients
     previews: float
+    vertices: float  # of a surface's grid
+    pixels: float  # of a surface's pictures; those of previews count half
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,16 @@ def _count_stage_work(preset: Preset) -> StepWork:
         rated += updates * images * (2 + BACKWARD)
     every = 1 / min(preset.preview_every, max(preset.total_steps, 1))
     judges = len({*preset.rewards, *preset.judges})
+    samples, surface = _count_samples(preset), isinstance(preset.scene, SurfaceSettings)
     return StepWork(
         network_images=predicted,
         rated_images=rated * max(len(preset.rewards), 1) + every * VIEWS * judges,
-        ray_samples=float(images * preset.render_size**2 * preset.scene.ray_samples),
+        ray_samples=float(images * preset.render_size**2 * samples),
         cells=_count_cells(preset),
-        preview_samples=every * VIEWS * preset.preview_size**2 * preset.scene.ray_samples,
+        preview_samples=every * VIEWS * preset.preview_size**2 * samples,
         previews=every,
+        vertices=_count_vertices(preset),
+        pixels=surface * (images * preset.render_size**2 + every * VIEWS * preset.preview_size**2 / 2),
     )
 
 
@@ -126,11 +133,23 @@ def _count_cells(preset: Preset) -> float:
     return float(preset.scene.grid_size**3) if isinstance(preset.scene, GridScene) else 0.0
 
 
+def _count_samples(preset: Preset) -> int:
+    """Along a ray; a surface has none."""
+    return 0 if isinstance(preset.scene, SurfaceSettings) else preset.scene.ray_samples
+
+
+def _count_vertices(preset: Preset) -> float:
+    if not isinstance(preset.scene, SurfaceSettings):
+        return 0.0
+    return float((preset.scene.surface_cells + 1) ** 3 + preset.scene.surface_cells**3)
+
+
 def count_end_work(preset: Preset) -> dict[str, float]:
     """What the mesh and its film are made of, in counts."""
     return {
         "voxels": float(preset.mesh_resolution**3),
-        "film_samples": float(FILM_FRAMES * preset.preview_size**2 * preset.scene.ray_samples),
+        "film_samples": float(FILM_FRAMES * preset.preview_size**2 * _count_samples(preset)),
+        "film_pixels": float(FILM_FRAMES * preset.preview_size**2 * isinstance(preset.scene, SurfaceSettings)),
         "film_cells": FILM_FRAMES / VIEWS * _count_cells(preset),
         "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
     }
@@ -138,17 +157,18 @@ def count_end_work(preset: Preset) -> dict[str, float]:
 
 def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     """``speed``: of this machine, in units of the one that was measured on (`machine_speed`)."""
-    work, end = count_step_work(preset), count_end_work(preset)
+    work, end = count_step_work(preset), count_end_work(_list_stages(preset)[-1][1])
     step_s = end_s = None
     if preset.prior.startswith(EMBEDDED):
         sample_s, preview_sample_s, film_sample_s = SAMPLE_S[preset.scene.kind]
         step_s = (
             STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
             + work.ray_samples * sample_s + work.preview_samples * preview_sample_s + work.previews * PREVIEW_S
+            + work.vertices * VERTEX_S + work.pixels * PIXEL_S
         ) / speed  # fmt: skip
         end_s = (
             END_S + end["voxels"] * VOXEL_S + end["film_samples"] * film_sample_s + end["film_cells"] * FILM_CELL_S
-            + end["texels"] * TEXEL_S
+            + end["texels"] * TEXEL_S + end["film_pixels"] * PIXEL_S / 2
         ) / speed  # fmt: skip
     return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
 
@@ -157,10 +177,13 @@ def estimate_memory(preset: Preset) -> float:
     """The most bytes that a process with this run holds: networks, the scene, and the largest of its three phases."""
     step = max(
         staged.groups * VIEWS
-        * (staged.render_size**2 * staged.scene.ray_samples * SAMPLE_BYTES + _count_candidates(staged) * IMAGE_BYTES)
+        * (
+            staged.render_size**2 * (_count_samples(staged) * SAMPLE_BYTES or PIXEL_BYTES)
+            + _count_candidates(staged) * IMAGE_BYTES
+        ) + _count_vertices(staged) * VERTEX_BYTES
         for _, staged in _list_stages(preset)
     )  # fmt: skip
-    preview = VIEWS * preset.preview_size**2 * preset.scene.ray_samples * PREVIEW_SAMPLE_BYTES
+    preview = VIEWS * preset.preview_size**2 * _count_samples(preset) * PREVIEW_SAMPLE_BYTES
     mesh = preset.mesh_resolution**3 * VOXEL_BYTES + (4 * preset.mesh_resolution) ** 2 * TEXEL_BYTES * preset.texture
     networks = {preset.prior, preset.reward_decoder, *preset.rewards, *preset.judges}
     released = sum(RELEASES[name].gigabytes * 1e9 for name in networks if name in RELEASES)
@@ -176,6 +199,8 @@ def costly_keys(preset: Preset, measure: Callable[[Preset], float]) -> dict[str,
     known, whole = list_settings(), measure(preset)
     savings = {}
     for key in COSTLY:
+        if key.startswith("scene.") and not hasattr(preset.scene, key.removeprefix("scene.")):
+            continue  # of another kind of scene
         try:
             usual = preset.with_values({key: known[key].get_default(call_default_factory=True)})
         except PresetError:  # the preset's other values do not allow it
