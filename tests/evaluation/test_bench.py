@@ -12,6 +12,7 @@ import torch
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
+from psd.config.settings import RadianceSettings
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
 from psd.evaluation.speed import bench, throughput
 from psd.evaluation.speed.profile import RunProfile, Spent, profile_run
@@ -266,7 +267,8 @@ def test_shrunk_weights_see_shrunk_pictures() -> None:
     small = bench.shrink_pictures(preset)
     assert [stage.changes["render_size"] for stage in small.stages] == [16, 64]
     assert [stage.share for stage in small.stages] == [stage.share for stage in preset.stages]
-    assert small.scene.ray_samples == 64 and small.preview_size == preset.preview_size // 4
+    assert isinstance(small.scene, RadianceSettings) and small.scene.ray_samples == 64
+    assert small.preview_size == preset.preview_size // 4
     assert bench.shrink_pictures(Preset.load("tiny")).render_size == Preset.load("tiny").render_size // 4
 
 

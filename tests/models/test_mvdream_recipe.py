@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.config.settings import RadianceSettings
 from psd.distillation import sampling
 from psd.distillation.events import Stepped
 from psd.distillation.formulas import perpendicular_part
@@ -67,7 +68,7 @@ def test_the_orientation_term_grows_over_its_stage() -> None:
 
     assert [weights(x)["orientation"] for x in (0, 0.25, 0.5, 1)] == pytest.approx([10, 505, 1000, 1000])
     assert make_preset(scene={"weight_orientation": [3, 3]}).scene.regulariser_weights()["orientation"] == 3
-    assert weights(0.0)["tv"] == preset.scene.weight_tv
+    assert isinstance(preset.scene, RadianceSettings) and weights(0.0)["tv"] == preset.scene.weight_tv
 
 
 # ----------------------------------------------------------------------------------------------------------- background

@@ -116,7 +116,7 @@ def format_summary(lines: list[dict[str, Any]]) -> str:
         for name in MEASURES:
             wide = table.pivot_table(index="caption", columns="arm", values=name)
             if {arm, "sds"} <= set(wide.columns):
-                difference = pd.Series(wide[arm] - wide["sds"]).dropna()
+                difference = pd.Series(wide[arm] - wide["sds"]).dropna().rename_axis("prompt")
                 rows.append(f"{arm} - sds, {name}: {bootstrap_mean(difference)}")
     return "\n".join(rows)
 

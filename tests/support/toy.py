@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.config.settings import SceneSettings
+from psd.config.settings import RadianceSettings, SceneSettings
 from psd.distillation.events import Event
 from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
@@ -143,6 +143,7 @@ class ToyScene:
     def __init__(self, preset: Preset, device: torch.device | None = None) -> None:
         axis = torch.linspace(-1, 1, 8)
         radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+        assert isinstance(preset.scene, RadianceSettings)
         self.grid = nn.Parameter(
             torch.cat([preset.scene.blob_density * (1 - radius / 0.8)[None], torch.zeros(3, 8, 8, 8)])
         )
@@ -150,6 +151,7 @@ class ToyScene:
         self.steps_seen = 0  # by `after_step`
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
+        assert isinstance(preset.scene, RadianceSettings)
         return [{"name": "grid", "params": [("grid", self.grid)], "lr": preset.scene.colour_lr}]
 
     def look_up(self, points: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.config.settings import RadianceSettings
 from psd.distillation.events import Checkpointed, Event, Stepped
 from psd.evaluation.speed import throughput
 from psd.evaluation.speed.profile import RunProfile, profile_run
@@ -307,10 +308,10 @@ def shrink_pictures(preset: Preset) -> Preset:
     for stage in stages:
         if "render_size" in stage:
             stage["render_size"] = quarter(stage["render_size"])
-    return preset.with_values({
-        "render_size": quarter(preset.render_size), "preview_size": quarter(preset.preview_size), "stages": stages,
-        "mesh_resolution": 32, "scene.ray_samples": max(32, preset.scene.ray_samples // 4),
-    })  # fmt: skip
+    values = {"render_size": quarter(preset.render_size), "preview_size": quarter(preset.preview_size)}
+    if isinstance(preset.scene, RadianceSettings):
+        values["scene.ray_samples"] = max(32, preset.scene.ray_samples // 4)
+    return preset.with_values({**values, "stages": stages, "mesh_resolution": 32})
 
 
 def main(
