@@ -86,6 +86,12 @@ def make_admission(options: Options) -> Callable[[Preset], None]:
     return admit_preset
 
 
+def prepare_first(worker: Worker, preset: Preset) -> None:
+    """Load the models while somebody thinks of a prompt, and measure how long a run of them takes."""
+    if engine.load_ahead(preset):
+        worker.estimate(preset)
+
+
 def raise_interrupt(*_: object) -> None:
     """The machine goes down: end as with Ctrl-C, so that runs stop, and keep and mesh what they have."""
     raise KeyboardInterrupt
@@ -124,7 +130,7 @@ def serve_page(options: Options) -> None:
         make_events, options.runs, limits=Limits(options.keep_runs, options.keep_bytes, options.pause_s),
         admit=admit, screen=screen,
     )  # fmt: skip
-    threading.Thread(target=engine.load_ahead, args=[first], name="load-ahead", daemon=True).start()
+    threading.Thread(target=prepare_first, args=[worker, first], name="load-ahead", daemon=True).start()
 
     def score_pictures(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
         from psd.models.scoring import score_images

@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from psd.config.glossary import explain_options
 from psd.config.preset import list_settings
 from psd.config.settings import Range, Stage, read_facts
 
@@ -14,11 +15,14 @@ from psd.config.settings import Range, Stage, read_facts
 def parameter_table() -> str:
     """All parameters as Markdown tables, one for each group: what docs/parameters.md shows."""
     lines: list[str] = []
+    options: list[str] = []  # of the group's parameters, below its table
     group = ""
     for name, field in list_settings().items():
         extra = read_facts(field)
         if extra["group"] != group:
             group = extra["group"]
+            lines += ["", *options] if options else []
+            options = []
             lines += ["", f"**{group}**", "", "| key | default | values | what it does |", "|---|---|---|---|"]
         symbol = f" *{extra['symbol']}*" if extra["symbol"] else ""
         live = " Live." if extra["live"] else ""
@@ -29,7 +33,9 @@ def parameter_table() -> str:
         )
         default = default.removesuffix("...\n").strip()
         lines.append(f"| `{name}`{symbol} | `{default}` | {_describe_values(field)} | {field.description}{live} |")
-    return "\n".join(lines).strip() + "\n"
+        meanings = explain_options(name).items()
+        options += [f"- `{name}: {option}`, {called}: {sentence}" for option, (called, sentence) in meanings]
+    return "\n".join([*lines, "", *options]).strip() + "\n"
 
 
 def _describe_values(field: FieldInfo) -> str:

@@ -6,8 +6,14 @@ algorithm needs: embedded and large models, CPU and GPU, thread and command line
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+# Azimuth and elevation in degrees and pixels along an edge -> the scene from there; None: memory is too short for it.
+RenderView = Callable[[float, float, int], UInt8[np.ndarray, "h w 3"] | None]
 
 
 class Control(Protocol):
@@ -19,6 +25,10 @@ class Control(Protocol):
 
     def stopping(self) -> bool: ...
 
+    def show_scene(self, render: RenderView, step: int) -> None:
+        """Between two steps, after ``step`` of them: a chance to look at the scene, which changes nothing."""
+        ...
+
 
 class NoControl:
     """Controls that change nothing and never stop a run."""
@@ -28,3 +38,6 @@ class NoControl:
 
     def stopping(self) -> bool:
         return False
+
+    def show_scene(self, render: RenderView, step: int) -> None:
+        return None

@@ -12,14 +12,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from psd import __version__
 from psd.config.preset import Preset
 from psd.distillation import detectors, events, recovery
-from psd.distillation.preview import Preview, render_preview
+from psd.distillation.preview import Preview, render_preview, to_uint8
 from psd.distillation.session import PreviewAttempt, Session
 from psd.distillation.state import State, restore_scene
+from psd.geometry.cameras import turntable_cameras
 from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.deferred import NonFiniteError
@@ -138,6 +141,22 @@ def make_preview(state: State, preset: Preset, models: Models) -> PreviewAttempt
         models.fewer()
         memory.release_memory()
     return PreviewAttempt(out_of_memory=f"{where}: there is none.")
+
+
+def render_view(
+    session: Session, azimuth_deg: float, elevation_deg: float, size: int
+) -> UInt8[np.ndarray, "h w 3"] | None:  # fmt: skip
+    """The scene as it stands from one side, before white; draws no random number.  None: memory is too short for it."""
+    device = session.models.prior.device
+    cameras = turntable_cameras(1, start_deg=azimuth_deg, elevation_deg=elevation_deg).to(device)
+
+    @torch.no_grad()
+    def make_picture() -> UInt8[np.ndarray, "h w 3"]:
+        plain = torch.ones(1, 3, device=device)
+        return to_uint8(session.state.scene.render(cameras, size, background=plain).rgb[0])[0]
+
+    with COMPUTING:
+        return try_within_memory(make_picture)
 
 
 def try_within_memory(make: Callable[[], Made]) -> Made | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -69,7 +70,9 @@ def run(
 
 def distil(session: Session) -> Iterator[Event]:
     """The steps of a run, from where it stands to its mesh; the events have no times yet."""
+    render = partial(reporting.render_view, session)
     yield from reporting.report_start(session)
+    session.control.show_scene(render, session.state.step)
     while session.goes_on:
         yield from controls.take_live_values(session)
         yield from stages.enter_stage(session)
@@ -82,6 +85,7 @@ def distil(session: Session) -> Iterator[Event]:
         metrics, negative = attempt.result
         session.finish_step()
         yield from reporting.report_step(session, attempt.t, metrics | session.clock.lap_metrics(), negative)
+        session.control.show_scene(render, session.state.step)
     if not session.failed:
         yield from reporting.report_end(session)
 

@@ -58,14 +58,19 @@ def load_models(preset: Preset) -> Models:
     return load.load_models(preset)
 
 
-def load_ahead(preset: Preset) -> None:
-    """Load the models while somebody thinks of a prompt; a failure is printed here and again by the run itself."""
+def load_ahead(preset: Preset) -> bool:
+    """Load the models before a run asks for them; whether they are there.
+
+    A failure is printed here and again by the run itself.
+    """
     from psd.models.load import download_models
 
     try:
         if download := next(download_models(preset), None):
             print(f"The first run of this preset begins by {download}", file=sys.stderr)
-        else:
-            load_models(preset)
+            return False
+        load_models(preset)
     except (PresetError, OSError) as error:
         print(f"Cannot load the models of this preset yet: {error}", file=sys.stderr)
+        return False
+    return True

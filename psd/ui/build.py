@@ -1,9 +1,10 @@
 """The page: inputs made from the Preset's declaration, tabs that show a run, and the wires between them.
 
     state/view.py   fold_event(view, event) -> view: what a page knows of a run, pure
+    panels/         the prompt box, the stage with its status and what steers it, the drawer of all settings
     state/page.py   what one page looks at, and panes: components with what they show of it
     state/watch.py  live and stored runs as views
-    panels/, tabs/  a file for the prompt box, the status bar, the shared presets, and for each tab
+    tabs/           a file for each tab
     markup/         SVG and HTML that they share, pure
     inputs/         the Preset's fields as components, names of presets, help with prompts
     context.py      what the listeners of all parts share
@@ -21,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset, list_settings
+from psd.config.preset import Preset
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE, read_preset
 from psd.runs.store.files import StoreError
@@ -40,18 +40,18 @@ from psd.ui.context import (
     require_whole,
     reset_html,
 )
-from psd.ui.inputs import controls
 from psd.ui.inputs.controls import FieldControl
 from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.markup import html
+from psd.ui.panels.advanced import build_advanced
 from psd.ui.panels.prompt_box import PromptBox, build_prompt_box
-from psd.ui.panels.share import SharePanel
-from psd.ui.panels.status import StatusBar, status_bar
-from psd.ui.state.page import FLOATING, QUIET, Page, Pane
+from psd.ui.panels.stage import StagePanel, build_take
+from psd.ui.panels.status import StatusBar, build_hand, build_status
+from psd.ui.panels.steer import build_steer, steer_words, wire_steer
+from psd.ui.state.page import FLOATING, MAKE, QUIET, Page, Pane
 from psd.ui.state.watch import Watcher
 from psd.ui.tabs.compare import CompareTab
-from psd.ui.tabs.curves import curves_tab
-from psd.ui.tabs.live import LiveTab
+from psd.ui.tabs.curves import CurvesTab
 from psd.ui.tabs.log import log_tab
 from psd.ui.tabs.mesh import MeshTab, Remesh
 from psd.ui.tabs.negative import negative_tab
@@ -62,18 +62,6 @@ __all__ = ["build_blocks", "launch_options"]
 CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
 TICK_S, REST_S = 0.7, 5.0
 MOST_MORE = 100_000  # steps at once past a run's end
-FIRST = ("method", "steps")  # beside preset and seed; the other fields are in their groups
-TITLES = {"run": "Machine", "models": "Reward weights", "negative": "Negative embedding"}
-# The tab's panes are filled once its components are on the page: Gradio draws no mesh that comes before its viewer.
-MOUNTED = """async () => {
-    const mesh = document.querySelector("#tabs [role=tab][aria-selected=true]")?.innerText === "Mesh";
-    for (let i = 0; mesh && i < 100 && !document.querySelector("#viewer"); i++)
-        await new Promise((resolve) => setTimeout(resolve, 50));
-    await new Promise((resolve) => setTimeout(resolve, 250));
-}"""
-FREE = "The values of the next run; those marked Live can also be moved while it goes on."
-THEIRS = "Locked while this run goes on: another browser steers it. Duplicate sets up a run of your own."
-FIXED = "Locked while this run goes on, except what is marked Live. Duplicate sets up another run."
 # Three habits of Gradio that are stopped before it sees the event.  (In the head: what Gradio runs as ``js`` comes
 # after the page can be used.)  A dropdown takes the key that leaves it for one that opens it, and its list stays over
 # the page.  A slider that loses the keyboard pulls what was typed to its ends without a word: here it stays, and the
@@ -138,39 +126,49 @@ def build_blocks(
         title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as blocks:
         gr.HTML(html.HEADER, elem_id="header")
-        with gr.Column(elem_id="layout"):
-            with gr.Column(elem_id="ask"):
-                asked = build_prompt_box(first, vocabularies.get(first.prior))
-            with gr.Column(elem_id="stage"):
-                bar = status_bar()
-                with gr.Tabs(elem_id="tabs") as tabs:
-                    with gr.Tab("Live", id="Live"):
-                        live = LiveTab()
-                    with gr.Tab("Curves", id="Curves"):
-                        curves = curves_tab()
-                    with gr.Tab("Negative", id="Negative"):
-                        negative = negative_tab()
-                    with gr.Tab("Mesh", id="Mesh"):
-                        mesh = MeshTab(first, remesher)
-                    with gr.Tab("Compare", id="Compare"):
-                        compare = CompareTab()
-                    with gr.Tab("Runs", id="Runs"):
-                        runs = RunsTab()
-                    with gr.Tab("Log", id="Log"):
-                        log = log_tab()
-            with gr.Column(elem_id="settings"):
-                share, parts, locks = _build_settings(preset, first)
+        with gr.Tabs(elem_id="places") as places:
+            with gr.Tab(MAKE, id=MAKE), gr.Column(elem_id="layout"):
+                with gr.Column(elem_id="ask"):
+                    asked = build_prompt_box(first, vocabularies.get(first.prior))
+                with gr.Column(elem_id="stage"):
+                    line = build_status()
+                    with gr.Row(elem_id="act"):
+                        take, bar = build_take(), build_hand()
+                    with gr.Row(elem_id="stage-row"):
+                        with gr.Column(elem_id="see", min_width=300):
+                            stage = StagePanel()
+                        with gr.Column(elem_id="steer", min_width=240):
+                            live, words, moves = build_steer(first)
+                with gr.Column(elem_id="rest"):
+                    advanced = build_advanced(preset, first)
+                    with gr.Tabs(elem_id="tabs") as tabs:
+                        with gr.Tab("Curves", id="Curves"):
+                            curves = CurvesTab()
+                        with gr.Tab("Mesh", id="Mesh"):
+                            mesh = MeshTab(first, remesher)
+                        with gr.Tab("Negative", id="Negative"):
+                            negative = negative_tab()
+                        with gr.Tab("Log", id="Log"):
+                            log = log_tab()
+            with gr.Tab("Runs", id="Runs"):
+                runs = RunsTab()
+            with gr.Tab("Compare", id="Compare"):
+                compare = CompareTab()
+        parts = [*asked.parts, *live, *advanced.parts]
         reset = gr.HTML(reset_html(first), elem_id="reset-values")
-        run_id, keys, tab = gr.State(""), gr.State([]), gr.State("Live")
+        run_id, keys = gr.State(""), gr.State([])
+        place, tab = gr.State(MAKE), gr.State("Curves")
         last = gr.BrowserState("", storage_key="psd-last-run", secret="psd")
         owner = gr.BrowserState("", storage_key="psd-owner", secret="psd")
         timer = gr.Timer(TICK_S, active=False)
         looking = LookInputs(
-            mesh.viewer, tab, live.kinds, live.follow, live.at, compare.runs, compare.at, runs.mine
+            stage.viewer, place, tab, stage.show, stage.follow, stage.at, stage.orbit, compare.runs, compare.at,
+            runs.mine, runs.find, runs.sort,
         )  # fmt: skip
         panes = [
-            *bar.panes, *live.panes, *curves, *negative, *mesh.panes, *compare.panes, *runs.panes, *log,
-            _run_button(asked), *locks,
+            line, take, *stage.panes, *bar.panes, moves, *curves.panes, *negative, *mesh.panes,
+            *compare.panes, *runs.panes,
+            *log, _run_button(asked), _lock_pane(live, words), advanced.lock_pane(asked.parts),
             Pane([timer], _tick_s, lambda p: [gr.Timer(_tick_s(p) or TICK_S, active=_tick_s(p) is not None)]),
         ]  # fmt: skip
 
@@ -179,7 +177,7 @@ def build_blocks(
             return collect_updates(panes, read_page(worker, watcher, run, owner, read_look(viewer, *seen)), old)
 
         desk = PageContext(
-            worker, watcher, vocabularies, parts, asked.prompt, share.choice, reset, run_id,
+            worker, watcher, vocabularies, parts, asked.prompt, advanced.share.choice, reset, run_id,
             gr.State(first.model_dump()), last, owner,
             {"fn": refresh, "inputs": [run_id, owner, keys, *looking.inputs],
              "outputs": [keys, *(component for pane in panes for component in pane.components)], **QUIET},
@@ -188,15 +186,18 @@ def build_blocks(
         _wire_address(blocks, desk, asked)
         _wire_start(desk, asked)
         _wire_hand(desk, bar)
-        share.wire_events(desk, blocks)
-        tabs.select(_selected_tab, None, tab, **QUIET).then(None, None, None, js=MOUNTED).then(**desk.news)
-        live.wire_events(desk)
+        asked.wire_events(desk, blocks)
+        advanced.share.wire_events(desk, blocks)
+        places.select(_selected_tab, None, place, **QUIET).then(**desk.news)
+        tabs.select(_selected_tab, None, tab, **QUIET).then(**desk.news)
+        stage.wire_events(desk)
+        curves.wire_events(desk, stage)
         mesh.wire_events(desk)
         compare.wire_events(desk, blocks)
-        runs.wire_events(desk)
-        for part in parts:
-            if part.live:
-                _wire_live(desk, part)
+        runs.wire_events(desk, places, place, compare)
+        wire_steer(parts)
+        for part in live:
+            _wire_live(desk, part)
     return blocks
 
 
@@ -235,33 +236,21 @@ def _wire_address(blocks: gr.Blocks, desk: PageContext, asked: PromptBox) -> Non
 
 
 def _wire_start(desk: PageContext, asked: PromptBox) -> None:
-    def submit_run(owner: str, *given: Any) -> list[Any]:
+    def submit_run(owner: str, is_new: bool, *given: Any) -> list[Any]:
         """Check every value, queue the run and hand its id to the page; what is wrong is said in words."""
         try:
-            run = desk.worker.submit(desk.read_controls(*given), owner=desk.require_secret(owner))
-        except (PresetError, StoreError) as error:
-            return [gr.skip(), gr.skip(), html.note_html(str(error))]
-        return [run, run, ""]
-
-    def estimate_cost(*given: Any) -> str:
-        """Time and memory by an earlier run of the kind, or a warm-up of a few steps."""
-        try:
             preset = desk.read_controls(*given)
-            pace = desk.worker.estimate(preset)
+            if is_new:
+                preset = preset.with_values({"seed": random.randrange(2**31)})
+            run = desk.worker.submit(preset, owner=desk.require_secret(owner))
         except (PresetError, StoreError) as error:
-            return html.note_html(str(error))
-        if pace is None:
-            return html.note_html("The device is busy with a run: the estimate needs it for a few seconds.", "hint")
-        memory = f" and {pace.memory_bytes / 2**30:.1f} GB" if pace.memory_bytes else ""
-        return html.note_html(f"About {html.format_minutes(pace.left_s(preset))}{memory} on this machine.", "hint")
+            return [gr.skip(), gr.skip(), html.note_html(str(error)), gr.skip()]
+        return [run, run, "", preset.seed]
 
-    asked.estimate.click(
-        estimate_cost, desk.given, asked.message, show_progress="minimal", api_visibility="private", concurrency_limit=1
-    )
     for trigger in (asked.run.click, asked.prompt.submit):
         trigger(
-            submit_run, [desk.owner, *desk.given], [desk.run_id, desk.last, asked.message],
-            trigger_mode="once", **QUIET,
+            submit_run, [desk.owner, asked.is_new_seed, *desk.given],
+            [desk.run_id, desk.last, asked.message, *asked.seed.components], trigger_mode="once", **QUIET,
         ).then(**desk.news).then(None, [desk.last, asked.message], None, js=ADDRESS, **QUIET)  # fmt: skip
 
 
@@ -288,7 +277,7 @@ def _wire_hand(desk: PageContext, bar: StatusBar) -> None:
             return html.note_html(str(error))
         return ""
 
-    def duplicate(run: str) -> list[Any]:
+    def remix(run: str) -> list[Any]:
         """Leave the run, which goes on, with its values in the controls."""
         try:
             return ["", "", "", *desk.show(read_preset(desk.worker.library.find_folder(run)))]
@@ -299,7 +288,7 @@ def _wire_hand(desk: PageContext, bar: StatusBar) -> None:
     bar.pause.click(pause, mine, bar.message, **QUIET).then(**desk.news)
     bar.stop.click(stop, mine, bar.message, **QUIET).then(**desk.news)
     bar.go_on.click(go_on, [desk.run_id, bar.more, desk.owner], bar.message, **QUIET).then(**desk.news)
-    bar.duplicate.click(duplicate, desk.run_id, [desk.run_id, desk.last, bar.message, *desk.shown], **QUIET).then(
+    bar.remix.click(remix, desk.run_id, [desk.run_id, desk.last, bar.message, *desk.shown], **QUIET).then(
         **desk.news
     ).then(None, [desk.last, bar.message], None, js=ADDRESS, **QUIET)
 
@@ -322,37 +311,15 @@ def _wire_live(desk: PageContext, part: FieldControl) -> None:
         )
 
 
-def _build_settings(name: str, preset: Preset) -> tuple[SharePanel, list[FieldControl], list[Pane]]:
-    """Preset and seed, then every field of the preset by its declared group."""
-    parts = []
-    locked = gr.HTML(html.note_html(FREE, "hint"), elem_id="locked")
-    share = SharePanel(name)
-    with gr.Row(elem_id="seed"):
-        parts.append(controls.make_control("seed", preset))
-        dice = gr.Button("🎲", elem_id="dice", min_width=48, scale=0)
-    dice.click(lambda: random.randrange(2**31), None, parts[0].components, **QUIET)
-    parts += [controls.make_control(field, preset) for field in FIRST]
-    elsewhere = {"seed", *FIRST, *controls.ELSEWHERE}
-    for group, fields in controls.group_fields([name for name in list_settings() if name not in elsewhere]).items():
-        with gr.Accordion(TITLES.get(group, group.capitalize()), open=False):
-            parts += [controls.make_control(field, preset) for field in fields]
-    return share, parts, _lock_panes([*share.locked, dice], parts, locked)
-
-
-def _lock_panes(others: list[Component], parts: list[FieldControl], locked: gr.HTML) -> list[Pane]:
-    """While a run is watched only what it listens to can be moved, by its owner; a line above says why."""
-    fixed = [*others, *(component for part in parts if not part.live for component in part.components)]
-    live = [component for part in parts if part.live for component in part.components]
+def _lock_pane(live: list[FieldControl], words: gr.HTML) -> Pane:
+    """A run that goes on is steered by its owner only; the line above says so."""
+    components = [component for part in live for component in part.components]
 
     def lock_updates(page: Page) -> list[Any]:
-        free = page.run.is_over
-        why = FREE if free else FIXED if page.is_mine else THEIRS
-        return [
-            html.note_html(why, "hint"), *[gr.update(interactive=free)] * len(fixed),
-            *[gr.update(interactive=free or page.is_mine)] * len(live),
-        ]  # fmt: skip
+        is_free = page.run.is_over or page.is_mine
+        return [html.note_html(steer_words(page), "hint"), *[gr.update(interactive=is_free)] * len(components)]
 
-    return [Pane([locked, *fixed, *live], lambda p: (p.run.is_over, p.is_mine), lock_updates)]
+    return Pane([words, *components], lambda p: (p.run.is_over, p.is_mine), lock_updates)
 
 
 def _run_button(asked: PromptBox) -> Pane:

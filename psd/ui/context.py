@@ -20,8 +20,10 @@ from psd.ui.inputs import controls
 from psd.ui.inputs.controls import FieldControl
 from psd.ui.inputs.origin import name_preset
 from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
-from psd.ui.state.page import MOST, Look, Page, Pane, WatchedRun
+from psd.ui.state.page import MAKE, MOST, Look, Page, Pane, WatchedRun
 from psd.ui.state.watch import Watcher
+
+ORBIT_WAIT_S = 0.9  # for a picture from a new side
 
 
 @dataclass
@@ -102,28 +104,32 @@ class LookInputs:
     """The components that say what the page looks at, in the order that `read_look` takes their values."""
 
     viewer: gr.Model3D
+    place: gr.State
     tab: gr.State
-    kinds: gr.CheckboxGroup
+    show: gr.Radio
     follow: gr.Checkbox
     step: gr.State
+    orbit: gr.State
     compared: gr.Dropdown
     compared_step: gr.State
     only_mine: gr.Checkbox
+    find: gr.Textbox
+    sort: gr.Radio
 
     @property
     def inputs(self) -> list[Component]:
-        return [self.viewer, self.tab, self.kinds, self.follow, self.step, self.compared, self.compared_step,
-                self.only_mine]  # fmt: skip
+        return [self.viewer, self.place, self.tab, self.show, self.follow, self.step, self.orbit, self.compared,
+                self.compared_step, self.only_mine, self.find, self.sort]  # fmt: skip
 
 
 def read_look(
-    viewer: object, tab: str, kinds: list[str], follow: bool, step: float, compared: list[str], compared_step: float,
-    only_mine: bool,
+    viewer: object, place: str, tab: str, show: str, follow: bool, step: float, orbit: Sequence[int],
+    compared: list[str], compared_step: float, only_mine: bool, find: str, sort: str,
 ) -> Look:  # fmt: skip
-    longitude, latitude, radius = getattr(viewer, "camera_position", Look.camera)  # absent until it is turned
+    longitude, latitude, radius = getattr(viewer, "camera_position", Look.viewer_camera)  # absent until it is turned
     return Look(
-        tab, tuple(kinds), follow, int(step or 0), (longitude, latitude, radius), tuple(compared or ())[:MOST],
-        int(compared_step or 0), only_mine,
+        place, tab, show, follow, int(step or 0), (orbit[0], orbit[1]), (longitude, latitude, radius),
+        tuple(compared or ())[:MOST], int(compared_step or 0), only_mine, find, sort,
     )  # fmt: skip
 
 
@@ -133,9 +139,13 @@ def read_page(worker: Worker, watcher: Watcher, run: str, owner: str, seen: Look
         watched = watcher.view_run(run) if run else WatchedRun()
     except StoreError as error:  # its folder was deleted, say
         watched = WatchedRun(state="interrupted", message=str(error))
-    compared = watcher.view_runs(seen.compared if seen.tab == "Compare" else ())
-    runs = watcher.runs(owner if seen.only_mine else "") if seen.tab == "Runs" else ()
-    return Page(watched, seen, bool(run) and worker.library.is_steerable_by(run, owner), compared, runs)
+    compared = watcher.view_runs(seen.compared if seen.place == "Compare" else ())
+    runs = watcher.runs(owner if seen.only_mine else "") if seen.place == "Runs" else ()
+    is_looking = bool(run) and not watched.is_over and seen.place == MAKE and seen.follow
+    picture = worker.look_at(run, seen.orbit, ORBIT_WAIT_S) if is_looking else None
+    is_mine = bool(run) and worker.library.is_steerable_by(run, owner)
+    mine = frozenset(run.id for run in runs if worker.library.is_steerable_by(run.id, owner))
+    return Page(watched, seen, is_mine, picture, compared, runs, mine)
 
 
 def collect_updates(panes: Sequence[Pane], now: Page, old: Sequence[Any]) -> list[Any]:

@@ -32,6 +32,7 @@ from psd.distillation.events import (
     Warned,
     to_json,
 )
+from psd.distillation.interfaces import NoControl, RenderView
 from psd.distillation.less_memory import describe_sizes, reduced_preset
 from psd.distillation.methods.baselines import sds
 from psd.distillation.methods.choose import METHODS
@@ -62,7 +63,7 @@ from tests.support.toy import (
 )
 
 
-class Hand:
+class Hand(NoControl):
     """Stops after ``steps`` polls and moves sliders at given polls."""
 
     def __init__(self, stop_after: int = 10**9, moves: dict[int, dict] | None = None) -> None:
@@ -75,6 +76,18 @@ class Hand:
     def stopping(self) -> bool:
         self.polls += 1
         return self.polls > self.stop_after
+
+
+class Onlooker(NoControl):
+    """Looks at the scene between all steps, from another side each time."""
+
+    def __init__(self) -> None:
+        self.pictures: list[np.ndarray] = []
+
+    def show_scene(self, render: RenderView, step: int) -> None:
+        picture = render(40.0 * step, 30.0, 48)
+        assert picture is not None and picture.shape == (48, 48, 3) and picture.dtype == np.uint8
+        self.pictures.append(picture)
 
 
 def essence(event: Event) -> tuple:
@@ -230,17 +243,22 @@ def test_a_stopped_run_is_meshed_and_a_resumed_one_makes_the_same_mesh(with_mesh
 
 
 def test_the_shipped_models_repeat_and_resume_bit_for_bit(with_mesh: None) -> None:
-    """The default preset with all that ships, on two threads: U-Net, autoencoder, critics, grid, surface."""
+    """The default preset with all that ships, on two threads: U-Net, autoencoder, critics, grid, surface.
+
+    The second time somebody turns the scene between all steps, which changes no bit.
+    """
     changed = {"steps": 4, "negative_every": 1, "preview_every": 4, "mesh_resolution": 32, "threads": 2}
     preset = Preset.load("tiny", changed)
     models = load_models(preset)
     try:
-        whole, again = (list(map(essence, run(preset, models))) for _ in range(2))
+        whole = list(map(essence, run(preset, models)))
+        again = list(map(essence, run(preset, models, control=(onlooker := Onlooker()))))
         first = list(run(preset, models, control=Hand(2)))
         rest = list(run(preset, models, resume=last_checkpoint(first)))
     finally:
         torch.set_num_threads(1)
     assert again == whole
+    assert len(onlooker.pictures) == 5 and not np.array_equal(onlooker.pictures[0], onlooker.pictures[-1])
     steps = [index for index, event in enumerate(rest) if isinstance(event, Stepped)]
     resumed = list(map(essence, rest[steps[0] :]))
     assert resumed == whole[-len(resumed) :] and len(steps) == 2

@@ -35,6 +35,11 @@ BALL = trimesh.creation.uv_sphere(0.5, count=[24, 24])
 UPPER, LOWER = np.array([200, 80, 40]), np.array([40, 80, 200])  # sRGB of what is up and what is down in the world
 
 
+def paint_side(azimuth_deg: float, elevation_deg: float, size: int) -> np.ndarray:
+    """Stands in for a render: each side has a grey of its own."""
+    return np.full((size, size, 3), azimuth_deg / 2, np.uint8)
+
+
 def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event]:
     """A stand-in for the engine: coloured views that change with the step, and a small mesh at the end."""
     yield Started(step=0, preset=preset.model_dump(mode="json"), total_steps=preset.steps, views=4, environment={})
@@ -47,6 +52,7 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
         time.sleep(0.25)
         scores = {"reward/assets/reward": step**0.5, "judge/assets/selector": 2.0 - 1.0 / step}
         yield Stepped(step=step, t=500, metrics=scores, time_s=0.25 * step)
+        control.show_scene(paint_side, step)
         views = np.full((4, 32, 32, 3), (10 * step % 256, 90, 160), np.uint8)
         rewards = {"reward/assets/reward": [1.0, 2.0, 3.0, 4.0]}
         yield Previewed(step=step, images={"rgb": views, "normal": views}, rewards=rewards, time_s=0.25 * step)
@@ -107,8 +113,15 @@ def number_of(page: Page, control: str) -> Locator:
 
 
 def type_number(field: Locator, value: str) -> None:
-    field.fill(value)
-    field.press("Tab")
+    """Types a number until the page keeps it: a field's value is set once more as it comes onto the page."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while True:
+        field.fill(value)
+        field.press("Tab")
+        field.page.wait_for_timeout(300)
+        if field.input_value() == value:
+            return
+        assert time.monotonic() < deadline, f"the page keeps {field.input_value()} instead of {value}"
 
 
 def press(button: Locator) -> None:
@@ -116,40 +129,37 @@ def press(button: Locator) -> None:
     button.press("Enter")
 
 
+def open_advanced(page: Page) -> None:
+    """The drawer of all settings, with its values in place."""
+    steps = number_of(page, "control-steps")
+    if not steps.is_visible():
+        press(page.get_by_role("button", name="Advanced"))
+        expect(steps).to_be_visible(timeout=PATIENCE_MS)
+        page.wait_for_timeout(500)  # values are set once more as they come onto the page
+
+
 def run_steps(page: Page, steps: int) -> None:
-    field = page.locator("#control-steps input[type=number]")
-    field.fill(str(steps))
-    field.press("Tab")
+    open_advanced(page)
+    type_number(number_of(page, "control-steps"), str(steps))
     press(page.locator("#run"))
 
 
 def expect_new_picture(page: Page, after: str | None = None) -> str:
     """Wait for a preview other than ``after``; returns its address."""
-    picture = page.locator(".shot img").first
-    expect(picture).to_be_visible(timeout=PATIENCE_MS)
+    picture = page.locator("#picture .sprite")
+    expect(picture).to_be_attached(timeout=PATIENCE_MS)
     if after:
         expect(picture).not_to_have_attribute("src", after, timeout=PATIENCE_MS)
     return picture.get_attribute("src") or ""
 
 
 def look_back(page: Page, step: int) -> None:
-    """Types the step to look back at.
-
-    While the newest preview is followed the field moves by itself, once in a while between typing and leaving it; that
-    stops the following all the same, so the second time it stays.
-    """
-    back, picture = page.locator("#scrub input[type=number]"), page.locator(".shot img").first
-    wanted = re.compile(rf"{step:06d}\.jpg")
-    for patience_ms in (PATIENCE_MS / 4, PATIENCE_MS):
-        back.fill(str(step))
-        back.press("Tab")
-        expect(page.locator("#follow input")).not_to_be_checked(timeout=PATIENCE_MS)
-        try:
-            expect(picture).to_have_attribute("src", wanted, timeout=patience_ms)
-            return
-        except AssertionError:
-            if patience_ms == PATIENCE_MS:
-                raise
+    """Moves the time line's slider to a step."""
+    page.locator("#scrub input[type=range]").fill(str(step))
+    expect(page.locator("#follow input")).not_to_be_checked(timeout=PATIENCE_MS)
+    expect(page.locator("#picture .sprite")).to_have_attribute(
+        "src", re.compile(rf"{step:06d}\.jpg"), timeout=PATIENCE_MS
+    )
 
 
 def expect_state(page: Page, word: str) -> None:
@@ -169,7 +179,8 @@ def expect_colours_in_the_viewer(page: Page, upper: np.ndarray, lower: np.ndarra
     before, seen = np.zeros(0), "nothing"
     deadline = time.monotonic() + PATIENCE_MS / 1000
     while time.monotonic() < deadline:
-        picture = np.asarray(Image.open(BytesIO(viewer.screenshot())).convert("RGB")).astype(int)
+        shot = viewer.screenshot(style="#show { visibility: hidden }")  # its buttons lie over the viewer
+        picture = np.asarray(Image.open(BytesIO(shot)).convert("RGB")).astype(int)
         drawn = np.argwhere(picture.max(-1) - picture.min(-1) > 60)  # what has a colour
         if len(drawn) > 500 and np.array_equal(picture, before):
             (top, left), (bottom, right) = drawn.min(0), drawn.max(0)
@@ -185,7 +196,7 @@ def expect_colours_in_the_viewer(page: Page, upper: np.ndarray, lower: np.ndarra
 
 def download_glb(page: Page, folder: Path) -> trimesh.Trimesh:
     with page.expect_download() as download:
-        page.get_by_role("link", name="Download GLB").press("Enter")
+        page.locator("#take a").press("Enter")
     target = folder / download.value.suggested_filename
     download.value.save_as(target)
     assert target.suffix == ".glb"

@@ -18,6 +18,7 @@ from tests.support.browsing import (
     PATIENCE_MS,
     expect_state,
     number_of,
+    open_advanced,
     open_tab,
     press,
     run_steps,
@@ -44,8 +45,7 @@ def address(stored: tuple[Path, list[str]]) -> Iterator[str]:
 
 
 def open_settings(page: Page) -> None:
-    for group in ("Machine", "Reward weights", "Guidance", "Preference", "Negative", "Scene", "Cameras", "Output"):
-        press(page.get_by_role("button", name=re.compile(f"^{group}")).first)
+    open_advanced(page)
     expect(number_of(page, "control-mesh_faces")).to_be_visible(timeout=PATIENCE_MS)
     page.wait_for_timeout(1000)  # values are set once more as they come onto the page
 
@@ -72,6 +72,7 @@ def test_every_number_takes_all_that_its_field_allows(open_page: Callable[..., P
         assert float(number_of(page, control_id(name)).input_value()) == value, name
 
     # What differs from the preset, which is what a run would go by.
+    open_advanced(page)
     press(page.get_by_role("button", name="Preset as text, commands"))
     press(page.locator("#share-read"))
     differences = page.locator("#share-diff tbody tr")
@@ -128,7 +129,7 @@ def test_dictation_and_another_run_s_values_refresh_the_help(open_page: Callable
     page.keyboard.insert_text("a red unicorn")  # as dictation does, without a key
     expect(hint).to_contain_text("Not yet a caption", timeout=PATIENCE_MS)
     open_tab(page, "Runs")
-    press(page.locator("#runs tr", has_text=LEARNED[0]).locator("button[data-act=duplicate]").last)
+    press(page.get_by_role("button", name=f"Remix: {LEARNED[0]}").last)
     expect(prompt).to_have_value(LEARNED[0], timeout=PATIENCE_MS)
     expect(hint.locator(".note")).to_have_count(0, timeout=PATIENCE_MS)
 
@@ -197,6 +198,7 @@ def test_the_snippet_holds_the_path_of_a_proxy(
 ) -> None:
     served = serve(scripted, tmp_path, root_path="/psd")
     page = open_page(next(served))
+    open_advanced(page)
     press(page.get_by_role("button", name="Preset as text, commands"))
     press(page.locator("#share-read"))
     expect(page.locator("#share .cm-content").last).to_contain_text(

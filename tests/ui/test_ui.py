@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
 from psd.distillation import events
 from psd.embedded.captions import grammar
 from psd.geometry.export import FRAMES
+from psd.runs.jobs.orbit import OrbitPicture
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import Run, Status
 from psd.runs.store.files import StoreError
@@ -34,15 +36,15 @@ from psd.ui.inputs.vocabulary import (
 )
 from psd.ui.markup import html
 from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
-from psd.ui.panels import share, status
+from psd.ui.panels import share, stage, status
 from psd.ui.state.page import LISTED, MOST, Look, Page, WatchedRun
 from psd.ui.state.view import BUCKETS, MOMENTS, Curve, ThinnedEvents, View, fold_event
 from psd.ui.state.watch import Watcher
-from psd.ui.tabs import compare, mesh, ranking
-from psd.ui.tabs import live as tabs_live
+from psd.ui.tabs import compare, curves, mesh, ranking
+from psd.ui.tabs import scores as scores_tab
 from psd.ui.tabs.curves import curves_html
 from psd.ui.tabs.negative import negative_charts, tokens_table
-from psd.ui.tabs.runs import runs_table
+from psd.ui.tabs.runs import card_html, find_runs, runs_html
 from tests.support.fake_run import fake_run, views
 
 STORY: list[events.Event] = [
@@ -112,7 +114,8 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
     view = told([*STORY[:4], events.Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
-    shown = status.status_html(Page(WatchedRun("run", state="failed", view=view)))
+    failed = WatchedRun("run", state="failed", view=view)
+    shown = stage.said_html(Page(failed)) + status.status_line(failed)
     assert "render is not finite" in shown and "lower guidance_scale" in shown and "Failed" in shown
 
 
@@ -123,12 +126,17 @@ def test_a_failure_tells_what_was_tried_before_it() -> None:
     assert "Out of memory. Use fewer views." in shown and "going on with views = 1" in shown
 
 
-def test_buttons_that_are_off_say_why() -> None:
-    over, mine = WatchedRun("run", state="finished"), WatchedRun("run", state="running")
-    assert status.OVER in status.status_html(Page(over, is_mine=True))
-    assert status.FOREIGN in status.status_html(Page(over))
-    assert status.NONE in status.status_html(Page())
-    assert "note" not in status.status_html(Page(mine, is_mine=True))
+def test_the_buttons_that_show_are_those_that_can_be_pressed() -> None:
+    def shown(page: Page) -> list[bool]:
+        return [update.visible for update in status._button_updates(page)]
+
+    over, running = WatchedRun("run", state="finished", view=View(step=4, total_steps=9)), WatchedRun("run")
+    running = replace(running, state="running")
+    assert shown(Page()) == [False] * 5
+    assert shown(Page(running, is_mine=True)) == [True, True, False, False, True]
+    assert shown(Page(over, is_mine=True)) == [False, False, True, False, True]
+    assert shown(Page(over)) == shown(Page(running)) == [False] * 4 + [True]
+    assert status.FOREIGN in stage.said_html(Page(over)) and not stage.said_html(Page(running, is_mine=True))
 
 
 def test_a_view_from_json_lines_is_the_live_view() -> None:
@@ -178,7 +186,7 @@ def test_every_field_has_a_control_with_label_and_help(parts: list[controls.Fiel
             label, text = str(component.label), str(component.info)
             assert label and info.description and info.description in text, part.name
             assert str(extra["symbol"]) in label and str(extra["unit"]) in label
-        assert part.live == bool(extra["live"]) == ("Live." in str(part.components[0].info))
+        assert part.live == bool(extra["live"])
 
 
 def test_what_the_controls_show_is_the_preset(parts: list[controls.FieldControl]) -> None:
@@ -289,18 +297,20 @@ HOSTILE = '<img src=x onerror="alert(1)">${1+1}{{this}}'
 
 
 def bar(watched: WatchedRun) -> str:
-    return status.status_html(Page(watched))
+    return status.status_line(watched) + stage.said_html(Page(watched)) + stage.take_html(watched)
 
 
 def picture(watched: WatchedRun) -> str:
-    return tabs_live.live_views_html(watched, Look()) + tabs_live.scores_of_views(watched, Look())
+    page = Page(watched)
+    drawn = stage.picture_html(page) + stage.timeline_html(page) + stage.film_html(page)
+    return drawn + scores_tab.scores_of_views(watched, Look())
 
 
 def scores(watched: WatchedRun) -> str:
     return compare.scores_table([watched]) + compare.compared_views_html(Page(compared=(watched,)))
 
 
-@pytest.mark.parametrize("show", [bar, picture, mesh.download_links, mesh.turntable_html, scores])
+@pytest.mark.parametrize("show", [bar, picture, mesh.download_links, scores])
 def test_what_people_typed_is_never_markup(show: Callable[[WatchedRun], str], tmp_path: Path) -> None:
     exports = tmp_path / html.EXPORTS
     exports.mkdir(parents=True)
@@ -329,37 +339,40 @@ def test_tokens_and_notes_are_escaped() -> None:
     assert "<img" not in html.note_html(HOSTILE)
 
 
-def test_each_view_of_a_preview_has_its_square() -> None:
+@pytest.mark.parametrize(("azimuth", "place"), [(30, 0), (60, 1), (180, 2), (330, 0)])
+def test_the_stage_shows_the_kept_view_that_is_nearest_to_the_camera(azimuth: int, place: int) -> None:
     watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
-    shown = tabs_live.live_views_html(watched, Look(kinds=("rgb",)))
-    assert re.findall(r"margin-left:-(\d)00%", shown) == ["0", "1", "2", "3"] and shown.count("width:400%") == 4
-    assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 4
+    shown = stage.picture_html(Page(watched, Look(orbit=(azimuth, 15))))
+    assert f"width:400%;margin-left:-{place}00%" in shown
+    assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 1
 
 
-def test_the_worst_view_is_outlined_and_named() -> None:
-    preset = {"rewards": {"r": 2.0}}
-    view = told([events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
-    view = fold_event(
-        view, events.Previewed(step=2, images={}, rewards={"reward/r": [3.0, 1.0, 2.0, 4.0]}, file="a.jpg")
-    )
-    assert view.previews.last and tabs_live.view_scores(WatchedRun(view=view), view.previews.last) == [
-        6.0,
-        2.0,
-        4.0,
-        8.0,
-    ]
-    shown = tabs_live.live_views_html(WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",)))
-    assert shown.count('class="shot worst"') == 1 and "left · 2 · worst" in shown
+def test_the_stage_shows_what_was_rendered_from_the_camera_while_the_newest_is_followed() -> None:
+    watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
+    orbit = OrbitPicture((60, 15), 7, 1, b"jpeg")
+    shown = stage.picture_html(Page(watched, Look(orbit=(60, 15)), orbit_picture=orbit))
+    assert "data:image/jpeg;base64,anBlZw==" in shown and "step 7" in shown
+    for look in (Look(follow=False), Look(show="Normals")):
+        assert "base64" not in stage.picture_html(Page(watched, look, orbit_picture=orbit))
+
+
+def test_the_time_line_fills_up_and_marks_what_was_moved() -> None:
+    watched = WatchedRun("id", Path("x"), view=told(STORY[:7]))
+    shown = stage.timeline_html(Page(watched))
+    assert shown.count('class="shot thumb empty"') == 3 and shown.count("<img") == 5
+    assert shown.count('aria-current="step"') == 1 and 'style="left:50.0%"' in shown
+    assert "step 2: guidance_scale = 6" in shown
+    back = stage.timeline_html(Page(watched, Look(follow=False, step=1)))
+    assert back.index('aria-current="step"') < shown.index('aria-current="step"')
 
 
 @pytest.mark.parametrize("scores", [[4.45101, 4.45102, 4.45103, 4.45104], [1.0, 1.0, 2.0, 3.0], [2.0] * 4])
-def test_no_view_is_worst_whose_score_reads_like_another_s(scores: list[float]) -> None:
-    preset = {"rewards": {"r": 1.0}}
-    view = told([events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}), STORY[1]])
-    view = fold_event(view, events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
-    watched, look = WatchedRun("id", Path("x"), view=view), Look(kinds=("rgb",))
-    shown = tabs_live.live_views_html(watched, look) + tabs_live.scores_of_views(watched, look)
-    assert "worst" not in shown.replace("marks the worst view", "") and "class=low" not in shown
+def test_no_view_is_the_lowest_whose_score_reads_like_another_s(scores: list[float]) -> None:
+    view = fold_event(told(STORY[:2]), events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
+    watched = WatchedRun("id", Path("x"), view=view)
+    assert "class=low" not in scores_tab.scores_of_views(watched, Look())
+    other = fold_event(view, events.Previewed(step=3, images={}, rewards={"reward/r": [3.0, 1.0, 2.0]}, file="b.jpg"))
+    assert "<b class=low>1 ▾</b>" in scores_tab.scores_of_views(WatchedRun("id", Path("x"), view=other), Look())
 
 
 def test_series_differ_in_colour_and_in_dash() -> None:
@@ -446,6 +459,17 @@ def test_ranking_weighs_judge_and_consistency_alike() -> None:
     assert ranking.best_to_continue([*runs, WatchedRun("e", state="running")]) is None
 
 
+def test_the_verdict_of_a_comparison_names_the_gain_and_what_it_cost() -> None:
+    runs = [run_of("a", 1.0, 0.5), replace(run_of("b", 3.5, 0.9), method="sds")]
+    runs = [replace(run, view=replace(run.view, time_s=time)) for run, time in zip(runs, (10.0, 14.0), strict=True)]
+    assert ranking.verdict_sentence(runs) == "sds leads psd by 2.5 of the judge's score, in 1.4 times the time."
+    going = [runs[0], replace(runs[1], state="running")]
+    assert ranking.verdict_sentence(going) == "sds leads psd by 2.5 of the judge's score so far."
+    assert "tie by the judge" in ranking.verdict_sentence([runs[0], replace(runs[0], run_id="c", seed=2)])
+    assert "no scale in common" in ranking.verdict_sentence([runs[0], replace(runs[1], prompt="another")])
+    assert ranking.verdict_sentence(runs[:1]) == ""
+
+
 def test_compared_runs_differ_in_what_is_compared_only() -> None:
     wanted = Preset(prompt="a red mug", seed=2**31 - 1)
     psd, sds, preset = compare.preset_variants(wanted, ["psd", "sds"], ["tiny"])
@@ -460,6 +484,34 @@ def test_pictures_of_compared_runs_are_of_one_step() -> None:
         look=Look(compared_step=1), compared=(WatchedRun("a", Path("x"), view=view), WatchedRun("b", Path("y")))
     )
     assert compare.compared_views_html(page).count("000000.jpg?v=0") == 4
+
+
+# ---- curves
+
+
+def test_the_verdict_is_one_sentence_and_an_alarm_only_where_the_run_goes_wrong() -> None:
+    judged = events.Stepped(step=2, t=1, metrics={"reward/r": 4.0, "judge/j": 5.0})
+    plateau = events.Alarmed(step=4, kind="plateau", since=3, message="flat")
+    hacking = events.Alarmed(step=4, kind="hacking", since=2, message="gamed")
+
+    def verdict(*happened: events.Event, state: str = "running") -> str:
+        return curves.verdict_html(WatchedRun("r", state=state, view=told([*STORY[:3], judged, *happened])))
+
+    assert "Too few pictures yet" in verdict()
+    assert "Converged at step 3: more steps will not help." in verdict(plateau, state="finished")
+    assert "Converged at step 3: what comes now is detail." in verdict(plateau)
+    many = [events.Previewed(step=step, images={}, rewards={}, file="a.jpg") for step in range(3, 20)]
+    assert "both rise" in verdict(*many) and "more steps may help" in verdict(*many, state="finished")
+    best = events.BestKept(step=2, judge="j", score=5.0)
+    said = verdict(best, hacking)
+    assert "Since step 2 the reward rises while the judge falls" in said and "mesh the best scene (step 2)" in said
+    assert ["problem" in verdict(*found) for found in ([], [plateau], [best], [hacking])] == [False] * 3 + [True]
+
+
+def test_the_curves_as_a_table_hold_every_value() -> None:
+    rows = [line.split(",") for line in curves.write_csv(told(STORY)).splitlines()]
+    assert rows[0] == ["step", "reward/r", "pair/gap", "judge/j", "negative/drift"]
+    assert rows[1:] == [["0", "2.0", "", "", ""], ["1", "", "0.2", "", ""], ["2", "4.0", "", "5.0", "0.5"]]
 
 
 # ---- presets as text
@@ -550,10 +602,22 @@ def test_a_run_that_goes_on_again_forgets_the_warning_of_its_end() -> None:
 
 def test_a_page_holds_the_newest_runs_and_says_so() -> None:
     many = tuple(Run(Path(f"r{i}"), Status(prompt=f"mug {i}", state="finished")) for i in range(LISTED + 3))
-    shown = runs_table(many)
-    assert f"newest {LISTED} of {LISTED + 3}" in shown
-    assert f"mug {LISTED - 1}<" in shown and f"mug {LISTED}<" not in shown
-    assert "newest" not in runs_table(many[:LISTED])
+    shown = runs_html(Page(runs=many))
+    assert f"first {LISTED} of {LISTED + 3}" in shown and shown.count('class="card"') == LISTED
+    assert "first" not in runs_html(Page(runs=many[:LISTED]))
+    found = runs_html(Page(look=Look(find="MUG finished 7"), runs=many[:20]))
+    assert found.count('class="card"') == 2 and "mug 17<" in found
+    assert "No run fits" in runs_html(Page(look=Look(find="fox"), runs=many))
+
+
+def test_a_card_offers_what_its_watcher_may_do() -> None:
+    run = Run(Path("r1"), Status(prompt=HOSTILE, state="stopped", step=3, total=9, best_score=2.0))
+    mine, theirs = card_html(run, True), card_html(run, False)
+    acts = [re.findall(r'data-act="([a-z ]+)"', shown) for shown in (mine, theirs)]
+    assert acts == [["name", "tag", "remix", "zip", "link", "pin", "go on", "delete"], ["remix", "zip", "link"]]
+    assert "<img src=x" not in mine + theirs
+    best = [Run(Path(f"r{i}"), Status(prompt="a", state="finished", best_score=float(i % 3))) for i in range(3)]
+    assert [run.id for run in find_runs(best, "", "Best")] == ["r2", "r1", "r0"]
 
 
 # ---- names, files and numbers

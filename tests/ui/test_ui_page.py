@@ -20,11 +20,12 @@ from psd.ui import build
 from psd.ui.build import REST_S, TICK_S
 from psd.ui.context import find_live_preset
 from psd.ui.state import watch
-from psd.ui.state.page import Look, Page, WatchedRun
+from psd.ui.state.page import MAKE, Look, Page, WatchedRun
 from psd.ui.state.watch import Watcher
 from tests.support.fake_run import fake_run
 
-TABS = ("Live", "Curves", "Negative", "Mesh", "Compare", "Runs", "Log")
+TABS = ("Curves", "Negative", "Mesh", "Log")
+PLACES = ("Runs", "Compare")
 
 
 @pytest.fixture
@@ -42,8 +43,24 @@ def asker(worker: Worker) -> tuple[gr.Blocks, Callable[..., dict[Any, Any]]]:
     assert ask is not None
 
     def told(run: str, tab: str, *, compared: list[str] | None = None, follow: bool = True, step: int = 0) -> dict:
-        kinds = list(Look.kinds)
-        news = ask(run, "", [], None, tab, kinds, follow, step, compared or [], 0, False)
+        place = tab if tab in PLACES else MAKE
+        news = ask(
+            run,
+            "",
+            [],
+            None,
+            place,
+            tab,
+            Look.show,
+            follow,
+            step,
+            [*Look.orbit, 0],
+            compared or [],
+            0,
+            False,
+            "",
+            Look.sort,
+        )
         assert len(news) == len(listener.outputs)
         return {component.elem_id: value for component, value in zip(listener.outputs, news, strict=True)}
 
@@ -59,7 +76,7 @@ def finished(worker: Worker, **values: Any) -> str:
     return run
 
 
-@pytest.mark.parametrize("tab", TABS)
+@pytest.mark.parametrize("tab", [*TABS, *PLACES])
 def test_every_tab_tells_of_a_run_that_is_over(worker: Worker, tab: str) -> None:
     _, told = asker(worker)
     first, second = finished(worker), finished(worker, method="sds")
@@ -69,7 +86,7 @@ def test_every_tab_tells_of_a_run_that_is_over(worker: Worker, tab: str) -> None
     if tab == "Compare":
         assert "<b>psd</b>" in after["compare-scores"] and "<b>sds</b>" in after["compare-scores"]
     if tab == "Runs":
-        assert after["runs"].count("<tr>") == 3
+        assert after["runs"].count('class="card"') == 2
 
 
 def test_a_page_asks_for_nothing_twice(worker: Worker) -> None:
@@ -77,7 +94,7 @@ def test_a_page_asks_for_nothing_twice(worker: Worker) -> None:
     listener = next(fn for fn in blocks.fns.values() if fn.name == "refresh")
     assert listener.fn is not None
     run = finished(worker)
-    seen = [None, "Curves", list(Look.kinds), True, 0, [], 0, False]
+    seen = [None, MAKE, "Curves", Look.show, True, 0, [*Look.orbit, 0], [], 0, False, "", Look.sort]
     keys, *_ = listener.fn(run, "", [], *seen)
     again, *news = listener.fn(run, "", keys, *seen)
     skipped = gr.skip()
@@ -88,8 +105,8 @@ def test_a_page_asks_for_nothing_twice(worker: Worker) -> None:
 def test_looking_back_shows_the_preview_of_that_step(worker: Worker) -> None:
     _, told = asker(worker)
     run = finished(worker)
-    assert f"runs/{run}/previews/000006.jpg?v=" in told(run, "Live")["picture"]
-    assert f"runs/{run}/previews/000002.jpg?v=" in told(run, "Live", follow=False, step=3)["picture"]
+    assert f"runs/{run}/previews/000006.jpg?v=" in told(run, "Curves")["picture"]
+    assert f"runs/{run}/previews/000002.jpg?v=" in told(run, "Curves", follow=False, step=3)["picture"]
 
 
 def test_the_question_what_is_new_holds_no_slider(worker: Worker) -> None:
@@ -129,7 +146,7 @@ def test_a_run_whose_values_this_version_cannot_read_is_shown_without_them(worke
     log.write_text(log.read_text().replace('"preset": {', '"preset": {"a_key_of_tomorrow": 1, '))
     owner, shown, message, *values = attached(worker, run)
     assert owner and shown == run and "a_key_of_tomorrow" in message and all(value == gr.skip() for value in values)
-    *_, said, base = listener(worker, "duplicate")(run)[:4]
+    *_, said, base = listener(worker, "remix")(run)[:4]
     assert "a_key_of_tomorrow" in said and base == gr.skip()
 
 
@@ -139,10 +156,11 @@ def test_a_page_without_a_secret_starts_no_run_and_with_it_its_own(worker: Worke
     run = next(block for block in build.build_blocks(worker).blocks.values() if getattr(block, "elem_id", "") == "run")
     assert isinstance(run, gr.Button) and run.interactive is False  # until the page has its secret
     jobs = len(worker.list_jobs())
-    *_, said = listener(worker, "submit_run")("", *values)
+    *_, said, _ = listener(worker, "submit_run")("", False, *values)
     assert "still loading" in said and len(worker.list_jobs()) == jobs
     owner = attached(worker, "")[0]
-    started, _, said = listener(worker, "submit_run")(owner, *values)
+    started, _, said, seed = listener(worker, "submit_run")(owner, True, *values)
+    assert read_preset(worker.library.find_folder(started)).seed == seed, "a random seed is shown"
     assert not said
     assert (
         owner

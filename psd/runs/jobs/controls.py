@@ -9,6 +9,8 @@ from typing import Any
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_settings
 from psd.config.settings import read_facts
+from psd.distillation.interfaces import RenderView
+from psd.runs.jobs.orbit import Orbit
 
 
 class Controls:
@@ -24,6 +26,8 @@ class Controls:
         self._going = threading.Event()
         self._going.set()
         self.pauses = 0  # how many there were
+        self.orbit = Orbit()
+        self._scene: tuple[RenderView, int] | None = None  # as it was shown last
 
     def live(self) -> Mapping[str, Any]:
         return {**self._replayed, **self._live}
@@ -82,8 +86,18 @@ class Controls:
         self._going.set()
 
     def wait_while_paused(self, timeout_s: float) -> bool:
-        """Whether the run goes on, as soon as it does; False when the time is up."""
+        """Whether the run goes on, as soon as it does; False when the time is up.  The scene can be looked at."""
+        if self._scene is not None:
+            self.orbit.answer(*self._scene, is_paused=True)
         return self._going.wait(timeout_s)
+
+    def show_scene(self, render: RenderView, step: int) -> None:
+        self._scene = render, step
+        self.orbit.answer(render, step)
+
+    def forget_scene(self) -> None:
+        """The run is over: its tensors are not needed any more."""
+        self._scene = None
 
 
 LIVE_FIELDS = tuple(name for name, info in list_settings().items() if read_facts(info)["live"])

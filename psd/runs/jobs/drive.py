@@ -25,7 +25,7 @@ from psd.runtime.memory import is_out_of_memory
 MakeEvents = Callable[[Preset, Controls, Checkpointed | None], Iterator[Event]]
 Screen = Callable[[Previewed], str]  # what is wrong with the pictures, in words; empty: nothing
 GiveWay = Callable[[float], str]  # why a run paused for so many seconds must end, in words; empty: it may stay
-PAUSE_POLL_S = 1.0
+PAUSE_POLL_S = 0.2
 LOG = logging.getLogger(__name__)
 
 
@@ -135,7 +135,7 @@ def require_checkpoint(folder: Path, *, from_start: bool = False) -> tuple[Check
     if search.checkpoint is None and search.is_lost and not from_start:
         raise StoreError(
             f"no checkpoint of {folder.name} can be used ({search.reasons}), so it would begin anew",
-            "restore one, duplicate the run, or allow it with `resume --from-start`",
+            "restore one, remix the run, or allow it with `resume --from-start`",
         )
     notes = [search.reasons] if search.reasons else []
     steps = read_event_lines(folder / "events.jsonl", (b'"Stepped"',))

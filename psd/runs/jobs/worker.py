@@ -18,18 +18,13 @@ from typing import Any
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Event, Finished
+from psd.runs.jobs import drive
 from psd.runs.jobs.controls import Controls
-from psd.runs.jobs.drive import (
-    MakeEvents,
-    Screen,
-    describe_failure,
-    drive_run,
-    record_failure,
-    require_checkpoint,
-)
+from psd.runs.jobs.drive import MakeEvents, Screen, drive_run
 from psd.runs.jobs.estimate import Pacer, RunEstimate, measure_warm_up, workload_key
 from psd.runs.jobs.event_log import EventLog
 from psd.runs.jobs.job import Job, JobSnapshot
+from psd.runs.jobs.orbit import Camera, OrbitPicture
 from psd.runs.jobs.queue import FairQueue, drop_place, list_saved_places, save_place
 from psd.runs.store import ownership
 from psd.runs.store.archive import find_checkpoint, history_offsets, read_preset
@@ -57,14 +52,9 @@ class Worker:
     """
 
     def __init__(
-        self,
-        make_events: MakeEvents,
-        root: Path | None = None,
-        *,
-        limits: Limits | None = None,
-        admit: Callable[[Preset], None] | None = None,
-        screen: Screen | None = None,
-    ) -> None:
+        self, make_events: MakeEvents, root: Path | None = None, *, limits: Limits | None = None,
+        admit: Callable[[Preset], None] | None = None, screen: Screen | None = None,
+    ) -> None:  # fmt: skip
         self._make_events, self._admit, self._screen = make_events, admit, screen
         self._limits = limits or Limits()
         self._unsaved: list[RunFolder] = []  # whose last state a full disk refused
@@ -84,13 +74,9 @@ class Worker:
     # ---- start
 
     def submit(
-        self,
-        preset: Preset,
-        resume: Path | None = None,
-        owner: str = "",
-        until: int | None = None,
+        self, preset: Preset, resume: Path | None = None, owner: str = "", until: int | None = None,
         from_start: bool = False,
-    ) -> str:
+    ) -> str:  # fmt: skip
         """Queue a run, or the rest of an earlier one from its newest checkpoint; returns the run's id at once.
 
         ``until`` stops it after that step; `extend` by nothing then goes on with the run that was planned, bit for bit.
@@ -113,7 +99,7 @@ class Worker:
             if resume is None:
                 ownership.claim_run(folder.path, owner)
             else:
-                checkpoint, notes = require_checkpoint(folder.path, from_start=from_start)
+                checkpoint, notes = drive.require_checkpoint(folder.path, from_start=from_start)
                 folder.notes += notes
                 earlier = self._entries.get(folder.id)  # whose consumers go on counting
                 if earlier:
@@ -164,7 +150,7 @@ class Worker:
         """
         if self._admit is not None:
             self._admit(preset)
-        if (known := self._paces.get(workload_key(preset))) or not self._device.acquire(blocking=False):
+        if (known := self.known_pace(preset)) or not self._device.acquire(blocking=False):
             return known
         try:
             pace = measure_warm_up(self._make_events, preset, unless=self._is_wanted)
@@ -196,6 +182,15 @@ class Worker:
         self._owned_entry(run_id, owner).control.change(values)
 
     # ---- watch
+
+    def look_at(self, run_id: str, camera: Camera, wait_s: float = 0.0) -> OrbitPicture | None:
+        """The scene of a run that goes on from ``camera``, as it was rendered last (`psd.runs.jobs.orbit`)."""
+        entry = self._entries.get(run_id)
+        return entry.control.orbit.ask(camera, wait_s) if entry and not entry.over.is_set() else None
+
+    def known_pace(self, preset: Preset) -> RunEstimate | None:
+        """The pace of earlier runs like ``preset``, at once; None where there was none."""
+        return self._paces.get(workload_key(preset))
 
     def events_since(self, run_id: str, index: int = 0, most: int | None = None) -> list[Event]:
         """Events from ``index`` on, the first ``most`` of them, without arrays; every consumer keeps its own index."""
@@ -323,6 +318,7 @@ class Worker:
                 self._record_breakdown(entry, error)
             finally:
                 entry.resume = None  # its tensors are not needed any more
+                entry.control.forget_scene()
                 with self._changed:
                     self._end(entry)
             self.library.make_room([entry.folder.id])
@@ -353,8 +349,8 @@ class Worker:
         LOG.error("the run %s broke down", entry.folder.id, exc_info=error)
         try:
             status = entry.folder.status
-            failure = describe_failure(error, status.step, status.time_s)
-            self._record_event(entry, record_failure(entry.folder, failure))
+            failure = drive.describe_failure(error, status.step, status.time_s)
+            self._record_event(entry, drive.record_failure(entry.folder, failure))
         except Exception:  # the next run does not depend on it
             LOG.exception("the end of the run %s could not be written", entry.folder.id)
             entry.folder.status = replace(entry.folder.status, state="failed", message=str(error))

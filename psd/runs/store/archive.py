@@ -20,6 +20,7 @@ from psd.distillation.events import Checkpointed, Event, LiveChanged, Previewed,
 from psd.runs.store.checkpoints import checkpoint_steps, load_checkpoint, read_seal
 from psd.runs.store.event_lines import LineProblems, effective_events, read_event_lines
 from psd.runs.store.files import StoreError, expand_path
+from psd.runs.store.labels import Labels, read_labels
 from psd.runs.store.media import decode_views
 from psd.runs.store.resolved import find_difference, read_environment, read_preset
 from psd.runs.store.schema import RUN_ID, SCHEMA, NewerSchemaError
@@ -48,6 +49,16 @@ class Run:
     def is_pinned(self) -> bool:
         """Whether it stays when room is made."""
         return (self.folder / "pinned").is_file()
+
+    @property
+    def labels(self) -> Labels:
+        return read_labels(self.folder)
+
+    @property
+    def last_view(self) -> Path | None:
+        """The last preview: views side by side."""
+        file = self.folder / self.status.preview
+        return file if self.status.preview and file.is_file() else None
 
     @property
     def thumbnail(self) -> Path | None:

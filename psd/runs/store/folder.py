@@ -4,7 +4,7 @@
         preset.yaml  preset.resolved.yaml  environment.json  status.json (replaced atomically)
         events.jsonl (everything, in order; what `replay` reads)  metrics.jsonl (one flat row a step)  log.txt  lock
         checkpoints/<step>.safetensors + <step>.json (the seal, `psd.runs.store.checkpoints`; written last)
-        public/previews/<step>.jpg + <step>_<other>.png   public/exports/mesh.* + turntable.*
+        public/previews/<step>.jpg + <step>_<other>.png   public/exports/mesh.* + turntable.* + timelapse.*
 
 Only ``public/`` is meant to be served.  Event files name their arrays relative to the run folder, with ``/``.
 One process writes (the lock says so and dies with its owner); any number read.
@@ -53,10 +53,11 @@ from psd.runs.store.files import (
     take_lock,
     temporary_sibling,
 )
-from psd.runs.store.media import FilmError, encode_views, write_films
+from psd.runs.store.media import LAPSE_FPS, FilmError, encode_views, join_previews, write_films
 from psd.runs.store.status import OVER
 
 KEPT_CHECKPOINTS = 2
+FILMS = ("turntable", "timelapse")
 ROW = re.compile(rb'\{"step": (\d+),')  # of metrics.jsonl, as `RunFolder.write` begins it
 STATUS_EVERY_S = 1.0  # steps update status.json at most this often
 FOLDERS = ("public", "public/previews", "public/exports", "checkpoints")
@@ -322,9 +323,12 @@ class RunFolder:
                 (new / "statistics.json").write_text(text, encoding="utf-8")
                 stale = {path.name for path in exports.glob("mesh.*")}  # the texture of an earlier export
                 if event.turntable is not None:
-                    stale |= {path.name for path in exports.glob("turntable.*")}
+                    stale |= {path.name for film in FILMS for path in exports.glob(f"{film}.*")}
+                    lapse = join_previews(sorted((self.path / "public" / "previews").glob("[0-9]*[0-9].jpg")))
                     try:
                         write_films(event.turntable, new)
+                        if lapse is not None:
+                            write_films(lapse, new, "timelapse", LAPSE_FPS)
                     except FilmError as error:
                         notes = (f"The mesh has no film: {error}",)
                 for path in sorted(new.iterdir()):

@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from psd.runs.store import ownership, retention
-from psd.runs.store.archive import Run, Status, default_root, find_run, list_runs, read_status
+from psd.runs.store.archive import RUN_ID, Run, Status, default_root, find_run, list_runs, read_status
 from psd.runs.store.files import StoreError, explain_os_errors, is_plain_file
+from psd.runs.store.labels import Labels, read_labels, write_labels
 from psd.runs.store.retention import Limits
 
 LOG = logging.getLogger(__name__)
@@ -82,6 +83,25 @@ class Library:
         """Remove a run for good; raises StoreError while it goes on."""
         retention.delete_run(self.require_owner(run_id, owner), "somebody who may steer it asked for that")
         self._drop_run(run_id)
+
+    def bin_run(self, run_id: str, owner: str = "") -> None:
+        """Delete a run so that it can come back for a day (`restore_run`); raises StoreError while it goes on."""
+        retention.bin_run(self.require_owner(run_id, owner))
+        self._drop_run(run_id)
+
+    def restore_run(self, run_id: str, owner: str = "") -> None:
+        """Undo `bin_run`; raises StoreError for a run that is gone for good."""
+        if not RUN_ID.fullmatch(run_id):
+            raise StoreError(f"no run {run_id[:80]!r}", "choose one of the list of runs")
+        ownership.require_owner(self.root / (retention.BINNED + run_id), owner)
+        retention.restore_run(self.root / run_id)
+
+    def label_run(self, run_id: str, owner: str = "", *, name: str | None = None, tag: str | None = None) -> None:
+        """Call a run by a name of one's own, or give it a tag; raises PresetError for what is too long."""
+        folder = self.require_owner(run_id, owner)
+        now = read_labels(folder)
+        named = now.name if name is None else " ".join(name.split())
+        write_labels(folder, Labels(named, now.tag if tag is None else " ".join(tag.split())))
 
     def make_room(self, spare: Iterable[str] = ()) -> list[str]:
         """Delete what is above the limits (`retention.delete_oldest`); what the disk refuses is logged."""

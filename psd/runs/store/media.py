@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from psd.runs.store.files import FULL, StoreError
 
 # What Pillow raises for files that are missing or damaged.
 BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, ZeroDivisionError, struct.error, zlib.error)
+
+LAPSE_FRAMES, LAPSE_SIZE, LAPSE_FPS = 60, 384, 10  # of a timelapse, in pixels and frames a second
 
 
 class FilmError(RuntimeError):
@@ -49,25 +52,49 @@ def decode_views(path: Path) -> UInt8[np.ndarray, "v h w 3"]:
         raise StoreError(f"{path.name} is far too large for a picture of views", "restore it") from None
 
 
-def write_films(frames: UInt8[np.ndarray, "v h w 3"], folder: Path) -> None:
-    """A turntable as turntable.webp (loops) and turntable.mp4 (h264, even sizes), 20 frames a second.
+def join_previews(files: Sequence[Path]) -> UInt8[np.ndarray, "v h w 3"] | None:
+    """The front of each preview as the frames of a film: the object as it grew, and at its end for a while.
+
+    At most `LAPSE_FRAMES` of them, evenly; damaged ones, and those of another size than the last, are left out.
+    """
+    from PIL import Image
+
+    chosen = [files[round(i)] for i in np.linspace(0, len(files) - 1, min(len(files), LAPSE_FRAMES))] if files else []
+    fronts = []
+    for file in chosen:
+        try:
+            fronts.append(decode_views(file)[0])
+        except StoreError:
+            continue
+    fronts = [front for front in fronts if front.shape == fronts[-1].shape]
+    if len(fronts) < 2:
+        return None
+    large = [
+        np.asarray(Image.fromarray(front).resize((LAPSE_SIZE, LAPSE_SIZE), Image.Resampling.LANCZOS))
+        for front in fronts
+    ]
+    return np.stack([*large, *[large[-1]] * LAPSE_FPS])
+
+
+def write_films(frames: UInt8[np.ndarray, "v h w 3"], folder: Path, name: str = "turntable", fps: int = 20) -> None:
+    """Frames as <name>.webp (loops) and <name>.mp4 (h264, even sizes).
 
     Raises `FilmError` where one cannot be made, leaving no part of it; a full disk stays an OSError.
     """
     height, width = (size // 2 * 2 for size in frames.shape[1:3])
     even = frames[:, :height, :width]
-    path = folder / "turntable.webp"
+    path = folder / f"{name}.webp"
     try:
         from PIL import Image
 
         first, *rest = [Image.fromarray(frame) for frame in frames]
-        first.save(path, save_all=True, append_images=rest, duration=50, loop=0, quality=85)
-        path = folder / "turntable.mp4"
+        first.save(path, save_all=True, append_images=rest, duration=1000 // fps, loop=0, quality=85)
+        path = folder / f"{name}.mp4"
 
         import imageio.v3 as imageio
 
         imageio.imwrite(
-            path, even, plugin="FFMPEG", fps=20, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=8
+            path, even, plugin="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=8
         )
         if not path.is_file():  # nobody asked ffmpeg how it ended
             raise RuntimeError("ffmpeg wrote nothing")

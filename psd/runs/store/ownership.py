@@ -25,7 +25,7 @@ class NotYoursError(StoreError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
-            f"the run {run_id} belongs to another browser", "watch it, or duplicate it: the copy is yours to steer"
+            f"the run {run_id} belongs to another browser", "watch it, or remix it: the copy is yours to steer"
         )
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ LOG = logging.getLogger(__name__)
 LEAST_FREE_BYTES = 200 * 2**20  # on the disk of the runs, to start another
 MOST_EMPTY = 20  # runs that ended before their first step, of all owners together
 DELETED = ".deleted-"
+BINNED, BINNED_S = ".binned-", 24 * 3600.0  # before the name of a deleted run that can come back; for how long
 UNLIMITED = "unlimited"
 
 
@@ -90,6 +92,37 @@ def delete_run(folder: Path, reason: str) -> None:
         lock.release()
 
 
+def bin_run(folder: Path) -> None:
+    """Take a run off the list and keep it for `BINNED_S`; StoreError while it is queued, running or paused."""
+    try:
+        lock = take_lock(folder / "lock")
+    except StoreError as error:
+        raise StoreError(f"{folder.name} is still going", "stop it first") from error
+    try:
+        with explain_os_errors(folder):
+            os.replace(folder, gone := folder.with_name(BINNED + folder.name))
+            os.utime(gone)
+    finally:
+        lock.release()
+
+
+def restore_run(folder: Path) -> None:
+    """Put a run back that `bin_run` took away from ``folder``; StoreError where it is gone for good."""
+    binned = folder.with_name(BINNED + folder.name)
+    if not binned.is_dir():
+        raise StoreError(f"the run {folder.name[:80]} is gone for good", "undo within a day, before room is needed")
+    with explain_os_errors(folder):
+        os.replace(binned, folder)
+
+
+def clear_bin(root: Path, now: float) -> None:
+    """Remove for good what has lain in the bin for `BINNED_S`."""
+    for binned in root.glob(f"{BINNED}*"):
+        if now - binned.stat().st_mtime > BINNED_S:
+            LOG.warning("deleted the run %s, which was in the bin", binned.name.removeprefix(BINNED))
+            _remove_tree(binned)
+
+
 def size_bytes(folder: Path) -> int:
     """What a run takes on the disk, as far as it can be read: files may go meanwhile."""
     total = 0
@@ -127,6 +160,7 @@ def delete_oldest(root: Path, limits: Limits, spare: Iterable[str] = ()) -> list
         for left in root.glob(f"{DELETED}*"):
             LOG.warning("cleared away what was left of the run %s, deleted earlier", left.name.removeprefix(DELETED))
             _remove_tree(left)  # in use on Windows, say: next time
+        clear_bin(root, time.time())
     spared = set(spare)
     kept = [_describe_run(run) for run in list_runs(root) if run.status.state != "unreadable"]
     kept.sort(key=lambda item: item.age_key)

@@ -42,6 +42,8 @@ def describe_viewer(self: Component) -> dict[str, Any]:
     return {"type": "object"}
 
 
+# A page that outlives its run may hold a choice that is gone.
+FreeRadio = derive_component(gr.Radio, preprocess=take_value)
 FreeSlider = derive_component(gr.Slider, preprocess=take_value)
 FreeNumber = derive_component(gr.Number, preprocess=take_value)  # an emptied one gives None
 # A page that outlives its server may hold a choice of before.

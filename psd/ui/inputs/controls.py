@@ -15,6 +15,7 @@ import gradio as gr
 from gradio.components import Component
 from pydantic.fields import FieldInfo
 
+from psd.config.glossary import explain_options
 from psd.config.preset import Preset, flatten, list_settings
 from psd.config.settings import SCENES, read_facts
 from psd.ui.inputs.components import FreeDropdown, FreeNumber, FreeSlider
@@ -68,7 +69,10 @@ def make_control(name: str, preset: Preset) -> FieldControl:
             return [gr.update(visible=False)]
         if not name.startswith("scene."):
             return [values[name]]
-        if isinstance(component, gr.Slider):  # what is not given again falls back to Gradio's own bounds
+        # What is not given again falls back to Gradio's own: bounds, or an empty list of choices.
+        if isinstance(component, gr.Dropdown):
+            return [type(component)(component.choices, value=values[name], visible=True)]
+        if isinstance(component, gr.Slider):
             return [type(component)(component.minimum, component.maximum, value=values[name], visible=True)]
         return [type(component)(value=values[name], visible=True)]
 
@@ -76,13 +80,12 @@ def make_control(name: str, preset: Preset) -> FieldControl:
 
 
 def help_text(info: FieldInfo) -> str:
-    """The field's description with what a user must know beside it: bounds where typed, and that it may change live."""
+    """The field's description, and its bounds where it is typed."""
     low, high = read_bounds(info)
     is_typed = low is not None and high is not None and not has_slider(info)
     texts = [
         info.description or "",
         f"{low:,.12g} to {high:,.12g}." if is_typed else "",
-        "Live." if read_facts(info)["live"] else "",
     ]
     return " ".join(filter(None, texts))
 
@@ -120,7 +123,9 @@ def _make_component(name: str, info: FieldInfo, value: Any, visible: bool) -> Co
     }  # fmt: skip
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
-        return FreeDropdown(list(choices), value=value, **shared)
+        meanings = explain_options(name)
+        named = [(f"{choice} · {meanings[choice].name}", choice) for choice in choices]
+        return FreeDropdown(named, value=value, **shared)
     if isinstance(value, bool):
         return gr.Checkbox(value, **shared)
     if isinstance(value, str):
@@ -146,7 +151,7 @@ def _make_weights(name: str, preset: Preset) -> FieldControl:
     def slider_settings(rewards: Mapping[str, float]) -> list[dict[str, Any]]:
         named = [*rewards.items()][:REWARD_SLOTS]
         shown = [
-            {"label": f"reward weight · {reward.rsplit('/', 1)[-1]}", "value": weight, "visible": True,
+            {"label": f"Reward weight · {reward.rsplit('/', 1)[-1]}", "value": weight, "visible": True,
              "maximum": 10 if weight <= 10 else LARGEST_WEIGHT}
             for reward, weight in named
         ]  # fmt: skip
@@ -172,6 +177,7 @@ def _make_weights(name: str, preset: Preset) -> FieldControl:
 def _field_label(name: str, info: FieldInfo, end: str = "") -> str:
     plain = name.rpartition(".")[2].removesuffix("_deg").removesuffix("_s").replace("_", " ")
     plain = "scene" if name == "scene.kind" else plain
+    plain = plain[0].upper() + plain[1:]
     symbol, unit = (read_facts(info)[key] for key in ("symbol", "unit"))
     return " ".join(filter(None, (plain, end, f"({symbol})" if symbol else "", f"[{unit}]" if unit else "")))
 

@@ -10,6 +10,7 @@ import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from psd.config.glossary import explain_term
 from psd.ui.markup.html import format_number
 from psd.ui.state.view import Curve
 
@@ -62,17 +63,23 @@ def line_chart(
             x, y = place_point(*line[0])
             drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"></circle>')
         drawn.append(f'<polyline points="{points}" stroke="{colour}" stroke-dasharray="{dash}"></polyline>')
-        legend.append(
-            f"<li>{swatch_html(place if places is None else places[name])}{html.escape(name)} <b>{shown}</b></li>"
-        )
+        sign = swatch_html(place if places is None else places[name])
+        legend.append(f'<li>{sign}{html.escape(name)} <b>{shown}</b><i class="at"></i></li>')
     ends = "; ".join(
         f"{name} {format_number(line[0][1])} to {format_number(line[-1][1])}" for name, line in lines.items() if line
     )
+    meaning = explain_term(title)
+    hover = (
+        f' <abbr tabindex="0" title="{html.escape(meaning)}" aria-label="{html.escape(meaning)}">?</abbr>'
+        if meaning
+        else ""
+    )
     summary = html.escape(f"{title} over steps: {ends or 'no values yet'}")
     return (
-        f'<figure class="chart"><figcaption>{html.escape(title)} <small>{html.escape(unit)}</small></figcaption>'
-        f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{summary}">{"".join(drawn)}</svg>'
+        f'<figure class="chart"><figcaption>{html.escape(title)} <small>{html.escape(unit)}</small>{hover}</figcaption>'
+        f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-steps="{max(steps, 1)}" '
+        f'data-low="{low:.9g}" data-high="{high:.9g}" aria-label="{summary}">{"".join(drawn)}'
+        f'<line class="cross" y1="{TOP}" y2="{HEIGHT - BOTTOM}"></line></svg>'
         f'<ul class="legend">{"".join(legend) or "<li>no values yet</li>"}</ul></figure>'
     )
 

@@ -61,12 +61,32 @@ def format_number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def format_size(count: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> format_size(514_300), format_size(1_480_000)
+    ('514 kB', '1.5 MB')
+    """
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
 def format_minutes(seconds: float | None) -> str:
     """Minutes and seconds, with hours where there are any; a dash for what is not known."""
     if seconds is None:
         return "–"
     minutes, whole = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{whole:02}" if minutes >= 60 else f"{minutes}:{whole:02}"
+
+
+def format_about(seconds: float) -> str:
+    """A time that is expected, as roughly as it is known.
+
+    >>> format_about(40), format_about(95), format_about(5400)
+    ('40 s', '2 min', '1.5 h')
+    """
+    if seconds < 55:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    return f"{round(seconds / 60)} min" if seconds < 3570 else f"{seconds / 3600:.1f} h"
 
 
 def file_url(run_id: str, file: str, version: int | None = None) -> str:
@@ -95,8 +115,10 @@ def name_download(run_id: str, file: str) -> str:
     'a-duck.glb'
     """
     parts, path = run_id.split("_"), Path(file)
-    if len(parts) < 2 or path.stem.partition(".")[0] not in ("mesh", "turntable", "statistics"):
+    if len(parts) < 2 or path.stem.partition(".")[0] not in ("mesh", "turntable", "timelapse", "statistics"):
         return path.name
+    if path.stem == "timelapse":
+        return f"{parts[1]}-timelapse{path.suffix}"
     return f"{parts[1]}{path.suffix}"
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from gradio.components import Component
 
+from psd.runs.jobs.orbit import Camera, OrbitPicture
 from psd.runs.store.archive import Run
 from psd.ui.state.view import View
 
 MOST = 8  # runs side by side
+MAKE = "Make"  # the place where runs are started and watched
+FRONT_CAMERA: Camera = (30, 15)  # three quarters
 
 LISTED = 100  # runs on the Runs tab
 # Of every listener that only the page uses.
@@ -46,16 +49,20 @@ class WatchedRun:
 
 @dataclass(frozen=True)
 class Look:
-    """What the page chose to see: which tab, which kinds of picture, the step to look back at."""
+    """What the page chose to see: which place and tab, which kind of picture, the step to look back at."""
 
-    tab: str = "Live"
-    kinds: tuple[str, ...] = ("rgb", "normal")
+    place: str = MAKE  # or Runs, or Compare
+    tab: str = "Curves"  # of those beside the stage
+    show: str = "Colour"  # what the stage shows
     follow: bool = True  # the newest preview, whatever ``step``
     step: int = 0
-    camera: tuple[float | None, float | None, float | None] = (None, None, None)  # of the mesh viewer, as it stands
+    orbit: Camera = FRONT_CAMERA  # of the run that goes on
+    viewer_camera: tuple[float | None, float | None, float | None] = (None, None, None)  # as it stands
     compared: tuple[str, ...] = ()  # run ids
     compared_step: int = 0
     only_mine: bool = False
+    find: str = ""  # words that the listed runs hold
+    sort: str = "Newest"
 
 
 @dataclass(frozen=True)
@@ -63,15 +70,20 @@ class Page:
     run: WatchedRun = field(default_factory=WatchedRun)
     look: Look = field(default_factory=Look)
     is_mine: bool = False  # this browser may steer the run
+    orbit_picture: OrbitPicture | None = None  # of the run that goes on, from the look's camera
     compared: tuple[WatchedRun, ...] = ()
     runs: tuple[Run, ...] = ()
+    mine: frozenset[str] = frozenset()  # ids of the listed runs that this browser may steer
+
+    def may_steer(self, run: Run) -> bool:
+        return run.id in self.mine
 
 
 @dataclass(frozen=True)
 class Pane:
     """Components, a key that changes whenever their content does, and that content.
 
-    A pane of a tab is asked for content only while its tab is open.
+    A pane of a tab or a place is asked for content only while that is open.
     """
 
     components: Sequence[Component]
@@ -80,4 +92,5 @@ class Pane:
     tab: str = ""
 
     def is_shown(self, page: Page) -> bool:
-        return self.tab in ("", page.look.tab)
+        look = page.look
+        return self.tab in ("", look.place) or (look.place == MAKE and self.tab == look.tab)

@@ -27,21 +27,45 @@ from psd.ui.markup.html import (
     state_badge,
     table_html,
 )
+from psd.ui.panels.stage import FILMS, has_mesh
 from psd.ui.state.page import MOST, QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import Curve
 from psd.ui.tabs.curves import chart_key
-from psd.ui.tabs.ranking import CONSISTENCY, best_to_continue, is_comparable, last_value, name_runs, rank_runs
+from psd.ui.tabs.ranking import (
+    CONSISTENCY,
+    best_to_continue,
+    is_comparable,
+    last_value,
+    name_runs,
+    rank_runs,
+    verdict_sentence,
+)
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
 FIRST_STEPS = 120  # of the slider, until there is a run
 LONGEST_SWEEP = 100_000  # steps of each run
+# One slider, or a drag over any of them, sets the same camera for all.
+TURN_TOGETHER = """
+const turn = share => {
+  for (const film of element.querySelectorAll('video'))
+    if (film.duration) film.currentTime = share * film.duration * .999
+}
+element.addEventListener('input', event => turn(event.target.value / 360))
+element.addEventListener('pointermove', event => {
+  const slider = element.querySelector('input')
+  if (!event.buttons || event.target.tagName !== 'VIDEO') return
+  slider.value = (+slider.value - event.movementX + 360) % 360
+  turn(slider.value / 360)
+})
+"""
 
 
 def run_label(run: Run) -> str:
     """A run in a list."""
     status = run.status
-    return f"{status.prompt} · {status.method} · seed {status.seed} · {status.created[5:16].replace('T', ' ')}"
+    named = run.labels.name or status.prompt
+    return f"{named} · {status.method} · seed {status.seed} · {status.created[5:16].replace('T', ' ')}"
 
 
 def compared_views_html(page: Page) -> str:
@@ -64,6 +88,24 @@ def compared_views_html(page: Page) -> str:
         rows.append(f'{head}<small>step {seen.step}</small></p><div class="shots" style="--views:{len(names)}">'
                     f"{shots}</div>")  # fmt: skip
     return "".join(rows) or '<p class="none">Choose runs above, or start some.</p>'
+
+
+def turned_html(page: Page) -> str:
+    """The turntables of the runs that have one, side by side under one camera."""
+    films, called = [], name_runs(page.compared)
+    for place, watched in enumerate(page.compared):
+        version = file_version(watched.folder / FILMS["Turntable"])
+        if version and has_mesh(watched):
+            name = called[watched.run_id]
+            address = file_url(watched.run_id, FILMS["Turntable"], version)
+            films.append(
+                f'<figure><video src="{address}" muted playsinline preload="auto" aria-label="{html.escape(name)}">'
+                f"</video><figcaption>{_heading_html(place, name)}</figcaption></figure>"
+            )
+    if len(films) < 2:
+        return ""
+    slider = '<label>Turn all of them<input type="range" min="0" max="360" value="0"></label>'
+    return f'<div class="together-films">{"".join(films)}</div>{slider}'
 
 
 def _heading_html(place: int, name: str) -> str:
@@ -201,11 +243,16 @@ class CompareTab:
             info="All runs at this step, or the last before it.",
         )  # fmt: skip
         nobody = Page()
+        verdict = gr.HTML("", elem_id="compare-verdict")
         views = gr.HTML(compared_views_html(nobody), elem_id="compare-views")
+        turned = gr.HTML("", elem_id="compare-turned", js_on_load=TURN_TOGETHER)
         table_ = gr.HTML(scores_table(()), elem_id="compare-scores", elem_classes="table")
         curtain = gr.HTML(curtain_html(nobody), elem_id="pair")
         lines = gr.HTML(compared_charts_html(()), elem_id="compare-charts")
         self.panes = [
+            Pane([verdict], lambda p: verdict_sentence(p.compared),
+                 lambda p: [note_html(verdict_sentence(p.compared), "hint")], "Compare"),
+            Pane([turned], turned_html, lambda p: [turned_html(p)], "Compare"),
             Pane([views], lambda p: compared_views_html(p), lambda p: [compared_views_html(p)], "Compare"),
             Pane([table_], lambda p: scores_table(p.compared), lambda p: [scores_table(p.compared)], "Compare"),
             Pane([curtain], curtain_html, lambda p: [curtain_html(p)], "Compare"),
@@ -218,16 +265,20 @@ class CompareTab:
                             note_html(continue_hint(p.compared), "hint")], "Compare"),
         ]  # fmt: skip
 
+    @staticmethod
+    def list_choices(desk: PageContext, chosen: list[str] | None) -> Any:
+        """All runs to choose from, with those of ``chosen`` that are there."""
+        known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
+        return gr.Dropdown(
+            [(label, run_id) for run_id, label in known.items()], value=[run for run in chosen or [] if run in known]
+        )
+
     def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
         """Start and continue runs; what is compared is remembered by the browser."""
         remembered = gr.BrowserState([], storage_key="psd-compared", secret="psd")
 
         def list_choices(chosen: list[str] | None) -> Any:
-            known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
-            return gr.Dropdown(
-                [(label, run_id) for run_id, label in known.items()],
-                value=[run for run in chosen or [] if run in known],
-            )
+            return self.list_choices(desk, chosen)
 
         def submit_all(presets: Sequence[Preset], owner: str, until: int | None = None) -> list[Any]:
             """All of them, or those that found a place and why the next one did not."""

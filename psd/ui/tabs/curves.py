@@ -1,18 +1,28 @@
-"""The Curves tab: what is optimised against what only watches, and what the pictures say that no reward saw."""
+"""The Curves tab: a verdict in a sentence, then what is optimised against what only watches."""
 
 from __future__ import annotations
 
+import csv
 import html
-from collections.abc import Hashable, Mapping, Sequence
+import io
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from psd.distillation.detectors import LEAST_WINDOW, PATIENCE
-from psd.distillation.events import LiveChanged
+from psd.runs.store.files import StoreError
+from psd.ui.markup.change_words import change_rules
+from psd.ui.markup.chart_script import HOVER, SAVE_CSV, SAVE_PNG
 from psd.ui.markup.charts import line_chart
 from psd.ui.markup.html import format_number, metric_label, note_html, table_html
-from psd.ui.state.page import Pane
+from psd.ui.panels.stage import StagePanel, find_preview
+from psd.ui.state.page import FLOATING, Look, Page, Pane, WatchedRun
 from psd.ui.state.view import Curve, View
+from psd.ui.tabs.scores import scores_of_views
+
+if TYPE_CHECKING:
+    from psd.ui.context import PageContext
 
 IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page shows them
     "image/saturation": "saturation",
@@ -24,16 +34,58 @@ IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page show
 }
 
 
-def curves_tab() -> list[Pane]:
-    alarm = gr.HTML(alarm_notes(View()), elem_id="alarms")
-    verdict = gr.HTML(table_of_scores(View()), elem_id="verdict", elem_classes="table")
-    charts = gr.HTML(curves_html(View()), elem_id="charts")
-    return [
-        Pane([alarm], lambda p: alarm_notes(p.run.view), lambda p: [alarm_notes(p.run.view)], "Curves"),
-        Pane([verdict], lambda p: chart_key(p.run.view, "reward/", "judge/"), lambda p: [table_of_scores(p.run.view)],
-             "Curves"),
-        Pane([charts], lambda p: chart_key(p.run.view, ""), lambda p: [curves_html(p.run.view)], "Curves"),
-    ]  # fmt: skip
+class CurvesTab:
+    """The tab's components, in the current Blocks context."""
+
+    def __init__(self) -> None:
+        said = gr.HTML(verdict_html(WatchedRun()), elem_id="alarms")
+        with gr.Row(elem_id="save-curves"):
+            self.csv = gr.Button("CSV", size="sm", scale=0, min_width=64, elem_id="csv")
+            self.png = gr.Button("PNG", size="sm", scale=0, min_width=64, elem_id="png")
+        self.text = gr.Textbox("", visible=False)  # the CSV that was asked for last
+        self.charts = gr.HTML(curves_html(View()), elem_id="charts", js_on_load=HOVER)
+        scores = gr.HTML(table_of_scores(View()), elem_id="verdict", elem_classes="table")
+        views = gr.HTML(scores_of_views(WatchedRun(), Look()), elem_id="view-scores", elem_classes="table")
+        self.panes = [
+            Pane([said], lambda p: verdict_html(p.run), lambda p: [verdict_html(p.run)], "Curves"),
+            Pane([self.charts], lambda p: chart_key(p.run.view, ""), lambda p: [curves_html(p.run.view)], "Curves"),
+            Pane([scores], lambda p: chart_key(p.run.view, "reward/", "judge/"),
+                 lambda p: [table_of_scores(p.run.view)], "Curves"),
+            Pane([views], _preview_key, lambda p: [scores_of_views(p.run, p.look)], "Curves"),
+        ]  # fmt: skip
+
+    def wire_events(self, desk: PageContext, stage: StagePanel) -> None:
+        """A click looks back to its step; the curves leave as a table or as a picture."""
+
+        def save_csv(run: str) -> str:
+            try:
+                return write_csv(desk.watcher.view_run(run).view) if run else ""
+            except StoreError as error:
+                gr.Warning(html.escape(str(error)), title="Not saved")
+                return ""
+
+        stage.wire_pick(self.charts, desk)
+        self.csv.click(save_csv, desk.run_id, self.text, **FLOATING).success(None, self.text, None, js=SAVE_CSV)
+        self.png.click(None, None, None, js=SAVE_PNG)
+
+
+def write_csv(view: View) -> str:
+    """Every curve as a column, a row for each step that has a value; decimated as the charts are."""
+    names = list(view.curves)
+    rows: dict[int, dict[str, float]] = {}
+    for name in names:
+        for step, value in view.curves[name].points():
+            rows.setdefault(step, {})[name] = value
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *names])
+    writer.writerows([step, *(rows[step].get(name, "") for name in names)] for step in sorted(rows))
+    return text.getvalue()
+
+
+def _preview_key(page: Page) -> object:
+    seen = find_preview(page.run, page.look)
+    return page.run.run_id, seen and seen.step
 
 
 def curves_html(view: View) -> str:
@@ -52,11 +104,12 @@ def curves_html(view: View) -> str:
     weighted = select_curves(weighted__reward="weighted sum") if len(view.weights) > 1 else {}
     statistics = {said: view.curves.get(name, Curve()) for name, said in IMAGE.items()}
     charts = [
-        line_chart("Reward against judge", "each as a share of its own range", reward_against_judge(view), steps=steps,
-                   rules=[*rules, *((alarm.step, alarm.message) for alarm in view.alarms)], bounds=(0.0, 1.0)),
-        line_chart("Rewards, optimised", "raw score", {**select_group("reward/"), **weighted}, steps=steps,
-                   rules=rules),
-        line_chart("Judges, only watch", "raw score", select_group("judge/"), steps=steps, rules=rules),
+        line_chart("Reward against judge", "shares of their own ranges; apart: it is gamed", reward_against_judge(view),
+                   steps=steps, rules=[*rules, *((alarm.step, alarm.message) for alarm in view.alarms)],
+                   bounds=(0.0, 1.0)),
+        line_chart("Rewards, optimised", "raw score, more is better", {**select_group("reward/"), **weighted},
+                   steps=steps, rules=rules),
+        line_chart("Judges, only watch", "raw score, more is better", select_group("judge/"), steps=steps, rules=rules),
         line_chart("Pictures", "no reward sees these numbers", statistics, steps=steps, rules=rules),
         line_chart("Preference over base", "length of the one over the other", select_curves("pair/ratio"), steps=steps,
                    rules=rules),
@@ -85,46 +138,33 @@ def memory_curve(view: View) -> dict[str, Curve]:
     return {"peak": curve.scale_between(0.0, 2.0**30)} if curve else {}
 
 
-def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:
-    """One vertical line for each step at which live values changed."""
-    merged: dict[int, Mapping] = {}
-    for change in changes:
-        merged[change.step] = {**merged.get(change.step, {}), **change.values}
-    return [
-        (step, ", ".join(describe_value(name, value) for name, value in values.items()))
-        for step, values in merged.items()
-    ]
+def verdict_html(watched: WatchedRun) -> str:
+    """What the curves say, in one sentence that needs no chart; an alarm only where the run goes wrong."""
+    view = watched.view
+    hacking = next((alarm for alarm in reversed(view.alarms) if alarm.kind == "hacking"), None)
+    best = f"Best scene by the judge: step {view.best.step}." if view.best else ""
+    if hacking:
+        cure = "Lower the preference weight" + (
+            f", or mesh the best scene (step {view.best.step})." if view.best else "."
+        )
+        said = f"Since step {hacking.since} the reward rises while the judge falls: the object is getting worse. {cure}"
+        return note_html(said)
+    return note_html(f"{_describe_course(watched)} {best}".strip(), "hint")
 
 
-def describe_value(name: str, value: object) -> str:
-    """A live value as a person reads it; of rewards each weight by the reward's own name."""
-    if not isinstance(value, Mapping):
-        return f"{name} = {format_number(value)}"
-    return ", ".join(f"{name} {str(key).rsplit('/', 1)[-1]} = {format_number(each)}" for key, each in value.items())
-
-
-def alarm_notes(view: View) -> str:
-    """What the detectors said last of the selector judge, and which scene they would keep: always two notes."""
-    if view.alarms:
-        last, before = view.alarms[-1], len(view.alarms) - 1
-        earlier = f" Earlier alarms: {before}, in the log." if before else ""
-        said = note_html(f"Step {last.step}: {last.message}.{earlier}")
-    else:
-        said = note_html(_calm_sentence(view), "hint")
-    best = view.best
-    kept = (
-        f"Best scene so far by the judge {metric_label(f'judge/{best.judge}')}: step {best.step}, "
-        f"score {format_number(best.score)}. It is kept in every checkpoint. That score chose it, so it flatters it."
-        if best else "No preview has been judged yet."
-    )  # fmt: skip
-    return said + note_html(kept, "hint")
-
-
-def _calm_sentence(view: View) -> str:
-    """What the detectors' silence means: too few previews say nothing."""
+def _describe_course(watched: WatchedRun) -> str:
+    view = watched.view
+    plateau = next((alarm for alarm in reversed(view.alarms) if alarm.kind == "plateau"), None)
+    if not any(name.startswith("judge/") for name in view.curves):
+        return "The curves begin with the first pictures." if not view.previews.last else "No judge watches this run."
+    if plateau:
+        more = "more steps will not help" if watched.is_over else "what comes now is detail"
+        return f"Converged at step {plateau.since}: {more}."
     if len(view.previews.items) <= LEAST_WINDOW + PATIENCE:
-        return "No alarm yet: too few previews to tell."
-    return "No alarm: the judge has not fallen while the reward rose."
+        return "Too few pictures yet to judge."
+    if watched.is_over:
+        return "The judge agrees with the reward, and was still rising: more steps may help."
+    return "The judge agrees with the reward: both rise."
 
 
 def changes_table(view: View) -> str:

@@ -1,4 +1,4 @@
-"""The Mesh tab: the surface to turn and zoom, its files, and the same scene meshed at another threshold."""
+"""The Mesh tab: its files, and the same scene meshed at another threshold; the stage shows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from psd.geometry.export import FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
 from psd.ui.context import require_whole
-from psd.ui.inputs.components import FreeSlider, RunViewer
+from psd.ui.inputs.components import FreeSlider
 from psd.ui.inputs.controls import read_bounds
 from psd.ui.markup.html import EXPORTS, download_file, file_url, file_version, format_number, note_html
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
@@ -31,6 +31,8 @@ DOWNLOADS = {
     "mesh.ply": "PLY",
     "mesh.stl": "STL",
     "turntable.mp4": "Turntable",
+    "timelapse.mp4": "Timelapse",
+    "timelapse.webp": "Timelapse WebP",
     "statistics.json": "Statistics",
 }
 NO_REMESHER = "This server makes no meshes again."
@@ -59,39 +61,28 @@ class MeshTab:
 
     def __init__(self, preset: Preset, remesher: Callable[[], Remesh] | None) -> None:
         self._remesher = remesher
-        with gr.Row(elem_id="mesh-row"):
-            self.viewer = RunViewer(
-                label="Drag to turn, scroll to zoom", interactive=False, elem_id="viewer",
-                clear_color=(0.0, 0.0, 0.0, 0.0), min_width=300, scale=3,
+        files = gr.HTML(download_links(WatchedRun()), elem_id="downloads")
+        with gr.Group(elem_id="remesh"):
+            self.kept = gr.Radio(
+                [("last step", "last"), ("best by the selector judge", "best")], value="last", label="Scene",
+                info="Which state of the run is meshed.",
             )  # fmt: skip
-            with gr.Column(min_width=280, scale=2):
-                files = gr.HTML(download_links(WatchedRun()), elem_id="downloads")
-                with gr.Group(elem_id="remesh"):
-                    self.kept = gr.Radio(
-                        [("last step", "last"), ("best by the selector judge", "best")], value="last", label="scene",
-                        info="Which state of the run is meshed.",
-                    )  # fmt: skip
-                    self.threshold = FreeSlider(
-                        0.1, 40.0, value=10.0, step=0.01, label="threshold (τ) [density]", elem_id="threshold",
-                        buttons=[],
-                        info="Where the surface lies: lower is fuller.",
-                    )  # fmt: skip
-                    self.count = gr.HTML(UNTOUCHED, elem_id="face-count")
-                    self.faces = FreeSlider(
-                        FEWEST_FACES, MOST_FACES, value=preset.mesh_faces, step=FACES_STEP, label="most faces",
-                        elem_id="most-faces", buttons=[], info="The surface is simplified to this many.",
-                    )  # fmt: skip
-                    self.texture = gr.Checkbox(preset.texture, label="bake a texture", info="Slower; for Blender.")
-                    self.make = gr.Button("Make the mesh again", interactive=False, elem_id="remesh-button")
-                    self.message = gr.HTML(note_html("There is no mesh yet: it comes with the end of a run.", "hint"),
-                                           elem_id="remesh-message")  # fmt: skip
-        with gr.Row():
-            film = gr.HTML(turntable_html(WatchedRun()), elem_id="film", min_width=260)
-            facts = gr.HTML(statistics_table(View()), elem_id="facts", elem_classes="table", min_width=260)
+            self.threshold = FreeSlider(
+                0.1, 40.0, value=10.0, step=0.01, label="Threshold (τ) [density]", elem_id="threshold", buttons=[],
+                info="Where the surface lies: lower is fuller.",
+            )  # fmt: skip
+            self.count = gr.HTML(UNTOUCHED, elem_id="face-count")
+            self.faces = FreeSlider(
+                FEWEST_FACES, MOST_FACES, value=preset.mesh_faces, step=FACES_STEP, label="Most faces",
+                elem_id="most-faces", buttons=[], info="The surface is simplified to this many.",
+            )  # fmt: skip
+            self.texture = gr.Checkbox(preset.texture, label="Bake a texture", info="Slower; for Blender.")
+            self.make = gr.Button("Make the mesh again", interactive=False, elem_id="remesh-button")
+            self.message = gr.HTML(note_html("There is no mesh yet: it comes with the end of a run.", "hint"),
+                                   elem_id="remesh-message")  # fmt: skip
+        facts = gr.HTML(statistics_table(View()), elem_id="facts", elem_classes="table")
         self.panes = [
-            Pane([self.viewer], _mesh_key, self._update_viewer, "Mesh"),
             Pane([files], lambda p: download_links(p.run), lambda p: [download_links(p.run)], "Mesh"),
-            Pane([film], lambda p: turntable_html(p.run), lambda p: [turntable_html(p.run)], "Mesh"),
             Pane([facts], lambda p: statistics_table(p.run.view), lambda p: [statistics_table(p.run.view)], "Mesh"),
             Pane([self.threshold, self.faces, self.texture, self.kept, self.count], _mesh_key, _update_choices, "Mesh"),
             Pane([self.make, self.message], self._find_obstacle, self._update_button, "Mesh"),
@@ -146,14 +137,6 @@ class MeshTab:
         why = self._find_obstacle(page)
         return [gr.Button(interactive=not why), note_html(why, "hint")]
 
-    @staticmethod
-    def _update_viewer(page: Page) -> list[Any]:
-        """The mesh as its file is now; a new value would turn the camera back, so its place goes along."""
-        run = page.run
-        file = run.view.mesh.file if run.view.mesh else None
-        address = file_url(run.run_id, file, file_version(run.folder / file)) if file else None
-        return [RunViewer(address, camera_position=page.look.camera)]
-
 
 def _mesh_key(page: Page) -> object:
     """Changes with the mesh's file and with what the run's events say of it: the one is there before the other."""
@@ -199,15 +182,6 @@ def download_links(watched: WatchedRun) -> str:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
     frames = "".join(f"<li><b>{suffix.upper()}</b> {frame}</li>" for suffix, frame in FRAMES.items())
     return f'<div class="files">{"".join(links)}</div><ul class="frames">{frames}</ul>'
-
-
-def turntable_html(watched: WatchedRun) -> str:
-    """The film, looping silently."""
-    version = file_version(watched.folder / EXPORTS / "turntable.mp4")
-    if watched.view.mesh is None or not version:
-        return '<div class="film empty"><p class="hint">The turntable appears with the mesh.</p></div>'
-    address = file_url(watched.run_id, f"{EXPORTS}/turntable.mp4", version)
-    return f'<div class="film"><video src="{address}" autoplay loop muted playsinline controls></video></div>'
 
 
 def statistics_table(view: View) -> str:

@@ -9,11 +9,12 @@ from itertools import groupby
 
 import gradio as gr
 
+from psd.ui.markup.change_words import change_rules
 from psd.ui.markup.charts import heat_map, line_chart
 from psd.ui.markup.html import note_html, table_html
 from psd.ui.state.page import Pane
 from psd.ui.state.view import View
-from psd.ui.tabs.curves import change_rules, chart_key
+from psd.ui.tabs.curves import chart_key
 
 
 def negative_tab() -> list[Pane]:

@@ -8,6 +8,7 @@ from typing import Any
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.ui.inputs.origin import name_preset
+from psd.ui.markup.html import format_number
 from psd.ui.state.page import WatchedRun
 
 CONSISTENCY = "image/view_consistency"
@@ -105,3 +106,24 @@ def best_to_continue(compared: Sequence[WatchedRun]) -> WatchedRun | None:
         return None
     best = rank_runs(compared)[0][0]
     return best if best.view.step < best.view.total_steps else None
+
+
+def verdict_sentence(compared: Sequence[WatchedRun]) -> str:
+    """Which run the judge prefers, by how much, and what it cost in time, against the one that comes next."""
+    if len(compared) < 2:
+        return ""
+    if not is_comparable(compared):
+        return "Runs of several prompts or judges: their scores have no scale in common."
+    scored = [(score, run) for run in compared if (score := selector_score(run)) is not None]
+    if len(scored) < 2:
+        return "The judge has not seen two of them yet."
+    called = name_runs(compared)
+    (high, best), (low, second) = sorted(scored, key=lambda entry: -entry[0])[:2]
+    names = called[best.run_id], called[second.run_id]
+    going = "" if all(run.is_over for run in compared) else " so far"
+    if format_number(high) == format_number(low):
+        return f"{names[0]} and {names[1]} tie by the judge{going}."
+    said = f"{names[0]} leads {names[1]} by {format_number(float(high - low))} of the judge's score{going}"
+    if going or not (best.view.time_s and second.view.time_s):
+        return f"{said}."
+    return f"{said}, in {best.view.time_s / second.view.time_s:.1f} times the time."

@@ -21,6 +21,7 @@ from typing import Any
 
 from psd.config.preset import Preset
 from psd.distillation.events import Alarmed, Checkpointed, Event, Failed, Finished, Started
+from psd.distillation.interfaces import RenderView
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.store.files import replace_file
@@ -45,6 +46,9 @@ class FileControl:
 
     def stopping(self) -> bool:
         return self.is_leaving or self.is_ending
+
+    def show_scene(self, render: RenderView, step: int) -> None:
+        """Nobody looks at the scene of another process."""
 
     @property
     def is_ending(self) -> bool:

@@ -1,0 +1,39 @@
+"""Names and meanings of options and terms, read from glossary.yaml: for hovers, docs and the API's descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+
+class Meaning(NamedTuple):
+    """What an option is called, and a sentence about it."""
+
+    name: str
+    sentence: str
+
+
+@cache
+def read_glossary() -> tuple[Mapping[str, Mapping[str, Meaning]], Mapping[str, str]]:
+    """Options by parameter, and terms with their sentences."""
+    text = Path(__file__).with_name("glossary.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    options = {
+        parameter: {option: Meaning(*meaning) for option, meaning in meanings.items()}
+        for parameter, meanings in values["options"].items()
+    }
+    return options, values["terms"]
+
+
+def explain_options(parameter: str) -> Mapping[str, Meaning]:
+    """The options of a parameter; empty where it offers no choice of them."""
+    return read_glossary()[0].get(parameter, {})
+
+
+def explain_term(term: str) -> str:
+    """A sentence about a term; empty where it needs none."""
+    return read_glossary()[1].get(term, "")

@@ -1,0 +1,151 @@
+"""The stage in Chromium: always in sight with what steers it, turned by hand, and at the end the mesh in its place."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from psd.config.preset import Preset
+from tests.support.browsing import (
+    LOWER,
+    PATIENCE_MS,
+    UPPER,
+    expect_colours_in_the_viewer,
+    expect_new_picture,
+    expect_state,
+    number_of,
+    press,
+    run_steps,
+    scripted,
+    serve,
+    store_run,
+    type_number,
+)
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+LEAST_TARGET = 24  # pixels
+LARGEST_SHIFT = 0.1
+SIZES = {"laptop": (1440, 900), "desk": (1920, 1080), "phone": (390, 844)}
+SHIFT = """window.shift = 0
+new PerformanceObserver(list => { for (const entry of list.getEntries())
+  if (!entry.hadRecentInput) window.shift += entry.value }).observe({type: 'layout-shift', buffered: true})"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def stored(root: Path) -> str:
+    return store_run(root, Preset.load("tiny", {"prompt": "a red mug", "steps": 8}))
+
+
+@pytest.fixture(scope="module")
+def address(root: Path, stored: str) -> Iterator[str]:
+    yield from serve(scripted, root)
+
+
+def is_whole(page: Page, part: Locator) -> bool:
+    """Whether all of it is on the screen."""
+    box, size = part.bounding_box(), page.viewport_size
+    assert box and size
+    low, right = box["y"] + box["height"], box["x"] + box["width"]
+    return box["y"] > -1 and low < size["height"] + 1 and right < size["width"] + 1  # edges lie between pixels
+
+
+def turn_by_hand(page: Page, pixels: int) -> None:
+    box = page.locator("#view").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + pixels, y, steps=3)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_guidance_is_moved_while_the_picture_is_in_sight(
+    open_page: Callable[..., Page], address: str, size: str
+) -> None:
+    width, height = SIZES[size]
+    page = open_page(address, viewport={"width": width, "height": height})
+    page.evaluate(SHIFT)
+    run_steps(page, 2000)
+    expect_new_picture(page)
+    page.locator("#view").evaluate("(view) => view.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(500)
+    guidance = number_of(page, "control-guidance_scale")
+    type_number(guidance, "9.5")
+    view = page.locator("#view")
+    assert is_whole(page, view) and is_whole(page, guidance), f"{view.bounding_box()} {guidance.bounding_box()}"
+    mark = page.locator("#timeline .marks button")
+    expect(mark).to_have_attribute("aria-label", re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS)
+    expect(page.locator("#moves")).to_contain_text("guidance_scale = 9.5")
+    assert re.fullmatch(r"\d+% a red mushroom · PSD Studio", page.title())
+    assert page.evaluate("window.shift") < LARGEST_SHIFT
+    if size == "phone":
+        small = page.evaluate(
+            """least => [...document.querySelectorAll('#layout :is(button, a, label:has(input), input[type=number])')]
+            .filter(part => part.checkVisibility() && part.offsetHeight && part.offsetHeight < least)
+            .filter(part => part.tabIndex >= 0 || part.matches('label'))  // Gradio measures its tabs with copies
+            .map(part => part.outerHTML.slice(0, 90))""",
+            LEAST_TARGET,
+        )
+        assert not small
+    press(page.locator("#stop"))
+    expect_state(page, "Stopped")
+
+
+def test_the_object_is_turned_while_it_grows(open_page: Callable[..., Page], address: str) -> None:
+    """By hand and by the keyboard, also while the run is paused; `tests/runs/test_orbit.py` holds how soon."""
+    page = open_page(address)
+    run_steps(page, 2000)
+    picture = page.locator("#picture .turned")
+    expect(picture).to_have_attribute("alt", re.compile("from 30°"), timeout=PATIENCE_MS)
+    page.wait_for_timeout(2000)
+    turn_by_hand(page, -180)
+    expect(picture).to_have_attribute("alt", re.compile("from 120°"), timeout=PATIENCE_MS)
+    press(page.locator("#pause"))
+    expect_state(page, "Paused")
+    page.locator("#picture .turns").press("ArrowLeft")
+    expect(picture).to_have_attribute("alt", re.compile("from 135°"), timeout=PATIENCE_MS)
+    press(page.locator("#stop"))
+    expect_state(page, "Stopped")
+
+
+def test_at_the_end_the_mesh_stands_where_the_picture_was(open_page: Callable[..., Page], address: str) -> None:
+    page = open_page(address)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    run_steps(page, 3)
+    expect_state(page, "Finished")
+    expect_colours_in_the_viewer(page, UPPER, LOWER, off=45)
+    assert page.title() == "✓ a red mushroom · PSD Studio"
+    take = page.locator("#take a")
+    expect(take).to_have_text(re.compile(r"Download a-red-mushroom.glb\s+\d+ kB"))
+    page.locator("#take button").press("Enter")
+    expect(page.locator("#take button")).to_have_text("Copied")
+    other = open_page(page.evaluate("navigator.clipboard.readText()"))
+    expect_state(other, "Finished")
+
+    # A look back shows the picture of that step; Mesh comes back with one press.
+    press(page.locator("#timeline .thumbs button").nth(1))
+    expect(page.locator("#picture .sprite")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#viewer")).to_be_hidden()
+    page.locator("#show label", has_text="Mesh").click()
+    expect(page.locator("#viewer")).to_be_visible()
+    page.locator("#show label", has_text="Turntable").click()
+    expect(page.locator("#film video")).to_be_visible()
+
+
+def test_the_stage_stays_in_sight_while_the_rest_is_read(
+    open_page: Callable[..., Page], address: str, stored: str
+) -> None:
+    page = open_page(f"{address}?run={stored}", viewport={"width": 1440, "height": 900})
+    expect_state(page, "Finished")
+    expect(page.locator("#charts figure").first).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#charts figure").last.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") > 300 and is_whole(page, page.locator("#view"))
