@@ -88,8 +88,8 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     prompt.fill("a red mug")
 
     # What is typed stays, within what the field allows and beyond; what cannot be is refused by its key.
-    expect_preset(page, "tiny")
     browsing.open_advanced(page)
+    expect_preset(page, "tiny")
     guidance = browsing.number_of(page, "control-guidance_scale")
     assert guidance.get_attribute("max") == "200"
     seed = page.locator("#control-seed input[type=number]")
@@ -135,8 +135,8 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     browsing.press(page.locator("#stop"))
     browsing.expect_state(page, "Stopped")
     page.reload()
-    expect_preset(page, "own (from tiny, 4 values differ)")
     browsing.open_advanced(page)
+    expect_preset(page, "own (from tiny, 4 values differ)")
     expect(page.locator("#control-steps input[type=number]")).to_have_value("2000")
 
     # Downloads carry the prompt's name; a zip comes with its click, and a refusal floats above the page.
@@ -219,6 +219,7 @@ def test_the_preset_of_a_run_is_not_the_page_s_first(open_page: Callable[..., Pa
     folder.close()
     served = browsing.serve(browsing.scripted, tmp_path)
     page = open_page(f"{next(served)}?run={folder.id}")
+    browsing.open_advanced(page)
     expect_preset(page, "own (from mvdream, 1 value differs)")
     guidance = browsing.number_of(page, "control-guidance_scale")
     start = f"{Preset.load('mvdream').guidance_scale:g}"
