@@ -1,6 +1,7 @@
 """What the browser tests share: a scripted engine, a served page, and hands and eyes on it."""
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -33,6 +34,12 @@ ARGUMENTS = (
 ).split()
 BALL = trimesh.creation.uv_sphere(0.5, count=[24, 24])
 UPPER, LOWER = np.array([200, 80, 40]), np.array([40, 80, 200])  # sRGB of what is up and what is down in the world
+
+
+def find_chromium() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert found, "the browser tests need Chromium: `make test` installs it or says how"
+    return found
 
 
 def paint_side(azimuth_deg: float, elevation_deg: float, size: int) -> np.ndarray:
