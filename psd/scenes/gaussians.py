@@ -187,13 +187,15 @@ class GaussianScene:
         return dead
 
     def extract_mesh(self, settings: MeshSettings) -> Mesh:
-        """The surface of the density that the Gaussians make; it has a threshold."""
+        """The surface of the density that the Gaussians make, which has a threshold; and themselves with it."""
         from psd.scenes.extract import extract_mesh
 
-        return extract_mesh(
+        mesh = extract_mesh(
             self._fill_volume(settings.resolution), resolution=settings.resolution, faces=settings.faces,
             threshold=settings.threshold, texture=settings.texture, device=self.device,
         )  # fmt: skip
+        with torch.no_grad():
+            return replace(mesh, splats=self.gaussians().to("cpu"))
 
     def face_counter(self, resolution: int) -> Callable[[float], int]:
         from psd.scenes.extract import face_counter
