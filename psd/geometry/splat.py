@@ -53,8 +53,9 @@ class Gaussians:
         """Some of them, by index or mask."""
         return Gaussians(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def to(self, device: torch.device | str) -> Gaussians:
-        return Gaussians(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    def copy_values(self) -> Gaussians:
+        """On the CPU and without gradients; later steps leave them alone."""
+        return Gaussians(**{field.name: getattr(self, field.name).detach().cpu().clone() for field in fields(self)})
 
     def axes(self) -> Float[Tensor, "n 3 3"]:
         """Columns are the axes of each, as long as its standard deviations: A with covariance A A^T."""

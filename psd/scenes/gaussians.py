@@ -194,8 +194,7 @@ class GaussianScene:
             self._fill_volume(settings.resolution), resolution=settings.resolution, faces=settings.faces,
             threshold=settings.threshold, texture=settings.texture, device=self.device,
         )  # fmt: skip
-        with torch.no_grad():
-            return replace(mesh, splats=self.gaussians().to("cpu"))
+        return replace(mesh, splats=self.gaussians().copy_values())
 
     def face_counter(self, resolution: int) -> Callable[[float], int]:
         from psd.scenes.extract import face_counter

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from psd.config.preset import Preset
 from psd.geometry.cameras import turntable_cameras
 from psd.geometry.cleanup import MeshError, vertex_normals
+from psd.geometry.export import encode_mesh, list_formats
 from psd.geometry.mesh import Mesh, mesh_statistics
 from psd.geometry.splat import Gaussians, quaternion_matrices
 from psd.scenes import gaussian_volume, gaussians
@@ -215,7 +216,13 @@ def test_gaussians_go_on_from_a_mesh_and_make_it_again() -> None:
     assert np.array_equal(red[clear], made.vertices[clear, 2] > 0.2)
     count = scene.face_counter(64)
     assert count(made.threshold or 0) == pytest.approx(len(made.faces), abs=2)
-    assert scene.extract_mesh(MeshSettings(64, 900)).faces.shape[0] <= 900
+    fewer = scene.extract_mesh(MeshSettings(64, 900))
+    assert fewer.faces.shape[0] <= 900 and fewer.splats is not None
+    for suffix in list_formats(fewer):
+        assert encode_mesh(fewer, f"mesh.{suffix}", provenance={})[f"mesh.{suffix}"]
+    with torch.no_grad():
+        scene.values["position"].zero_()
+    assert fewer.splats.position.any()
 
 
 def test_discs_lie_on_the_surface() -> None:

@@ -39,6 +39,7 @@ VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 7e-7, 6e-6, 400.0, 2000.0
 # A Gaussian in a picture of 64 px, in a step; larger pictures show more of each, and a picture without gradients takes
 # half as long.
 SPLAT_S, SPLAT_BYTES = 1.1e-5, 12e3
+FILL_S = 9e-10  # a Gaussian, for each cell of the grid that the mesh is cut from
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
@@ -145,11 +146,13 @@ def _count_samples(preset: Preset) -> int:
     return preset.scene.ray_samples if isinstance(preset.scene, RadianceSettings) else 0
 
 
+def _count_gaussians(preset: Preset) -> float:
+    return float(preset.scene.gaussians) if isinstance(preset.scene, GaussianSettings) else 0.0
+
+
 def _count_splats(preset: Preset, size: int) -> float:
     """Gaussians in a picture, in those of 64 px; about half of what one takes grows with its pixels."""
-    if not isinstance(preset.scene, GaussianSettings):
-        return 0.0
-    return preset.scene.gaussians * (0.5 + 0.5 * (size / 64) ** 2)
+    return _count_gaussians(preset) * (0.5 + 0.5 * (size / 64) ** 2)
 
 
 def _count_vertices(preset: Preset) -> float:
@@ -165,6 +168,7 @@ def count_end_work(preset: Preset) -> dict[str, float]:
         "film_samples": float(FILM_FRAMES * preset.preview_size**2 * _count_samples(preset)),
         "film_pixels": float(FILM_FRAMES * preset.preview_size**2 * isinstance(preset.scene, SurfaceSettings)),
         "film_splats": FILM_FRAMES * _count_splats(preset, preset.preview_size),
+        "filled": preset.mesh_resolution**3 * _count_gaussians(preset),
         "film_cells": FILM_FRAMES / VIEWS * _count_cells(preset),
         "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
     }
@@ -184,7 +188,7 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
         end_s = (
             END_S + end["voxels"] * VOXEL_S + end["film_samples"] * film_sample_s + end["film_cells"] * FILM_CELL_S
             + end["texels"] * TEXEL_S + end["film_pixels"] * PIXEL_S / 2
-            + end["film_splats"] * SPLAT_S / 2
+            + end["film_splats"] * SPLAT_S / 2 + end["filled"] * FILL_S
         ) / speed  # fmt: skip
     return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
 
