@@ -135,6 +135,10 @@ def test_the_dead_move_onto_the_living_and_the_picture_stays(monkeypatch: pytest
     place = scene.values["position"]
     hosts = torch.cdist(place[:60], place[60:]).argmin(1) + 60
     assert torch.equal(place[:60], place[hosts]) and (scene.gaussians().opacity > gaussians.DEAD).all()
+    chosen, sharers = hosts.unique(return_counts=True)
+    _, factor = share_opacity(kept["logit_opacity"][chosen].sigmoid(), sharers + 1)
+    shrunk = scene.state()["log_size"][chosen] - kept["log_size"][chosen]
+    assert torch.allclose(shrunk, factor.log()[:, None].expand_as(shrunk), atol=1e-5) and (factor < 1).all()
     touched = torch.zeros(600, dtype=torch.bool)
     touched[:60] = touched[hosts] = True
     for name, value in scene.values.items():
