@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from psd.runtime.diagnosis import missing_package, refuse_old_python
 
@@ -26,7 +27,15 @@ try:
     from psd.distillation.events import Event, Failed, Finished
     from psd.evaluation import command as evaluation_command
     from psd.evaluation.speed import bench
-    from psd.geometry.export import FRAMES, LARGEST_MM, PRINT_SIZE_MM, SMALLEST_MM, encode_mesh
+    from psd.geometry.export import (
+        FRAMES,
+        LARGEST_MM,
+        PRINT_SIZE_MM,
+        SMALLEST_MM,
+        SPLAT_FRAMES,
+        encode_mesh,
+        list_formats,
+    )
     from psd.runs.engine import prepare_events
     from psd.runs.jobs.controls import Controls
     from psd.runs.jobs.drive import MakeEvents, drive_run, require_checkpoint
@@ -45,6 +54,9 @@ try:
 except ModuleNotFoundError as error:
     print(f"psd: {missing_package(error)}", file=sys.stderr)
     sys.exit(4)  # MISSING
+
+if TYPE_CHECKING:
+    from psd.geometry.mesh import Mesh
 
 OK, BAD_INPUT, FAILED, MISSING, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
 EXIT_CODES = """exit codes:
@@ -154,7 +166,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     mesh = add_command("export", "write a run's mesh again, from its newest checkpoint")
     mesh.add_argument("folder", help="a run's folder, or its name below the runs' root")
-    mesh.add_argument("--format", default=",".join(FRAMES), help="any of glb,obj,ply,stl (default: all)")
+    mesh.add_argument(
+        "--format", help="any of glb,obj,ply,stl, and of Gaussians splat.ply,splat (default: all that there are)"
+    )
     mesh.add_argument(
         "--size-mm", type=float, default=PRINT_SIZE_MM, metavar="MM",
         help=f"longest side of the STL (default: {PRINT_SIZE_MM:g}, from {SMALLEST_MM:g} to {LARGEST_MM:g})",
@@ -302,9 +316,9 @@ def find_run_folder(name: str) -> Path:
 
 
 def export_run(arguments: argparse.Namespace) -> int:
-    formats = [name.strip().lower() for name in arguments.format.split(",")]
-    if strange := [name for name in formats if name not in FRAMES]:
-        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FRAMES)}")
+    formats = [name.strip().lower() for name in arguments.format.split(",")] if arguments.format is not None else []
+    if strange := [name for name in formats if name not in FRAMES | SPLAT_FRAMES]:
+        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FRAMES | SPLAT_FRAMES)}")
     if not SMALLEST_MM <= arguments.size_mm <= LARGEST_MM:
         raise PresetError(f"--size-mm {arguments.size_mm:g} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
     path = find_run_folder(arguments.folder)
@@ -316,6 +330,7 @@ def export_run(arguments: argparse.Namespace) -> int:
         out, mesh = path / "public" / "exports", rewrite_mesh(path, **how, size_mm=arguments.size_mm)
     else:
         out, (mesh, step) = arguments.out, remesh_run(path, **how)
+        formats = choose_formats(formats, mesh)
         with explain_os_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         for name in formats:
@@ -324,9 +339,17 @@ def export_run(arguments: argparse.Namespace) -> int:
                 replace_file(out / file, data)
     for note in mesh.notes:
         print(note, file=sys.stderr)
-    for name in formats:
+    for name in choose_formats(formats, mesh):
         print(out / f"mesh.{name}")
     return OK
+
+
+def choose_formats(asked: list[str], mesh: Mesh) -> list[str]:
+    """Those that are asked for, or all that ``mesh`` has; raises `PresetError` for splats where it has none."""
+    known = list_formats(mesh)
+    if absent := [name for name in asked if name not in known]:
+        raise PresetError(f"no {absent[0]}: the scene of this run has no Gaussians; there are: {', '.join(known)}")
+    return asked or known
 
 
 def print_presets(arguments: argparse.Namespace) -> int:

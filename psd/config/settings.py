@@ -174,11 +174,68 @@ class SurfaceSettings(Settings):
         return False
 
 
+class GaussianSettings(Settings):
+    """Of 3D Gaussians, whose number stays."""
+
+    # fmt: off
+    kind: Literal["gaussians"]
+    gaussians: int = setting(
+        3000, "How many Gaussians (Gaussians only).", group="scene", log=True, ge=100, le=1_000_000
+    )
+    start_radius: float = setting(
+        0.5, "Radius of the ball in which Gaussians start.", group="scene", unit="world units", ge=0.05, le=1
+    )
+    position_lr: float = setting(
+        0.01, "Adam step of Gaussians' places, in world units.", group="scene", staged=True, log=True, gt=0, le=1
+    )
+    size_lr: float = setting(
+        0.05, "Adam step of Gaussians' sizes, in natural logarithms.", group="scene", staged=True, log=True, gt=0, le=1
+    )
+    turn_lr: float = setting(
+        0.05, "Adam step of Gaussians' rotations.", group="scene", staged=True, log=True, gt=0, le=1
+    )
+    alpha_lr: float = setting(
+        0.1, "Adam step of Gaussians' opacities, before a sigmoid.", group="scene", staged=True, log=True, gt=0, le=1
+    )
+    tint_lr: float = setting(
+        0.1, "Adam step of Gaussians' colours, before a sigmoid.", group="scene", staged=True, log=True, gt=0, le=1
+    )
+    relocate_every: int = setting(
+        10, "Steps between moves of faded Gaussians onto living ones.", group="scene", staged=True, unit="steps", ge=1,
+        le=100_000,
+    )
+    weight_cover: float = setting(
+        4.0, "Mean opacity of Gaussians' pictures: empties fog.", group="scene", staged=True, ge=0, le=1e4
+    )
+    weight_haze: float = setting(
+        80.0, "Binary entropy of the same opacity: all or nothing.", group="scene", staged=True, ge=0, le=1e4
+    )
+    weight_alpha: float = setting(
+        1.0, "Mean opacity of Gaussians, seen or hidden: lets the useless fade.", group="scene", staged=True, ge=0,
+        le=1e4,
+    )
+    weight_size: float = setting(1.0, "Mean size of Gaussians.", group="scene", staged=True, ge=0, le=1e4)
+    # fmt: on
+
+    def regulariser_weights(self, progress: float = 0.0) -> dict[str, float]:
+        """Weight of each regulariser by its name; the same all through a stage."""
+        return {
+            "cover": self.weight_cover, "haze": self.weight_haze, "alpha": self.weight_alpha, "size": self.weight_size,
+        }  # fmt: skip
+
+    @property
+    def has_backdrop(self) -> bool:
+        """No: Gaussians have nothing behind them."""
+        return False
+
+
 FieldSettings = GridScene | HashScene
-SceneSettings = Annotated[GridScene | HashScene | SurfaceSettings, Field(discriminator="kind")]
-SCENES: Mapping[str, type[GridScene | HashScene | SurfaceSettings]] = {
-    "grid": GridScene, "hash": HashScene, "surface": SurfaceSettings,
+AnyScene = FieldSettings | SurfaceSettings | GaussianSettings
+SceneSettings = Annotated[AnyScene, Field(discriminator="kind")]
+SCENES: Mapping[str, type[AnyScene]] = {
+    "grid": GridScene, "hash": HashScene, "surface": SurfaceSettings, "gaussians": GaussianSettings,
 }  # fmt: skip
+FROM_MESH = ("surface", "gaussians")  # kinds that can start from another scene's mesh
 
 
 def check_succession(index: int, before: SceneSettings, after: SceneSettings) -> None:
@@ -194,19 +251,19 @@ def check_succession(index: int, before: SceneSettings, after: SceneSettings) ->
                     f"{where}: scene.{name}={format_value(ours)}, the stage before has {format_value(theirs)}: a scene"
                     " keeps it through its stages, so give both the same"
                 )
-    elif after.kind != "surface":
+    elif after.kind not in FROM_MESH:
         raise ValueError(
             f"{where}: scene.kind={after.kind} cannot start from the {before.kind} of the stage before: only a surface"
-            " can start from another scene"
+            " and gaussians can start from another scene"
         )
 
 
 class SceneKind(Settings):
     """The choice between them, as a setting of its own."""
 
-    kind: Literal["grid", "hash", "surface"] = setting(
-        "grid", "Dense grid (CPU), multi-resolution hash grid or triangle surface; another kind has its own defaults.",
-        group="scene", staged=True,
+    kind: Literal["grid", "hash", "surface", "gaussians"] = setting(
+        "grid", "Dense grid (CPU), multi-resolution hash grid, triangle surface or 3D Gaussians; another kind has its "
+        "own defaults.", group="scene", staged=True,
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Encodes a mesh as GLB, OBJ, PLY or STL; trimesh writes the formats, this module says how each shall look.
 
+Where the mesh was made of Gaussians, these are encoded, too (`psd.geometry.splat_file`).
+
 Every format states its frame, unit and size in the file.  GLB and OBJ stand in glTF's frame (+y up, front +z), PLY and
 STL in that of modelling and slicing programs (+z up, front -y).  GLB, OBJ and PLY are centred and 1 long at their
 longest side; STL is in millimetres and stands on z = 0.  Vertices that only a texture seam parts are written once
@@ -18,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image
 
+from psd.geometry.splat_file import splat_bytes, splat_ply
 from psd.geometry.srgb import decode_srgb
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ FRAMES = {
     "ply": f"{Z_UP}, longest side 1, centred",
     "stl": f"{Z_UP}, longest side {PRINT_SIZE_MM:g} mm unless exported otherwise, standing on z = 0",
 }
+SPLAT_FRAMES = dict.fromkeys(("splat.ply", "splat"), "Gaussians, +y down, front +z, as large as the GLB")
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # what a buffer view is for, in glTF
 LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 33071  # a texture's sampler, in glTF
 
@@ -43,18 +47,26 @@ LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 33071  # a texture's sampler, in glTF
 def encode_mesh(
     mesh: Mesh, name: str, *, provenance: Mapping[str, Any], size_mm: float = PRINT_SIZE_MM
 ) -> dict[str, bytes]:
-    """The files that ``mesh`` becomes as ``name`` (mesh.glb, .obj, .ply or .stl): file name -> content, ``name`` last.
+    """The files that ``mesh`` becomes as ``name`` (mesh.glb, .obj, .ply, .stl, .splat.ply or .splat): file name ->
+    content, ``name`` last.
 
     ``provenance`` (prompt, preset, seed, versions: JSON-able) goes into the GLB's extras, the comments of OBJ and PLY,
     and, cut to 80 bytes, the STL's header.  A textured OBJ comes with a .mtl and a .png.  PLY and STL carry no texture;
-    STL no colour; ``size_mm`` is the longest side of the STL.  Raises `ValueError` for another suffix or size.
+    STL no colour; ``size_mm`` is the longest side of the STL.  Raises `ValueError` for another suffix or size, and for
+    splats where the mesh was made of none.
     """
-    suffix = PurePath(name).suffix.lower().lstrip(".")
-    if suffix not in ENCODERS:
-        raise ValueError(f"cannot write {name!r}: the suffix must be one of {', '.join(f'.{key}' for key in ENCODERS)}")
+    known = {**ENCODERS, **SPLAT_ENCODERS}
+    suffix = max((key for key in known if name.lower().endswith(f".{key}")), key=len, default=None)
+    if suffix is None:
+        raise ValueError(f"cannot write {name!r}: the suffix must be one of {', '.join(f'.{key}' for key in known)}")
     if not SMALLEST_MM <= size_mm <= LARGEST_MM:
         raise ValueError(f"size_mm={size_mm} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
-    return ENCODERS[suffix](mesh, PurePath(name), provenance, size_mm)
+    return known[suffix](mesh, PurePath(name), provenance, size_mm)
+
+
+def list_formats(mesh: Mesh) -> list[str]:
+    """The suffixes that ``mesh`` can be written with, without their first dot: those of splats where it has some."""
+    return [*ENCODERS, *(SPLAT_ENCODERS if mesh.splats is not None else ())]
 
 
 # ----------------------------------------------------------------------------------------------------- frame and colour
@@ -120,7 +132,7 @@ def describe_origin(provenance: Mapping[str, Any], suffix: str) -> list[str]:
     """
     text = json.dumps(dict(provenance), allow_nan=False)
     pieces = [text[start : start + LONGEST_LINE - 30] for start in range(0, len(text), LONGEST_LINE - 30)]
-    return [f"PSD Studio mesh: {FRAMES[suffix]}", *(f"PSD Studio |{piece}|" for piece in pieces)]
+    return [f"PSD Studio mesh: {(FRAMES | SPLAT_FRAMES)[suffix]}", *(f"PSD Studio |{piece}|" for piece in pieces)]
 
 
 # -------------------------------------------------------------------------------------------------------------- formats
@@ -208,6 +220,17 @@ def encode_stl(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_m
     return {name.name: header[:80].ljust(80) + export_stl(built)[80:]}
 
 
+def encode_splat_ply(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_mm: float) -> dict[str, bytes]:
+    """The Gaussians that ``mesh`` was made of, as a PLY that splat viewers open."""
+    return {name.name: splat_ply(mesh, describe_origin(provenance, "splat.ply"))}
+
+
+def encode_splat(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_mm: float) -> dict[str, bytes]:
+    """The same in 32 bytes each; the format has no place for the frame and the origin."""
+    return {name.name: splat_bytes(mesh)}
+
+
 ENCODERS: dict[str, Callable[[Mesh, PurePath, Mapping[str, Any], float], dict[str, bytes]]] = {
     "glb": encode_glb, "obj": encode_obj, "ply": encode_ply, "stl": encode_stl,
 }  # fmt: skip
+SPLAT_ENCODERS = {"splat.ply": encode_splat_ply, "splat": encode_splat}

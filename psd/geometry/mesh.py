@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from psd.geometry.cleanup import face_volumes, is_watertight, label_components
+
+if TYPE_CHECKING:
+    from psd.geometry.splat import Gaussians
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,7 @@ class Mesh:
     texture: UInt8[np.ndarray, "h w 3"] | None = None
     threshold: float | None = None  # density of the iso-surface
     notes: tuple[str, ...] = ()  # what the user should know, a fallback for instance
+    splats: Gaussians | None = None  # what it was made of, on the CPU, where that was Gaussians
 
 
 # --------------------------------------------------------------------------------------------------------- statistics

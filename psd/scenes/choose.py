@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from psd.config.settings import SurfaceSettings
+from psd.config.settings import GaussianSettings, SurfaceSettings
+from psd.scenes.gaussians import GaussianScene
 from psd.scenes.radiance import RadianceScene
 from psd.scenes.surface import SurfaceScene
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from psd.config.preset import Preset
 
 
-def make_scene(preset: Preset, device: torch.device | str = "cpu") -> RadianceScene | SurfaceScene:
+def make_scene(
+    preset: Preset, device: torch.device | str = "cpu"
+) -> RadianceScene | SurfaceScene | GaussianScene:  # fmt: skip
     """The scene that ``preset`` asks for, before the first step."""
-    return SurfaceScene(preset, device) if isinstance(preset.scene, SurfaceSettings) else RadianceScene(preset, device)
+    match preset.scene:
+        case SurfaceSettings():
+            return SurfaceScene(preset, device)
+        case GaussianSettings():
+            return GaussianScene(preset, device)
+        case _:
+            return RadianceScene(preset, device)

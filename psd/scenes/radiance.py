@@ -24,7 +24,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd.config.settings import FieldSettings, GridScene, SurfaceSettings
+from psd.config.settings import FieldSettings, GridScene, RadianceSettings
 from psd.geometry.cameras import Cameras, camera_rays
 from psd.runtime import devices
 from psd.runtime.devices import to_device
@@ -116,7 +116,7 @@ class RadianceScene:
     """A field and how it is rendered: ``scene.ray_samples`` samples across the ball's diameter."""
 
     def __init__(self, preset: Preset, device: torch.device | str = "cpu") -> None:
-        assert not isinstance(preset.scene, SurfaceSettings)
+        assert isinstance(preset.scene, RadianceSettings)
         self.settings: FieldSettings = preset.scene
         settings = self.settings
         if isinstance(settings, GridScene):
@@ -133,7 +133,7 @@ class RadianceScene:
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """Groups for Adam with their initial learning rates; shapes never change during a run."""
-        assert not isinstance(preset.scene, SurfaceSettings)
+        assert isinstance(preset.scene, RadianceSettings)
         groups = self.field.parameter_groups(preset)
         if self.backdrop is not None:
             params = [(BEHIND + name, value) for name, value in self.backdrop.named_parameters()]
@@ -267,7 +267,7 @@ class RadianceScene:
 
     def advance(self, progress: float, settings: SceneSettings | None = None) -> None:
         if settings is not None:
-            assert not isinstance(settings, SurfaceSettings)
+            assert isinstance(settings, RadianceSettings)
             self.settings = settings
         self.field.advance(progress)
 

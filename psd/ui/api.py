@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from psd.config.errors import PresetError, format_value
 from psd.config.preset import Preset, is_preset_file, parse_mapping
 from psd.distillation.events import Event, to_json, without_arrays
-from psd.geometry.export import FRAMES
+from psd.geometry.export import FRAMES, SPLAT_FRAMES
 from psd.runs.jobs.worker import Worker
 from psd.runs.store import ownership
 from psd.runs.store.archive import ACTIVE, Run, replay_events
@@ -188,7 +188,7 @@ class Api:
 
         Args:
             run_id: a run that has ended
-            format: glb, obj, ply or stl
+            format: glb, obj, ply or stl; of a run of Gaussians also splat.ply or splat
             scene: best (by the selector judge) or last; empty: the mesh as it is
             threshold: density of the surface; 0: the one that fits the renders
             owner: the secret that start_run returned; needed to make the mesh again
@@ -196,8 +196,8 @@ class Api:
         Returns:
             the mesh as a file, which `gradio_client` downloads; a textured OBJ is a zip with its .mtl and .png
         """
-        if format not in FRAMES:
-            raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FRAMES)}")
+        if format not in FRAMES | SPLAT_FRAMES:
+            raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FRAMES | SPLAT_FRAMES)}")
         folder = self._worker.library.find_folder(run_id)
         if not 0 <= threshold < math.inf:
             raise PresetError(f"threshold={threshold} must be a number from 0 on; 0: what the run's mesh was made with")
@@ -207,6 +207,8 @@ class Api:
             ownership.require_owner(folder, owner)
             self._remake(folder, scene or None, threshold or None)
         path = download_file(folder / EXPORTS / f"mesh.{format}")
+        if format in SPLAT_FRAMES and not path.is_file() and path.with_name("mesh.glb").is_file():
+            raise PresetError(f"no {format}: the scene of this run has no Gaussians; there are: {', '.join(FRAMES)}")
         if not path.is_file():
             raise StoreError(f"the run {run_id} has no mesh yet", "wait for its end, or stop it")
         address = f"{server_address(request)}/{public_address(folder, path)}"

@@ -155,4 +155,4 @@ def test_plain_numbers_stay_numbers() -> None:
     assert [found[key] for key in ("steps", "seed", "guidance_scale", "kappa", "scene.weight_tv", "prompt")] == [
         10, 0, 0.5, 0.001, 0.0, "010",
     ]  # fmt: skip
-    assert found["scene.grid_size"] == 16 and set(SCENES) == {"grid", "hash", "surface"}
+    assert found["scene.grid_size"] == 16 and set(SCENES) == {"grid", "hash", "surface", "gaussians"}

@@ -358,6 +358,8 @@ def test_a_stage_may_change_the_scene_and_choose_all_of_the_new_one() -> None:
         ([{"share": 1, "scene": {"grid_size": 9}}], "'scene.grid_size' cannot differ"),
         ([{"share": 1, "scene": {"kind": "hash"}}], r"stages\[0\]: scene.kind=hash: .*own kind, grid"),
         ([HALF, {**HALF, "scene": {"kind": "hash"}}], r"stages\[1\]: scene.kind=hash cannot start from the grid"),
+        ([HALF, {**HALF, "scene": {"kind": "hash"}}], "only a surface and gaussians can start from another"),
+        ([HALF, {**HALF, "scene": {"kind": "gaussians", "gaussians": 9}}], r"stages\[1\]: scene.gaussians=9"),
         ([HALF, {**HALF, "scene": {"kind": "surface", "grid_size": 9}}], "unknown key 'scene.grid_size'"),
         ([HALF, {**HALF, "scene": {"kind": "surface", "surface_cells": 7}}], r"stages\[1\]: scene.surface_cells=7"),
         (

@@ -17,15 +17,20 @@ from psd.distillation.session import Session
 from psd.distillation.state import restore_scene, strip_prefix
 from psd.models.interfaces import Models
 from psd.scenes.choose import make_scene
+from psd.scenes.gaussians import GaussianScene
 from psd.scenes.surface import SurfaceScene
 from tests.support.toy import make_models, run
 
 FIELD = {"kind": "grid", "grid_size": 12, "ray_samples": 12, "blob_density": 20.0}
 SURFACE = {"kind": "surface", "surface_cells": 8}
+GAUSSIANS = {"kind": "gaussians", "gaussians": 300, "relocate_every": 1, "alpha_lr": 1.0}
 TWO = [{"share": 0.5}, {"share": 0.5, "scene": SURFACE}]
 THREE = [
     {"share": 0.5}, {"share": 0.25, "scene": SURFACE},
     {"share": 0.25, "scene": {**SURFACE, "learns": "texture"}, "render_size": 16},
+]  # fmt: skip
+SPLATTED = [
+    {"share": 0.25}, {"share": 0.5, "scene": GAUSSIANS}, {"share": 0.25, "scene": SURFACE},
 ]  # fmt: skip
 
 
@@ -86,7 +91,7 @@ def test_a_run_goes_from_a_field_to_its_surface_and_says_where_it_is() -> None:
     assert np.array_equal(mesh.mesh.vertices, scene.find_shape().vertices.detach())
 
 
-@pytest.mark.parametrize("stages", [TWO, THREE])
+@pytest.mark.parametrize("stages", [TWO, THREE, SPLATTED])
 def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(stages: list[dict[str, Any]]) -> None:
     """From every checkpoint, as after a kill: each step, either side of each boundary."""
     preset = preset_of(stages)
@@ -98,6 +103,35 @@ def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(stages: list[dict[str, Any
         begun = next(at for at, it in enumerate(rest) if isinstance(it, Stepped))
         ours = [essence(it) for it in rest[begun:]]
         assert ours == [essence(it) for it in whole[place + 1 :]][-len(ours) :] and len(ours) > 3
+
+
+def test_a_run_of_gaussians_moves_some_and_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a ball, with moves in most steps."""
+    real, moved = GaussianScene.relocate_dead, []
+
+    def count(self: GaussianScene, *given: Any) -> Any:
+        moved.append(len(dead := real(self, *given)))
+        return dead
+
+    monkeypatch.setattr(GaussianScene, "relocate_dead", count)
+    # They fill the unit ball, so that some leave it.
+    preset = preset_of([], scene={**GAUSSIANS, "alpha_lr": 0.01, "start_radius": 1.0, "position_lr": 0.03})
+    whole = list(run(preset, models()))
+    assert len(moved) == 8 and sum(count > 0 for count in moved) > 1
+    for place, event in enumerate(whole):
+        if isinstance(event, Checkpointed) and event.step in (3, 6):
+            rest = list(run(preset, models(), resume=event))
+            begun = next(at for at, it in enumerate(rest) if isinstance(it, Stepped))
+            ours = [essence(it) for it in rest[begun:]]
+            assert ours == [essence(it) for it in whole[place + 1 :]][-len(ours) :] and len(ours) > 3
+
+
+def test_gaussians_lie_between_a_field_and_a_surface() -> None:
+    events = list(run(preset_of(SPLATTED), models()))
+    kept = {event.step: event.tensors for event in events if isinstance(event, Checkpointed)}
+    assert {"scene/position", "optimiser/position/exp_avg"} <= set(kept[3]) and "scene/distance" in kept[7]
+    assert int(kept[3]["scene/steps"][0]) == 1 and int(kept[6]["scene/steps"][0]) == 4
+    assert last_mesh(events).statistics["threshold"] is None
 
 
 class StopsAt:

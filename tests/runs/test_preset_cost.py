@@ -63,6 +63,16 @@ def test_more_costs_more(key: str, larger: int) -> None:
     assert (large.run_s(tiny()) or 0) > (small.run_s(tiny()) or math.inf)
 
 
+@pytest.mark.parametrize(("key", "larger"), [
+    ("scene.gaussians", 6000), ("render_size", 128), ("groups", 4), ("preview_size", 192), ("mesh_resolution", 192),
+])  # fmt: skip
+def test_more_gaussians_and_larger_pictures_of_them_cost_more(key: str, larger: int) -> None:
+    small, large = (Preset.load("tiny-gaussians", values) for values in ({}, {key: larger}))
+    costs = estimate_cost(small), estimate_cost(large)
+    assert costs[1].memory_bytes >= costs[0].memory_bytes
+    assert (costs[1].run_s(large) or 0) > 1.05 * (costs[0].run_s(small) or math.inf)
+
+
 def test_a_faster_machine_takes_less_time() -> None:
     slow, fast = (estimate_cost(tiny(), speed).run_s(tiny()) for speed in (1.0, 4.0))
     assert slow is not None and fast is not None and fast == pytest.approx(slow / 4)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, ViewportSize, expect, sync_playwright
 
 from psd.models.hub import ROOT
 from tests.support.browsing import (
@@ -43,7 +43,7 @@ new PerformanceObserver(list => { for (const entry of list.getEntries())
   if (!entry.hadRecentInput) window.shift += entry.value }).observe({type: 'layout-shift', buffered: true})"""
 TURNS = (-60, -130, 90, -160, 50)  # pixels of a drag
 STREAM_S = 20.0
-LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+LAPTOP, PHONE = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def walk(browser: Browser, address: str, steps: int, keep: Callable[[Page, str],
     posts = sum(request.method == "POST" for request in streamed)
     rate = 60 / STREAM_S
     said["requests a minute while it streams"] = f"{len(streamed) * rate:.0f}, of which {posts * rate:.0f} ask for news"
-    expect_state(page, "Finished")
+    expect(page.locator("#status .badge")).to_have_text("Finished", timeout=10 * PATIENCE_MS)
     said["from Run to the end, s"] = f"{time.monotonic() - pressed:.0f}"
     page.wait_for_selector("#viewer canvas")
     said["clicks from the open page to the mesh"] = str(clicks)

@@ -18,7 +18,7 @@ import numpy as np
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_settings
-from psd.config.settings import GridScene, SurfaceSettings
+from psd.config.settings import GaussianSettings, GridScene, RadianceSettings, SurfaceSettings
 from psd.models.releases import RELEASES
 
 VIEWS = 4  # of the embedded prior, and of a preview
@@ -31,18 +31,23 @@ STEP_S = 0.094  # whatever the preset
 PREDICTED_S, RATED_S = 8.8e-3, 8.8e-3  # a picture through the U-Net; decoded and rated
 CELL_S, PREVIEW_S, END_S, VOXEL_S, TEXEL_S, FILM_CELL_S = 4.9e-7, 0.02, 0.65, 4.9e-7, 1.3e-5, 3.2e-7
 # A sample of a ray: in a step, with its way back; in a preview, with normals; in a film.
-SAMPLE_S = {"grid": (8.7e-8, 1.2e-7, 6.5e-8), "hash": (4.1e-6, 6.4e-6, 1.9e-6), "surface": (0.0, 0.0, 0.0)}
-FIELD_BYTES = {"grid": 0.0, "hash": 850e6, "surface": 0.0}
+SAMPLE_S = {"grid": (8.7e-8, 1.2e-7, 6.5e-8), "hash": (4.1e-6, 6.4e-6, 1.9e-6)}
+NO_SAMPLE_S = (0.0, 0.0, 0.0)  # of scenes that march no rays
+FIELD_BYTES = {"hash": 850e6}
 # A vertex of a surface's grid and a pixel of its pictures, in a step; a picture without gradients takes half as long.
 VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 7e-7, 6e-6, 400.0, 2000.0
+# A Gaussian in a picture of 64 px, in a step; larger pictures show more of each, and a picture without gradients takes
+# half as long.
+SPLAT_S, SPLAT_BYTES = 1.1e-5, 12e3
+FILL_S = 9e-10  # a Gaussian, for each cell of the grid that the mesh is cut from
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
 TRY_S = 0.0178  # of `machine_speed` on the core that was measured on
 COSTLY = (
     "steps", "extra_steps", "groups", "render_size", "stages", "scene.ray_samples", "scene.grid_size", "scene.kind",
-    "candidates", "method", "pair", "steer_by", "janus", "negative_every", "preview_size", "preview_every",
-    "mesh_resolution", "texture", "rewards", "judges",
+    "scene.gaussians", "candidates", "method", "pair", "steer_by", "janus", "negative_every", "preview_size",
+    "preview_every", "mesh_resolution", "texture", "rewards", "judges",
 )  # fmt: skip
 
 
@@ -58,6 +63,7 @@ class StepWork:
     previews: float
     vertices: float  # of a surface's grid
     pixels: float  # of a surface's pictures; those of previews count half
+    splats: float  # Gaussians in pictures of 64 px, likewise
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,8 @@ def _count_stage_work(preset: Preset) -> StepWork:
         preview_samples=every * VIEWS * preset.preview_size**2 * samples,
         previews=every,
         vertices=_count_vertices(preset),
+        splats=images * _count_splats(preset, preset.render_size)
+        + every * VIEWS * _count_splats(preset, preset.preview_size) / 2,
         pixels=surface * (images * preset.render_size**2 + every * VIEWS * preset.preview_size**2 / 2),
     )
 
@@ -134,8 +142,17 @@ def _count_cells(preset: Preset) -> float:
 
 
 def _count_samples(preset: Preset) -> int:
-    """Along a ray; a surface has none."""
-    return 0 if isinstance(preset.scene, SurfaceSettings) else preset.scene.ray_samples
+    """Along a ray; only a field has any."""
+    return preset.scene.ray_samples if isinstance(preset.scene, RadianceSettings) else 0
+
+
+def _count_gaussians(preset: Preset) -> float:
+    return float(preset.scene.gaussians) if isinstance(preset.scene, GaussianSettings) else 0.0
+
+
+def _count_splats(preset: Preset, size: int) -> float:
+    """Gaussians in a picture, in those of 64 px; about half of what one takes grows with its pixels."""
+    return _count_gaussians(preset) * (0.5 + 0.5 * (size / 64) ** 2)
 
 
 def _count_vertices(preset: Preset) -> float:
@@ -150,6 +167,8 @@ def count_end_work(preset: Preset) -> dict[str, float]:
         "voxels": float(preset.mesh_resolution**3),
         "film_samples": float(FILM_FRAMES * preset.preview_size**2 * _count_samples(preset)),
         "film_pixels": float(FILM_FRAMES * preset.preview_size**2 * isinstance(preset.scene, SurfaceSettings)),
+        "film_splats": FILM_FRAMES * _count_splats(preset, preset.preview_size),
+        "filled": preset.mesh_resolution**3 * _count_gaussians(preset),
         "film_cells": FILM_FRAMES / VIEWS * _count_cells(preset),
         "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
     }
@@ -160,15 +179,16 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     work, end = count_step_work(preset), count_end_work(_list_stages(preset)[-1][1])
     step_s = end_s = None
     if preset.prior.startswith(EMBEDDED):
-        sample_s, preview_sample_s, film_sample_s = SAMPLE_S[preset.scene.kind]
+        sample_s, preview_sample_s, film_sample_s = SAMPLE_S.get(preset.scene.kind, NO_SAMPLE_S)
         step_s = (
             STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
             + work.ray_samples * sample_s + work.preview_samples * preview_sample_s + work.previews * PREVIEW_S
-            + work.vertices * VERTEX_S + work.pixels * PIXEL_S
+            + work.vertices * VERTEX_S + work.pixels * PIXEL_S + work.splats * SPLAT_S
         ) / speed  # fmt: skip
         end_s = (
             END_S + end["voxels"] * VOXEL_S + end["film_samples"] * film_sample_s + end["film_cells"] * FILM_CELL_S
             + end["texels"] * TEXEL_S + end["film_pixels"] * PIXEL_S / 2
+            + end["film_splats"] * SPLAT_S / 2 + end["filled"] * FILL_S
         ) / speed  # fmt: skip
     return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
 
@@ -179,6 +199,7 @@ def estimate_memory(preset: Preset) -> float:
         staged.groups * VIEWS
         * (
             staged.render_size**2 * (_count_samples(staged) * SAMPLE_BYTES or PIXEL_BYTES)
+            + _count_splats(staged, staged.render_size) * SPLAT_BYTES
             + _count_candidates(staged) * IMAGE_BYTES
         ) + _count_vertices(staged) * VERTEX_BYTES
         for _, staged in _list_stages(preset)
@@ -187,7 +208,7 @@ def estimate_memory(preset: Preset) -> float:
     mesh = preset.mesh_resolution**3 * VOXEL_BYTES + (4 * preset.mesh_resolution) ** 2 * TEXEL_BYTES * preset.texture
     networks = {preset.prior, preset.reward_decoder, *preset.rewards, *preset.judges}
     released = sum(RELEASES[name].gigabytes * 1e9 for name in networks if name in RELEASES)
-    field = FIELD_BYTES[preset.scene.kind] + _count_cells(preset) * CELL_BYTES
+    field = FIELD_BYTES.get(preset.scene.kind, 0.0) + _count_cells(preset) * CELL_BYTES
     return PROCESS_BYTES + released + field + max(step, preview, mesh)
 
 

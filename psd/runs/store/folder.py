@@ -31,7 +31,7 @@ from filelock import BaseFileLock
 
 from psd.config.preset import Preset
 from psd.distillation import events
-from psd.geometry.export import ENCODERS, PRINT_SIZE_MM, encode_mesh
+from psd.geometry.export import PRINT_SIZE_MM, encode_mesh, list_formats
 from psd.runs.store.archive import (
     SCHEMA,
     Status,
@@ -311,7 +311,7 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             try:
-                for suffix in ENCODERS:
+                for suffix in list_formats(event.mesh):
                     files = encode_mesh(event.mesh, f"mesh.{suffix}", provenance=origin, size_mm=self._size_mm)
                     for name, data in files.items():
                         (new / name).write_bytes(data)

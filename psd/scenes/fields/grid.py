@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from psd.config.settings import SurfaceSettings
+from psd.config.settings import RadianceSettings
 from psd.scenes.fields.interpolation import (
     CHUNK,
     Samples,
@@ -110,7 +110,7 @@ class GridField(nn.Module):
         return grid_variation(torch.cat([opacity, raw[1:].sigmoid() / 3]))
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
-        assert not isinstance(preset.scene, SurfaceSettings)
+        assert isinstance(preset.scene, RadianceSettings)
         return [
             {"name": "density", "params": named_parameters(self, "density_levels"), "lr": preset.scene.density_lr},
             {"name": "colour", "params": named_parameters(self, "colour_levels"), "lr": preset.scene.colour_lr},

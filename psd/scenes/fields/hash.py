@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from psd.config.settings import SurfaceSettings
+from psd.config.settings import RadianceSettings
 from psd.runtime.devices import to_device
 from psd.scenes.fields.grid import named_parameters
 from psd.scenes.fields.hash_backends import hash_backend, make_hash_encoding
@@ -158,7 +158,7 @@ class HashField(nn.Module):
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         """The networks move at a tenth of the table's rate, as in MVDream."""
-        assert not isinstance(preset.scene, SurfaceSettings)
+        assert isinstance(preset.scene, RadianceSettings)
         density = preset.scene.density_lr
         return [
             {"name": "encoding", "params": named_parameters(self, "encoding"), "lr": density},

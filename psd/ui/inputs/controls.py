@@ -71,7 +71,7 @@ def make_control(name: str, preset: Preset) -> FieldControl:
             return [values[name]]
         # What is not given again falls back to Gradio's own: bounds, or an empty list of choices.
         if isinstance(component, gr.Dropdown):
-            return [type(component)(component.choices, value=values[name], visible=True)]
+            return [type(component)([*component.choices], value=values[name], visible=True)]  # type: ignore[list-item]
         if isinstance(component, gr.Slider):
             return [type(component)(component.minimum, component.maximum, value=values[name], visible=True)]
         return [type(component)(value=values[name], visible=True)]

@@ -18,7 +18,10 @@ def load_shipped(name: str) -> Preset:
 
 def preset_differences(preset: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
     """Setting -> its value in each, where they differ; of another kind of scene, from that kind's defaults."""
-    alike = flatten(other.with_values({"scene.kind": preset.scene.kind})) | {"scene.kind": other.scene.kind}
+    kind, alike = preset.scene.kind, flatten(other)
+    if kind != other.scene.kind:  # whose stages may change what only its own kind has
+        of_kind = other.with_values({"scene.kind": kind, "stages": []})
+        alike = flatten(of_kind) | {"scene.kind": other.scene.kind, "stages": other.stages}
     return {name: (ours, alike[name]) for name, ours in flatten(preset).items() if ours != alike[name]}
 
 

@@ -12,7 +12,7 @@ import gradio as gr
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.geometry.export import FRAMES
+from psd.geometry.export import FRAMES, SPLAT_FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
 from psd.ui.context import require_whole
@@ -35,6 +35,7 @@ DOWNLOADS = {
     "timelapse.webp": "Timelapse WebP",
     "statistics.json": "Statistics",
 }
+SPLATS = {"mesh.splat.ply": "Splats (PLY)", "mesh.splat": "Splats"}  # of Gaussians alone
 NO_REMESHER = "This server makes no meshes again."
 FEWEST_FACES, MOST_FACES = (int(bound or 0) for bound in read_bounds(Preset.model_fields["mesh_faces"]))
 FACES_STEP = 100
@@ -166,21 +167,23 @@ def _update_choices(page: Page) -> list[Any]:
 
 
 def download_links(watched: WatchedRun) -> str:
-    """A link for each file that exists, the others greyed out, so that nothing moves when they come; then how each
-    format's mesh stands and how large it is.
+    """A link for each file that exists, the others greyed out, so that nothing moves when they come, but for splats,
+    which few scenes have; then how each format's mesh stands and how large it is.
     """
     name = slugify_prompt(watched.prompt)
     links = []
-    for file, label in DOWNLOADS.items():
+    splats = {file: label for file, label in SPLATS.items() if (watched.folder / EXPORTS / file).is_file()}
+    for file, label in (DOWNLOADS | splats).items():
         path = download_file(watched.folder / EXPORTS / file)
         if watched.view.mesh is not None and path.is_file():
             address = file_url(watched.run_id, f"{EXPORTS}/{path.name}", file_version(path))
-            saved = f"{name}{path.suffix}"
+            saved = f"{name}{''.join(path.suffixes) if file in SPLATS else path.suffix}"
             attributes = f'download="{saved}" aria-label="Download {label} as {saved}"'
             links.append(f'<a class="file" href="{address}" {attributes}>{label}</a>')
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
-    frames = "".join(f"<li><b>{suffix.upper()}</b> {frame}</li>" for suffix, frame in FRAMES.items())
+    shown = FRAMES | (SPLAT_FRAMES if splats else {})
+    frames = "".join(f"<li><b>{suffix.upper()}</b> {frame}</li>" for suffix, frame in shown.items())
     return f'<div class="files">{"".join(links)}</div><ul class="frames">{frames}</ul>'
 
 
