@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from psd.config.preset import Preset
@@ -31,6 +34,13 @@ SIZES = {"laptop": (1440, 900), "desk": (1920, 1080), "phone": (390, 844)}
 SHIFT = """window.shift = 0
 new PerformanceObserver(list => { for (const entry of list.getEntries())
   if (!entry.hadRecentInput) window.shift += entry.value }).observe({type: 'layout-shift', buffered: true})"""
+
+
+# Stands in for the system's notifications, which a browser without a window has not.
+BELL = """window.rung = []
+window.Notification = class { constructor(words) { window.rung.push(words) } }
+Notification.permission = 'default'
+Notification.requestPermission = async () => Notification.permission = 'granted'"""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,22 @@ def turn_by_hand(page: Page, pixels: int) -> None:
     page.mouse.down()
     page.mouse.move(x + pixels, y, steps=3)
     page.mouse.up()
+
+
+def expect_wires(page: Page, solid: bytes) -> None:
+    """The viewer comes to show less of the mesh than ``solid`` does, and something."""
+    whole = count_drawn(solid)
+    for _ in range(PATIENCE_MS // 500):
+        drawn = count_drawn(page.locator("#viewer canvas").screenshot(style="#show { visibility: hidden }"))
+        if 0.02 * whole < drawn < 0.7 * whole:
+            return
+        page.wait_for_timeout(500)
+    raise AssertionError(f"{drawn} pixels of the wireframe, {whole} of the mesh")
+
+
+def count_drawn(picture: bytes) -> int:
+    pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
+    return int((pixels.max(-1) - pixels.min(-1) > 60).sum())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -119,8 +145,13 @@ def test_the_object_is_turned_while_it_grows(open_page: Callable[..., Page], add
 def test_at_the_end_the_mesh_stands_where_the_picture_was(open_page: Callable[..., Page], address: str) -> None:
     page = open_page(address)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    run_steps(page, 3)
+    page.evaluate(BELL)
+    run_steps(page, 12)
+    expect_state(page, "Running")
+    page.locator("#status .bell").press("Enter")
+    expect(page.locator("#status .bell")).to_have_attribute("aria-pressed", "true")
     expect_state(page, "Finished")
+    assert page.evaluate("window.rung") == ["✓ a red mushroom"]
     expect_colours_in_the_viewer(page, UPPER, LOWER, off=45)
     assert page.title() == "✓ a red mushroom · PSD Studio"
     take = page.locator("#take a")
@@ -136,6 +167,10 @@ def test_at_the_end_the_mesh_stands_where_the_picture_was(open_page: Callable[..
     expect(page.locator("#viewer")).to_be_hidden()
     page.locator("#show label", has_text="Mesh").click()
     expect(page.locator("#viewer")).to_be_visible()
+    solid = page.locator("#viewer canvas").screenshot(style="#show { visibility: hidden }")
+    page.locator("#show label", has_text="Wireframe").click()
+    expect(page.locator("#viewer")).to_be_visible()
+    expect_wires(page, solid)
     page.locator("#show label", has_text="Turntable").click()
     expect(page.locator("#film video")).to_be_visible()
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = {"Colour": "rgb", "Normals": "normal", "Depth": "depth", "Opacity": "opacity"}
 FILMS = {"Turntable": f"{EXPORTS}/turntable.mp4", "Timelapse": f"{EXPORTS}/timelapse.mp4"}
+SURFACES = ("Mesh", "Wireframe")  # as the viewer draws the mesh
 MESH_FILE = f"{EXPORTS}/mesh.glb"
 MOST_STEPS = 200_000  # of any run
 SLOTS = 8  # pictures on the time line
@@ -188,14 +189,15 @@ def has_mesh(watched: WatchedRun) -> bool:
 def _update_show(page: Page) -> list[Any]:
     """A run that has a mesh shows it; one that has none yet, its colours."""
     if has_mesh(page.run):
-        return [FreeRadio(["Mesh", *FILMS, *KINDS], value="Mesh")]
+        return [FreeRadio([*SURFACES, *FILMS, *KINDS], value="Mesh")]
     return [FreeRadio(list(KINDS), value="Colour")]
 
 
 def _mesh_version(page: Page) -> object:
-    """Changes with the mesh's file; what a run had before it goes on is not shown meanwhile."""
+    """Changes with the mesh's file and how it is drawn; what a run had before it goes on is not shown meanwhile."""
     mesh = page.run.view.mesh if has_mesh(page.run) else None
-    return page.run.run_id, mesh and mesh.file and file_version(page.run.folder / mesh.file)
+    version = mesh and mesh.file and file_version(page.run.folder / mesh.file)
+    return page.run.run_id, version, page.look.show == "Wireframe"
 
 
 def _update_viewer(page: Page) -> list[Any]:
@@ -203,7 +205,10 @@ def _update_viewer(page: Page) -> list[Any]:
     run, camera = page.run, page.look.viewer_camera
     file = run.view.mesh.file if has_mesh(run) and run.view.mesh else None
     address = file_url(run.run_id, file, file_version(run.folder / file)) if file else None
-    return [RunViewer(address, camera_position=START_VIEW if camera == (None, None, None) else camera)]
+    place = START_VIEW if camera == (None, None, None) else camera
+    if address and page.look.show == "Wireframe":  # the viewer asks how to draw only as it loads an address
+        return [RunViewer(address + "#wires", display_mode="wireframe", camera_position=place)]
+    return [RunViewer(address, display_mode="solid", camera_position=place)]
 
 
 # ---- HTML

@@ -14,8 +14,11 @@ from psd.ui.state.page import MAKE, Page, Pane, WatchedRun
 
 FOREIGN = "Another browser started this run: watch it, or press Remix to set up one of your own."
 
-# The window's title and sign tell whoever works elsewhere how far the run is, and that it is done.
+# The window's title and sign tell whoever works elsewhere how far the run is, and that it is done; so does the browser
+# itself, where the bell was pressed.
 TELL = """
+const wanted = () => localStorage.getItem('psd-bell') === 'on' && window.Notification?.permission === 'granted'
+let before = ''
 const signs = {finished: '#16a34a', stopped: '#16a34a', failed: '#b45309', interrupted: '#b45309', idle: '#64748b'}
 const tell = () => {
   const {state, share, prompt} = element.querySelector('.status-line').dataset
@@ -25,7 +28,16 @@ const tell = () => {
     `<circle cx="8" cy="8" r="7" fill="${signs[state] ?? '#0f766e'}"/></svg>`
   const link = document.querySelector('link[rel=icon]') ?? document.head.appendChild(document.createElement('link'))
   Object.assign(link, {rel: 'icon', href: 'data:image/svg+xml,' + encodeURIComponent(picture)})
+  element.querySelector('.bell')?.setAttribute('aria-pressed', wanted())
+  if (before && !signs[before] && over && wanted()) new Notification(`${over} ${prompt}`, {body: 'PSD Studio'})
+  before = state
 }
+element.addEventListener('click', async event => {
+  if (!event.target.closest('.bell') || !window.Notification) return
+  const rings = !wanted() && await Notification.requestPermission() === 'granted'
+  localStorage.setItem('psd-bell', rings ? 'on' : 'off')
+  tell()
+})
 tell()
 watch('value', tell)
 """
@@ -94,10 +106,16 @@ def status_line(watched: WatchedRun) -> str:
     elif seconds := view.time_s if over else left:
         slots.append(("took" if over else "left", format_minutes(seconds)))
     cells = "".join(f'<span class="slot"><small>{name}</small><b>{value}</b></span>' for name, value in slots)
+    bell = (
+        "" if over else
+        '<button type="button" class="bell" aria-label="Notify me when it is done" title="Notify me when it is done">'
+        "🔔</button>"
+    )  # fmt: skip
     return (
         f'<div class="status-line" data-state="{html.escape(watched.state)}" data-share="{share:.0%}" '
         f'data-prompt="{html.escape(watched.prompt)}"><span role="status">{state_badge(watched.state)}</span>'
-        f'<span class="what" title="{html.escape(watched.prompt)}">{html.escape(watched.prompt)}</span>{cells}</div>'
+        f'<span class="what" title="{html.escape(watched.prompt)}">{html.escape(watched.prompt)}</span>'
+        f"{bell}{cells}</div>"
         f'<div class="progress" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * share:.0f}"><i style="width:{share:.1%}"></i></div>'
     )
