@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import trimesh
@@ -82,21 +83,25 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
 def serve(
     make_events: MakeEvents, root: Path, remesher: Callable[[], Remesh] = app.make_remesher, **settings: Any
 ) -> Iterator[str]:
-    """The address of a page and its API, which end with the iteration; ``settings`` go to Gradio's ``launch``."""
-    worker = Worker(make_events, root)
-    vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
-    blocks = build.build_blocks(worker, vocabularies=vocabularies, remesher=remesher)
-    api.register_endpoints(
-        blocks, worker, score=lambda images, prompt, judge: {}, remake=app.remake_mesh, vocabularies=vocabularies
-    )  # fmt: skip
-    layers = protect(worker.library.find_folder, worker.library.find_zip)
-    _, address, _ = blocks.launch(
-        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
-        app_kwargs={"middleware": layers}, **settings, **build.launch_options(),
-    )  # fmt: skip
-    yield address
-    blocks.close(verbose=False)
-    assert worker.shutdown()
+    """The address of a page and its API, which end with the iteration; ``settings`` go to Gradio's ``launch``.
+
+    The page asks for news more often than it does outside of tests, which wait for them all the time.
+    """
+    with patch.object(build, "TICK_S", 0.5):
+        worker = Worker(make_events, root)
+        vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
+        blocks = build.build_blocks(worker, vocabularies=vocabularies, remesher=remesher)
+        api.register_endpoints(
+            blocks, worker, score=lambda images, prompt, judge: {}, remake=app.remake_mesh, vocabularies=vocabularies
+        )  # fmt: skip
+        layers = protect(worker.library.find_folder, worker.library.find_zip)
+        _, address, _ = blocks.launch(
+            server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
+            app_kwargs={"middleware": layers}, **settings, **build.launch_options(),
+        )  # fmt: skip
+        yield address
+        blocks.close(verbose=False)
+        assert worker.shutdown()
 
 
 def store_run(root: Path, preset: Preset) -> str:

@@ -77,7 +77,7 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
 ) -> None:
     page = open_page(address)
     press(page.get_by_role("button", name="Build a prompt"))
-    choose(page, "object", "rocket")
+    choose(page, "Object", "rocket")
     expect(page.locator("#prompt textarea")).to_have_value("a red rocket", timeout=PATIENCE_MS)
 
     run_steps(page, 2000)

@@ -164,16 +164,16 @@ def _build_help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) ->
     none = ("–", "")
     with gr.Accordion("Build a prompt", open=False, elem_id="builder"):
         with gr.Row():
-            modifier = gr.Dropdown([none, *vocabulary.MODIFIERS], value="", label="modifier", info="How it is.")
-            colour = gr.Dropdown([none, *vocabulary.COLOURS], value="red", label="colour", info="Of its main part.")
+            modifier = gr.Dropdown([none, *vocabulary.MODIFIERS], value="", label="Modifier", info="How it is.")
+            colour = gr.Dropdown([none, *vocabulary.COLOURS], value="red", label="Colour", info="Of its main part.")
             thing = gr.Dropdown(
-                [*vocabulary.THINGS, *vocabulary.PRIMITIVES], value="mushroom", label="object", info="What it is.",
+                [*vocabulary.THINGS, *vocabulary.PRIMITIVES], value="mushroom", label="Object", info="What it is.",
                 elem_id="builder-object",
             )  # fmt: skip
         with gr.Row():
-            relation = gr.Dropdown([none, *vocabulary.RELATIONS], value="", label="and", info="Two plain shapes only.")
-            other_colour = gr.Dropdown([*vocabulary.COLOURS], value="blue", label="its colour", info="Not the first.")
-            other = gr.Dropdown([*vocabulary.PRIMITIVES], value="cube", label="second object", info="Beside or below.")
+            relation = gr.Dropdown([none, *vocabulary.RELATIONS], value="", label="And", info="Two plain shapes only.")
+            other_colour = gr.Dropdown([*vocabulary.COLOURS], value="blue", label="Its colour", info="Not the first.")
+            other = gr.Dropdown([*vocabulary.PRIMITIVES], value="cube", label="Second object", info="Beside or below.")
 
     def apply_choices(*words: str) -> list[Any]:
         caption = build_caption(*words)

@@ -89,7 +89,7 @@ class SharePanel:
     def __init__(self, name: str) -> None:
         self.saved = gr.BrowserState({}, storage_key="psd-presets", secret="psd")
         self.choice = FreeDropdown(
-            list_presets(), value=name, label="preset", info="Sets every value below; the prompt stays.",
+            list_presets(), value=name, label="Preset", info="Sets every value below; the prompt stays.",
             allow_custom_value=True, elem_id="preset",
         )  # fmt: skip
         self.choice_message = gr.HTML("", elem_id="preset-message")
@@ -101,7 +101,7 @@ class SharePanel:
             self.diff = gr.HTML("", elem_id="share-diff", elem_classes="table")
             with gr.Row():
                 self.name = gr.Textbox(
-                    "", label="name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
+                    "", label="Name", info="Kept in this browser.", max_length=LONGEST_NAME, elem_id="share-name",
                     min_width=120,
                 )  # fmt: skip
                 self.save = gr.Button("Save as", elem_id="share-save", min_width=96)
@@ -111,10 +111,10 @@ class SharePanel:
             )
             self.file_message = gr.HTML("", elem_id="share-file-message")
             self.command = gr.Code(
-                "", language="shell", label="the same run, from a terminal", interactive=False, max_lines=6
+                "", language="shell", label="The same run, from a terminal", interactive=False, max_lines=6
             )
             self.client = gr.Code(
-                "", language="python", label="the same run, from Python", interactive=False, max_lines=10
+                "", language="python", label="The same run, from Python", interactive=False, max_lines=10
             )
 
     @property

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from psd.config.errors import PresetError
-from psd.config.preset import Method, Preset, list_presets
+from psd.config.glossary import explain_options
+from psd.config.preset import Preset, list_presets
 from psd.runs.store.archive import Run
 from psd.runs.store.files import StoreError
 from psd.ui.context import require_whole
@@ -212,21 +212,22 @@ class CompareTab:
         with gr.Row(elem_id="compare-start"):
             with gr.Group():
                 self.methods = gr.CheckboxGroup(
-                    list(typing.get_args(Method)), value=["psd", "sds"], label="methods side by side",
-                    info="Prompt, seed and every other value as they stand in the sidebar.", elem_id="compare-methods",
+                    [(f"{method} · {named.name}", method) for method, named in explain_options("method").items()],
+                    value=["psd", "sds"], label="Methods side by side",
+                    info="Prompt, seed and every other value as they stand under Make.", elem_id="compare-methods",
                 )  # fmt: skip
                 self.presets = gr.Dropdown(
-                    list_presets(), value=[], multiselect=True, label="presets beside them",
+                    list_presets(), value=[], multiselect=True, label="Presets beside them",
                     info="The same prompt and seed under each preset as it stands.",
                 )  # fmt: skip
                 self.start = gr.Button("Start comparison", variant="primary", elem_id="compare-button")
             with gr.Group():
                 self.count = FreeSlider(
-                    2, MOST, value=4, step=1, label="seeds (n)", info="That of the sidebar and the next.", buttons=[],
+                    2, MOST, value=4, step=1, label="Seeds (n)", info="The seed under Make, and the next.", buttons=[],
                     elem_id="sweep-seeds",
                 )  # fmt: skip
                 self.until = FreeSlider(
-                    5, 500, value=30, step=5, label="steps of each", buttons=[],
+                    5, 500, value=30, step=5, label="Steps of each", buttons=[],
                     info="Then each is kept, and the best can go on to the end.", elem_id="sweep-steps",
                 )  # fmt: skip
                 self.sweep = gr.Button("Start seed sweep", variant="primary", elem_id="sweep-button")
@@ -234,12 +235,12 @@ class CompareTab:
                 why = gr.HTML(note_html(continue_hint(()), "hint"), elem_id="continue-why")
         self.message = gr.HTML("", elem_id="compare-message")
         self.runs = FreeDropdown(
-            [], value=[], multiselect=True, max_choices=MOST, label="runs", elem_id="compared",
+            [], value=[], multiselect=True, max_choices=MOST, label="Runs", elem_id="compared",
             info="Any runs of this server; the first two are in the slider below.",
         )  # fmt: skip
         self.at = gr.State(FIRST_STEPS)
         self.step = FreeSlider(
-            0, FIRST_STEPS, value=FIRST_STEPS, step=1, label="step", elem_id="compare-scrub", buttons=[],
+            0, FIRST_STEPS, value=FIRST_STEPS, step=1, label="Step", elem_id="compare-scrub", buttons=[],
             info="All runs at this step, or the last before it.",
         )  # fmt: skip
         nobody = Page()
