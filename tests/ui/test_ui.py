@@ -35,6 +35,7 @@ from psd.ui.inputs.vocabulary import (
     suggest_captions,
 )
 from psd.ui.markup import html
+from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
 from psd.ui.panels import share, stage, status
 from psd.ui.state.page import LISTED, MOST, Look, Page, WatchedRun
@@ -435,6 +436,26 @@ def test_the_weighted_reward_follows_live_weights() -> None:
     view = fold_event(view, events.LiveChanged(step=1, values={"rewards": {"a": 0.0, "b": 1.0}}))
     view = fold_event(view, events.Stepped(step=2, t=1, metrics={"reward/a": 3.0, "reward/b": 5.0}))
     assert list(view.curves["weighted/reward"].points()) == [(1, 13.0), (2, 5.0)]
+
+
+def test_a_stage_is_named_in_the_status_on_the_curves_and_on_the_time_line() -> None:
+    preset = Preset.load("tiny-surface").model_dump(mode="json")
+    start = events.Started(step=0, preset=preset, total_steps=40, views=4, environment={})
+    before = told([start, events.Stepped(step=30, t=1, metrics={"reward/r": 1.0})])
+    after = told([start, events.Stepped(step=30, t=1, metrics={"reward/r": 1.0}), STORY[6],
+                  events.Stepped(step=31, t=1, metrics={"reward/r": 2.0}, stage=1)])  # fmt: skip
+    said = "stage 2: triangle surface"
+    assert before.stage == 0 and said not in curves_html(before)
+    assert (after.stage, after.stages) == (1, ((31, 1),)) and said in curves_html(after)
+    assert list_rules(after) == [(2, "guidance_scale = 6"), (31, said)]
+    for view, cell in (
+        (before, "stage 1 of 2</small><b>dense grid"),
+        (after, "stage 2 of 2</small><b>triangle surface"),
+    ):
+        assert cell in status.status_line(WatchedRun("r", Path("x"), "running", view=view))
+    assert said in stage.timeline_html(Page(WatchedRun("r", Path("x"), "running", view=after)))
+    assert fold_event(after, replace(start, step=20)).stage == 0, "it goes on from before the boundary"
+    assert "stage" not in status.status_line(WatchedRun("r", Path("x"), "running", view=told(STORY)))
 
 
 def test_heat_goes_from_dark_to_light() -> None:

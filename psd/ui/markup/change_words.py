@@ -1,11 +1,30 @@
-"""Live changes in words, for the time line, the charts and the log: pure functions."""
+"""Live changes and stages in words, for the time line, the charts and the log: pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from psd.config.glossary import explain_options
+from psd.config.settings import merge
 from psd.distillation.events import LiveChanged
 from psd.ui.markup.html import format_number
+from psd.ui.state.view import View
+
+
+def list_rules(view: View) -> list[tuple[int, str]]:
+    """Each step at which a stage began or live values changed, with what then held."""
+    begun = [(step, f"stage {stage + 1}: {name_stage(view, stage)}") for step, stage in view.stages]
+    return sorted([*begun, *change_rules(view.changes)])
+
+
+def name_stage(view: View, stage: int) -> str:
+    """What a stage optimises."""
+    values = view.preset
+    for changes in values.get("stages", [])[: stage + 1]:
+        values = merge(values, {name: value for name, value in changes.items() if name != "share"})
+    kind = values.get("scene", {}).get("kind", "")
+    meaning = explain_options("scene.kind").get(kind)
+    return meaning.name if meaning else str(kind)
 
 
 def change_rules(changes: Sequence[LiveChanged]) -> list[tuple[int, str]]:

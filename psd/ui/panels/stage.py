@@ -13,7 +13,7 @@ from psd.distillation.events import Previewed
 from psd.runs.jobs.orbit import snap_camera
 from psd.runs.store.archive import preview_file
 from psd.ui.inputs.components import FreeRadio, FreeSlider, RunViewer
-from psd.ui.markup.change_words import change_rules
+from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.html import (
     EXPORTS,
     file_url,
@@ -301,7 +301,7 @@ def timeline_html(page: Page) -> str:
     marks = "".join(
         f'<button type="button" data-step="{step}" style="left:{100 * step / total:.1f}%" '
         f'title="step {step}: {html.escape(text)}" aria-label="Step {step}: {html.escape(text)}"></button>'
-        for step, text in change_rules(view.changes)
+        for step, text in list_rules(view)
     )
     return f'<div class="thumbs">{"".join(slots)}</div><div class="marks">{marks}</div>'
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from psd.ui.inputs.components import FreeNumber
+from psd.ui.markup.change_words import name_stage
 from psd.ui.markup.html import format_minutes, state_badge
 from psd.ui.state.page import MAKE, Page, Pane, WatchedRun
 
@@ -101,6 +102,8 @@ def status_line(watched: WatchedRun) -> str:
     over = watched.is_over
     left = view.remaining_s if watched.left_s is None else watched.left_s  # to the mesh, where that is known
     slots = [("step", f"{view.step} / {view.total_steps}")] if view.total_steps else []
+    if stages := len(view.preset.get("stages", [])):
+        slots.insert(0, (f"stage {view.stage + 1} of {stages}", html.escape(name_stage(view, view.stage))))
     if watched.ahead:
         slots.append(("in the queue", f"{watched.ahead} ahead · {format_minutes(watched.wait_s)}"))
     elif seconds := view.time_s if over else left:

@@ -141,6 +141,7 @@ class View:
     mesh: events.Meshed | None = None
     own_threshold: float | None = None  # density of the surface that the run chose itself: of its first mesh
     changes: tuple[events.LiveChanged, ...] = ()
+    stages: tuple[tuple[int, int], ...] = ()  # (step, stage) of the first event of each stage after the first
     best: events.BestKept | None = None
     alarms: tuple[events.Alarmed, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -148,6 +149,11 @@ class View:
     warning: str = ""  # the last one
     problem: str = ""
     cure: str = ""
+
+    @property
+    def stage(self) -> int:
+        """Of the preset's `stages`, from 0 on."""
+        return self.stages[-1][1] if self.stages else 0
 
     @property
     def steps_per_s(self) -> float | None:
@@ -172,6 +178,8 @@ def fold_event(view: View, event: events.Event) -> View:
     if isinstance(event, events.Started):
         return _apply_start(view, event)
     view = replace(view, step=max(view.step, event.step), time_s=max(view.time_s, event.time_s))
+    if event.stage > view.stage:
+        view = replace(view, stages=(*view.stages, (event.step, event.stage)))
     match event:
         case events.Stepped():
             view = replace(view, clock=(*view.clock, (event.step, event.time_s))[-SPEED_WINDOW:])
@@ -221,6 +229,7 @@ def _apply_start(view: View, event: events.Started) -> View:
         curves={name: curve.until(step) for name, curve in view.curves.items()},
         negatives=view.negatives.until(step), previews=view.previews.until(step),
         changes=tuple(change for change in view.changes if change.step <= step),
+        stages=tuple((begun, stage) for begun, stage in view.stages if stage <= event.stage),
         alarms=tuple(alarm for alarm in view.alarms if alarm.step <= step),
         best=view.best if view.best and view.best.step <= step else None,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import gradio as gr
 
 from psd.distillation.detectors import LEAST_WINDOW, PATIENCE
 from psd.runs.store.files import StoreError
-from psd.ui.markup.change_words import change_rules
+from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.chart_script import HOVER, SAVE_CSV, SAVE_PNG
 from psd.ui.markup.charts import line_chart
 from psd.ui.markup.html import format_number, metric_label, note_html, table_html
@@ -90,7 +90,7 @@ def _preview_key(page: Page) -> object:
 
 def curves_html(view: View) -> str:
     """Every chart of the tab, in one grid."""
-    steps, rules = view.total_steps or 1, change_rules(view.changes)
+    steps, rules = view.total_steps or 1, list_rules(view)
 
     def select_curves(*names: str, **called: str) -> dict[str, Curve]:
         chosen = {name: metric_label(name) for name in names} | {
@@ -169,7 +169,7 @@ def _describe_course(watched: WatchedRun) -> str:
 
 def changes_table(view: View) -> str:
     """What the rules on the charts stand for, in words that need no mouse."""
-    rows = [[str(step), html.escape(text)] for step, text in change_rules(view.changes)]
+    rows = [[str(step), html.escape(text)] for step, text in list_rules(view)]
     rows += [[str(alarm.step), html.escape(alarm.kind)] for alarm in view.alarms]
     body = table_html(("step", "what the rule stands for"), rows, "No value was changed while it ran.")
     return f'<figure class="chart table"><figcaption>Rules on the charts</figcaption>{body}</figure>'
@@ -206,4 +206,4 @@ def time_of_a_step(view: View) -> str:
 def chart_key(view: View, *prefixes: str) -> Hashable:
     """Changes with every point of the named curves, and with every rule."""
     last = tuple((name, curve.last) for name, curve in view.curves.items() if name.startswith(prefixes))
-    return view.total_steps, len(view.changes), last
+    return view.total_steps, len(view.changes), len(view.stages), last

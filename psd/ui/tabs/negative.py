@@ -9,7 +9,7 @@ from itertools import groupby
 
 import gradio as gr
 
-from psd.ui.markup.change_words import change_rules
+from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.charts import heat_map, line_chart
 from psd.ui.markup.html import note_html, table_html
 from psd.ui.state.page import Pane
@@ -56,7 +56,7 @@ def token_name(token: str) -> str:
 
 
 def negative_charts(view: View) -> str:
-    steps, rules = view.total_steps or 1, change_rules(view.changes)
+    steps, rules = view.total_steps or 1, list_rules(view)
 
     def select_curves(**names: str) -> dict:
         chosen = {said: view.curves.get(f"negative/{name}") for name, said in names.items()}
