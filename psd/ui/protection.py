@@ -20,6 +20,7 @@ from urllib.parse import quote
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from psd.config.preset import PRESETS
@@ -73,6 +74,7 @@ def protect(
         Middleware(BodyLimit),
         Middleware(LoginDelay),
         Middleware(RunFiles, find_folder=find_folder, find_zip=find_zip),
+        Middleware(CompressedPages),
     ]
 
 
@@ -180,6 +182,17 @@ class ClosedRoutes:
             await _refuse(send, 404, "this server has no such page")
         else:
             await self.app(scope, receive, send)
+
+
+class CompressedPages:
+    """Page and config are compressed here, to a tenth; Gradio does so with files that have an extension only."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.compressed = app, GZipMiddleware(app, compresslevel=5)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = scope["type"] == "http" and scope["path"].rpartition("/")[2] in ("", "config", "info")
+        await (self.compressed if is_page else self.app)(scope, receive, send)
 
 
 class TooLargeError(Exception):

@@ -56,6 +56,14 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, gr.
         )
 
 
+@pytest.mark.parametrize("path", ["", "config"])
+def test_the_page_travels_compressed(server: tuple[str, gr.Blocks, App], path: str) -> None:
+    with httpx.stream("GET", server[0] + path, timeout=PATIENCE_S) as answer:
+        sent = sum(map(len, answer.iter_raw()))
+    plain = httpx.get(server[0] + path, headers={"accept-encoding": "identity"}, timeout=PATIENCE_S)
+    assert answer.headers["content-encoding"] == "gzip" and sent < len(plain.content) / 5
+
+
 FORGED = {"x-forwarded-host": "evil.example", "x-forwarded-proto": "https", "x-gradio-server": "http://evil.example",
           "forwarded": "host=evil.example"}  # fmt: skip
 
