@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ Ctrl-C ends a run after its step and keeps everything, mesh included; a second o
 do the same.  Output that nobody reads ends nothing.
 """
 
-Prepare = Callable[[Preset], MakeEvents]
+Prepare = Callable[..., MakeEvents]  # of a preset, and of what it starts from
 
 
 def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_events) -> int:
@@ -155,6 +156,10 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("prompt", nargs="?", help="what to make, before --set (default: the preset's)")
     add_preset_options(run)
     run.add_argument("--steps", type=int)
+    run.add_argument(
+        "--from", dest="start", metavar="RUN|FILE",
+        help="start from a run's object, or from a closed mesh (glb, obj, ply, stl); needs a surface or Gaussians",
+    )  # fmt: skip
     run.add_argument("--out", type=expand_path, help="where run folders go (default: PSD_RUNS, or ./runs)")
 
     again = add_command("resume", "go on with a run from its newest checkpoint")
@@ -223,7 +228,12 @@ def resolve_preset(arguments: argparse.Namespace) -> Preset:
 
 def start_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
     preset = resolve_preset(arguments)
-    make_events = prepare_or_raise(prepare, preset)
+    start = None
+    if arguments.start:
+        from psd.runs.start import read_start
+
+        start = read_start(arguments.start, find_run_folder)
+    make_events = prepare_or_raise(partial(prepare, start=start) if start else prepare, preset)
     with RunFolder.create(preset, arguments.out) as folder:
         return follow_run(drive_run(make_events, folder, control := Controls(preset)), folder, control)
 

@@ -29,6 +29,7 @@ from psd.distillation.session import Session
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
 from psd.geometry.cameras import Cameras, sample_orbits
+from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models, Prior
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.runtime import memory
@@ -47,6 +48,7 @@ def run(
     resume: Checkpointed | None = None,
     clock: Clock | None = None,
     make_scene: MakeScene = make_scene,
+    start: Mesh | None = None,
 ) -> Iterator[Event]:
     """Distil ``preset.prompt`` into a scene and mesh it; yields what happens as it happens.
 
@@ -59,11 +61,12 @@ def run(
     of memory it goes on smaller (`psd.distillation.less_memory.reduced_preset`), once; a preview then does without its
     judges, and the mesh with half of its resolution.  What overflows in float16 is tried again first
     (`psd.runtime.precision.GradientScaler`).  `PresetError` comes before Started, on the first ``next``.  ``clock``
-    measures (a GPU honestly, if it synchronises).
+    measures (a GPU honestly, if it synchronises).  The scene begins as the closed mesh ``start``, which a Checkpointed
+    at step 0 keeps.
     """
     choose.check_models(preset, models)
     memory.reset_peak()
-    session = Session.open(preset, models, control, resume, clock, make_scene)
+    session = Session.open(preset, models, control, resume, clock, make_scene, start)
     for event in distil(session):
         yield session.stamp(event)
 
@@ -72,6 +75,8 @@ def distil(session: Session) -> Iterator[Event]:
     """The steps of a run, from where it stands to its mesh; the events have no times yet."""
     render = partial(reporting.render_view, session)
     yield from reporting.report_start(session)
+    if session.was_given_shape and not session.failed:
+        yield session.checkpoint()  # what it starts from is nowhere else
     session.control.show_scene(render, session.state.step)
     while session.goes_on:
         yield from controls.take_live_values(session)

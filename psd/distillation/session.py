@@ -14,6 +14,7 @@ from psd.distillation.interfaces import Control, NoControl
 from psd.distillation.less_memory import reduced_preset
 from psd.distillation.preview import Preview
 from psd.distillation.state import State, saved_stage
+from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.runtime.deferred import NonFiniteError
@@ -55,19 +56,21 @@ class Session:
     latest: PreviewAttempt = PreviewAttempt()  # the preview of the last step
     ends_early: bool = False  # an alarm that the preset stops at
     failed: bool = False
+    was_given_shape: bool = False  # the scene, before its first step
 
     @classmethod
     def open(
         cls, preset: Preset, models: Models, control: Control | None, resume: Checkpointed | None, clock: Clock | None,
-        make_scene: MakeScene,
+        make_scene: MakeScene, start: Mesh | None = None,
     ) -> Session:  # fmt: skip
-        """Raises `PresetError` where ``resume`` belongs to another kind of run."""
-        state = State.create(preset, models, make_scene, saved_stage(resume, preset) if resume is not None else 0)
+        """Raises `PresetError` where ``resume`` belongs to another kind of run, or no ``start`` is possible."""
+        begun = saved_stage(resume, preset) if resume is not None else 0
+        state = State.create(preset, models, make_scene, begun, None if resume is not None else start)
         if resume is not None:
             state.restore_checkpoint(resume)
         session = cls(
             preset, models, state, ViewPrompts(preset, models.prior), control or NoControl(), clock or Clock(),
-            make_scene, live=preset,
+            make_scene, live=preset, was_given_shape=start is not None and resume is None,
         )  # fmt: skip
         if resume is not None:
             session.earlier_s = resume.time_s

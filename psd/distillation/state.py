@@ -12,14 +12,16 @@ from torch import Tensor
 
 from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
+from psd.config.settings import FROM_MESH
 from psd.distillation.detectors import Monitor
 from psd.distillation.events import Checkpointed
 from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.negative import Negative
+from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.scenes.choose import make_scene
-from psd.scenes.interfaces import MakeScene, Scene
+from psd.scenes.interfaces import MakeScene, Scene, StartsFromMesh
 
 VERSION = 3
 SAME = "resume with the preset that the run had"
@@ -54,9 +56,20 @@ class State:
     stage: int = 0  # the scene's: that of the last step, or of the next where that begins a stage
 
     @classmethod
-    def create(cls, preset: Preset, models: Models, make_scene: MakeScene = make_scene, stage: int = 0) -> State:
-        """The state before the first step, with the scene of a stage."""
+    def create(
+        cls, preset: Preset, models: Models, make_scene: MakeScene = make_scene, stage: int = 0,
+        start: Mesh | None = None,
+    ) -> State:  # fmt: skip
+        """The state before the first step, with the scene of a stage, which ``start`` gives its shape and colours.
+
+        Raises `PresetError` where the scene cannot start from a mesh.
+        """
         scene = make_scene(preset.scene_preset(stage), models.prior.device)
+        if start is not None:
+            check_start(preset)
+            assert isinstance(scene, StartsFromMesh)
+            scene.start_from(start)
+            scene.notes = (*scene.notes, *start.notes)
         negative = Negative.create(preset, models.prior)
         gap_scale = GapScale(GAP_DECAY, models.prior.levels)
         generator = torch.Generator().manual_seed(preset.seed)
@@ -116,6 +129,14 @@ class State:
         self.monitor, self.smaller = Monitor.from_json(values["monitor"]), values["smaller"]
         if "best" in values:
             self.best = BestScene(**values["best"], scene=strip_prefix("best/", checkpoint.tensors))
+
+
+def check_start(preset: Preset) -> None:
+    """Raises `PresetError` where the first scene cannot start from a mesh."""
+    kind = preset.scene_preset(0).scene.kind
+    if kind not in FROM_MESH:
+        cure = f"take scene.kind={' or scene.kind='.join(FROM_MESH)}, and stages=[] where a field comes first"
+        raise PresetError(f"scene.kind={kind} cannot start from a mesh: {cure}")
 
 
 def restore_scene(

@@ -16,6 +16,7 @@ from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
 
 if TYPE_CHECKING:
+    from psd.geometry.mesh import Mesh
     from psd.models.interfaces import Models
 
 
@@ -37,18 +38,25 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
     yield from prepare_events(preset)(preset, control, resume)
 
 
-def prepare_events(preset: Preset, load: Callable[[Preset], Models] | None = None) -> MakeEvents:
+def prepare_events(
+    preset: Preset, load: Callable[[Preset], Models] | None = None, start: Mesh | None = None
+) -> MakeEvents:  # fmt: skip
     """Load the models now, so that unknown words and missing weights are refused before a run's folder is made.
 
-    ``load`` makes other models than `load_models`, or records their calls.  Raises `PresetError` for what cannot run,
-    `MissingError` for what is not here.
+    ``load`` makes other models than `load_models`, or records their calls; ``start`` is the closed mesh that the scene
+    starts from.  Raises `PresetError` for what cannot run, `MissingError` for what is not here.
     """
     from psd.distillation.methods.choose import check_models
     from psd.distillation.run import run
+    from psd.distillation.state import check_start
 
+    if start is not None:
+        check_start(preset)
     models = (load or load_models)(preset)
     check_models(preset, models)
-    return lambda preset, control, resume: run(preset, models, control=control, resume=resume)
+    return lambda preset, control, resume: run(
+        preset, models, control=control, resume=resume, start=start
+    )  # fmt: skip
 
 
 def load_models(preset: Preset) -> Models:
