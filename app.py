@@ -25,6 +25,7 @@ from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.files import StoreError, expand_path
 from psd.runtime.console import forgiving_output
+from psd.runtime.importing import import_for_good
 from psd.ui.options import Options, read_options, require_free_port
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def serve_page(options: Options) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # `protection.ForwardedHeaders` decides; uvicorn would believe this machine
     # gradio reads variables when it is imported, and `read_options` has just checked them.
+    import_for_good("psd.ui.api", "psd.ui.build")
     from psd.ui import api, build, protection, sessions
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
@@ -130,7 +132,6 @@ def serve_page(options: Options) -> None:
         make_events, options.runs, limits=Limits(options.keep_runs, options.keep_bytes, options.pause_s),
         admit=admit, screen=screen,
     )  # fmt: skip
-    threading.Thread(target=prepare_first, args=[worker, first], name="load-ahead", daemon=True).start()
 
     def score_pictures(images: Sequence[Any], prompt: str, judge: str) -> dict[str, Any]:
         from psd.models.scoring import score_images
@@ -153,6 +154,8 @@ def serve_page(options: Options) -> None:
             app_kwargs={"middleware": layers}, run_history=False, enable_monitoring=False, **build.launch_options(),
         )  # fmt: skip
         sessions.keep_few_sessions(server, blocks)
+        # Not before the page is there: importing torch holds the interpreter for seconds, and the page would wait.
+        threading.Thread(target=prepare_first, args=[worker, first], name="load-ahead", daemon=True).start()
         blocks.block_thread()
     except OSError as error:
         raise PresetError(f"nothing can be served on {options.host}: {error}") from error

@@ -14,6 +14,7 @@ from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Finished, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
+from psd.runtime.importing import import_for_good
 
 if TYPE_CHECKING:
     from psd.geometry.mesh import Mesh
@@ -25,6 +26,7 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
 
     Downloads come first, as `Warned` events: size and licence before anything is fetched.  A stop ends a download.
     """
+    import_for_good("psd.models.load")
     from psd.models.download import LeftError
     from psd.models.load import download_models
 
@@ -46,6 +48,7 @@ def prepare_events(
     ``load`` makes other models than `load_models`, or records their calls; ``start`` is the closed mesh that the scene
     starts from.  Raises `PresetError` for what cannot run, `MissingError` for what is not here.
     """
+    import_for_good("psd.distillation.run")
     from psd.distillation.methods.choose import check_models
     from psd.distillation.run import run
     from psd.distillation.state import check_start
@@ -61,6 +64,7 @@ def prepare_events(
 
 def load_models(preset: Preset) -> Models:
     """The models that a preset names (`psd.models.load.load_models`), which are here or are downloaded."""
+    import_for_good("psd.models.load")
     from psd.models import load
 
     return load.load_models(preset)
@@ -71,6 +75,7 @@ def load_ahead(preset: Preset) -> bool:
 
     A failure is printed here and again by the run itself.
     """
+    import_for_good("psd.models.load", "psd.distillation.run")
     from psd.models.load import download_models
 
     try:

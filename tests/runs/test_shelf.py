@@ -381,6 +381,21 @@ def test_a_warm_up_makes_way_for_a_run(hire: Hire) -> None:  # noqa: F811
     assert isinstance(finish(worker, run_id)[-1], Finished)
 
 
+def test_shutdown_waits_for_the_end_of_a_warm_up(hire: Hire) -> None:  # noqa: F811
+    """A thread that is still in torch when Python ends aborts the process: "terminate called ..."."""
+    gate = Gate()
+    worker = hire(gate.run)
+    found: list[RunEstimate | None] = []
+    estimate = threading.Thread(target=lambda: found.append(worker.estimate(PRESET.with_values({"steps": 5000}))))
+    estimate.start()
+    wait_for(lambda: gate.waiting)
+    assert not worker.shutdown(0.2), "the warm-up still computes"
+    gate.open(1)
+    assert worker.shutdown(PATIENCE_S)
+    estimate.join(PATIENCE_S)
+    assert found == [None] and worker.estimate(PRESET) is None, "none begins any more"
+
+
 def test_the_pace_is_measured_anew_after_a_pause() -> None:
     pacer = Pacer()  # as `Worker.resume` makes it: no Started comes
     for step in range(11, 20):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from psd.models.checkpoints import layouts
 from psd.models.checkpoints.layouts import State
@@ -15,6 +14,9 @@ from psd.models.checkpoints.read import HEAD_CHANNELS, build_strict, count_disti
 from psd.models.rewards.aesthetic import make_score_head
 from psd.models.rewards.text_image import IMAGE_REWARD_LENGTH, ImageTextReward, to_clip_pixels, tokenise_prompt
 from psd.runtime.precision import run_in_precision
+
+if TYPE_CHECKING:
+    from transformers import BlipConfig
 
 
 class ImageRewardNetwork(nn.Module):
@@ -27,6 +29,8 @@ class ImageRewardNetwork(nn.Module):
 
     def __init__(self, config: BlipConfig, head: State) -> None:
         super().__init__()
+        from transformers import BlipForImageTextRetrieval  # of no use to the embedded models
+
         blip: Any = BlipForImageTextRetrieval(config)
         self.vision_model, self.text_encoder = blip.vision_model, blip.text_encoder
         self.vision_proj, self.text_proj = blip.vision_proj, blip.text_proj  # of the checkpoint; the score has no use
@@ -55,6 +59,8 @@ class ImageRewardNetwork(nn.Module):
 
 def build_image_reward(state: State, dtype: torch.dtype) -> ImageRewardNetwork:
     """ImageReward.pt: BLIP with a ViT-L image tower, and the layers of its score."""
+    from transformers import BlipConfig
+
     backbone, head = layouts.image_reward_from_blip(state)
     kernel = backbone["vision_model.embeddings.patch_embedding.weight"]
     width, patch = kernel.shape[0], kernel.shape[-1]

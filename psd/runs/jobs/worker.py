@@ -150,7 +150,7 @@ class Worker:
         """
         if self._admit is not None:
             self._admit(preset)
-        if (known := self.known_pace(preset)) or not self._device.acquire(blocking=False):
+        if (known := self.known_pace(preset)) or self._closing or not self._device.acquire(blocking=False):
             return known
         try:
             pace = measure_warm_up(self._make_events, preset, unless=self._is_wanted)
@@ -232,8 +232,11 @@ class Worker:
                 entry.control.stop()
             self._changed.notify_all()
         self._thread.join(timeout_s)
+        # A warm-up ends between two events.  A thread that is still in torch when Python goes aborts the process.
+        if is_over := not self._thread.is_alive() and self._device.acquire(timeout=timeout_s):
+            self._device.release()
         self.library.close()
-        return not self._thread.is_alive()
+        return is_over
 
     # ---- inside
 
