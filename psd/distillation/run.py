@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,6 @@ from psd.distillation.session import Session
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
 from psd.geometry.cameras import Cameras, sample_orbits
-from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models, Prior
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.runtime import memory
@@ -38,6 +38,9 @@ from psd.runtime.devices import to_like
 from psd.runtime.timing import Clock
 from psd.scenes.choose import make_scene
 from psd.scenes.interfaces import MakeScene, Render, Scene
+
+if TYPE_CHECKING:
+    from psd.geometry.mesh import Mesh
 
 
 def run(

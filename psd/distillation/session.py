@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,13 +14,15 @@ from psd.distillation.interfaces import Control, NoControl
 from psd.distillation.less_memory import reduced_preset
 from psd.distillation.preview import Preview
 from psd.distillation.state import State, saved_stage
-from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.runtime.deferred import NonFiniteError
 from psd.runtime.precision import GradientScaler
 from psd.runtime.timing import Clock
 from psd.scenes.interfaces import MakeScene
+
+if TYPE_CHECKING:
+    from psd.geometry.mesh import Mesh
 
 SCALER = "gradient_scaler"  # its state among a checkpoint's values, where float16 is used
 

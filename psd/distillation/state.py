@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from psd.distillation.events import Checkpointed
 from psd.distillation.formulas import GAP_DECAY
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.negative import Negative
-from psd.geometry.mesh import Mesh
 from psd.models.interfaces import Models
 from psd.scenes.choose import make_scene
 from psd.scenes.interfaces import MakeScene, Scene, StartsFromMesh
+
+if TYPE_CHECKING:
+    from psd.geometry.mesh import Mesh
 
 VERSION = 3
 SAME = "resume with the preset that the run had"
