@@ -13,6 +13,7 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation import stages
 from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Stepped, Warned, from_json, to_json
+from psd.distillation.interfaces import NoControl
 from psd.distillation.session import Session
 from psd.distillation.state import restore_scene, strip_prefix
 from psd.models.interfaces import Models
@@ -134,7 +135,7 @@ def test_gaussians_lie_between_a_field_and_a_surface() -> None:
     assert last_mesh(events).statistics["threshold"] is None
 
 
-class StopsAt:
+class StopsAt(NoControl):
     """A control that stops before the step after ``step``."""
 
     def __init__(self, step: int) -> None:
