@@ -344,7 +344,7 @@ def test_tokens_and_notes_are_escaped() -> None:
 def test_the_stage_shows_the_kept_view_that_is_nearest_to_the_camera(azimuth: int, place: int) -> None:
     watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
     shown = stage.picture_html(Page(watched, Look(orbit=(azimuth, 15))))
-    assert f"width:400%;margin-left:-{place}00%" in shown
+    assert f"width:400%;transform:translateX({-25 * place}%)" in shown
     assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 1
 
 

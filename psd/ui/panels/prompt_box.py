@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from psd.ui.context import PageContext
 
 CHIPS = 6
-EXPECT_S = 10.0  # between two looks whether the time is known by now
+EXPECT_S = 30.0  # between two looks whether the time is known by now
 # Where the stage is not beside the prompt, Run goes there.
 SHOW_STAGE = """() => {
     const stage = document.querySelector('#stage')

@@ -44,7 +44,7 @@ const box = () => element.querySelector('.large')
 function place(azimuth, elevation) {
   wanted = [(azimuth % 360 + 360) % 360, Math.min(75, Math.max(-30, elevation))]
   const views = +box().dataset.views, sprite = box().querySelector('.sprite')
-  if (sprite) sprite.style.marginLeft = -100 * (Math.round(wanted[0] / 360 * views) % views) + '%'
+  if (sprite) sprite.style.transform = `translateX(${-100 / views * (Math.round(wanted[0] / 360 * views) % views)}%)`
   const off = Math.abs((wanted[0] - box().dataset.azimuth + 540) % 360 - 180)
   box().classList.toggle('turning', off > 20)
   clearTimeout(timer)
@@ -230,7 +230,7 @@ def picture_html(page: Page) -> str:
     sprite = (
         f'<img class="sprite" src="{file_url(run.run_id, file, version)}" draggable="false" '
         f'alt="{html.escape(f"{run.prompt}, {names[place]}, {look.show.lower()}, step {seen.step}")}" '
-        f'style="width:{len(names)}00%;margin-left:-{place}00%">'
+        f'style="width:{len(names)}00%;transform:translateX({-100 * place / len(names):g}%)">'
     )
     shown, orbit, step = "", page.orbit_picture if look.follow and kind == "rgb" else None, seen.step
     if orbit is not None:
