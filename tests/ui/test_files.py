@@ -112,7 +112,10 @@ def test_no_pane_of_the_page_names_the_folder_of_the_runs(worker: Worker, run: s
     blocks = build.build_blocks(worker)
     listener = next(fn for fn in blocks.fns.values() if fn.name == "refresh")
     assert listener.fn is not None
-    for tab in ("Live", "Curves", "Negative", "Mesh", "Compare", "Runs", "Log"):
-        updates = listener.fn(run, "", [], None, tab, ["rgb", "normal"], True, 0, [run], 0, False)
+    looks = [("Make", tab, "Colour") for tab in ("Curves", "Negative", "Mesh", "Log")]
+    looks += [("Make", "Curves", show) for show in ("Mesh", "Wireframe", "Turntable", "Timelapse", "Depth")]
+    for place, tab, show in [*looks, ("Runs", "Curves", "Colour"), ("Compare", "Curves", "Colour")]:
+        updates = listener.fn(run, "", [], None, place, tab, show, True, 0, [30, 15, 0], [run], 0, False, "", "Newest")
         shown = "".join(str(getattr(update, "value", update)) for update in updates)
-        assert str(worker.library.find_folder(run).parent) not in shown, tab
+        assert len(updates) > 20 and run in shown, (place, tab, show)
+        assert str(worker.library.find_folder(run).parent) not in shown, (place, tab, show)
