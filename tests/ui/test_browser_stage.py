@@ -19,6 +19,7 @@ from tests.support.browsing import (
     expect_new_picture,
     expect_state,
     number_of,
+    open_advanced,
     press,
     run_steps,
     scripted,
@@ -99,6 +100,11 @@ def test_guidance_is_moved_while_the_picture_is_in_sight(
     width, height = SIZES[size]
     page = open_page(address, viewport={"width": width, "height": height})
     page.evaluate(SHIFT)
+    page.wait_for_timeout(1000)
+    shift = page.evaluate("window.shift")  # of the load
+    open_advanced(page)
+    page.wait_for_timeout(1500)  # what the drawer's opening moves is the person's own doing, late on a busy machine
+    page.evaluate("window.shift = 0")
     run_steps(page, 2000)
     expect_new_picture(page)
     page.locator("#view").evaluate("(view) => view.scrollIntoView({block: 'start'})")
@@ -111,7 +117,7 @@ def test_guidance_is_moved_while_the_picture_is_in_sight(
     expect(mark).to_have_attribute("aria-label", re.compile("guidance_scale = 9.5"), timeout=PATIENCE_MS)
     expect(page.locator("#moves")).to_contain_text("guidance_scale = 9.5")
     assert re.fullmatch(r"\d+% a red mushroom · PSD Studio", page.title())
-    assert page.evaluate("window.shift") < LARGEST_SHIFT
+    shift += page.evaluate("window.shift")
     if size == "phone":
         small = page.evaluate(
             """least => [...document.querySelectorAll('#layout :is(button, a, label:has(input), input[type=number])')]
@@ -123,6 +129,7 @@ def test_guidance_is_moved_while_the_picture_is_in_sight(
         assert not small
     press(page.locator("#stop"))
     expect_state(page, "Stopped")
+    assert shift < LARGEST_SHIFT
 
 
 def test_the_object_is_turned_while_it_grows(open_page: Callable[..., Page], address: str) -> None:
