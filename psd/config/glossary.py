@@ -1,4 +1,4 @@
-"""Names and meanings of options and terms, read from glossary.yaml: for hovers, docs and the API's descriptions."""
+"""Names and meanings of options and terms, read from glossary.yaml: for the page and the docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file of names and meanings: complete, and read by the page, the docs and the API alike."""
+"""One file of names and meanings: complete, and read by the page and the docs alike."""
 
 from typing import Literal, get_args, get_origin
 

@@ -29,7 +29,12 @@ const tell = () => {
     `<circle cx="8" cy="8" r="7" fill="${signs[state] ?? '#0f766e'}"/></svg>`
   const link = document.querySelector('link[rel=icon]') ?? document.head.appendChild(document.createElement('link'))
   Object.assign(link, {rel: 'icon', href: 'data:image/svg+xml,' + encodeURIComponent(picture)})
-  element.querySelector('.bell')?.setAttribute('aria-pressed', wanted())
+  const bell = element.querySelector('.bell')
+  if (bell) {
+    bell.hidden = !window.Notification  // a browser has them on secure pages only
+    bell.setAttribute('aria-pressed', wanted())
+    if (window.Notification?.permission === 'denied') bell.title = 'This browser blocks notifications of this page'
+  }
   if (before && !signs[before] && over && wanted()) new Notification(`${over} ${prompt}`, {body: 'PSD Studio'})
   before = state
 }
