@@ -109,8 +109,7 @@ def fit_in_folder(task: TrainingTask, arguments: argparse.Namespace, folder: Pat
         for part in model.children():
             part.compile(dynamic=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    # Not fused: that kernel reads averaged gradients in memory order, which is not that of channels-last weights.
-    optimiser = torch.optim.AdamW(parameters, lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(parameters, lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     iteration, first, first_warm, spent_s = 0, 0, 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -144,6 +143,7 @@ def fit_in_folder(task: TrainingTask, arguments: argparse.Namespace, folder: Pat
         if world > 1 and os.getppid() != arguments.started_by:  # else two trainings would write one checkpoint
             raise SystemExit(f"{task.name}: the process that started this one has ended, and so does this one")
         for group in optimiser.param_groups:
+            group["fused"] = True  # a checkpoint made without it brings its own settings along
             group["lr"] = learning_rate(
                 iteration - first_warm, arguments.iterations - first_warm, arguments.lr, warmup=arguments.warmup
             )
@@ -205,7 +205,8 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
     dist.all_reduce(flat)
     flat /= world
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+        # Laid out as the parameter is: the fused optimiser reads both in memory order.
+        parameter.grad = torch.empty_like(parameter).copy_(gradient.view_as(parameter))
 
 
 def ship_weights(
@@ -287,7 +288,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="bfloat16 in the forward pass: twice as fast on a GPU, 1.4 times on a CPU with AMX",
     )
-    parser.add_argument("--compile", action="store_true", help="minutes at the start, then a quarter less time")
+    parser.add_argument("--compile", action="store_true", help="five minutes at the start, then half the time")
     parser.add_argument("--data", default="work/data", help="shards of `python -m psd embedded data`")
     parser.add_argument("--work", default="work/train", help="checkpoints, logs, sheets")
     parser.add_argument("--out", help="where to ship the EMA weights (default: in --work)")
