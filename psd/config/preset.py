@@ -51,7 +51,7 @@ class Preset(Settings):
     )
     method: Method = setting("psd", "What turns predictions and rewards into a direction.", group="run")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to run.", group="run")
-    threads: int = setting(0, "CPU threads; 0 leaves torch's own choice.", group="run", ge=0, le=256)
+    threads: int = setting(0, "CPU threads; 0 takes all cores as suits the networks.", group="run", ge=0, le=256)
 
     # models
     prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models")

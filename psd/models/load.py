@@ -20,8 +20,8 @@ from psd.models.prior.diffusers_prior import DiffusersPrior
 from psd.models.rewards.black_box import BlackBoxReward
 from psd.models.rewards.load import load_reward
 from psd.models.rewards.text_image import ImageTextReward, refuse_unknown_words
-from psd.runtime import diagnosis, memory
-from psd.runtime.devices import OWN_THREADS, choose_device, choose_precision
+from psd.runtime import diagnosis, lanes, memory
+from psd.runtime.devices import choose_device, choose_precision
 
 
 def orbit_batch(preset: Preset, views: int) -> int:
@@ -41,7 +41,6 @@ def load_models(
     of downloads before they begin (without it stderr does).
     Raises `PresetError` for words that a model never learned, `MissingError` for models that are not there.
     """
-    torch.set_num_threads(preset.threads or OWN_THREADS)  # of the process: an earlier run may have set another number
     device, why = choose_device(preset.device)
     try:
         with _loading:
@@ -75,6 +74,7 @@ def _load_networks(
         preset.prior, device, dtype, decoder=preset.reward_decoder,
         batch=preset.network_batch, compiled=preset.compile, say=say,
     )  # fmt: skip
+    threads = lanes.share_cores(preset.threads, small=prior.rows_apart > 0)  # an earlier run may have done otherwise
     for prompt in (preset.prompt, preset.negative_prompt):
         prior.embed_prompt(prompt)  # unknown words are refused here, before anything is made
 
@@ -93,7 +93,6 @@ def _load_networks(
             network.take(batch)
 
     set_max_batches(preset.network_batch)  # an earlier run may have had to do with fewer
-    threads = f"{torch.get_num_threads()} CPU threads"
     return Models(
         prior=prior,
         rewards=rewards,

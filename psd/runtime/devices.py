@@ -33,7 +33,6 @@ def draw_uniform(shape: tuple[int, ...], generator: torch.Generator, device: tor
     return torch.rand(shape, generator=own, device=device)
 
 
-OWN_THREADS = torch.get_num_threads()
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

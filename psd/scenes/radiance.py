@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from psd.config.settings import FieldSettings, GridScene, RadianceSettings
 from psd.geometry.cameras import Cameras, camera_rays
-from psd.runtime import devices
+from psd.runtime import devices, lanes
 from psd.runtime.devices import to_device
 from psd.scenes import volume_rendering
 from psd.scenes.background import Backdrop
@@ -46,8 +47,27 @@ RADIUS = 1.0  # of the ball that holds the object; there is nothing outside
 NOTHING = 1e-3
 # A sample behind this much absorbed light is not looked at again, where looking is dear (`HashField`).
 HIDDEN = 1e-3
+VIEWS_A_PART = 2  # of a grid's render, of which each part is made on a lane (`psd.runtime.lanes`)
 SEEN = 1e-3  # opacity of a pixel that sees something
 BEHIND = "backdrop."  # of the background's names in the state
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays of the pixels of some views, in order."""
+
+    origins: Float[Tensor, "n 3"]
+    directions: Float[Tensor, "n 3"]
+    shift: Float[Tensor, " n"]  # of their samples, in steps
+    first: int = 0  # how many rays of the same render come before these
+
+    def __len__(self) -> int:
+        return len(self.shift)
+
+    def split(self, size: int) -> list[Rays]:
+        """In parts of ``size`` rays."""
+        parts = zip(self.origins.split(size), self.directions.split(size), self.shift.split(size), strict=True)
+        return [Rays(*part, first=self.first + index * size) for index, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
@@ -165,45 +185,66 @@ class RadianceScene:
         origins, directions = (x.flatten(0, -2) for x in camera_rays(cameras.to(device), size, jitter=jitter))
         if shift is None:
             shift = origins.new_full(origins.shape[:1], 0.5)
-        marched = self._march_rays(origins, directions, shift.to(origins.dtype))
+        rays = Rays(origins, directions, shift.to(origins.dtype))
         facing = self.settings.uses_normals
-        normals_needed = normals or facing or light is not None
-        if isinstance(self.field, HashField) and torch.is_grad_enabled():
-            marched, features = self._drop_hidden(self.field, marched, origins, directions)
-            found = self.field.sample(marched.points, normals=normals_needed, known=features)
+        needed = normals or facing or light is not None
+        look = partial(
+            self._look_along, reach=self._find_reach(), normals=needed, facing=facing, light=light, pixels=size**2
+        )
+        if isinstance(self.field, HashField):
+            flat = look(None, rays)
         else:
-            found = self.field.sample(marched.points, normals=normals_needed)
-        if light is not None:
-            view = torch.div(marched.sample_ray, size * size, rounding_mode="floor")
-            assert found.normal is not None
-            found = replace(found, colour=shade_points(found.colour, found.normal, marched.points, light, view))
-
-        def to_image(values: Float[Tensor, "m c"]) -> Float[Tensor, "b v c h w"]:
-            """Values of the rays that met something in their pixels, zero elsewhere."""
-            flat = values.new_zeros(origins.shape[0], values.shape[-1]).index_copy(0, marched.ray, values)
-            return rearrange(flat, "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
-
-        t_starts, t_ends = marched.t_starts, marched.t_ends
-        weights, _ = volume_rendering.render_weights(marched.scatter(found.density), t_starts, t_ends)
-        colour = volume_rendering.composite_values(weights, marched.scatter(found.colour))
-        depth = volume_rendering.expected_depth(weights, t_starts, t_ends)
-        seen = to_image(torch.cat([colour, weights.sum(-1, keepdim=True), depth[:, None]], dim=-1))
+            table = self.field.make_table(normals=needed)
+            flat = torch.cat(lanes.share_table(look, table, rays.split(size * size * VIEWS_A_PART)))
+        seen = rearrange(flat, "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
         opacity = seen[:, :, 3:4]
         behind = to_device(background, device)[:, None, :, None, None]
         if learned is not None and self.backdrop is not None:
             own = rearrange(self.backdrop(directions), "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
             behind = torch.where(to_device(learned, device)[:, None, None, None, None], own, behind)
         rgb = seen[:, :, :3] + (1 - opacity) * behind
-        normal = None
         regularisers = self._ray_regularisers(opacity)
+        if facing:
+            regularisers["orientation"] = seen[:, :, -1:].sum() / (opacity > SEEN).sum().clamp_min(1)
+        return Render(rgb, opacity, seen[:, :, 4:5], seen[:, :, 5:8] * opacity if normals else None, regularisers)
+
+    def _look_along(
+        self, table: Float[Tensor, "t c"] | None, part: Rays, *, reach: tuple[Bool[Tensor, "x y z"], float],
+        normals: bool, facing: bool, light: Light | None, pixels: int,
+    ) -> Float[Tensor, "n c"]:  # fmt: skip
+        """What rays see: colour, opacity, depth; with ``normals`` their mean, with ``facing`` how far they face away.
+
+        ``table``: of a grid, `GridField.make_table`.  ``reach``: `_find_reach`.  ``pixels``: of a view, whose light
+        falls on its rays.
+        """
+        marched = self._march_rays(part, *reach)
+        if table is not None:
+            assert isinstance(self.field, GridField)
+            found = self.field.sample_table(table, marched.points)
+        elif torch.is_grad_enabled():
+            assert isinstance(self.field, HashField)
+            marched, features = self._drop_hidden(self.field, marched, part)
+            found = self.field.sample(marched.points, normals=normals, known=features)
+        else:
+            found = self.field.sample(marched.points, normals=normals)
+        if light is not None:
+            view = torch.div(marched.sample_ray + part.first, pixels, rounding_mode="floor")
+            assert found.normal is not None
+            found = replace(found, colour=shade_points(found.colour, found.normal, marched.points, light, view))
+        t_starts, t_ends = marched.t_starts, marched.t_ends
+        weights, _ = volume_rendering.render_weights(marched.scatter(found.density), t_starts, t_ends)
+        colour = volume_rendering.composite_values(weights, marched.scatter(found.colour))
+        depth = volume_rendering.expected_depth(weights, t_starts, t_ends)
+        columns = [colour, weights.sum(-1, keepdim=True), depth[:, None]]
         if found.normal is not None:
             laid = marched.scatter(found.normal)
+            columns.append(F.normalize(volume_rendering.composite_values(weights, laid), dim=-1))
             if facing:
-                away = volume_rendering.orientation_loss(weights, laid, directions[marched.ray])
-                regularisers["orientation"] = away.sum() / (opacity > SEEN).sum().clamp_min(1)
-            if normals:
-                normal = to_image(F.normalize(volume_rendering.composite_values(weights, laid), dim=-1)) * opacity
-        return Render(rgb, opacity, seen[:, :, 4:], normal, regularisers)
+                away = volume_rendering.orientation_loss(weights, laid, part.directions[marched.ray])
+                columns.append(away[:, None])
+        values = torch.cat(columns, dim=-1)
+        # in the places of the rays that met something, zero elsewhere
+        return values.new_zeros(len(part), values.shape[-1]).index_copy(0, marched.ray, values)
 
     def _ray_regularisers(self, opacity: Float[Tensor, "b v 1 h w"]) -> dict[str, Tensor]:
         """Means over all pixels, of the terms that have a weight."""
@@ -214,15 +255,17 @@ class RadianceScene:
             terms["entropy"] = volume_rendering.binary_entropy(opacity).mean()
         return terms
 
-    @torch.no_grad()
-    def _march_rays(
-        self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], shift: Float[Tensor, " n"]
-    ) -> March:
-        """Samples in the cells that may hold something."""
+    def _find_reach(self) -> tuple[Bool[Tensor, "x y z"], float]:
+        """The cells that may hold something, and `occupied_radius` of them."""
         occupied = self.field.occupied_cells(NOTHING / self.step)
         if self.reach is None or self.reach[0] is not occupied:  # a hash field's are the same until its next refresh
             self.reach = occupied, occupied_radius(occupied)
-        reach = self.reach[1]
+        return self.reach
+
+    @torch.no_grad()
+    def _march_rays(self, rays: Rays, occupied: Bool[Tensor, "x y z"], reach: float) -> March:
+        """Samples in the cells that may hold something."""
+        origins, directions, shift = rays.origins, rays.directions, rays.shift
         middle, closest = volume_rendering.closest_approach(origins, directions)
         near, far = volume_rendering.intersect_ball(middle, closest, reach)
         ray = (far > near).nonzero()[:, 0]  # waits for a GPU to say how many
@@ -243,9 +286,7 @@ class RadianceScene:
         return pack_samples(filled & (t_ends > t_starts), ray, origins, directions, t_starts, t_ends)
 
     @torch.no_grad()
-    def _drop_hidden(
-        self, field: HashField, march: March, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]
-    ) -> tuple[March, Float[Tensor, "k 32"] | None]:
+    def _drop_hidden(self, field: HashField, march: March, rays: Rays) -> tuple[March, Float[Tensor, "k 32"] | None]:
         """Without what lies behind a surface or holds nothing, found by a look at the density alone.
 
         A training step keeps about a kilobyte for each sample, and most of them are inside the object.  Beside them the
@@ -255,7 +296,7 @@ class RadianceScene:
         density = march.scatter(densities)
         _, transmittance = volume_rendering.render_weights(density, march.t_starts, march.t_ends)
         seen = (transmittance > HIDDEN) & (density > NOTHING / self.step)
-        origins, directions = origins[march.ray], directions[march.ray]
+        origins, directions = rays.origins[march.ray], rays.directions[march.ray]
         kept = pack_samples(seen, march.ray, origins, directions, march.t_starts, march.t_ends)
         if features is not None:  # of the samples that stay, in the same order
             features = features[masked_indices(seen.flatten()[march.slot], len(kept.points))]

@@ -14,7 +14,7 @@ from psd import doctor
 from psd.config.errors import MissingError
 from psd.config.preset import Preset
 from psd.models import hub, load
-from psd.runtime import devices, diagnosis, memory
+from psd.runtime import devices, diagnosis, lanes, memory
 from tests.support.toy import make_models, make_preset, run
 
 
@@ -198,12 +198,20 @@ def test_doctor_says_that_a_download_was_begun(tmp_path: Path, monkeypatch: pyte
 
 
 def test_threads_of_one_run_do_not_stay_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(load, "_load_networks", lambda *_: asked.append(torch.get_num_threads()))
-    monkeypatch.setattr(load, "OWN_THREADS", before := torch.get_num_threads())
-    for threads in (before + 1, 0):
-        load.load_models(Preset.load("tiny", {"device": "cpu", "threads": threads}))
-    assert asked == [before + 1, before]
+    cores = lanes._cores
+    monkeypatch.setattr(lanes, "_cores", 3)
+    try:
+        found = [
+            (lanes.share_cores(threads, small=small), torch.get_num_threads(), lanes.count_lanes())
+            for threads, small in ((4, True), (0, False), (0, True), (2, False))
+        ]
+    finally:
+        lanes.limit_cores(cores)
+    assert found == [
+        ("4 CPU threads", 4, 1), ("3 CPU threads", 3, 1), ("3 lanes of one CPU thread", 1, 3), ("2 CPU threads", 2, 1)
+    ]  # fmt: skip
+    models = load.load_models(Preset.load("tiny", {"device": "cpu"}))
+    assert f"{cores} lanes of one CPU thread" in models.notes
 
 
 def test_the_peak_remembers_what_was_given_back() -> None:

@@ -167,13 +167,12 @@ def attempt_job(job: PlannedRun) -> tuple[PlannedRun, dict[str, Any] | None, str
 
 def run_job(job: PlannedRun) -> dict[str, Any]:
     """Run one job in a process of one thread, unless what it made is here already; return its line."""
-    import torch
-
     from psd.embedded.captions import grammar, lists
     from psd.evaluation.experiments.measure import measure_with_truth, measure_without_truth
     from psd.evaluation.experiments.record import RecordedRun, record_run
+    from psd.runtime import lanes
 
-    torch.set_num_threads(1)
+    lanes.limit_cores(1)
     file = made_file(job)
     if file.is_file():
         made = RecordedRun.load(file)

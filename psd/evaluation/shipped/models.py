@@ -33,6 +33,7 @@ from psd.evaluation.metrics.ground_truth import SEED, SIDES, score_captions
 from psd.evaluation.metrics.view_consistency import reprojection_error
 from psd.geometry.cameras import Cameras, turntable_cameras
 from psd.models.load import load_judge, load_prior
+from psd.runtime import lanes
 from psd.runtime.process_pool import map_unordered
 
 CPU = torch.device("cpu")
@@ -205,7 +206,7 @@ JUDGES = {"test24": "assets/evidence", "tuning": "assets/selector"}  # defaults 
 def measure_caption(asked: tuple[PlannedRun, list[str]]) -> tuple[dict, UInt8[np.ndarray, "v h w 3"]]:
     """One caption's line and eight pictures of its mesh."""
     job, others = asked
-    torch.set_num_threads(1)
+    lanes.limit_cores(1)
     made = record_run(job.preset)
     found = measure_with_truth(made, job.preset, [grammar.parse(other) for other in others], job.judges)
     nothing = np.full((SIDES, PICTURE_SIZE, PICTURE_SIZE, 3), 255, np.uint8)

@@ -9,6 +9,7 @@ class embedding is camera-conditioned in MVDream's way.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -25,9 +26,11 @@ from psd.geometry.cameras import Cameras, mvdream_condition, turntable_cameras
 from psd.models import vocabulary
 from psd.models.prior.components import Components
 from psd.models.prior.joint_attention import join_views
+from psd.runtime import lanes
 from psd.runtime.cuda_graphs import Graphed, launch_whole
 from psd.runtime.offload import hold_on_device
 from psd.runtime.precision import run_in_chunks, run_in_precision
+from psd.runtime.traced import Traced
 
 TRIED_LATENTS = 8  # latent pixels along an edge, the least that the released U-Nets can halve three times
 DISPLAY_WORDS = 1000  # of a large vocabulary, the most frequent whole words are offered for nearest-token displays
@@ -56,9 +59,15 @@ class DiffusersPrior:
         self.source, self.device, self.dtype, self.batch = source, device, dtype, batch
         self.unet, self.vae, self.text_encoder = components.unet, components.vae, components.text_encoder
         self.decoder: Any = decoder if decoder is not None else self.vae
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format  # convolutions on tensor cores
-        for network in (self.unet, self.vae, self.decoder):
-            network.to(device=device, memory_format=layout)
+        self.rows_apart = lanes.choose_rows(self.unet, device)
+        # Convolutions on tensor cores; on a CPU a small autoencoder takes a sixth less time, the U-Net more.
+        last = device.type == "cuda"
+        for network, channels_last in (
+            (self.unet, last),
+            (self.vae, last or self.rows_apart),
+            (self.decoder, last or self.rows_apart),
+        ):
+            network.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         self.text_encoder.to(device="cpu" if batch else device)
         self.tokenizer = components.tokenizer
         self.prediction_type, self.alpha_bar = components.prediction_type, components.alpha_bar
@@ -69,6 +78,8 @@ class DiffusersPrior:
         self.captions: list[str] = components.index.get("captions", [])
         join_views(self.unet, self.views)
         self.network = launch_whole(self._run_unet, [self.unet, self.vae.encoder], compiled)
+        if self.rows_apart and compiled == "none":
+            self.network = Traced(self._run_unet, self.unet)
 
     @property
     def levels(self) -> int:
@@ -112,6 +123,13 @@ class DiffusersPrior:
         blocks = self.vae.config.get("block_out_channels") or self.vae.config["encoder_block_out_channels"]
         return 2 ** (len(blocks) - 1)
 
+    def _run_rows(self, function: Callable[[Tensor], Tensor], rows: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """``function`` of pictures that know nothing of each other: a few at a time where memory is short, on lanes
+        where the networks are small."""
+        if self.batch:
+            return run_in_chunks(function, rows, self.batch)
+        return lanes.map_rows(function, rows, self.rows_apart)
+
     def encode(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v c h2 w2"]:
         """Latents of images in [0, 1]: the mean for a variational autoencoder, times its scaling factor."""
 
@@ -120,7 +138,7 @@ class DiffusersPrior:
             return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
 
         flat = rearrange(images, "b v c h w -> (b v) c h w")
-        found = run_in_chunks(lambda part: run_in_precision(encode_pixels, part, self.dtype), flat, self.batch)
+        found = self._run_rows(lambda part: run_in_precision(encode_pixels, part, self.dtype), flat)
         return rearrange(found * self.vae.config["scaling_factor"], "(b v) c h w -> b v c h w", v=images.shape[1])
 
     def decode(self, z0: Float[Tensor, "b v c h2 w2"]) -> Float[Tensor, "b v 3 h w"]:
@@ -131,7 +149,7 @@ class DiffusersPrior:
         def decode_latents(latents: Tensor) -> Tensor:
             return run_in_precision(lambda part: self.decoder.decode(part / factor).sample, latents, self.dtype)
 
-        found = run_in_chunks(decode_latents, rearrange(z0, "b v c h w -> (b v) c h w"), self.batch) / 2 + 0.5
+        found = self._run_rows(decode_latents, rearrange(z0, "b v c h w -> (b v) c h w")) / 2 + 0.5
         return rearrange(found, "(b v) c h w -> b v c h w", v=z0.shape[1])
 
     def _token_ids(self, prompt: str) -> Tensor:
@@ -184,21 +202,18 @@ class DiffusersPrior:
         conditions = None
         if self.camera_conditioned:
             conditions = rearrange(mvdream_condition(cameras), "b v d -> (b v) d").to(self.device, self.dtype)
-        size = max(1, self.batch // views) * views if self.batch else len(rows)  # groups stay whole
-
-        def predict_rows(text: Tensor, start: int) -> Tensor:
-            part = slice(start, start + len(text))
-            labels = None if conditions is None else conditions[part]
-            return self.network(rows[part], times, text, labels)
-
+        size = len(rows)
+        if self.batch or self.rows_apart:
+            size = max(1, self.batch // views) * views  # groups stay whole
         text = repeat(embedding, "b l d -> (b v) l d", v=views)
+
+        def predict_rows(start: int) -> Tensor:
+            part = slice(start, start + size)
+            labels = None if conditions is None else conditions[part]
+            return run_in_precision(lambda text: self.network(rows[part], times, text, labels), text[part], self.dtype)
+
         starts = range(0, len(rows), size)
-        found = [
-            run_in_precision(
-                lambda part, start=start: predict_rows(part, start), text[start : start + size], self.dtype
-            )
-            for start in starts
-        ]
+        found = lanes.map_parts(predict_rows, starts) if self.rows_apart else list(map(predict_rows, starts))
         output = rearrange(torch.cat(found), "(b v) c h w -> b v c h w", v=views)
         if self.prediction_type == "epsilon":
             return output

@@ -9,7 +9,7 @@ prepared in torch as their makers do with PIL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from psd.config.errors import PresetError
 from psd.config.preset import CompileMode
 from psd.models import vocabulary
+from psd.runtime import lanes
 from psd.runtime.cuda_graphs import Graphed, launch_whole
 from psd.runtime.offload import hold_on_device
 from psd.runtime.precision import run_in_chunks
@@ -92,6 +93,9 @@ class ImageTextReward:
         network waits there between calls, which are then without gradients."""
         self.name, self.device, self.dtype, self.batch, self.parked = name, device, dtype, batch, parked
         self.network: Any = network.to(device="cpu" if parked else device, dtype=dtype).eval().requires_grad_(False)
+        self.rows_apart = lanes.choose_rows(self.network, device)
+        if self.rows_apart:
+            self.network.to(memory_format=torch.channels_last)
         self.tokenizer = tokenizer
         self._see = launch_whole(self._encode_image, self.image_modules(), compiled)
         self._text = lru_cache(maxsize=4096)(self._read_prompt)
@@ -128,7 +132,9 @@ class ImageTextReward:
         raise NotImplementedError
 
     def encode_image(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b v ..."]:
-        return run_in_chunks(self._see, images.flatten(0, 1), self.batch).unflatten(0, images.shape[:2])
+        rows = images.flatten(0, 1)
+        run = partial(run_in_chunks, size=self.batch) if self.batch else partial(lanes.map_rows, size=self.rows_apart)
+        return run(self._see, rows).unflatten(0, images.shape[:2])
 
     def score_features(self, features: Float[Tensor, "b v ..."], prompt: str) -> Float[Tensor, "b v"]:
         return self._score_features(features.flatten(0, 1), self._text(prompt)).unflatten(0, features.shape[:2])

@@ -68,13 +68,30 @@ class GridField(nn.Module):
         self.register_buffer("matrix1", interpolation_matrix(sizes[1], sizes[0]), persistent=False)
         self.register_buffer("matrix2", interpolation_matrix(sizes[2], sizes[1]), persistent=False)
         self.register_buffer("progress", torch.zeros(()))
+        self.kept: tuple[tuple[float, ...], Tensor] | None = None  # what `raw_grid` was, and of which values
 
     def advance(self, progress: float) -> None:
         self.progress.fill_(progress)
 
     def raw_grid(self) -> Float[Tensor, "4 x y z"]:
-        """The sum of the levels on the finest grid: density before softplus, colour before sigmoid."""
-        progress = self.progress.item()
+        """The sum of the levels on the finest grid: density before softplus, colour before sigmoid.
+
+        Taken once a step, for its occupancy, its samples and its total variation: the same tensor until a parameter
+        moves or a gradient has passed.
+        """
+        state = self.progress.item(), *(value._version for value in self.parameters())
+        if self.kept is None or self.kept[0] != state or (torch.is_grad_enabled() and not self.kept[1].requires_grad):
+            total = self._sum_levels(state[0])
+            if total.requires_grad:
+                total.register_hook(self._let_go)
+            self.kept = state, total
+        return self.kept[1] if torch.is_grad_enabled() else self.kept[1].detach()
+
+    def _let_go(self, _: Tensor) -> None:
+        """A graph is walked back once."""
+        self.kept = None
+
+    def _sum_levels(self, progress: float) -> Float[Tensor, "4 x y z"]:
         total = torch.cat([self.density_levels[0], self.colour_levels[0]])
         for level, matrix, fade in zip((1, 2), (self.matrix1, self.matrix2), self.FADE, strict=True):
             finer = torch.cat([self.density_levels[level], self.colour_levels[level]])
@@ -82,15 +99,22 @@ class GridField(nn.Module):
         return torch.cat([total[:1] + self.start, total[1:]])
 
     def sample(self, points: Float[Tensor, "n 3"], *, normals: bool = False) -> Samples:
-        """Interpolates before the nonlinearities, so that a surface can be sharper than a cell (DVGO, section 4.2)."""
+        """What the field is at ``points``."""
+        return self.sample_table(self.make_table(normals=normals), points)
+
+    def make_table(self, *, normals: bool) -> Float[Tensor, "t c"]:
+        """`raw_grid` as one row a vertex; ``normals`` adds the slopes of the density."""
         raw = self.raw_grid()
         if normals:
             raw = torch.cat([raw, torch.stack(torch.gradient(raw[0]))])
+        return raw.flatten(1).T.contiguous()
+
+    def sample_table(self, table: Float[Tensor, "t c"], points: Float[Tensor, "n 3"]) -> Samples:
+        """Interpolates before the nonlinearities, so that a surface can be sharper than a cell (DVGO, section 4.2)."""
         size = self.cells + 1
-        table = raw.flatten(1).T.contiguous()
         rows = torch.cat([WeightedRows.apply(table, *trilinear_corners(part, size)) for part in points.split(CHUNK)])
         density = F.softplus(rows[:, 0]) * self.scale * is_inside_ball(points)
-        normal = -F.normalize(rows[:, 4:], dim=-1) if normals else None
+        normal = -F.normalize(rows[:, 4:], dim=-1) if table.shape[1] > 4 else None
         return Samples(density, rows[:, 1:4].sigmoid(), normal)
 
     @torch.no_grad()
