@@ -62,11 +62,12 @@ __all__ = ["build_blocks", "launch_options"]
 CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
 TICK_S, REST_S = 2.4, 5.0  # with its pictures a page asks for less than 40 things a minute
 MOST_MORE = 100_000  # steps at once past a run's end
-# Three habits of Gradio that are stopped before it sees the event.  (In the head: what Gradio runs as ``js`` comes
+# Four habits of Gradio.  Three are stopped before it sees the event.  (In the head: what Gradio runs as ``js`` comes
 # after the page can be used.)  A dropdown takes the key that leaves it for one that opens it, and its list stays over
 # the page.  A slider that loses the keyboard pulls what was typed to its ends without a word: here it stays, and the
 # preset answers in words.  A slider's reset button sets what it held when it was drawn, and no listener to a hand's
-# moves hears of it: here it types the value of the preset, or of the run, into the field beside it.
+# moves hears of it: here it types the value of the preset, or of the run, into the field beside it.  And the 3D viewer
+# asks for the keyboard before all else on the page: here in its turn.
 HABITS = """<script>
 document.addEventListener('keydown', event => {
   if (event.key === 'Tab' && event.target.matches('[role=combobox]')) event.stopPropagation()
@@ -84,6 +85,9 @@ document.addEventListener('click', event => {
   field.value = values[block.id.slice('control-'.length)]
   field.dispatchEvent(new Event('input', {bubbles: true}))
 }, true)
+new MutationObserver(changes => {
+  for (const {target} of changes) if (target.tabIndex > 0) target.tabIndex = 0
+}).observe(document, {subtree: true, attributeFilter: ['tabindex']})
 </script>"""
 # The address follows what was started or left, unless that was refused: then the page still shows what it did.
 ADDRESS = """(run, refused) => {
@@ -99,9 +103,10 @@ def launch_options() -> dict[str, Any]:
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", radius_size="lg",
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
-    ).set(  # the theme's own greys and teals stay below a contrast of 4.5 on white
-        body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500",
-        block_label_text_color="*neutral_600", block_title_text_color="*neutral_600",
+    ).set(  # the theme's own greys and teals stay below a contrast of 4.5 on what they stand on
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_500", block_label_text_color="*neutral_600",
+        block_title_text_color="*neutral_600",
         button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
         color_accent="*primary_600",

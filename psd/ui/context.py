@@ -23,7 +23,7 @@ from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
 from psd.ui.state.page import MAKE, MOST, Look, Page, Pane, WatchedRun
 from psd.ui.state.watch import Watcher
 
-ORBIT_WAIT_S = 0.9  # for a picture from a new side
+ORBIT_WAIT_S = 2.0  # for a picture from a new side; one that comes later waits for the next tick
 
 
 @dataclass

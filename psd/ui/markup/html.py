@@ -52,7 +52,14 @@ def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], empty: str) 
     )
     head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in heads)
     body = body or f'<tr><td colspan={len(heads)} class="none">{html.escape(empty)}</td></tr>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return scroll_sideways(
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "Table: " + ", ".join(heads)
+    )
+
+
+def scroll_sideways(table: str, label: str) -> str:
+    """A table in a frame that the arrow keys scroll where it is wider than its place."""
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{html.escape(label)}">{table}</div>'
 
 
 def format_number(value: object) -> str:

@@ -18,7 +18,15 @@ from psd.runs.store.folder import slugify_prompt
 from psd.ui.context import require_whole
 from psd.ui.inputs.components import FreeSlider
 from psd.ui.inputs.controls import read_bounds
-from psd.ui.markup.html import EXPORTS, download_file, file_url, file_version, format_number, note_html
+from psd.ui.markup.html import (
+    EXPORTS,
+    download_file,
+    file_url,
+    file_version,
+    format_number,
+    note_html,
+    scroll_sideways,
+)
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import View
 
@@ -196,4 +204,4 @@ def statistics_table(view: View) -> str:
         for name, value in view.mesh.statistics.items()
         if isinstance(value, bool | int | float | str)
     )
-    return f"<table><tbody>{rows}</tbody></table>"
+    return scroll_sideways(f"<table><tbody>{rows}</tbody></table>", "The mesh in numbers")
