@@ -148,7 +148,8 @@ class Preset(Settings):
     # negative embedding
     negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
     negative: bool = setting(
-        True, "Learn the negative embedding along with the scene, by a reward that has a gradient.", group="negative"
+        True, "Learn the negative embedding along with the scene, by a reward that has a gradient.", group="negative",
+        staged=True,
     )
     negative_lr: float = setting(
         2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1
