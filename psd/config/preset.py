@@ -65,9 +65,7 @@ class Preset(Settings):
         "", "Small decoder for the images that rewards see (TAESD); empty: the prior's own.", group="models",
         max_length=LONGEST_NAME,
     )
-    reward_views: int = setting(
-        0, "Views of an orbit that the rewards see; 0: all.", group="models", ge=0, le=64
-    )
+    reward_views: int = setting(0, "Views of an orbit that the rewards see; 0: all.", group="models", ge=0, le=64)
     precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
         "auto", "Of the networks; auto: float16 on a GPU, float32 elsewhere.", group="models"
     )
