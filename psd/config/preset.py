@@ -65,9 +65,7 @@ class Preset(Settings):
         "", "Small decoder for the images that rewards see (TAESD); empty: the prior's own.", group="models",
         max_length=LONGEST_NAME,
     )
-    reward_views: int = setting(
-        0, "Views of an orbit that the rewards see; 0: all.", group="models", ge=0, le=64
-    )
+    reward_views: int = setting(0, "Views of an orbit that the rewards see; 0: all.", group="models", ge=0, le=64)
     precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
         "auto", "Of the networks; auto: float16 on a GPU, float32 elsewhere.", group="models"
     )
@@ -148,7 +146,8 @@ class Preset(Settings):
     # negative embedding
     negative_prompt: str = setting("low quality blurry", "Where the negative starts.", group="negative", max_length=600)
     negative: bool = setting(
-        True, "Learn the negative embedding along with the scene, by a reward that has a gradient.", group="negative"
+        True, "Learn the negative embedding along with the scene, by a reward that has a gradient.", group="negative",
+        staged=True,
     )
     negative_lr: float = setting(
         2e-2, "Adam step of the negative embedding.", group="negative", symbol="η_n", live=True, log=True, ge=0, le=1

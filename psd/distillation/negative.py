@@ -121,6 +121,7 @@ class Negative:
 
 def is_update_step(preset: Preset, step: int) -> bool:
     """Whether ``step`` is a K_n-th one, of a method that asks a reward: without one there is nothing to climb."""
+    preset = preset.at(preset.progress(step))
     return preset.optimises_reward and preset.negative and (step + 1) % preset.negative_every == 0
 
 

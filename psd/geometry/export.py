@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from psd.geometry.mesh import Mesh
 
 LONGEST_LINE = 240  # bytes of a comment; readers refuse PLY header lines from 511 or 1025 on, some text tools from 256
+STARTS_FROM = "starts from "  # how the note of a run begins that names what it started from
 PRINT_SIZE_MM = 100.0
 SMALLEST_MM, LARGEST_MM = 1.0, 10_000.0
 Y_UP, Z_UP = "+y up, front +z", "+z up, front -y"

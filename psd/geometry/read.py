@@ -10,6 +10,7 @@ import numpy as np
 
 from psd.config.errors import PresetError, first_line
 from psd.geometry.cleanup import is_watertight, vertex_normals
+from psd.geometry.export import STARTS_FROM
 from psd.geometry.mesh import Mesh
 from psd.geometry.srgb import encode_srgb
 
@@ -49,7 +50,7 @@ def read_mesh(path: Path) -> Mesh:
         raise PresetError(f"--from {path}: {faces:,} faces, at most {MOST_FACES:,}: simplify it")
     corners, joined = trimesh.util.append_faces(points, [part.faces for part, _ in parts])
     mesh = _place_mesh(np.asarray(corners), np.asarray(joined), np.concatenate(colours), path)
-    return replace(mesh, notes=(f"starts from {path.name}",))
+    return replace(mesh, notes=(f"{STARTS_FROM}{path.name}",))
 
 
 def _place_mesh(corners: np.ndarray, faces: np.ndarray, colours: np.ndarray, path: Path) -> Mesh:

@@ -13,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32, UInt8
 from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from psd.geometry.mesh import Mesh
-from psd.geometry.mesh_picture import find_nearest_faces, interpolate_corners
+from psd.geometry.rasterise import rasterise_plane
 
 LARGEST = 50_000  # faces: beyond, xatlas takes minutes to hours
 
@@ -43,19 +46,18 @@ def bake_texture(
         raise TextureError(f"{len(mesh.faces)} faces are too many to unwrap (at most {LARGEST}): lower mesh_faces")
     origin, faces, uv = unwrap_mesh(mesh, size, timeout_s)
     vertices, normals = mesh.vertices[origin], mesh.normals[origin]
-    screen = (uv * [1, -1] + [0, 1]) * size  # texel rows run downwards, v upwards
-    texel, face, weight = find_nearest_faces(screen.astype(np.float64), np.zeros(len(uv)), faces, size)
-    normal = interpolate_corners(weight, normals[faces[face]])
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    corner = (torch.from_numpy(uv) * torch.tensor([1.0, -1.0]) + torch.tensor([0.0, 1.0])) * size  # v runs upwards
+    places, face, weights = rasterise_plane(corner[torch.from_numpy(faces).long()], size)
+    texel, corners = places.numpy(), torch.from_numpy(faces).long()[face]
+
+    def interpolate(values: np.ndarray) -> Tensor:
+        return (torch.from_numpy(values).float()[corners] * weights[:, :, None]).sum(1)
+
     texture = np.zeros((size * size, 3), np.uint8)
     if colour is None:
-        texture[texel] = (
-            interpolate_corners(weight, mesh.colours[origin][faces[face]].astype(np.float64)).round().astype(np.uint8)
-        )
+        texture[texel] = interpolate(mesh.colours[origin]).round().byte().numpy()
     else:
-        texture[texel] = colour(
-            interpolate_corners(weight, vertices[faces[face]]).astype(np.float32), normal.astype(np.float32)
-        )
+        texture[texel] = colour(interpolate(vertices).numpy(), normalize(interpolate(normals), dim=1).numpy())
     empty = np.ones(size * size, bool)
     empty[texel] = False
     # Viewers blend neighbouring texels: outside the charts each takes the nearest colour, or the seams turn dark.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from psd.geometry.export import STARTS_FROM
 from psd.geometry.mesh import Mesh
 from psd.geometry.read import FRAMES, read_mesh
 from psd.runs.remesh import remesh_run
@@ -18,4 +19,4 @@ def read_start(name: str, find_folder: Callable[[str], Path]) -> Mesh:
         return read_mesh(expand_path(name))
     folder = find_folder(name)
     mesh, step = remesh_run(folder, texture=False)
-    return replace(mesh, notes=(*mesh.notes, f"starts from {folder.name} at step {step}"))
+    return replace(mesh, notes=(*mesh.notes, f"{STARTS_FROM}{folder.name} at step {step}"))

@@ -27,8 +27,9 @@ from psd.embedded.world.collection import VARIABLE, Collection, Model, find_coll
 from psd.embedded.world.dataset import render_samples
 from psd.embedded.world.forms import FORMS
 from psd.embedded.world.grammar import Caption, parse
-from psd.embedded.world.picture import find_nearest_faces, main_colours, render_bodies
+from psd.embedded.world.picture import main_colours, render_bodies
 from psd.geometry.cameras import turntable_cameras
+from psd.geometry.rasterise import find_visible_faces
 from psd.models.hub import ROOT
 
 
@@ -277,7 +278,7 @@ def find_nearest_slowly(corner: torch.Tensor, size: int) -> list[int]:
 def test_the_nearest_face_is_that_of_plain_loops():
     generator = torch.Generator().manual_seed(4)
     corner = torch.rand(30, 3, 3, generator=generator) * torch.tensor([24.0, 24.0, 0.5]) + torch.tensor([-4, -4, 0.2])
-    found = find_nearest_faces(corner, torch.zeros(30).long(), 1, 16)
+    found, _ = find_visible_faces(corner, torch.zeros(30).long(), 1, 16)
     assert found.tolist() == find_nearest_slowly(corner, 16)
     assert len(set(found.tolist())) > 8
 
@@ -289,7 +290,7 @@ def test_faces_that_share_edges_cover_every_sample_once():
     outline = torch.tensor([[0, 0], [7.5, 0], [16, 0], [16, 16], [3, 16], [0, 16]])
     corner = torch.stack([torch.stack([outline[i], outline[(i + 1) % 6], middle]) for i in range(6)])
     corner = torch.cat([corner, torch.full((6, 3, 1), 0.5)], dim=-1)
-    each = find_nearest_faces(corner, torch.arange(6), 6, 16).view(6, -1) >= 0
+    each = find_visible_faces(corner, torch.arange(6), 6, 16)[0].view(6, -1) >= 0
     assert torch.equal(each.sum(0), torch.ones(256).long())
 
 

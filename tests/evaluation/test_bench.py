@@ -14,13 +14,17 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
 from psd.config.settings import RadianceSettings
 from psd.distillation.events import Checkpointed, Event, Failed, Finished, Meshed, Previewed, Started, Stepped, Warned
+from psd.distillation.run import run as distil
 from psd.evaluation.speed import bench, throughput
 from psd.evaluation.speed.profile import RunProfile, Spent, profile_run
+from psd.evaluation.speed.recorder import Call
 from psd.evaluation.speed.throughput import StageShare
 from psd.models.interfaces import Models
+from psd.models.random_weights import random_models
 from psd.runtime import memory
 from psd.runtime.precision import run_in_precision
 from psd.runtime.timing import Clock
+from psd.scenes.choose import make_scene
 from tests.support.toy import ToyPrior, make_models, make_preset, run
 
 GPU, LAUNCH = 20.0, 0.01  # seconds that a made-up GPU computes a step, and its host launches it
@@ -270,6 +274,36 @@ def test_shrunk_weights_see_shrunk_pictures() -> None:
     assert isinstance(small.scene, RadianceSettings) and small.scene.ray_samples == 64
     assert small.preview_size == preset.preview_size // 4
     assert bench.shrink_pictures(Preset.load("tiny")).render_size == Preset.load("tiny").render_size // 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mvdream-surface", "mvdream-gaussians"])
+def test_every_stage_of_a_large_pipeline_runs_with_tiny_random_weights(name: str) -> None:
+    """A step of each, at the least size; the reward is asked where the prior sees colours alone."""
+    preset = bench.shrink_pictures(Preset.load(name, {"judges": [], "device": "cpu"}))
+    stages = [{**stage.model_dump(), "groups": 1, "render_size": 16} for stage in preset.stages]
+    least = {"preview_size": 16, "stages": stages, "t_max_start": 0.3, "t_min_start": 0.2}
+    if isinstance(preset.scene, RadianceSettings):
+        least["scene.ray_samples"] = 16
+    preset = throughput.short_schedule(preset.with_values(least), 1, {"negative_every": 1})
+    models = random_models(preset, torch.device("cpu"), torch.float32, tiny=True)
+    events = list(distil(preset, models))
+    assert not [event for event in events if isinstance(event, Failed)] and isinstance(events[-1], Finished)
+    steps = [event for event in events if isinstance(event, Stepped)]
+    geometry = [preset.at(preset.progress(step)).preference_t_max == 0 for step in range(preset.steps)]
+    assert len(steps) == len(geometry) == len(stages) + 1 and sum(geometry) == ("surface" in name)
+    for event, is_geometry in zip(steps, geometry, strict=True):
+        assert ("time/reward" in event.metrics) != is_geometry
+        assert any(metric.startswith("negative/") for metric in event.metrics) != is_geometry
+    (made,) = [event for event in events if isinstance(event, Meshed)]
+    assert made.mesh is not None and (made.mesh.splats is not None) == ("gaussians" in name)
+
+
+@pytest.mark.parametrize("kind", ["grid", "hash", "surface", "gaussians"])
+def test_a_render_of_any_scene_is_timed_with_its_way_back(kind: str) -> None:
+    scene = make_scene(Preset.make({"scene": {"kind": kind}}), torch.device("cpu"))
+    call = Call("render", "render", scene.render, (), {}, grad=True)
+    assert bench.scene_parameters(call) and all(value.requires_grad for value in bench.scene_parameters(call))
 
 
 def test_a_step_with_a_preview_is_told_from_its_preview() -> None:

@@ -11,7 +11,7 @@ import trimesh
 from torch import Tensor
 
 from psd.geometry.cameras import Cameras, camera_rays, orbit_cameras, turntable_cameras
-from psd.geometry.rasterise import NEAREST, find_edges, rasterise_faces, smooth_silhouettes
+from psd.geometry.rasterise import NEAREST, find_edges, rasterise_faces, rasterise_plane, smooth_silhouettes
 
 FACE = torch.tensor([[0, 1, 2]])
 
@@ -65,6 +65,26 @@ def test_faces_weights_and_depth_order_are_those_of_a_loop_over_rays_and_faces()
                 expected = np.array([1 - second - third, second, third]) @ values[face].double().numpy()
         assert seen[pixel] == at
         assert np.allclose(image[pixel], expected if at >= 0 else 0, atol=2e-5)
+
+
+def test_a_flat_sheet_is_that_of_a_loop_over_pixels_and_faces() -> None:
+    """As a texture's charts are drawn: either way round, one of them a point, in float64."""
+    corner = torch.rand(9, 3, 2, generator=torch.Generator().manual_seed(4)) * 24 - 2
+    corner[3] = corner[3, :1]
+    pixel, face, weights = rasterise_plane(corner, 20)
+    seen = torch.full((400,), -1).index_copy(0, pixel, face)
+    for place in range(400):
+        point = np.array([place % 20 + 0.5, place // 20 + 0.5])
+        held = [-1]
+        for number, (a, b, c) in enumerate(corner.double().numpy()):
+            if number != 3:
+                second, third = np.linalg.solve(np.stack([b - a, c - a], axis=1), point - a)
+                if second >= 0 and third >= 0 and second + third <= 1:
+                    held.append(number)
+        assert seen[place] == held[-1]
+    inside = (corner[face] * weights[:, :, None]).sum(1)
+    assert torch.allclose(inside, torch.stack([pixel % 20, pixel // 20], dim=1) + 0.5, atol=1e-4)
+    assert 0.3 < len(pixel) / 400 < 0.95 and torch.allclose(weights.sum(1), torch.ones(len(pixel)))
 
 
 def test_perspective_is_not_linear_on_the_screen() -> None:

@@ -549,3 +549,12 @@ def test_environment_is_kept(folder: RunFolder) -> None:
     folder.write(Started(step=0, preset={}, total_steps=9, views=4, environment={"torch": "2"}, notes=("cpu",)))
     assert json.loads((folder.path / "environment.json").read_text()) == {"torch": "2", "notes": ["cpu"]}
     assert read_provenance(folder.path, 5)["versions"] == {"torch": "2", "notes": ["cpu"]}
+
+
+def test_what_a_run_started_from_is_kept_as_it_goes_on(folder: RunFolder) -> None:
+    """Of the first start; what else was noted is as the run has it now."""
+    origin, begun = "starts from mug.glb", {"preset": {}, "total_steps": 9, "views": 4, "environment": {}}
+    folder.write(Started(step=0, notes=("cpu", origin), **begun))
+    for _ in range(2):
+        folder.write(Started(step=4, notes=("cuda",), **begun))
+        assert read_provenance(folder.path, 5)["versions"]["notes"] == [origin, "cuda"]

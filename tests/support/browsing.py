@@ -4,12 +4,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 import trimesh
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
@@ -20,6 +22,7 @@ from psd.distillation.events import Event, Finished, LiveChanged, Meshed, Negati
 from psd.distillation.interfaces import Control, NoControl
 from psd.embedded.captions import grammar
 from psd.geometry.mesh import Mesh
+from psd.geometry.splat import Gaussians
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.folder import RunFolder
@@ -104,12 +107,26 @@ def serve(
         assert worker.shutdown()
 
 
-def store_run(root: Path, preset: Preset) -> str:
-    """A finished run of the scripted engine in ``root``, made by nobody's browser; returns its id."""
+def store_run(root: Path, preset: Preset, splats: Gaussians | None = None) -> str:
+    """A finished run of the scripted engine in ``root``, made by nobody's browser; returns its id.
+
+    Its mesh was made of ``splats``, where these are given.
+    """
     with RunFolder.create(preset, root) as folder:
         for event in scripted(preset, NoControl(), None):
+            if isinstance(event, Meshed) and event.mesh is not None and splats is not None:
+                event = replace(event, mesh=replace(event.mesh, splats=splats))
             folder.write(event)
     return folder.id
+
+
+def splat_ball() -> Gaussians:
+    """The ball's vertices as Gaussians that are nearly opaque, in the colours of its mesh."""
+    places = torch.tensor(BALL.vertices, dtype=torch.float32)
+    count, is_upper = len(places), places[:, 2:] > 0
+    colours = torch.where(is_upper, torch.tensor(UPPER), torch.tensor(LOWER)).float() / 255
+    upright = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(count, 4)
+    return Gaussians(places, torch.full((count, 3), 0.05), upright, torch.full((count,), 0.99), colours)
 
 
 def choose(page: Page, label: str, value: str) -> None:

@@ -20,10 +20,12 @@ from tests.support.browsing import (
     expect_state,
     number_of,
     open_advanced,
+    open_tab,
     press,
     run_steps,
     scripted,
     serve,
+    splat_ball,
     store_run,
     type_number,
 )
@@ -180,6 +182,24 @@ def test_at_the_end_the_mesh_stands_where_the_picture_was(open_page: Callable[..
     expect_wires(page, solid)
     page.locator("#show label", has_text="Turntable").click()
     expect(page.locator("#film video")).to_be_visible()
+
+
+def test_a_run_of_gaussians_shows_its_splats_and_hands_out_both_files(
+    open_page: Callable[..., Page], address: str, root: Path
+) -> None:
+    """Upright, in their colours and on white, in the place of the mesh, which comes back."""
+    preset = Preset.load("tiny-gaussians", {"prompt": "a red ball", "steps": 2})
+    page = open_page(f"{address}?run={store_run(root, preset, splat_ball())}")
+    expect_state(page, "Finished")
+    with page.expect_response(re.compile(r"/mesh\.splat"), timeout=PATIENCE_MS):  # by then its canvas is there
+        page.locator("#show label", has_text="Splats").click(timeout=PATIENCE_MS)
+    expect(page.locator("#viewer")).to_be_visible()
+    expect_colours_in_the_viewer(page, UPPER, LOWER, off=30)
+    corner = page.locator("#viewer canvas").screenshot(style="#show { visibility: hidden }")
+    assert Image.open(BytesIO(corner)).convert("RGB").getpixel((3, 3)) == (255, 255, 255)
+    open_tab(page, "Mesh")
+    for name in ("a-red-ball.splat.ply", "a-red-ball.splat"):
+        expect(page.locator(f'#downloads a[download="{name}"]')).to_be_visible(timeout=PATIENCE_MS)
 
 
 def test_the_stage_stays_in_sight_while_the_rest_is_read(

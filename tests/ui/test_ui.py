@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import gradio as gr
@@ -220,8 +221,15 @@ def test_another_preset_reaches_every_control(parts: list[controls.FieldControl]
     assert base.with_values(controls.read_all(parts, given, base)) == other
 
 
-def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(parts: list[controls.FieldControl]) -> None:
-    other = Preset().with_values({"scene.kind": "hash", "scene.ray_samples": 200})
+@pytest.mark.parametrize(
+    "values",
+    [{"scene.kind": "hash", "scene.ray_samples": 200}, {"scene.kind": "surface", "scene.shape_lr": 0.3},
+     {"scene.kind": "gaussians", "scene.gaussians": 700}],
+)  # fmt: skip
+def test_another_kind_of_scene_hides_what_it_lacks_and_is_read_without_it(
+    values: dict[str, Any], parts: list[controls.FieldControl]
+) -> None:
+    other = Preset().with_values(values)
     updates = {part.name: part.write(other) for part in parts}
     assert updates["scene.grid_size"] == [gr.update(visible=False)]
     given = [

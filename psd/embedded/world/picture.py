@@ -1,10 +1,6 @@
-"""Anti-aliased pictures of meshes with one colour a face: exact spans, a z-buffer, several samples a pixel.
+"""Anti-aliased pictures of meshes with one colour a face, several samples a pixel; light falls on both sides of a face.
 
-Every face is cut into the rows of samples that it crosses, every row into its span of samples, so that no sample
-outside a face is ever tested; the nearest face wins each sample by one scatter.  Light falls on both sides of a face.
-
-Axes: b object, v view, h w image; n vertices and m faces of all objects together, f = m faces of every view,
-r (face, row) couples, s samples that faces cover.
+Axes: b object, v view, h w image; n vertices and m faces of all objects together.
 """
 
 from __future__ import annotations
@@ -13,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from psd.embedded.world.assemble import Body
 from psd.geometry.cameras import Cameras
+from psd.geometry.rasterise import find_visible_faces
 
 AMBIENT, DIFFUSE, SKY = 0.62, 0.38, 0.05  # shares of the colour: always, facing the light, facing up
 WRAP = 0.35  # light reaches this far (a cosine) round to the dark side, so that it keeps some relief
@@ -54,7 +51,7 @@ def render_bodies(
     screen = torch.stack([_project(corner, cameras.c2w[owner, i], cameras.fovy_deg[owner, i], fine) for i in range(v)])
     shaded = torch.stack([_shade(corner, bodies, cameras.c2w[owner, i, :3, 3], light[owner, i]) for i in range(v)])
     image = owner * v + torch.arange(v)[:, None]  # v m
-    nearest = find_nearest_faces(screen.flatten(0, 1), image.flatten(), b * v, fine)
+    nearest, _ = find_visible_faces(screen.flatten(0, 1), image.flatten(), b * v, fine)
     hit = (nearest >= 0).view(b, v, fine, fine)
     paint = torch.cat([shaded.flatten(0, 1), torch.zeros(1, 3)])  # row -1: no face
     rgb = paint[nearest].view(b, v, size, samples, size, samples, 3).mean((3, 5))
@@ -85,53 +82,6 @@ def _shade(
     diffuse = ((normal * light).sum(-1) + WRAP).clamp(min=0) / (1 + WRAP)
     strength = AMBIENT + DIFFUSE * diffuse + SKY * normal[:, 2]
     return torch.cat([body.palette[body.face_palette] for body in bodies]) * strength[:, None]
-
-
-def find_nearest_faces(
-    corner: Float[Tensor, "f 3 3"], image: Int[Tensor, " f"], images: int, size: int
-) -> Int[Tensor, " samples"]:
-    """For each sample (image, row, column flattened) the face that is nearest there, or -1.
-
-    ``corner`` holds x, y in samples and the nearness of each corner; ``image`` the image that a face is drawn into.
-    A sample's centre on an edge belongs to the face on its right or below.
-    """
-    x, y, nearness = corner.unbind(-1)  # f 3
-    top, bottom = (torch.ceil(limit - 0.5).clamp(0, size).long() for limit in (y.amin(1), y.amax(1)))
-    face, row = _expand(top, bottom)
-    # Two of a face's edges cross each of its rows; the span lies between the crossings.
-    centre = row + 0.5
-    left, right = torch.full_like(centre, torch.inf), torch.full_like(centre, -torch.inf)
-    for i, j in ((0, 1), (1, 2), (2, 0)):
-        y0, y1, x0, x1 = y[face, i], y[face, j], x[face, i], x[face, j]
-        crosses = (y0 <= centre) != (y1 <= centre)
-        crossing = x0 + (centre - y0) * (x1 - x0) / (y1 - y0)
-        left = torch.where(crosses, torch.minimum(left, crossing), left)
-        right = torch.where(crosses, torch.maximum(right, crossing), right)
-    start, stop = (torch.ceil(limit - 0.5).clamp(0, size).long() for limit in (left, right))
-    couple, column = _expand(start, stop)
-    face, row = face[couple], row[couple]
-    # 1 / distance is linear on the screen; a face seen edge-on has no slope worth the name, so its corners bound it.
-    (ax, bx, cx), (ay, by, cy), (an, bn, cn) = x.unbind(1), y.unbind(1), nearness.unbind(1)
-    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-    area = torch.where(area.abs() < 1e-9, 1e-9, area)
-    slope_x = ((bn - an) * (cy - ay) - (cn - an) * (by - ay)) / area
-    slope_y = ((cn - an) * (bx - ax) - (bn - an) * (cx - ax)) / area
-    base = an - slope_x * ax - slope_y * ay
-    found = base[face] + slope_x[face] * (column + 0.5) + slope_y[face] * (row + 0.5)
-    found = torch.minimum(torch.maximum(found, nearness.amin(1)[face]), nearness.amax(1)[face])
-    # The bits of positive floats are ordered as the floats are: one integer holds nearness and face.
-    key = (found.view(torch.int32).long() << 32) | face
-    buffer = torch.full((images * size * size,), -1, dtype=torch.long)
-    buffer.scatter_reduce_(0, (image[face] * size + row) * size + column, key, "amax")
-    return torch.where(buffer < 0, -1, buffer & 0xFFFFFFFF)
-
-
-def _expand(start: Int[Tensor, " k"], stop: Int[Tensor, " k"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
-    """All (index, value) with start[index] <= value < stop[index]."""
-    count = (stop - start).clamp(min=0)
-    index = torch.repeat_interleave(torch.arange(len(count)), count)
-    offset = count.cumsum(0) - count - start
-    return index, torch.arange(len(index)) - offset[index]
 
 
 def main_colours(body: Body) -> Float[Tensor, "k 3"]:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.config.settings import RadianceSettings
 from psd.distillation.events import Checkpointed, Event, Stepped
 from psd.evaluation.speed import throughput
 from psd.evaluation.speed.profile import RunProfile, profile_run
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from psd.models.interfaces import Models
     from psd.scenes.interfaces import MakeScene, Scene
 
+# What tiny weights see a quarter of, and the least of it.
+SHRUNK = {"render_size": 16, "preview_size": 16, "ray_samples": 32, "surface_cells": 16}
 UPDATE_EVERY = 3  # steps: each warm-up has an update of the negative, and three measured steps have one
 
 
@@ -102,8 +103,9 @@ def time_alone(call: Call, synchronise: Callable[[], object]) -> float:
 
 
 def scene_parameters(call: Call) -> list[Any]:
-    """The parameters that a render's gradients reach; the preset only sets learning rates, so any will do."""
-    groups = call.function.__self__.parameter_groups(Preset())  # type: ignore[attr-defined]
+    """The parameters that a render's gradients reach; the preset only sets learning rates: any of its kind will do."""
+    scene = call.function.__self__  # type: ignore[attr-defined]
+    groups = scene.parameter_groups(Preset.make({"scene": scene.settings.model_dump()}))
     return [parameter for group in groups for _, parameter in group["params"]]
 
 
@@ -296,21 +298,21 @@ def add_side_work(found: Report, preset: Preset, models: Models, *, exact: bool)
 
 
 def shrink_pictures(preset: Preset) -> Preset:
-    """Every picture a quarter as wide, and as many samples along a ray: as the prior's of shrunk weights are.
+    """Every picture a quarter as wide, and scenes as much coarser: as the prior's of shrunk weights are.
 
     A step of `mvdream` at its own sizes takes minutes on a CPU, most of them for rays.
     """
 
-    def quarter_edge(pixels: int) -> int:
-        return max(16, pixels // 4)
+    def shrink_values(values: dict[str, Any]) -> dict[str, Any]:
+        """Of a preset or a stage, whose scene is a mapping."""
+        shrunk = {name: max(least, values[name] // 4) for name, least in SHRUNK.items() if name in values}
+        if "gaussians" in values:
+            shrunk["gaussians"] = max(500, values["gaussians"] // 16)
+        scene = {"scene": shrink_values(values["scene"])} if "scene" in values else {}
+        return {**values, **shrunk, **scene}
 
-    stages = [stage.model_dump() for stage in preset.stages]
-    for stage in stages:
-        if "render_size" in stage:
-            stage["render_size"] = quarter_edge(stage["render_size"])
-    values = {"render_size": quarter_edge(preset.render_size), "preview_size": quarter_edge(preset.preview_size)}
-    if isinstance(preset.scene, RadianceSettings):
-        values["scene.ray_samples"] = max(32, preset.scene.ray_samples // 4)
+    values = shrink_values(preset.model_dump())
+    stages = [shrink_values(stage.model_dump()) for stage in preset.stages]
     return preset.with_values({**values, "stages": stages, "mesh_resolution": 32})
 
 

@@ -31,7 +31,7 @@ from filelock import BaseFileLock
 
 from psd.config.preset import Preset
 from psd.distillation import events
-from psd.geometry.export import PRINT_SIZE_MM, encode_mesh, list_formats
+from psd.geometry.export import PRINT_SIZE_MM, STARTS_FROM, encode_mesh, list_formats
 from psd.runs.store.archive import (
     SCHEMA,
     Status,
@@ -54,6 +54,7 @@ from psd.runs.store.files import (
     temporary_sibling,
 )
 from psd.runs.store.media import LAPSE_FPS, FilmError, encode_views, join_previews, write_films
+from psd.runs.store.resolved import read_environment
 from psd.runs.store.status import OVER
 
 KEPT_CHECKPOINTS = 2
@@ -166,7 +167,11 @@ class RunFolder:
             self._preset_is_due = False
         match event:
             case events.Started():
-                text = json.dumps({**event.environment, "notes": event.notes}, indent=2, ensure_ascii=False)
+                # A run that goes on no longer knows what it started from; its files still say it.
+                before = read_environment(self.path).get("notes", [])
+                origin = [note for note in before if str(note).startswith(STARTS_FROM) and note not in event.notes]
+                notes = [*origin, *event.notes]
+                text = json.dumps({**event.environment, "notes": notes}, indent=2, ensure_ascii=False)
                 replace_file(self.path / "environment.json", text.encode())
                 self._forget_rows(event.step)
             case events.Previewed():

@@ -58,9 +58,16 @@ def make_control(name: str, preset: Preset) -> FieldControl:
     if isinstance(value, tuple):
         with gr.Row(elem_classes="range"):
             ends = [FreeNumber(value[i], label=_field_label(name, info, end), info=help_text(info), min_width=120,
-                               elem_id=f"{control_id(name)}-{end}")
+                               elem_id=f"{control_id(name)}-{end}", visible=present)
                     for i, end in enumerate(("from", "to"))]  # fmt: skip
-        return FieldControl(name, ends, lambda given, _: tuple(given), lambda p: list(flatten(p)[name]), live)
+
+        def write_ends(changed: Preset) -> list[Any]:
+            values = flatten(changed)
+            if name not in values:
+                return [gr.update(visible=False) for _ in ends]
+            return [FreeNumber(value=end, visible=True) for end in values[name]]
+
+        return FieldControl(name, ends, lambda given, _: tuple(given), write_ends, live)
     component = _make_component(name, info, value, present)
 
     def write(changed: Preset) -> list[Any]:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 KINDS = {"Colour": "rgb", "Normals": "normal", "Depth": "depth", "Opacity": "opacity"}
 FILMS = {"Turntable": f"{EXPORTS}/turntable.mp4", "Timelapse": f"{EXPORTS}/timelapse.mp4"}
 SURFACES = ("Mesh", "Wireframe")  # as the viewer draws the mesh
-MESH_FILE = f"{EXPORTS}/mesh.glb"
+SPLATS = "Splats"  # what a mesh of Gaussians was made of, in the same viewer
+MESH_FILE, SPLAT_FILE = f"{EXPORTS}/mesh.glb", f"{EXPORTS}/mesh.splat"
 MOST_STEPS = 200_000  # of any run
 SLOTS = 8  # pictures on the time line
 START_VIEW = (60.0, 72.0, None)  # of the mesh: three quarters
@@ -115,7 +116,7 @@ class StagePanel:
             _html_pane(self.line, timeline_html),
             Pane([self.step], _slider_state, _update_slider, MAKE),
             Pane([self.viewer], _mesh_version, _update_viewer, MAKE),
-            Pane([self.show], lambda p: (p.run.run_id, has_mesh(p.run)), _update_show, MAKE),
+            Pane([self.show], lambda p: (p.run.run_id, list_surfaces(p.run)), _update_show, MAKE),
         ]
 
     def wire_events(self, desk: PageContext) -> None:
@@ -186,10 +187,17 @@ def has_mesh(watched: WatchedRun) -> bool:
     return watched.is_over and watched.view.mesh is not None and bool(watched.view.mesh.file)
 
 
+def list_surfaces(watched: WatchedRun) -> tuple[str, ...]:
+    """What the viewer can show of a run: nothing before it has a mesh."""
+    if not has_mesh(watched):
+        return ()
+    return (*SURFACES, SPLATS) if (watched.folder / SPLAT_FILE).is_file() else SURFACES
+
+
 def _update_show(page: Page) -> list[Any]:
     """A run that has a mesh shows it; one that has none yet, its colours."""
-    if has_mesh(page.run):
-        return [FreeRadio([*SURFACES, *FILMS, *KINDS], value="Mesh")]
+    if surfaces := list_surfaces(page.run):
+        return [FreeRadio([*surfaces, *FILMS, *KINDS], value="Mesh")]
     return [FreeRadio(list(KINDS), value="Colour")]
 
 
@@ -197,7 +205,7 @@ def _mesh_version(page: Page) -> object:
     """Changes with the mesh's file and how it is drawn; what a run had before it goes on is not shown meanwhile."""
     mesh = page.run.view.mesh if has_mesh(page.run) else None
     version = mesh and mesh.file and file_version(page.run.folder / mesh.file)
-    return page.run.run_id, version, page.look.show == "Wireframe"
+    return page.run.run_id, version, page.look.show if page.look.show in ("Wireframe", SPLATS) else "Mesh"
 
 
 def _update_viewer(page: Page) -> list[Any]:
@@ -206,6 +214,9 @@ def _update_viewer(page: Page) -> list[Any]:
     file = run.view.mesh.file if has_mesh(run) and run.view.mesh else None
     address = file_url(run.run_id, file, file_version(run.folder / file)) if file else None
     place = START_VIEW if camera == (None, None, None) else camera
+    if page.look.show == SPLATS and SPLATS in list_surfaces(run):
+        # Gradio's viewer of splats knows a file by the end of its address.
+        address = file_url(run.run_id, SPLAT_FILE, file_version(run.folder / SPLAT_FILE)) + "#.splat"
     if address and page.look.show == "Wireframe":  # the viewer asks how to draw only as it loads an address
         return [RunViewer(address + "#wires", display_mode="wireframe", camera_position=place)]
     return [RunViewer(address, display_mode="solid", camera_position=place)]
