@@ -1,6 +1,7 @@
 """Pictures on request: shared, bounded in time, sharper when still, and gone with those who watched."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -115,6 +116,19 @@ def test_a_picture_wakes_whoever_waits_for_it() -> None:
         orbit.answer(render, 1, is_paused=True)
     waiter.join(5)
     assert found and found[0].step == 1
+
+
+def test_a_side_that_a_hand_has_left_is_waited_for_no_longer() -> None:
+    orbit, render = Orbit(), Renderer(cost_s=0.0)
+    orbit.ask(SIDE)
+    orbit.answer(render, 1, is_paused=True)
+    left = threading.Thread(target=lambda: orbit.ask(FRONT, wait_s=30.0))
+    left.start()
+    while FRONT not in orbit._wishes:
+        time.sleep(0.001)
+    orbit.ask((180, 15))
+    left.join(5)
+    assert not left.is_alive()
 
 
 @pytest.mark.parametrize(("asked", "camera"), [((720.0, 99.0), (0, 75)), ((-90.0, -99.0), (270, -30))])

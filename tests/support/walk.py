@@ -46,6 +46,7 @@ new PerformanceObserver(list => { for (const entry of list.getEntries())
   if (!entry.hadRecentInput) window.shift += entry.value }).observe({type: 'layout-shift', buffered: true})"""
 TURNS = (-60, -130, 90, -160, 50)  # pixels of a drag
 STREAM_S = 20.0
+IDLE_S = 3.0  # in which an idle app takes less than a tenth of a core
 LAPTOP, PHONE = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
 
 
@@ -60,10 +61,25 @@ def start_app(runs: Path) -> Iterator[str]:
         assert app.stdout
         found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in app.stdout)), None)
         assert found, "the app did not start"
+        wait_until_idle(app.pid)
         yield found[0] + "/"
     finally:
         app.terminate()
         app.wait()
+
+
+def wait_until_idle(pid: int) -> None:
+    """Until the app has loaded its models and measured its pace, which it does once, right after its start."""
+
+    def spent() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    busy = True
+    while busy:
+        before = spent()
+        time.sleep(IDLE_S)
+        busy = spent() - before > 0.1 * IDLE_S
 
 
 def drag_object(page: Page, pixels: int) -> float:

@@ -56,21 +56,28 @@ class Orbit:
         self._wishes: dict[Camera, _Wish] = {}
         self._changed = threading.Condition()
         self._count = 0
+        self._newest: Camera | None = None  # side that was asked for last and was not there
         self._saved_s, self._counted = 0.0, clock()  # time that pictures may take, and until when it was counted
         self._pixel_s = FIRST_COST_S / SMALL**2
 
     def ask(self, camera: Camera, wait_s: float = 0.0) -> OrbitPicture | None:
-        """The newest picture from ``camera``; waits at most ``wait_s`` for the first one, and is None without."""
+        """The newest picture from ``camera``; waits at most ``wait_s`` for the first one, and is None without.
+
+        It is not waited for any longer when another side is asked for, which then comes first.
+        """
         with self._changed:
             now = self._clock()
             wish = self._wishes.setdefault(camera, _Wish(now, now))
             wish.asked = now
+            if wish.picture is None:
+                self._newest = camera
+                self._changed.notify_all()
             if wait_s and self._count:  # a run that shows nothing is not waited for
-                self._changed.wait_for(lambda: wish.picture is not None, wait_s)
+                self._changed.wait_for(lambda: wish.picture is not None or self._newest != camera, wait_s)
             return wish.picture
 
     def answer(self, render: RenderView, step: int, *, is_paused: bool = False) -> None:
-        """Render what was waited for longest, if something is and the run's time allows it.
+        """Render what was asked for last, if something is and the run's time allows it.
 
         A new side gets a small picture at once; one that is watched a sharper one, again and again.  A paused run has
         all its time for this.

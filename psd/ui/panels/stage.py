@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -37,10 +38,14 @@ MESH_FILE, SPLAT_FILE = f"{EXPORTS}/mesh.glb", f"{EXPORTS}/mesh.splat"
 MOST_STEPS = 200_000  # of any run
 SLOTS = 8  # pictures on the time line
 START_VIEW = (60.0, 72.0, None)  # of the mesh: three quarters
-# A drag, or an arrow key, says where the camera stands.  Until the picture from there comes, the nearest of the views
-# of the newest preview, which lies below it, stands in.
-TURN = """
-let from = null, wanted = null, sent = 0, timer = 0, number = 0
+# A drag, or an arrow key, says where the camera stands once the hand rests: each side that is asked for is rendered,
+# and a run has time for few.  Until the picture comes, the nearest of the views of the newest preview, which lies below
+# it, stands in.
+REST_MS = 120
+TURN = (
+    f"const rest = {REST_MS}"
+    + """
+let from = null, wanted = null, timer = 0, number = 0
 const box = () => element.querySelector('.large')
 function place(azimuth, elevation) {
   wanted = [(azimuth % 360 + 360) % 360, Math.min(75, Math.max(-30, elevation))]
@@ -49,10 +54,7 @@ function place(azimuth, elevation) {
   const off = Math.abs((wanted[0] - box().dataset.azimuth + 540) % 360 - 180)
   box().classList.toggle('turning', off > 20)
   clearTimeout(timer)
-  timer = setTimeout(() => {
-    sent = Date.now()
-    trigger('input', {azimuth: wanted[0], elevation: wanted[1], number: ++number})
-  }, Math.max(0, 250 - (Date.now() - sent)))
+  timer = setTimeout(() => trigger('input', {azimuth: wanted[0], elevation: wanted[1], number: ++number}), rest)
 }
 const start = () => [+box().dataset.azimuth, +box().dataset.elevation]
 element.addEventListener('pointerdown', event => {
@@ -72,6 +74,7 @@ element.addEventListener('keydown', event => {
   place(azimuth + step[0], elevation + step[1])
 })
 """
+)
 PICK = """element.addEventListener('click', event => {
   const button = event.target.closest('button[data-step]')
   if (button) trigger('click', {step: +button.dataset.step})
@@ -84,6 +87,16 @@ COPY = """element.addEventListener('click', async event => {
   catch { window.prompt('Copy this link:', link) }  // a browser hands its clipboard to secure pages only
   setTimeout(() => { button.textContent = 'Copy link' }, 2000)
 })"""
+
+
+def read_turn(before: list[int], said: Mapping[str, Any]) -> list[int]:
+    """The camera that a hand has come to and the count of its moves; one that arrives late is passed over."""
+    try:
+        azimuth, elevation, number = (float(said.get(key)) for key in ("azimuth", "elevation", "number"))  # pyright: ignore
+        camera, count = snap_camera(azimuth, elevation), int(number)
+    except (TypeError, ValueError, OverflowError):  # no numbers: nobody's hand
+        return before
+    return [*camera, count] if count > before[2] else before
 
 
 class StagePanel:
@@ -122,21 +135,20 @@ class StagePanel:
     def wire_events(self, desk: PageContext) -> None:
         """Looking back stops following."""
 
-        def turn(before: list[int], event: gr.EventData) -> list[int]:
-            """Where the hand has come to; one of its moves that arrives late is passed over."""
-            try:
-                azimuth, elevation, number = (float(event._data.get(key)) for key in ("azimuth", "elevation", "number"))
-                camera, count = snap_camera(azimuth, elevation), int(number)
-            except (TypeError, ValueError, OverflowError):  # no numbers: nobody's hand
-                return before
-            return [*camera, count] if count > before[2] else before
+        refresh, place = desk.news["fn"], desk.news["inputs"].index(self.orbit) - 4  # among `seen`
+
+        def turn(event: gr.EventData, run: str, owner: str, old: list, viewer: gr.Model3D, *seen: Any) -> list[Any]:
+            """Where the hand has come to, and the page from there in the same answer."""
+            orbit = read_turn(seen[place], event._data)
+            return [orbit, *refresh(run, owner, old, viewer, *seen[:place], orbit, *seen[place + 1 :])]
 
         self.step.input(
             _look_back, [self.step, self.show], [self.at, self.follow, self.show], trigger_mode="always_last", **QUIET
         ).then(**desk.news)
         self.wire_pick(self.line, desk)
         # Not "always_last", which sends the first of the events that waited.
-        self.picture.input(turn, self.orbit, self.orbit, trigger_mode="multiple", **QUIET).then(**desk.news)
+        news = {**desk.news, "fn": turn, "outputs": [self.orbit, *desk.news["outputs"]]}
+        self.picture.input(trigger_mode="multiple", **news)
         for component in (self.show, self.follow):
             component.input(**desk.news)
 
