@@ -50,14 +50,16 @@ def bake_texture(
     places, face, weights = rasterise_plane(corner[torch.from_numpy(faces).long()], size)
     texel, corners = places.numpy(), torch.from_numpy(faces).long()[face]
 
-    def interpolate(values: np.ndarray) -> Tensor:
+    def interpolate_corners(values: np.ndarray) -> Tensor:
         return (torch.from_numpy(values).float()[corners] * weights[:, :, None]).sum(1)
 
     texture = np.zeros((size * size, 3), np.uint8)
     if colour is None:
-        texture[texel] = interpolate(mesh.colours[origin]).round().byte().numpy()
+        texture[texel] = interpolate_corners(mesh.colours[origin]).round().byte().numpy()
     else:
-        texture[texel] = colour(interpolate(vertices).numpy(), normalize(interpolate(normals), dim=1).numpy())
+        texture[texel] = colour(
+            interpolate_corners(vertices).numpy(), normalize(interpolate_corners(normals), dim=1).numpy()
+        )
     empty = np.ones(size * size, bool)
     empty[texel] = False
     # Viewers blend neighbouring texels: outside the charts each takes the nearest colour, or the seams turn dark.

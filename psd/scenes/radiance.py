@@ -64,7 +64,7 @@ class Rays:
     def __len__(self) -> int:
         return len(self.shift)
 
-    def split(self, size: int) -> list[Rays]:
+    def split_parts(self, size: int) -> list[Rays]:
         """In parts of ``size`` rays."""
         parts = zip(self.origins.split(size), self.directions.split(size), self.shift.split(size), strict=True)
         return [Rays(*part, first=self.first + index * size) for index, part in enumerate(parts)]
@@ -187,15 +187,14 @@ class RadianceScene:
             shift = origins.new_full(origins.shape[:1], 0.5)
         rays = Rays(origins, directions, shift.to(origins.dtype))
         facing = self.settings.uses_normals
-        needed = normals or facing or light is not None
         look = partial(
-            self._look_along, reach=self._find_reach(), normals=needed, facing=facing, light=light, pixels=size**2
+            self._look_along, reach=self._find_reach(), normals=normals, facing=facing, light=light, pixels=size**2
         )
         if isinstance(self.field, HashField):
             flat = look(None, rays)
         else:
-            table = self.field.make_table(normals=needed)
-            flat = torch.cat(lanes.share_table(look, table, rays.split(size * size * VIEWS_A_PART)))
+            table = self.field.make_table(normals=normals or facing or light is not None)
+            flat = torch.cat(lanes.share_table(look, table, rays.split_parts(size * size * VIEWS_A_PART)))
         seen = rearrange(flat, "(b v h w) c -> b v c h w", b=shape[0], v=shape[1], h=size)
         opacity = seen[:, :, 3:4]
         behind = to_device(background, device)[:, None, :, None, None]
@@ -217,16 +216,16 @@ class RadianceScene:
         ``table``: of a grid, `GridField.make_table`.  ``reach``: `_find_reach`.  ``pixels``: of a view, whose light
         falls on its rays.
         """
-        marched = self._march_rays(part, *reach)
+        marched, needed = self._march_rays(part, *reach), normals or facing or light is not None
         if table is not None:
             assert isinstance(self.field, GridField)
             found = self.field.sample_table(table, marched.points)
         elif torch.is_grad_enabled():
             assert isinstance(self.field, HashField)
             marched, features = self._drop_hidden(self.field, marched, part)
-            found = self.field.sample(marched.points, normals=normals, known=features)
+            found = self.field.sample(marched.points, normals=needed, known=features)
         else:
-            found = self.field.sample(marched.points, normals=normals)
+            found = self.field.sample(marched.points, normals=needed)
         if light is not None:
             view = torch.div(marched.sample_ray + part.first, pixels, rounding_mode="floor")
             assert found.normal is not None
@@ -238,7 +237,8 @@ class RadianceScene:
         columns = [colour, weights.sum(-1, keepdim=True), depth[:, None]]
         if found.normal is not None:
             laid = marched.scatter(found.normal)
-            columns.append(F.normalize(volume_rendering.composite_values(weights, laid), dim=-1))
+            if normals:
+                columns.append(F.normalize(volume_rendering.composite_values(weights, laid), dim=-1))
             if facing:
                 away = volume_rendering.orientation_loss(weights, laid, part.directions[marched.ray])
                 columns.append(away[:, None])

@@ -71,15 +71,15 @@ def start_app(runs: Path) -> Iterator[str]:
 def wait_until_idle(pid: int) -> None:
     """Until the app has loaded its models and measured its pace, which it does once, right after its start."""
 
-    def spent() -> float:
+    def read_cpu_s() -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     busy = True
     while busy:
-        before = spent()
+        before = read_cpu_s()
         time.sleep(IDLE_S)
-        busy = spent() - before > 0.1 * IDLE_S
+        busy = read_cpu_s() - before > 0.1 * IDLE_S
 
 
 def drag_object(page: Page, pixels: int) -> float:

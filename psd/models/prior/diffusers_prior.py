@@ -61,13 +61,10 @@ class DiffusersPrior:
         self.decoder: Any = decoder if decoder is not None else self.vae
         self.rows_apart = lanes.choose_rows(self.unet, device)
         # Convolutions on tensor cores; on a CPU a small autoencoder takes a sixth less time, the U-Net more.
-        last = device.type == "cuda"
-        for network, channels_last in (
-            (self.unet, last),
-            (self.vae, last or self.rows_apart),
-            (self.decoder, last or self.rows_apart),
-        ):
-            network.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+        on_gpu = device.type == "cuda"
+        pictures_last = on_gpu or self.rows_apart > 0
+        for network, last in ((self.unet, on_gpu), (self.vae, pictures_last), (self.decoder, pictures_last)):
+            network.to(device=device, memory_format=torch.channels_last if last else torch.preserve_format)
         self.text_encoder.to(device="cpu" if batch else device)
         self.tokenizer = components.tokenizer
         self.prediction_type, self.alpha_bar = components.prediction_type, components.alpha_bar
@@ -77,9 +74,10 @@ class DiffusersPrior:
         self.latent_clamp: float | None = components.index.get("latent_clamp")
         self.captions: list[str] = components.index.get("captions", [])
         join_views(self.unet, self.views)
-        self.network = launch_whole(self._run_unet, [self.unet, self.vae.encoder], compiled)
         if self.rows_apart and compiled == "none":
-            self.network = Traced(self._run_unet, self.unet)
+            self.network: Callable[..., Tensor] = Traced(self._run_unet, self.unet)
+        else:
+            self.network = launch_whole(self._run_unet, [self.unet, self.vae.encoder], compiled)
 
     @property
     def levels(self) -> int:
