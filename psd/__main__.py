@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ try:
     from psd.config.errors import MissingError, PresetError
     from psd.config.preset import PRESETS, Preset, list_presets
     from psd.config.reference import parameter_table
+    from psd.config.settings import require_start
     from psd.distillation.events import Event, Failed, Finished
     from psd.evaluation import command as evaluation_command
     from psd.evaluation.speed import bench
@@ -222,18 +222,16 @@ def resolve_preset(arguments: argparse.Namespace) -> Preset:
         own["steps"] = arguments.steps
     given = {**values, **{key: value for key, value in own.items() if value is not None}}
     preset = Preset.load(arguments.preset, given)
+    if start := getattr(arguments, "start", None):
+        require_start(preset.scene_preset(0).scene.kind)
+        preset = preset.with_values({"scene.start": start})
     embedded = preset.prior == Preset.model_fields["prior"].default
     return preset.with_values({"prompt": reword_text(preset.prompt)}) if embedded else preset
 
 
 def start_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
     preset = resolve_preset(arguments)
-    start = None
-    if arguments.start:
-        from psd.runs.start import read_start
-
-        start = read_start(arguments.start, find_run_folder)
-    make_events = prepare_or_raise(partial(prepare, start=start) if start else prepare, preset)
+    make_events = prepare_or_raise(prepare, preset, starts=True)
     with RunFolder.create(preset, arguments.out) as folder:
         return follow_run(drive_run(make_events, folder, control := Controls(preset)), folder, control)
 
@@ -251,17 +249,22 @@ def resume_run(arguments: argparse.Namespace, prepare: Prepare) -> int:
         raise PresetError(f"the run has done all of its {reached} steps: add some with --more N")
     control = Controls(preset)
     control.change(parse_assignments(arguments.set))
-    make_events = prepare_or_raise(prepare, preset)
+    make_events = prepare_or_raise(prepare, preset, starts=checkpoint is None)
     with RunFolder.open(path, preset) as folder:
         folder.notes += notes
         return follow_run(drive_run(make_events, folder, control, checkpoint), folder, control)
 
 
-def prepare_or_raise(prepare: Prepare, preset: Preset) -> MakeEvents:
-    """The run to be, or `MissingError` for what this machine lacks."""
+def prepare_or_raise(prepare: Prepare, preset: Preset, *, starts: bool) -> MakeEvents:
+    """The run to be, or `MissingError` for what this machine lacks; ``starts``: nothing of it is here yet."""
+    start = None
+    if starts and preset.scene_preset(0).scene.start:
+        from psd.runs.start import read_start
+
+        start = read_start(preset.scene_preset(0).scene.start, find_run_folder)
     print("loading the models ...", file=sys.stderr)
     try:
-        return prepare(preset)
+        return prepare(preset, start=start) if start else prepare(preset)
     except (ImportError, OSError) as error:  # packages; weights on the disk or the hub
         raise MissingError(f"{error} (`python -m psd doctor` says what is missing)") from error
 

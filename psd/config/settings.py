@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from psd.config.errors import format_value
+from psd.config.errors import PresetError, format_value
 
 Range = tuple[float, float]  # from, to
 
@@ -78,6 +78,7 @@ def list_items(values: Any) -> list[Any]:
 class RadianceSettings(Settings):
     """Of a radiance field, whatever stores it."""
 
+    start: ClassVar[str] = ""  # a field begins as a ball (`StartSettings`)
     # fmt: off
     ray_samples: int = setting(48, "Samples along a ray.", group="scene", ge=4, le=1024)
     density_lr: float = setting(0.2, "Adam step of the density.", group="scene", staged=True, log=True, gt=0, le=1)
@@ -135,7 +136,16 @@ class HashScene(RadianceSettings):
     kind: Literal["hash"]
 
 
-class SurfaceSettings(Settings):
+class StartSettings(Settings):
+    """Of a scene that can start from a mesh."""
+
+    start: str = setting(
+        "", "What the first scene starts from: a run's id, or on the command line a closed mesh; empty: nothing.",
+        group="scene", staged=True, max_length=300,
+    )  # fmt: skip
+
+
+class SurfaceSettings(StartSettings):
     """Of a triangle surface: signed distances, offsets and colours on a tetrahedral grid."""
 
     # fmt: off
@@ -174,7 +184,7 @@ class SurfaceSettings(Settings):
         return False
 
 
-class GaussianSettings(Settings):
+class GaussianSettings(StartSettings):
     """Of 3D Gaussians, whose number stays."""
 
     # fmt: off
@@ -238,11 +248,20 @@ SCENES: Mapping[str, type[AnyScene]] = {
 FROM_MESH = ("surface", "gaussians")  # kinds that can start from another scene's mesh
 
 
+def require_start(kind: str) -> None:
+    """Raises `PresetError` where a first scene of this kind cannot start from a mesh."""
+    if kind not in FROM_MESH:
+        cure = f"take scene.kind={' or scene.kind='.join(FROM_MESH)}, and stages=[] where a field comes first"
+        raise PresetError(f"scene.kind={kind} cannot start from a mesh: {cure}")
+
+
 def check_succession(index: int, before: SceneSettings, after: SceneSettings) -> None:
     """Raises ValueError where the scene of stage ``index`` cannot go on from that of the stage before."""
     where = f"stages[{index}]"
     if index == 0 and after.kind != before.kind:
         raise ValueError(f"{where}: scene.kind={after.kind}: the first stage has the preset's own kind, {before.kind}")
+    if index > 0 and isinstance(after, StartSettings) and after.start:
+        raise ValueError(f"{where}: scene.start={format_value(after.start)}: only the first stage starts from a run")
     if after.kind == before.kind:
         for name, info in type(after).model_fields.items():
             ours, theirs = getattr(after, name), getattr(before, name)

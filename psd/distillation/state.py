@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
-from psd.config.settings import FROM_MESH
+from psd.config.settings import require_start
 from psd.distillation.detectors import Monitor
 from psd.distillation.events import Checkpointed
 from psd.distillation.formulas import GAP_DECAY
@@ -68,7 +68,7 @@ class State:
         """
         scene = make_scene(preset.scene_preset(stage), models.prior.device)
         if start is not None:
-            check_start(preset)
+            require_start(preset.scene_preset(0).scene.kind)
             assert isinstance(scene, StartsFromMesh)
             scene.start_from(start)
             scene.notes = (*scene.notes, *start.notes)
@@ -131,14 +131,6 @@ class State:
         self.monitor, self.smaller = Monitor.from_json(values["monitor"]), values["smaller"]
         if "best" in values:
             self.best = BestScene(**values["best"], scene=strip_prefix("best/", checkpoint.tensors))
-
-
-def check_start(preset: Preset) -> None:
-    """Raises `PresetError` where the first scene cannot start from a mesh."""
-    kind = preset.scene_preset(0).scene.kind
-    if kind not in FROM_MESH:
-        cure = f"take scene.kind={' or scene.kind='.join(FROM_MESH)}, and stages=[] where a field comes first"
-        raise PresetError(f"scene.kind={kind} cannot start from a mesh: {cure}")
 
 
 def restore_scene(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.config.settings import require_start
 from psd.distillation.events import Checkpointed, Event, Finished, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents
@@ -37,7 +38,12 @@ def make_events(preset: Preset, control: Controls, resume: Checkpointed | None) 
     except LeftError:
         yield Finished(step=step, time_s=time_s, reason="stopped")
         return
-    yield from prepare_events(preset)(preset, control, resume)
+    start = None
+    if control.start is not None and resume is None:
+        from psd.runs.start import remesh_start
+
+        start = remesh_start(control.start)
+    yield from prepare_events(preset, start=start)(preset, control, resume)
 
 
 def prepare_events(
@@ -51,10 +57,9 @@ def prepare_events(
     import_for_good("psd.distillation.run")
     from psd.distillation.methods.choose import check_models
     from psd.distillation.run import run
-    from psd.distillation.state import check_start
 
     if start is not None:
-        check_start(preset)
+        require_start(preset.scene_preset(0).scene.kind)
     models = (load or load_models)(preset)
     check_models(preset, models)
     return lambda preset, control, resume: run(

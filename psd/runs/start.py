@@ -17,6 +17,10 @@ def read_start(name: str, find_folder: Callable[[str], Path]) -> Mesh:
     """The mesh that ``name`` says, a file or a run; raises `PresetError` where there is none that is closed."""
     if Path(name).suffix.lower() in FRAMES:
         return read_mesh(expand_path(name))
-    folder = find_folder(name)
+    return remesh_start(find_folder(name))
+
+
+def remesh_start(folder: Path) -> Mesh:
+    """The object of the run in ``folder``; raises `PresetError` where it has none."""
     mesh, step = remesh_run(folder, texture=False)
     return replace(mesh, notes=(*mesh.notes, f"{STARTS_FROM}{folder.name} at step {step}"))

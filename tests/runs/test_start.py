@@ -7,9 +7,14 @@ from dataclasses import replace
 import pytest
 
 from psd.config.errors import PresetError
+from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Meshed, Previewed, Started
+from psd.runs.store.files import StoreError
 from tests.distillation.test_stages import GAUSSIANS, SURFACE, essence, models, preset_of
 from tests.geometry.test_read import make_solid
+from tests.runs.test_queue import Hire
+from tests.runs.test_worker import hire  # noqa: F401, F811  (a fixture)
+from tests.support.fake_run import fake_run
 from tests.support.toy import run
 
 
@@ -35,3 +40,27 @@ def test_a_run_begins_as_its_mesh_and_goes_on_alike_after_a_kill(scene: dict) ->
 def test_a_field_cannot_start_from_a_mesh() -> None:
     with pytest.raises(PresetError, match="scene.kind=grid cannot start from a mesh: take scene.kind=surface"):
         next(run(preset_of([], steps=2), models(), start=make_solid()))
+
+
+def test_the_preset_says_what_its_first_scene_starts_from() -> None:
+    preset = Preset.load("tiny-gaussians", {"scene.start": "a run"})
+    assert preset.scene_preset(0).scene.start == "a run" and not Preset.load("tiny").scene.start
+    with pytest.raises(PresetError, match="'scene.start'"):
+        Preset.load("tiny", {"scene.start": "a run"})
+    with pytest.raises(PresetError, match="only the first stage starts from a run"):
+        late = {"share": 0.5, "scene": {"kind": "gaussians", "start": "a run"}}
+        Preset.load("tiny-gaussians", {"stages": [{"share": 0.5}, late]})
+
+
+def test_the_queue_finds_the_run_that_a_preset_starts_from(hire: Hire) -> None:  # noqa: F811
+    """A path to a file is no run."""
+    worker = hire(fake_run)
+    first = worker.submit(Preset.load("tiny", {"steps": 2}))
+    later = worker.submit(Preset.load("tiny-gaussians", {"steps": 2, "scene.start": first}))
+    assert worker._entries[later].control.start == worker.library.find_folder(first)
+    assert worker._entries[first].control.start is None
+    count = len(worker.library.list_runs())
+    for name in ("mesh.glb", "/etc/passwd.glb", "../" + first, "no such run"):
+        with pytest.raises(StoreError, match="no run"):
+            worker.submit(Preset.load("tiny-gaussians", {"scene.start": name}))
+    assert len(worker.library.list_runs()) == count

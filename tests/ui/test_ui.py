@@ -46,7 +46,7 @@ from psd.ui.tabs import compare, curves, mesh, ranking
 from psd.ui.tabs import scores as scores_tab
 from psd.ui.tabs.curves import curves_html
 from psd.ui.tabs.negative import negative_charts, tokens_table
-from psd.ui.tabs.runs import card_html, find_runs, runs_html
+from psd.ui.tabs.runs import card_html, find_runs, runs_html, start_from
 from tests.support.fake_run import fake_run, views
 
 STORY: list[events.Event] = [
@@ -639,14 +639,32 @@ def test_a_page_holds_the_newest_runs_and_says_so() -> None:
     assert "No run fits" in runs_html(Page(look=Look(find="fox"), runs=many))
 
 
-def test_a_card_offers_what_its_watcher_may_do() -> None:
+def test_a_card_offers_what_its_watcher_may_do(tmp_path: Path) -> None:
     run = Run(Path("r1"), Status(prompt=HOSTILE, state="stopped", step=3, total=9, best_score=2.0))
     mine, theirs = card_html(run, True), card_html(run, False)
     acts = [re.findall(r'data-act="([a-z ]+)"', shown) for shown in (mine, theirs)]
     assert acts == [["name", "tag", "remix", "zip", "link", "pin", "go on", "delete"], ["remix", "zip", "link"]]
     assert "<img src=x" not in mine + theirs
+    mesh = tmp_path / "r1" / html.EXPORTS / "mesh.glb"
+    mesh.parent.mkdir(parents=True)
+    mesh.write_bytes(b"glb")
+    assert 'data-act="from"' in card_html(replace(run, folder=tmp_path / "r1"), False)
     best = [Run(Path(f"r{i}"), Status(prompt="a", state="finished", best_score=float(i % 3))) for i in range(3)]
     assert [run.id for run in find_runs(best, "", "Best")] == ["r2", "r1", "r0"]
+
+
+def test_any_run_can_be_started_from() -> None:
+    """Its preset is kept where its first scene can start from a mesh, and gets Gaussians elsewhere."""
+    gaussians = start_from(Preset.load("tiny-gaussians", {"seed": 5, "scene.gaussians": 700}), "r1")
+    assert (
+        gaussians.model_dump()
+        == Preset.load("tiny-gaussians", {"seed": 5, "scene.gaussians": 700, "scene.start": "r1"}).model_dump()
+    )
+    for name in ("tiny", "tiny-surface", "mvdream"):
+        preset = Preset.load(name, {"seed": 5})
+        found = start_from(preset, "r1")
+        assert found.scene.kind == "gaussians" and found.scene.start == "r1" and not found.stages
+        assert (found.prompt, found.seed, found.prior) == (preset.prompt, 5, preset.prior)
 
 
 # ---- names, files and numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from psd.config.errors import PresetError
@@ -16,8 +17,8 @@ from psd.runs.jobs.orbit import Orbit
 class Controls:
     """The controls of one run (`psd.distillation.interfaces.Control`), safe to use from any thread."""
 
-    def __init__(self, preset: Preset) -> None:
-        self._preset = preset
+    def __init__(self, preset: Preset, start: Path | None = None) -> None:
+        self._preset, self.start = preset, start  # the run whose object it starts from
         self._live: Mapping[str, Any] = {}  # replaced as a whole, never changed
         self._replayed: Mapping[str, Any] = {}
         self._to_replay: Sequence[tuple[int, Mapping[str, Any]]] = ()

@@ -95,7 +95,7 @@ class Worker:
         self.library.require_room()
         folder = RunFolder.create(preset, self.library.root) if resume is None else RunFolder.open(resume, preset)
         try:
-            checkpoint, log = None, EventLog(folder.path)
+            start, checkpoint, log = self.library.find_start(preset), None, EventLog(folder.path)
             if resume is None:
                 ownership.claim_run(folder.path, owner)
             else:
@@ -114,7 +114,7 @@ class Worker:
                 self._require_place(digest)  # others have come, or the end, while files were read and written
                 self._entries.pop(folder.id, None)
                 self._unsaved = [earlier for earlier in self._unsaved if earlier.id != folder.id]
-                self._entries[folder.id] = Job(folder, Controls(preset), checkpoint, log, until, digest)
+                self._entries[folder.id] = Job(folder, Controls(preset, start), checkpoint, log, until, digest)
                 self._queue.add_run(folder.id, digest)
                 self._changed.notify_all()
         except BaseException:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from psd.config.preset import Preset
 from psd.runs.store import ownership, retention
 from psd.runs.store.archive import RUN_ID, Run, Status, default_root, find_run, list_runs, read_status
 from psd.runs.store.files import StoreError, explain_os_errors, is_plain_file
@@ -49,6 +50,11 @@ class Library:
     def find_folder(self, run_id: str) -> Path:
         """The folder of any run under the root; raises StoreError for an id that is none."""
         return find_run(run_id, self.root)
+
+    def find_start(self, preset: Preset) -> Path | None:
+        """The run whose object ``preset`` starts from, None for none; a path to a file names no run of this server."""
+        name = preset.scene_preset(0).scene.start
+        return self.find_folder(name) if name else None
 
     def list_runs(self, owner: str = "") -> list[Run]:
         """All runs under the root, newest first; with an ``owner`` only theirs."""

@@ -10,6 +10,8 @@ from urllib.parse import quote
 import gradio as gr
 
 from psd.config.errors import PresetError
+from psd.config.preset import Preset
+from psd.config.settings import StartSettings
 from psd.runs.store.archive import ACTIVE, Run, read_preset
 from psd.runs.store.files import StoreError
 from psd.runs.store.labels import LONGEST
@@ -89,6 +91,10 @@ class RunsTab:
                     case "remix":
                         preset = read_preset(library.find_folder(run))
                         return ["", "", "", gr.Tabs(selected=MAKE), MAKE, *left[4:], *desk.show(preset)]
+                    case "from":
+                        preset = start_from(read_preset(library.find_folder(run)), run)
+                        gr.Info("The next run starts from this object: change the prompt or the weights, then Run.")
+                        return ["", "", "", gr.Tabs(selected=MAKE), MAKE, *left[4:], *desk.show(preset)]
                     case "compare":
                         runs = _read_ticks(event._data.get("runs"))
                         changed[3:6] = [gr.Tabs(selected="Compare"), "Compare", compare.list_choices(desk, runs)]
@@ -131,6 +137,16 @@ class RunsTab:
             component.input(**desk.news)
 
 
+def start_from(preset: Preset, run: str) -> Preset:
+    """The preset of a run that starts from ``run``'s object; Gaussians where the run's own scene cannot.
+
+    Raises `PresetError` where that preset cannot be without its own scene.
+    """
+    if isinstance(preset.scene_preset(0).scene, StartSettings):
+        return preset.with_values({"scene.start": run})
+    return preset.with_values({"stages": [], "scene.kind": "gaussians", "scene.start": run})
+
+
 def _read_ticks(runs: object) -> list[str]:
     """The ids that a page names; raises PresetError for none or too many."""
     chosen = [run for run in runs if isinstance(run, str)] if isinstance(runs, list) else []
@@ -168,7 +184,8 @@ def card_html(run: Run, is_mine: bool) -> str:
     """The last picture, which plays the timelapse under a pointer, the run's name and tag, and what can be done."""
     status, labels, run_id = run.status, run.labels, html.escape(run.id)
     name = html.escape(labels.name or status.prompt or run.id)
-    acts = [("remix", "Remix"), ("zip", "Zip"), ("link", "Link")]
+    version = file_version(run.folder / EXPORTS / "mesh.glb")
+    acts = [("remix", "Remix"), *([("from", "Start from")] if version else []), ("zip", "Zip"), ("link", "Link")]
     if is_mine:
         acts += [("unpin", "Unpin") if run.is_pinned else ("pin", "Pin")]
         acts += [("go on", "Go on")] if status.state in ("interrupted", "stopped") else []
@@ -177,8 +194,7 @@ def card_html(run: Run, is_mine: bool) -> str:
         f'<button type="button" data-act="{act}" data-run="{run_id}" aria-label="{said}: {name}">{said}</button>'
         for act, said in acts
     )
-    mesh = run.folder / EXPORTS / "mesh.glb"
-    if version := file_version(mesh):
+    if version:
         address = file_url(run.id, f"{EXPORTS}/mesh.glb", version)
         buttons = f'<a href="{address}" download aria-label="GLB: {name}">GLB</a>{buttons}'
     tick = f'<label><input type="checkbox" data-tick="{run_id}" aria-label="Compare: {name}">Compare</label>'
