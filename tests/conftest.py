@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -53,6 +54,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     limit = float(os.environ.get("PSD_TEST_SECONDS", "inf"))
     if item.get_closest_marker("gpu") and time.monotonic() - BEGUN > limit:
         pytest.skip(f"{LATE} {limit:.0f} s")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_films() -> Iterator[None]:
+    """Of six small frames: whole ones take seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psd.runs.store.films.FRAMES", 6)
+        patch.setattr("psd.runs.store.films.SIZE", 64)
+        yield
 
 
 class Figures:

@@ -32,7 +32,7 @@ ROOMS = {
 # Where a room may use only part of another: (room, other room) -> the modules that it may import.
 NARROW = {
     ("distillation", "models"): {"psd.models.interfaces", "psd.models.prior.view_prompts"},
-    ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose", "psd.scenes.turntable"},
+    ("distillation", "scenes"): {"psd.scenes.interfaces", "psd.scenes.choose"},
     ("ui", "geometry"): {"psd.geometry.export"},  # its table of formats
     ("ui", "distillation"): {"psd.distillation.events", "psd.distillation.detectors"},
     ("ui", "runtime"): {"psd.runtime.memory", "psd.runtime.pictures"},

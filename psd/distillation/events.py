@@ -26,7 +26,7 @@ def without_arrays(event: Event) -> Event:
         case Checkpointed():
             return replace(event, tensors={}, values={})
         case Meshed():
-            return replace(event, mesh=None, turntable=None)
+            return replace(event, mesh=None)
         case _:
             return event
 
@@ -106,20 +106,17 @@ class Checkpointed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Meshed(Event):
-    """The scene's surface, cleaned, in the world frame (+z up); ``turntable`` are uint8 frames ``v h w 3``, if made.
+    """The scene's surface, cleaned, in the world frame (+z up).
 
-    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).  ``notes``
-    say which of its files could not be made and why; each comes again as a Warned.
+    ``scene_step`` is the step of the scene that was meshed, where that is not the last (``export: best``).
     """
 
-    arrays: ClassVar[tuple[str, ...]] = ("mesh", "turntable")
+    arrays: ClassVar[tuple[str, ...]] = ("mesh",)
 
     mesh: Mesh | None
-    turntable: np.ndarray | None = None
     scene_step: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +190,10 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event:
-    """The inverse of `to_json`; array fields come back empty (None for a mesh and its turntable)."""
-    record = json.loads(line)
-    kind = KINDS[record.pop("event")]
+    """The inverse of `to_json`; array fields come back empty (None for a mesh), keys of other versions are left out."""
+    given = json.loads(line)
+    kind = KINDS[given["event"]]
+    record = {f.name: given[f.name] for f in fields(kind) if f.name in given}
     for f in fields(kind):
         if f.name in kind.arrays:
             record[f.name] = None if kind is Meshed else {}

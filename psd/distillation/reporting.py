@@ -27,7 +27,7 @@ from psd.models.interfaces import Models
 from psd.runtime import memory
 from psd.runtime.deferred import NonFiniteError
 from psd.runtime.offload import COMPUTING
-from psd.scenes.interfaces import MakeScene, MeshSettings, Scene
+from psd.scenes.interfaces import MakeScene, MeshSettings
 
 Made = TypeVar("Made")
 CONTRASTS = (0.5, 2.0)  # of ``pair/contrast``, in which a reward still sees a picture
@@ -214,13 +214,12 @@ def judge_events(
 
 
 def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeScene) -> Iterator[events.Event]:
-    """The mesh of the last or of the best scene with a turntable, and what the user should know of it.
+    """The mesh of the last or of the best scene, and what the user should know of it.
 
-    Out of memory it is made once more, at half of ``mesh_resolution``; a turntable that has no room is left out.
+    Out of memory it is made once more, at half of ``mesh_resolution``.
     """
     from psd.geometry.cleanup import MeshError
     from psd.geometry.mesh import Mesh, mesh_statistics
-    from psd.scenes.turntable import render_turntable
 
     device, step, full = models.prior.device, state.step, preset.mesh_resolution
     best = state.best if preset.export == "best" else None
@@ -229,41 +228,33 @@ def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeSc
             step=step, message="No preview was judged before the end: the mesh is that of the last scene."
         )
 
-    def make_mesh(resolution: int) -> tuple[Scene, Mesh]:
+    def make_mesh(resolution: int) -> Mesh:
         scene = (
             state.scene
             if best is None
             else restore_scene(preset, best.scene, best.step, stage=best.stage, make_scene=make_scene, device=device)
         )
-        return scene, scene.extract_mesh(MeshSettings(resolution, preset.mesh_faces, texture=preset.texture))
+        return scene.extract_mesh(MeshSettings(resolution, preset.mesh_faces, texture=preset.texture))
 
-    found, resolution = None, full
+    mesh, resolution = None, full
     for resolution in (full, full // 2):
         try:
-            found = try_within_memory(partial(make_mesh, resolution))
+            mesh = try_within_memory(partial(make_mesh, resolution))
         except MeshError as error:
             yield events.Warned(step=step, message=f"There is no mesh: {error}")
             return
-        if found is not None:
+        if mesh is not None:
             break
         models.fewer()  # networks give up what they keep for steps, of which none will come
         memory.release_memory()
-    if found is None:
+    if mesh is None:
         message = f"There is no mesh: out of memory even at mesh_resolution {resolution}"
         yield events.Warned(step=step, message=f"{message}; `python -m psd export <run>` makes it in main memory")
         return
-    scene, mesh = found
     if resolution < full:
         message = f"Out of memory: the mesh was made at mesh_resolution {resolution} in place of {full}."
         yield events.Warned(step=step, message=message)
     for note in mesh.notes:
         yield events.Warned(step=step, message=note)
-    frames = partial(render_turntable, scene, size=preset.preview_size, device=device)
-    film = try_within_memory(frames)
-    if film is None:
-        memory.release_memory()
-        film = try_within_memory(frames)
-    if film is None:
-        yield events.Warned(step=step, message="Out of memory: the mesh has no film.")
     scene_step = best.step if best is not None else None
-    yield events.Meshed(step=step, mesh=mesh, turntable=film, scene_step=scene_step, statistics=mesh_statistics(mesh))
+    yield events.Meshed(step=step, mesh=mesh, scene_step=scene_step, statistics=mesh_statistics(mesh))

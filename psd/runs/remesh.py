@@ -7,23 +7,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-
 from psd.config.errors import PresetError, first_line
 from psd.config.preset import Preset
 from psd.distillation.events import Meshed, Warned
 from psd.distillation.state import restore_scene, saved_stage, strip_prefix
-from psd.geometry.cameras import turntable_cameras
 from psd.geometry.cleanup import MeshError
 from psd.geometry.export import PRINT_SIZE_MM
 from psd.geometry.mesh import Mesh, mesh_statistics
-from psd.geometry.mesh_picture import rasterise_mesh
 from psd.runs.store.archive import ACTIVE, checkpoint_steps, find_checkpoint, read_preset, read_status
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import RunFolder
 from psd.scenes.interfaces import MeshSettings, Scene, Thresholded
-from psd.scenes.turntable import ELEVATION_DEG, FRAMES
 
 LOG = logging.getLogger(__name__)
 
@@ -93,15 +87,10 @@ def rewrite_mesh(
     with RunFolder.open(folder, size_mm=size_mm) as run:
         for note in (*run.notes, *mesh.notes):
             run.write(Warned(message=note, **stamp))
-        film = render_mesh_turntable(mesh, size=run.preset.preview_size)
-        run.write(Meshed(mesh=mesh, turntable=film, scene_step=step, statistics=mesh_statistics(mesh), **stamp))
+        run.write(Meshed(mesh=mesh, scene_step=step, statistics=mesh_statistics(mesh), **stamp))
+        if note := run.make_films():
+            run.write(Warned(message=note, **stamp))
     return mesh
-
-
-def render_mesh_turntable(mesh: Mesh, *, size: int) -> UInt8[np.ndarray, "v h w 3"]:
-    """The mesh on one turn, as `psd.scenes.turntable.render_turntable` shows a scene: so many frames, so high above."""
-    cameras = turntable_cameras(FRAMES, elevation_deg=ELEVATION_DEG)
-    return (rasterise_mesh(mesh, cameras, size).rgb[0] * 255).round().astype(np.uint8)
 
 
 class Remesher:

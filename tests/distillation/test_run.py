@@ -152,7 +152,6 @@ def test_a_run_tells_its_story_in_order(with_mesh: None) -> None:
     assert isinstance(started, Started) and started.total_steps == 6 and started.preset["prompt"] == "red cube"
     assert isinstance(finished, Finished) and finished.reason == "completed"
     assert isinstance(mesh, Meshed) and mesh.mesh is not None and mesh.statistics["watertight"]
-    assert mesh.turntable is not None and mesh.turntable.shape[1:] == (16, 16, 3)
     shown = [event for event in events if isinstance(event, Previewed)]
     assert set(shown[0].images) == {"rgb", "opacity", "depth"} and shown[0].images["rgb"].shape == (4, 16, 16, 3)
     assert set(shown[-1].rewards) == {"reward/quadratic", "judge/judge"}
@@ -987,25 +986,6 @@ def test_out_of_memory_the_mesh_is_made_at_half_of_its_resolution(released: list
     Wide.no_room |= {18**3}
     ((none,), _) = meshed(Wide, 36)
     assert isinstance(none, Warned) and "no mesh: out of memory even at mesh_resolution 18" in none.message
-
-
-@pytest.mark.parametrize(("failures", "film"), [(1, True), (2, False)])
-def test_a_film_that_has_no_room_does_not_cost_the_mesh(
-    failures: int, film: bool, released: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def turntable(*args, **keywords):
-        made.append(1)
-        if len(made) <= failures:
-            raise MemoryError
-        return np.zeros((1, 2, 2, 3), np.uint8)
-
-    monkeypatch.setattr("psd.scenes.turntable.render_turntable", turntable)
-    *warned, meshed = mesh_events(make_preset(), *with_scene(ToyScene))
-    assert isinstance(meshed, Meshed) and meshed.mesh is not None and (meshed.turntable is not None) == film
-    said = [event.message for event in warned if isinstance(event, Warned)]
-    assert said == ([] if film else ["Out of memory: the mesh has no film."]) and released == [1]
 
 
 def test_short_memory_never_makes_networks_take_more() -> None:

@@ -32,7 +32,7 @@ def tiny(**values: Any) -> Preset:
 
 @pytest.mark.parametrize("variant", MEASURED["variants"], ids=lambda variant: variant["name"])
 def test_the_estimate_is_within_a_factor_of_one_and_a_half(variant: dict[str, Any]) -> None:
-    """Seconds of a step without previews, of the mesh with its film, and the most memory, as they were measured."""
+    """Seconds of a step without previews, of the mesh, and the most memory, as they were measured."""
     never = {"preview_every": 10_000, "steps": 10_000, "negative": False}
     cost = estimate_cost(tiny(**{**never, **variant["values"]}))
     assert cost.step_s is not None and cost.end_s is not None

@@ -495,15 +495,15 @@ def test_films_play(tmp_path: Path) -> None:
 
 
 def meshed() -> Meshed:
-    """A tetrahedron and a film of eight frames."""
+    """A tetrahedron."""
     vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     faces = np.array([[0, 2, 1], [0, 3, 2], [0, 1, 3], [1, 2, 3]], np.int32)
     mesh = Mesh(vertices, faces, vertex_normals(vertices, faces), np.full((4, 3), 90, np.uint8))
-    return Meshed(step=6, mesh=mesh, turntable=np.zeros((8, 32, 32, 3), np.uint8), statistics={"faces": 4})
+    return Meshed(step=6, mesh=mesh, statistics={"faces": 4})
 
 
 def test_an_obj_with_a_texture_is_zipped_with_it(folder: RunFolder) -> None:
-    plain = replace(meshed(), turntable=None)
+    plain = meshed()
     assert plain.mesh is not None
     uv = plain.mesh.vertices[:, :2].copy()
     textured = replace(plain, mesh=replace(plain.mesh, uv=uv, texture=np.full((8, 8, 3), 90, np.uint8)))
@@ -523,26 +523,33 @@ def broken_ffmpeg(*_: Any, **__: Any) -> None:
     raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\n...")  # imageio's, without an errno
 
 
-@pytest.mark.parametrize("broken", [broken_ffmpeg, lambda *_, **__: None], ids=["says so", "writes nothing"])
+@pytest.mark.parametrize("broken", [broken_ffmpeg, lambda *_, **__: None, full_disk], ids=["says so", "silent", "full"])
 def test_a_film_that_fails_costs_no_mesh(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
-    folder.write(meshed())
+    events = [replace(meshed(), statistics={"faces": 5}), Finished(step=6, reason="completed")]
+    assert [type(it) for it in drive_run(lambda *_: iter(events), folder, Controls(PRESET))] == [Meshed, Finished]
     exports = folder.path / "public/exports"
     with_film = {path.name for path in exports.iterdir()}
+    assert {"turntable.mp4", "turntable.webp"} <= with_film
     monkeypatch.setattr("imageio.v3.imwrite", broken)
-    events = [replace(meshed(), statistics={"faces": 5}), Finished(step=6, reason="completed")]
     told = list(drive_run(lambda *_: iter(events), folder, Controls(PRESET)))
-    assert [type(event) for event in told] == [Meshed, Warned, Finished]
-    warning = told[1]
-    assert isinstance(warning, Warned) and "turntable.mp4" in warning.message and "libx264" in warning.message
-    assert [without_arrays(event) for event in told] == list(replay_events(folder.path))[1:]
-    assert {path.name for path in exports.iterdir()} == with_film - {"turntable.mp4"}  # it would show an earlier scene
+    assert [type(event) for event in told] == [Meshed, Finished, Warned]
+    warning = told[2]
+    assert isinstance(warning, Warned) and "The mesh has no film: " in warning.message
+    assert ("turntable.mp4" in warning.message and "libx264" in warning.message) or "disk is full" in warning.message
+    # It would show an earlier mesh.
+    assert {path.name for path in exports.iterdir()} == with_film - {"turntable.mp4"}
+    assert read_status(folder.path).state == "finished"
     assert json.loads((exports / "statistics.json").read_text()) == {"faces": 5}
 
 
-def test_a_disk_that_a_film_fills_is_told_as_full(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imageio.v3.imwrite", full_disk)
-    with pytest.raises(StoreError, match="disk is full"):
-        folder.write(meshed())
+def test_films_come_when_the_mesh_is_there_to_look_at(folder: RunFolder) -> None:
+    events = [meshed(), Finished(step=6, reason="completed")]
+    film, there = folder.path / "public/exports/turntable.webp", []
+    for event in drive_run(lambda *_: iter(events), folder, Controls(PRESET)):
+        there.append((type(event), read_status(folder.path).state, film.exists()))
+    assert there[-1] == (Finished, "finished", False) and film.exists()
+    folder.write(meshed())
+    assert not film.exists(), "the film of an earlier mesh"
 
 
 def test_environment_is_kept(folder: RunFolder) -> None:

@@ -28,11 +28,9 @@ from psd.geometry.cleanup import (
 )
 from psd.geometry.mesh import Mesh, mesh_statistics
 from psd.geometry.mesh_picture import rasterise_mesh
-from psd.runs.store.media import write_films
 from psd.scenes.extract import best_threshold, density_grid, extract_mesh, surface_colour
 from psd.scenes.interfaces import Render
 from psd.scenes.radiance import RadianceScene
-from psd.scenes.turntable import render_turntable
 
 Field = Callable[[Tensor], Tensor]
 
@@ -378,19 +376,3 @@ def test_light_comes_from_the_camera() -> None:
 def test_a_camera_inside_the_mesh_is_refused() -> None:
     with pytest.raises(ValueError, match="move the camera away"):
         rasterise_mesh(pyramid(), geometry_cameras.turntable_cameras(1, distance_factor=0.1), 8)
-
-
-def test_a_turntable_starts_at_the_front_and_becomes_a_film(tmp_path: Path) -> None:
-    import imageio.v3 as imageio
-
-    def colour(points: Tensor) -> Tensor:
-        return torch.where(points[..., :1] > 0, torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9]))
-
-    scene: Any = analytic(matter(ball(0.6)), colour)
-    frames = render_turntable(scene, frames=6, size=33)
-    assert frames.shape == (6, 33, 33, 3) and frames.dtype == np.uint8
-    assert frames[0, 16, 16, 0] > 200 and frames[3, 16, 16, 2] > 200  # red in front, blue behind
-    assert (frames[:, 0, 0] == 255).all()
-    write_films(frames, tmp_path)
-    film = imageio.imread(tmp_path / "turntable.mp4")
-    assert film.shape == (6, 32, 32, 3) and np.abs(film.astype(int) - frames[:, :32, :32]).mean() < 6

@@ -77,9 +77,8 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
         normals=np.asarray(BALL.vertex_normals, np.float32),
         colours=np.where(BALL.vertices[:, 2:] > 0, UPPER, LOWER).astype(np.uint8),
     )
-    film = np.full((6, 32, 32, 3), 200, np.uint8)
     facts = {"faces": len(mesh.faces), "threshold": 10.0}
-    yield Meshed(step=step, mesh=mesh, turntable=film, statistics=facts, time_s=0.25 * step)
+    yield Meshed(step=step, mesh=mesh, statistics=facts, time_s=0.25 * step)
     yield Finished(step=step, reason="stopped" if control.stopping() else "completed", time_s=0.25 * step)
 
 

@@ -64,7 +64,7 @@ STORY: list[events.Event] = [
     ),
     events.LiveChanged(step=2, values={"guidance_scale": 6.0}),
     events.Warned(step=2, message="a warning"),
-    events.Meshed(step=2, mesh=None, turntable=views(1), statistics={"faces": 1234}, file="public/exports/mesh.glb"),
+    events.Meshed(step=2, mesh=None, statistics={"faces": 1234}, file="public/exports/mesh.glb"),
     events.Finished(step=2, reason="stopped", scores={"judge/j": 5.0}, time_s=5.0),
 ]
 
@@ -149,7 +149,7 @@ def test_a_view_from_json_lines_is_the_live_view() -> None:
 def test_a_view_holds_no_array() -> None:
     view = told(STORY)
     assert view.previews.last and view.mesh
-    assert not view.previews.last.images and view.mesh.mesh is None and view.mesh.turntable is None
+    assert not view.previews.last.images and view.mesh.mesh is None
 
 
 @pytest.mark.parametrize("length", [1, 2, BUCKETS, BUCKETS + 1, 2 * BUCKETS + 1, 3000])

@@ -11,11 +11,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Finished, Meshed, Previewed, Started, Stepped
@@ -24,7 +21,6 @@ from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import MakeEvents, drive_run
 from psd.runs.store.folder import RunFolder
 
-TURNTABLE = "turntable"
 FILES = {Previewed: "previews", Checkpointed: "checkpoints", Meshed: "the mesh"}  # what storing an event writes
 
 
@@ -86,8 +82,7 @@ class RunProfile:
             case Checkpointed():
                 self.add_part("checkpoints", spent)
             case Meshed():
-                turntable = self.parts.get(TURNTABLE, Spent())
-                self.add_part("mesh", spent - turntable)
+                self.add_part("mesh", spent)
             case _:
                 self.add_part("other", spent)
 
@@ -120,24 +115,6 @@ def seconds_since_launch() -> float:
         return time.process_time()
 
 
-@contextmanager
-def timed_turntable(profile: RunProfile) -> Iterator[None]:
-    """Counts the turntable apart from the mesh that it shows."""
-    from psd.scenes import turntable
-
-    plain = turntable.render_turntable
-
-    def render_turntable(*given: Any, **keywords: Any) -> Any:
-        begun = Spent.now()
-        try:
-            return plain(*given, **keywords)
-        finally:
-            profile.add_part(TURNTABLE, Spent.now() - begun)
-
-    with patch.object(turntable, "render_turntable", render_turntable):
-        yield
-
-
 def profile_run(preset: Preset, make_events: MakeEvents) -> RunProfile:
     """A whole run, its files included, in a folder that is deleted.
 
@@ -159,14 +136,10 @@ def profile_run(preset: Preset, make_events: MakeEvents) -> RunProfile:
                 f"files of {FILES[type(event)]}" if type(event) in FILES else "other", Spent.now() - stored
             )
 
-    with (
-        tempfile.TemporaryDirectory() as root,
-        RunFolder.create(preset, Path(root)) as folder,
-        timed_turntable(profile),
-    ):
+    with tempfile.TemporaryDirectory() as root, RunFolder.create(preset, Path(root)) as folder:
         launched = Spent(seconds_since_launch(), time.process_time())
         profile.add_part("start-up", launched)
-        start = time.perf_counter() - launched.wall_s
+        start, over = time.perf_counter() - launched.wall_s, Spent.now()
         for event in require_steady(drive_run(watched, folder, Controls(preset))):
             now = time.perf_counter() - start
             match event:
@@ -177,5 +150,6 @@ def profile_run(preset: Preset, make_events: MakeEvents) -> RunProfile:
                 case Meshed():
                     profile.milestones["mesh"] = now
                 case Finished():
-                    profile.milestones["finished"] = now
+                    profile.milestones["finished"], over = now, Spent.now()
+        profile.add_part("films", Spent.now() - over)  # made when the run is over
     return profile

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Started, Warned
+from psd.distillation.events import Checkpointed, Event, Failed, Previewed, Started, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.store.archive import ACTIVE, changes_since, find_checkpoint
 from psd.runs.store.event_lines import read_event_lines
@@ -63,13 +63,11 @@ def drive_run(
             if screen is not None and isinstance(event, Previewed) and (reason := screen(event)):
                 LOG.warning("run %s, step %d: a preview was refused: %s", folder.id, step, reason)
                 raise RefusedError(f"a picture was refused at step {step}: {reason}")
-            yield (stored := folder.write(event))
+            yield folder.write(event)
             has_started |= isinstance(event, Started)
             if notes and has_started:
                 yield folder.write(Warned(step=step, time_s=time_s, message="; ".join(notes)))
                 notes = []
-            for note in stored.notes if isinstance(stored, Meshed) else ():
-                yield folder.write(Warned(step=step, time_s=time_s, message=note))
             if until is not None and step >= until:
                 control.stop()
             if control.is_paused:
@@ -89,6 +87,8 @@ def drive_run(
             message = "the run ended without saying why"
             failure = Failed(step=step, time_s=time_s, message=message, cure="report this")
             yield record_failure(folder, failure, has_begun=has_started)
+        elif note := folder.make_films():
+            yield folder.write(Warned(step=step, time_s=time_s, message=note))
 
 
 def describe_failure(error: BaseException, step: int, time_s: float) -> Failed:

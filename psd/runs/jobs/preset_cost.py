@@ -22,17 +22,18 @@ from psd.config.settings import GaussianSettings, GridScene, RadianceSettings, S
 from psd.models.releases import RELEASES
 
 VIEWS = 4  # of the embedded prior, and of a preview
-FILM_FRAMES = 48  # of a turntable (`psd.scenes.turntable`), as large as a preview
 PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillation.methods.gradient_estimate`)
 BACKWARD = 2.0  # a way back costs about two ways forward
 EMBEDDED = "assets/"  # before the names of the models that ship
 # Seconds of one core, and bytes, of each thing that is counted: least squares over the measured variants.
 STEP_S = 0.094  # whatever the preset
 PREDICTED_S, RATED_S = 8.8e-3, 8.8e-3  # a picture through the U-Net; decoded and rated
-CELL_S, PREVIEW_S, END_S, VOXEL_S, TEXEL_S, FILM_CELL_S = 4.9e-7, 0.02, 0.65, 4.9e-7, 1.3e-5, 3.2e-7
-# A sample of a ray: in a step, with its way back; in a preview, with normals; in a film.
-SAMPLE_S = {"grid": (8.7e-8, 1.2e-7, 6.5e-8), "hash": (4.1e-6, 6.4e-6, 1.9e-6)}
-NO_SAMPLE_S = (0.0, 0.0, 0.0)  # of scenes that march no rays
+CELL_S, PREVIEW_S, END_S, TEXEL_S = 4.9e-7, 0.02, 0.35, 8e-6
+VOXEL_S = {"hash": 1.2e-5}  # of the grid that the mesh is cut from; of other scenes:
+PLAIN_VOXEL_S = 4.1e-7
+# A sample of a ray: in a step, with its way back; in a preview, with normals.
+SAMPLE_S = {"grid": (8.7e-8, 1.2e-7), "hash": (4.1e-6, 6.4e-6)}
+NO_SAMPLE_S = (0.0, 0.0)  # of scenes that march no rays
 FIELD_BYTES = {"hash": 850e6}
 # A vertex of a surface's grid and a pixel of its pictures, in a step; a picture without gradients takes half as long.
 VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 7e-7, 6e-6, 400.0, 2000.0
@@ -162,14 +163,11 @@ def _count_vertices(preset: Preset) -> float:
 
 
 def count_end_work(preset: Preset) -> dict[str, float]:
-    """What the mesh and its film are made of, in counts."""
+    """What the mesh is made of, in counts; films come when the run is over."""
     return {
         "voxels": float(preset.mesh_resolution**3),
-        "film_samples": float(FILM_FRAMES * preset.preview_size**2 * _count_samples(preset)),
-        "film_pixels": float(FILM_FRAMES * preset.preview_size**2 * isinstance(preset.scene, SurfaceSettings)),
-        "film_splats": FILM_FRAMES * _count_splats(preset, preset.preview_size),
+        "cells": _count_cells(preset),
         "filled": preset.mesh_resolution**3 * _count_gaussians(preset),
-        "film_cells": FILM_FRAMES / VIEWS * _count_cells(preset),
         "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
     }
 
@@ -179,16 +177,15 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     work, end = count_step_work(preset), count_end_work(_list_stages(preset)[-1][1])
     step_s = end_s = None
     if preset.prior.startswith(EMBEDDED):
-        sample_s, preview_sample_s, film_sample_s = SAMPLE_S.get(preset.scene.kind, NO_SAMPLE_S)
+        sample_s, preview_sample_s = SAMPLE_S.get(preset.scene.kind, NO_SAMPLE_S)
         step_s = (
             STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
             + work.ray_samples * sample_s + work.preview_samples * preview_sample_s + work.previews * PREVIEW_S
             + work.vertices * VERTEX_S + work.pixels * PIXEL_S + work.splats * SPLAT_S
         ) / speed  # fmt: skip
         end_s = (
-            END_S + end["voxels"] * VOXEL_S + end["film_samples"] * film_sample_s + end["film_cells"] * FILM_CELL_S
-            + end["texels"] * TEXEL_S + end["film_pixels"] * PIXEL_S / 2
-            + end["film_splats"] * SPLAT_S / 2 + end["filled"] * FILL_S
+            END_S + end["voxels"] * VOXEL_S.get(preset.scene.kind, PLAIN_VOXEL_S) + end["cells"] * CELL_S
+            + end["texels"] * TEXEL_S + end["filled"] * FILL_S
         ) / speed  # fmt: skip
     return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
 

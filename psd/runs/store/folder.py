@@ -53,12 +53,12 @@ from psd.runs.store.files import (
     take_lock,
     temporary_sibling,
 )
-from psd.runs.store.media import LAPSE_FPS, FilmError, encode_views, join_previews, write_films
+from psd.runs.store.films import FILMS, film_run
+from psd.runs.store.media import encode_views
 from psd.runs.store.resolved import read_environment
 from psd.runs.store.status import OVER
 
 KEPT_CHECKPOINTS = 2
-FILMS = ("turntable", "timelapse")
 ROW = re.compile(rb'\{"step": (\d+),')  # of metrics.jsonl, as `RunFolder.write` begins it
 STATUS_EVERY_S = 1.0  # steps update status.json at most this often
 FOLDERS = ("public", "public/previews", "public/exports", "checkpoints")
@@ -79,6 +79,7 @@ class RunFolder:
     ) -> None:
         self.path, self.preset, self.status = path, preset, status
         self._lock, self._size_mm = lock, size_mm
+        self._unfilmed: Mesh | None = None  # a mesh that was written and has no film yet
         self._status_due = 0.0
         self._before = status  # as the folder was opened
         self._preset_is_due = False  # preset.resolved.yaml is written with the first event
@@ -304,14 +305,12 @@ class RunFolder:
     def _write_mesh(self, event: events.Meshed) -> events.Meshed:
         """All formats into a directory beside, then each into place: a reader sees old or new, never half a file.
 
-        An OBJ with a texture is there a second time, zipped with the two files that it needs.  A film that fails is a
-        note: the mesh is what the run was for.
+        An OBJ with a texture is there a second time, zipped with the two files that it needs.
         """
         assert event.mesh is not None
         origin = read_provenance(self.path, event.step if event.scene_step is None else event.scene_step)
         exports = self.path / "public" / "exports"
         new = self.path / "exports.new"
-        notes: tuple[str, ...] = ()
         with explain_os_errors(exports):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
@@ -326,16 +325,8 @@ class RunFolder:
                             archive.write(new / f"mesh.{suffix}", f"mesh.{suffix}")
                 text = json.dumps(event.statistics, indent=2, allow_nan=False)
                 (new / "statistics.json").write_text(text, encoding="utf-8")
-                stale = {path.name for path in exports.glob("mesh.*")}  # the texture of an earlier export
-                if event.turntable is not None:
-                    stale |= {path.name for film in FILMS for path in exports.glob(f"{film}.*")}
-                    lapse = join_previews(sorted((self.path / "public" / "previews").glob("[0-9]*[0-9].jpg")))
-                    try:
-                        write_films(event.turntable, new)
-                        if lapse is not None:
-                            write_films(lapse, new, "timelapse", LAPSE_FPS)
-                    except FilmError as error:
-                        notes = (f"The mesh has no film: {error}",)
+                # The texture of an earlier export, and films of an earlier mesh.
+                stale = {path.name for name in ("mesh", *FILMS) for path in exports.glob(f"{name}.*")}
                 for path in sorted(new.iterdir()):
                     os.replace(path, exports / path.name)
                     stale.discard(path.name)
@@ -343,7 +334,16 @@ class RunFolder:
                     (exports / name).unlink()
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-        return replace(event, file="public/exports/mesh.glb", notes=notes)
+        self._unfilmed = event.mesh
+        return replace(event, file="public/exports/mesh.glb")
+
+    def make_films(self) -> str:
+        """The mesh that was written last as it turns, and the object as it grew; what went wrong, or nothing.
+
+        They take seconds, so they are made when the run is over and its mesh is there to look at.
+        """
+        mesh, self._unfilmed = self._unfilmed, None
+        return film_run(mesh, self.path) if mesh is not None else ""
 
     def discard(self) -> None:
         """Take a folder back in which nothing has happened yet."""

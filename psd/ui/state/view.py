@@ -195,7 +195,7 @@ def fold_event(view: View, event: events.Event) -> View:
             return _add_metrics(view, event.step, means)
         case events.Meshed():
             faces = event.statistics.get("faces")
-            event, threshold = replace(event, mesh=None, turntable=None), event.statistics.get("threshold")
+            event, threshold = replace(event, mesh=None), event.statistics.get("threshold")
             if view.own_threshold is None and isinstance(threshold, int | float):
                 view = replace(view, own_threshold=float(threshold))
             return _add_log_line(
