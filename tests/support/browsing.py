@@ -116,6 +116,7 @@ def store_run(root: Path, preset: Preset, splats: Gaussians | None = None) -> st
             if isinstance(event, Meshed) and event.mesh is not None and splats is not None:
                 event = replace(event, mesh=replace(event.mesh, splats=splats))
             folder.write(event)
+        assert not folder.make_films()
     return folder.id
 
 
