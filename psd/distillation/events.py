@@ -117,6 +117,7 @@ class Meshed(Event):
     scene_step: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
+    notes: tuple[str, ...] = ()  # of runs before films came after the end: why one was not made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +191,9 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event:
-    """The inverse of `to_json`; array fields come back empty (None for a mesh), keys of other versions are left out."""
-    given = json.loads(line)
-    kind = KINDS[given["event"]]
-    record = {f.name: given[f.name] for f in fields(kind) if f.name in given}
+    """The inverse of `to_json`; array fields come back empty (None for a mesh)."""
+    record = json.loads(line)
+    kind = KINDS[record.pop("event")]
     for f in fields(kind):
         if f.name in kind.arrays:
             record[f.name] = None if kind is Meshed else {}
