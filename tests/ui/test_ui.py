@@ -743,3 +743,15 @@ def test_the_threshold_s_range_is_the_runs_own_whatever_is_made_again() -> None:
     slider, faces, texture, scene, _ = mesh._update_choices(Page(WatchedRun("r", view=view)))
     assert (slider.minimum, slider.value, slider.maximum) == (2.0, 2.0, 32.0)
     assert (faces, texture, scene) == (1300, True, "last")
+
+
+@pytest.mark.parametrize(("show", "end"), [("Mesh", ""), ("Wireframe", ""), (stage.SPLATS, ".splat")])
+def test_the_viewer_gets_no_address_twice(tmp_path: Path, show: str, end: str) -> None:
+    """Given one again while its code is on the way, Gradio's viewer would stay empty for good."""
+    (tmp_path / stage.SPLAT_FILE).parent.mkdir(parents=True)
+    (tmp_path / stage.SPLAT_FILE).touch()
+    page = Page(WatchedRun("r", tmp_path, "stopped", view=told(STORY)), Look(show=show))
+    first, second = [stage._update_viewer(page)[0].value for _ in range(2)]
+    assert first["url"] != second["url"] and first["url"].partition("#")[0] == second["url"].partition("#")[0]
+    assert f"/mesh{end or '.glb'}?v=" in first["url"] and first["path"].endswith(end)
+    assert stage._update_viewer(Page(WatchedRun("r", tmp_path, "running", view=told(STORY))))[0].value is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -221,17 +222,25 @@ def _mesh_version(page: Page) -> object:
 
 
 def _update_viewer(page: Page) -> list[Any]:
-    """The mesh as its file is now; a new value would turn the camera back, so its place goes along."""
+    """The mesh as its file is now; a new value would turn the camera back, so its place goes along.
+
+    No two addresses are equal: Gradio's viewer, given the same one again while its code is on the way, stays empty.
+    """
     run, camera = page.run, page.look.viewer_camera
     file = run.view.mesh.file if has_mesh(run) and run.view.mesh else None
-    address = file_url(run.run_id, file, file_version(run.folder / file)) if file else None
-    place = START_VIEW if camera == (None, None, None) else camera
+    if file is None:
+        return [RunViewer(None)]
+    shown, end = file, "#{}"
     if page.look.show == SPLATS and SPLATS in list_surfaces(run):
-        # Gradio's viewer of splats knows a file by the end of its address.
-        address = file_url(run.run_id, SPLAT_FILE, file_version(run.folder / SPLAT_FILE)) + "#.splat"
-    if address and page.look.show == "Wireframe":  # the viewer asks how to draw only as it loads an address
-        return [RunViewer(address + "#wires", display_mode="wireframe", camera_position=place)]
-    return [RunViewer(address, display_mode="solid", camera_position=place)]
+        shown, end = SPLAT_FILE, "#{}.splat"  # the viewer knows a file of splats by the end of its address
+    address = file_url(run.run_id, shown, file_version(run.folder / shown)) + end.format(time.monotonic_ns())
+    return [
+        RunViewer(
+            address,
+            display_mode="wireframe" if page.look.show == "Wireframe" else "solid",
+            camera_position=START_VIEW if camera == (None, None, None) else camera,
+        )
+    ]
 
 
 # ---- HTML
