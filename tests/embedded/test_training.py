@@ -166,6 +166,8 @@ def test_each_model_trains_resumes_ships_and_is_trained_on(
     further = train("further", 4, warm_start=str(whole / "shipped"))
     record = read_record(name, further / "shipped")
     assert record["iterations"] == 4 and record["objects_seen"] == 16
+    configurations = list((further / "shipped").rglob("config.json"))
+    assert configurations and not [path for path in configurations if str(tmp_path) in path.read_text("utf-8")]
     with pytest.raises(SystemExit, match="has 3 already"):
         train("none", 3, warm_start=str(whole / "shipped"))
 

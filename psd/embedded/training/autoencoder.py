@@ -1,12 +1,14 @@
 """The embedded autoencoder: diffusers' `AutoencoderTiny`, 64 px images to 8 x 16 x 16 latents.
 
-Trained on crops (it is fully convolutional) with L1 + L2 + an edge term; latents are pulled to zero mean and unit
-variance, and noise is added before decoding, so that the decoder forgives the small errors of a diffusion prior.
+Trained on crops (it is fully convolutional) with L1 + L2, more of it on the object, and an edge term; latents are
+pulled to zero mean and unit variance, and noise is added before decoding, so that the decoder forgives the small errors
+of a diffusion prior.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from psd.embedded.training import data
 
 CROP = 32  # px
 LATENT_NOISE = 0.05  # standard deviations
+OBJECT_WEIGHT = 4.0  # of a pixel of an object: most pixels are background, and the objects' dark colours turned grey
 LATENT_CHANNELS = 8  # 4 leave thin parts and the colours of small neighbours blurred
 
 
@@ -55,36 +58,35 @@ class AutoencoderTask:
         )
         if arguments.decoder_only:
             self.model.encoder.requires_grad_(False)
-        self.images = rearrange(data.load_shards(arguments.data, fields=("rgb",)).rgb, "o v h w c -> (o v) c h w")
+        shards = data.load_shards(arguments.data, fields=("rgb", "mask"))
+        self.images = rearrange(shards.rgb, "o v h w c -> (o v) c h w")
+        self.masks = rearrange(shards.mask, "o v h w -> (o v) 1 h w")
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.images), (objects * 4,), generator=generator)
         size = self.images.shape[-1]
         y, x = (int(v) * 4 for v in torch.randint((size - CROP) // 4 + 1, (2,), generator=generator))
         images = self.images[rows, :, y : y + CROP, x : x + CROP].to(self.device).float() / 127.5 - 1
+        mask = self.masks[rows, :, y : y + CROP, x : x + CROP].to(self.device).float() / 255
+        weight = 1 + (OBJECT_WEIGHT - 1) * mask
         latents = self.model.encode(images).latents
         noise = torch.randn(latents.shape, generator=generator).to(self.device) * LATENT_NOISE
         decoded = self.model.decode(latents + noise).sample
         error = decoded - images
         moments = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
-        l2 = error.square().mean()
         loss = (
-            error.abs().mean()
-            + l2
+            (weight * (error.abs() + error.square())).mean()
             + (edge_differences(decoded) - edge_differences(images)).abs().mean()
             + 0.1 * moments
         )
-        psnr = -10 * torch.log10(l2.detach() / 4)
-        return loss, {"psnr": psnr.item(), "moments": moments.item()}
+        inside = (mask * error.detach().square()).sum() / (3 * mask.sum()).clamp(min=1)
+        psnr, inside = (-10 * torch.log10(value / 4) for value in (error.detach().square().mean(), inside))
+        return loss, {"psnr": psnr.item(), "inside": inside.item(), "moments": moments.item()}
 
     def ship(self, ema: nn.Module, folder: Path) -> None:
         assert isinstance(ema, AutoencoderTiny)
         save_half(ema, folder / "vae")
-        # diffusers writes a key that it then warns of when it reads it
-        path = folder / "vae" / "config.json"
-        config = json.loads(path.read_text())
-        config.pop("block_out_channels", None)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        forget_keys(folder / "vae" / "config.json", "block_out_channels")  # diffusers warns of it when it reads it
 
     @torch.no_grad()
     def sheet(self, ema: Any, path: Path) -> None:
@@ -99,7 +101,17 @@ class AutoencoderTask:
 
 
 def save_half(model: nn.Module, folder: Path) -> None:
-    """Save a diffusers or transformers model as fp16 safetensors without touching the trained copy."""
-    import copy
+    """Save a diffusers or transformers model as fp16 safetensors without touching the trained copy.
 
+    Its configuration forgets the folder that the model was once read from: a place on the machine that trained it.
+    """
     copy.deepcopy(model).cpu().half().save_pretrained(folder, safe_serialization=True)  # pyright: ignore
+    forget_keys(folder / "config.json", "_name_or_path")
+
+
+def forget_keys(path: Path, *keys: str) -> None:
+    """Take keys out of a JSON file."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in keys:
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
