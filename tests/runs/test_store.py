@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ from psd.geometry.cleanup import vertex_normals
 from psd.geometry.mesh import Mesh
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.drive import drive_run
-from psd.runs.store import files
+from psd.runs.store import files, films
 from psd.runs.store.archive import (
     RUN_ID,
     find_run,
@@ -540,6 +541,42 @@ def test_a_film_that_fails_costs_no_mesh(folder: RunFolder, monkeypatch: pytest.
     assert {path.name for path in exports.iterdir()} == with_film - {"turntable.mp4"}
     assert read_status(folder.path).state == "finished"
     assert json.loads((exports / "statistics.json").read_text()) == {"faces": 5}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+    ids=["", "torch"],
+)
+def test_a_film_that_has_no_room_costs_no_mesh(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("psd.runs.store.films.render_turntable", refuse)
+    events = [meshed(), Finished(step=6, reason="completed")]
+    *_, finished, warned = drive_run(lambda *_: iter(events), folder, Controls(PRESET))
+    assert isinstance(finished, Finished) and read_status(folder.path).state == "finished"
+    assert isinstance(warned, Warned) and warned.message == "The mesh has no film: out of memory."
+    assert (folder.path / "public/exports/mesh.glb").is_file()
+
+
+def test_a_turntable_starts_at_the_front_and_becomes_a_film(tmp_path: Path) -> None:
+    import imageio.v3 as imageio
+
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.6)
+    vertices, faces = np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int32)
+    colours = np.where(vertices[:, :1] > 0, [230, 25, 25], [25, 25, 230]).astype(np.uint8)
+    frames = films.render_turntable(Mesh(vertices, faces, vertex_normals(vertices, faces), colours))
+    size, middle = films.SIZE, films.SIZE // 2
+    assert frames.shape == (films.FRAMES, size, size, 3) and frames.dtype == np.uint8
+    front, back = (frames[place, middle, middle].astype(int) for place in (0, films.FRAMES // 2))
+    assert front[0] > 2 * front[2] and back[2] > 2 * back[0]  # red in front, blue behind
+    assert (frames[:, 0, 0] == 255).all()
+    write_films(frames, tmp_path)
+    film = imageio.imread(tmp_path / "turntable.mp4")
+    assert film.shape == frames.shape and np.abs(film.astype(int) - frames).mean() < 6
 
 
 def test_films_come_when_the_mesh_is_there_to_look_at(folder: RunFolder) -> None:

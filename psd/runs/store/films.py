@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from psd.runs.store.files import StoreError, explain_os_errors
 from psd.runs.store.media import LAPSE_FPS, FilmError, join_previews, write_films
+from psd.runtime import memory
 
 if TYPE_CHECKING:
     from psd.geometry.mesh import Mesh
@@ -47,6 +48,10 @@ def film_run(mesh: Mesh, folder: Path) -> str:
                 for path in sorted(new.iterdir()):
                     os.replace(path, folder / "public" / "exports" / path.name)
                 shutil.rmtree(new, ignore_errors=True)
-    except (FilmError, StoreError, MemoryError) as error:  # the mesh is what the run was for
-        return f"The mesh has no film: {error or type(error).__name__}"
+    except (FilmError, StoreError) as error:  # the mesh is what the run was for
+        return f"The mesh has no film: {error}"
+    except (MemoryError, RuntimeError) as error:  # torch's own says so in words only
+        if not memory.is_out_of_memory(error):
+            raise
+        return "The mesh has no film: out of memory."
     return ""
