@@ -224,7 +224,8 @@ def _mesh_version(page: Page) -> object:
 def _update_viewer(page: Page) -> list[Any]:
     """The mesh as its file is now; a new value would turn the camera back, so its place goes along.
 
-    No two addresses are equal: Gradio's viewer, given the same one again while its code is on the way, stays empty.
+    No two addresses are equal: Gradio's viewer asks how to draw only as it loads an address, and given the same one
+    again while its code is on the way it stays empty.
     """
     run, camera = page.run, page.look.viewer_camera
     file = run.view.mesh.file if has_mesh(run) and run.view.mesh else None
@@ -297,7 +298,7 @@ def film_html(page: Page) -> str:
         return ""
     version = file_version(run.folder / FILMS[name])
     if not version:
-        return f'<p class="hint">This run has no {name.lower()}.</p>'
+        return f'<p class="hint">There is no {name.lower()} yet. If it cannot be made, the log says why.</p>'
     address = file_url(run.run_id, FILMS[name], version)
     return f'<video src="{address}" autoplay loop muted playsinline controls aria-label="{name}"></video>'
 
