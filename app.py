@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psd.runtime.diagnosis import refuse_old_python
+from psd.runtime.diagnosis import advise_large_preset, refuse_old_python
 
 refuse_old_python()
 
 from psd.config.errors import MissingError, PresetError
 from psd.config.preset import Preset
-from psd.embedded.captions import grammar
+from psd.embedded.captions import grammar, kinds, wording
 from psd.runs import engine
 from psd.runs.jobs import admission
 from psd.runs.jobs.drive import MakeEvents
@@ -26,10 +26,10 @@ from psd.runs.jobs.worker import Limits, Worker
 from psd.runs.store.files import StoreError, expand_path
 from psd.runtime.console import forgiving_output
 from psd.runtime.importing import import_for_good
+from psd.ui.inputs.vocabulary import OfferedKind, Vocabulary
 from psd.ui.options import Options, read_options, require_free_port
 
 if TYPE_CHECKING:
-    from psd.ui.inputs.vocabulary import Vocabulary
     from psd.ui.tabs.mesh import Remesh
 
 # Before torch is imported: idle OpenMP threads that spin would take the cores from the page that shows the run.
@@ -41,6 +41,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
 
 LARGEST_UPLOAD = "1mb"  # a preset is a few kB
+EXAMPLES = (
+    "a red mushroom", "a taxi", "a burger", "a pirate ship", "a pineapple", "a green cube on top of a yellow cylinder",
+)  # fmt: skip
+HINT = (
+    'Many take a colour ("a blue mushroom"), some go in pairs ("a burger next to a taxi", "a taxi on top of a cake").'
+)
 MOST_EVENTS = 128  # of all pages and scripts at once; streams of events hold a place each (`psd.ui.api.STREAMS`)
 
 
@@ -67,6 +73,24 @@ def remake_mesh(folder: Path, scene: str | None, threshold: float | None) -> Non
     from psd.runs.remesh import rewrite_mesh
 
     rewrite_mesh(folder, scene, threshold)
+
+
+@cache
+def read_vocabulary() -> Vocabulary:
+    """What the embedded prior knows, for the page and the API: of its world, what it draws well is offered."""
+    names: dict[str, list[str]] = {}
+    for name, noun in wording.list_names().items():
+        names.setdefault(noun, []).append(name)
+    captions = [caption for caption in grammar.all_captions(pairs=False) if caption.kind in kinds.list_known()]
+    offered = []
+    for noun in kinds.list_known():
+        (left, top), caption = kinds.locate_picture(noun), wording.reword_text(noun)
+        place = left // kinds.TILE, top // kinds.TILE
+        offered.append(OfferedKind(caption, noun, kinds.read_kinds()[noun].category, tuple(names[noun]), place))
+    return Vocabulary(
+        wording.read_prompt, tuple(offered), tuple(caption.text for caption in captions), grammar.RELATIONS, EXAMPLES,
+        HINT, kinds.GALLERY, kinds.COLUMNS, advise_large_preset, kinds.find_true_scores,
+    )  # fmt: skip
 
 
 def make_admission(options: Options) -> Callable[[Preset], None]:
@@ -138,13 +162,13 @@ def serve_page(options: Options) -> None:
 
         return score_images(first, images, prompt, judge)
 
-    vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
+    vocabularies = {"assets/prior": read_vocabulary()}
     blocks = build.build_blocks(worker, preset=options.preset, vocabularies=vocabularies, remesher=make_remesher)
     api.register_endpoints(blocks, worker, score=score_pictures, remake=remake_mesh, vocabularies=vocabularies)
     frameable = bool(os.environ.get("SPACE_ID"))  # the hub shows a Space in a frame
     library = worker.library
     layers = protection.protect(
-        library.find_folder, library.find_zip, proxies=options.proxies, frameable=frameable
+        library.find_folder, library.find_zip, page_files=[kinds.GALLERY], proxies=options.proxies, frameable=frameable
     )  # fmt: skip
     signal.signal(signal.SIGTERM, raise_interrupt)  # Gradio knows Ctrl-C only
     try:

@@ -213,9 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def resolve_preset(arguments: argparse.Namespace) -> Preset:
-    """Preset, then --set, then the arguments of their own; a caption of the embedded world in that world's wording."""
-    from psd.embedded.captions.grammar import reword_text
-
+    """Preset, then --set, then the arguments of their own; a prompt to the embedded models in their own wording."""
     values = parse_assignments(arguments.set)
     own = {name: getattr(arguments, name, None) for name in ("prompt", "seed")}
     if arguments.command == "run":
@@ -226,7 +224,25 @@ def resolve_preset(arguments: argparse.Namespace) -> Preset:
         require_start(preset.scene_preset(0).scene.kind)
         preset = preset.with_values({"scene.start": start})
     embedded = preset.prior == Preset.model_fields["prior"].default
-    return preset.with_values({"prompt": reword_text(preset.prompt)}) if embedded else preset
+    return preset.with_values({"prompt": read_embedded_prompt(preset.prompt)}) if embedded else preset
+
+
+def read_embedded_prompt(prompt: str) -> str:
+    """The caption that the embedded models make of a prompt; what was read otherwise is said on stderr.
+
+    Raises PresetError where it names nothing that they know.
+    """
+    from psd.config.errors import PresetError
+    from psd.embedded.captions.unknown import UnknownCaption
+    from psd.embedded.captions.wording import read_prompt, reword_text
+
+    try:
+        caption = reword_text(prompt)
+    except UnknownCaption as error:
+        raise PresetError(str(error)) from None
+    for note in read_prompt(prompt).notes:
+        print(f"prompt: {note}", file=sys.stderr)
+    return caption
 
 
 def start_run(arguments: argparse.Namespace, prepare: Prepare) -> int:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import jaxtyping
@@ -12,6 +13,9 @@ import torch
 
 from tests.support import signatures  # noqa: F401  (the hook finds it there)
 from tests.support.gpu_table import LATE
+
+if TYPE_CHECKING:
+    from psd.embedded.objects.collection import Collection
 
 # Before torch, transformers and gradio are imported, and inherited by the processes that tests start.
 os.environ.update(
@@ -80,3 +84,13 @@ class Figures:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Figures(config), "figures")
+
+
+@pytest.fixture(scope="session")
+def collection() -> "Collection":
+    """The real objects; where no folder is named their tests are skipped, in continuous integration they fail."""
+    from psd.embedded.objects.collection import VARIABLE, open_collection
+
+    if VARIABLE not in os.environ and "CI" not in os.environ:
+        pytest.skip(f"{VARIABLE} names no folder of objects (docs/embedded.md)")
+    return open_collection()

@@ -59,12 +59,21 @@ def the_run(root: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("typed", "kept"),
-    [("Red mushroom!", "a red mushroom"), ("a red, mushroom", "a red mushroom"), ("an snowman?", "a snowman"),
-     ("red red red", "red red red")],
-)  # fmt: skip
-def test_a_caption_is_run_in_the_wording_that_the_prior_learned(root: Path, typed: str, kept: str) -> None:
+    [("Red mushroom!", "a red mushroom"), ("a red, mushroom", "a red mushroom"), ("an t-rex?", "a tyrannosaurus")],
+)
+def test_a_prompt_is_run_in_the_wording_that_the_prior_learned(root: Path, typed: str, kept: str) -> None:
     assert main(["run", typed, "--steps", "2"], prepare=fake) == OK
     assert read_preset(the_run(root)).prompt == kept
+
+
+def test_what_is_read_otherwise_is_said_and_what_names_nothing_known_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "two cute foxes", "--steps", "2"], prepare=fake) == OK
+    assert "prompt: two: one\nprompt: cute: dropped\n" in capsys.readouterr().err
+    assert main(["run", "a dragon", "--steps", "2"], prepare=fake) == BAD_INPUT
+    assert "'a dragon' is not a caption" in (said := capsys.readouterr().err) and "a tyrannosaurus" in said
+    assert main(["run", "a dragon", "--steps", "2", "--set", "prior=elsewhere"], prepare=fake) == OK  # reads anything
 
 
 @pytest.mark.parametrize(("version", "told"), [((3, 10), True), ((3, 11), False), ((3, 12), False), ((3, 14), True)])
@@ -131,14 +140,14 @@ def test_what_loading_the_models_can_say(
     def prepare(preset: Preset) -> MakeEvents:
         raise error
 
-    assert main(["run", "a zebra"], prepare=prepare) == code
+    assert main(["run", "a fox"], prepare=prepare) == code
     assert str(error) in capsys.readouterr().err
     assert list_runs(root) == []
 
 
 def test_full_disk_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root.write_text("a file where the folder should be")
-    assert main(["run", "x"], prepare=fake) == MISSING
+    assert main(["run", "a fox"], prepare=fake) == MISSING
     assert "PSD_RUNS" in capsys.readouterr().err
 
 
@@ -147,7 +156,7 @@ def test_failed_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         yield from [*fake_run(preset, control)][:4]
         raise ArithmeticError("density is not finite")
 
-    assert main(["run", "x"], prepare=lambda preset: failing) == FAILED
+    assert main(["run", "a fox"], prepare=lambda preset: failing) == FAILED
     out, err = capsys.readouterr()
     assert "density is not finite" in err and "log.txt" in err and "Traceback" not in err
     assert out.strip() == str(the_run(root))
@@ -167,7 +176,7 @@ def interrupting(times: int) -> MakeEvents:
 
 
 def test_first_interrupt_keeps_everything(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(1)) == INTERRUPTED
+    assert main(["run", "a fox", "--steps", "6"], prepare=lambda preset: interrupting(1)) == INTERRUPTED
     folder = the_run(root)
     assert read_status(folder).state == "stopped"
     events = list(replay_events(folder))
@@ -177,7 +186,7 @@ def test_first_interrupt_keeps_everything(root: Path, capsys: pytest.CaptureFixt
 
 
 def test_second_interrupt_leaves_at_once(root: Path) -> None:
-    assert main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2)) == INTERRUPTED
+    assert main(["run", "a fox", "--steps", "6"], prepare=lambda preset: interrupting(2)) == INTERRUPTED
     folder = the_run(root)
     assert read_status(folder).state == "interrupted"
     checkpoint = latest_checkpoint(folder)
@@ -185,7 +194,7 @@ def test_second_interrupt_leaves_at_once(root: Path) -> None:
 
 
 def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2))
+    main(["run", "a fox", "--steps", "6"], prepare=lambda preset: interrupting(2))
     folder = the_run(root)
     assert main(["resume", folder.name], prepare=fake) == OK
     told = [event for event in replay_events(folder) if isinstance(event, Stepped)]
@@ -196,9 +205,9 @@ def test_resume_goes_on_where_it_stopped(root: Path, capsys: pytest.CaptureFixtu
 
 def test_set_takes_several_values_and_may_be_repeated(root: Path) -> None:
     given = ["--set", "kappa=2", "guidance_scale=7.5", "--steps", "2", "--set", "rescale=0"]
-    assert main(["run", "x", *given], prepare=fake) == OK
+    assert main(["run", "a fox", *given], prepare=fake) == OK
     preset = read_preset(the_run(root))
-    assert (preset.prompt, preset.kappa, preset.guidance_scale, preset.rescale, preset.steps) == ("x", 2, 7.5, 0, 2)
+    assert (preset.prompt, preset.kappa, preset.guidance_scale, preset.rescale, preset.steps) == ("a fox", 2, 7.5, 0, 2)
 
 
 def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
@@ -211,7 +220,7 @@ def test_resume_moves_what_is_live_before_its_first_step(root: Path) -> None:
             if event.step == 3:
                 raise ArithmeticError("the noise prediction is not finite")
 
-    main(["run", "x", "--steps", "6"], prepare=lambda preset: fails)
+    main(["run", "a fox", "--steps", "6"], prepare=lambda preset: fails)
     folder = the_run(root)
     again = ["resume", str(folder), "--set", "guidance_scale=2", "preference_weight=0.5"]
     assert main(again, prepare=fake) == OK
@@ -232,13 +241,13 @@ def test_resume_refuses_what_cannot_move(
     def loads(preset: Preset) -> MakeEvents:
         raise AssertionError("refused before models are loaded")
 
-    main(["run", "x", "--steps", "6"], prepare=lambda preset: interrupting(2))
+    main(["run", "a fox", "--steps", "6"], prepare=lambda preset: interrupting(2))
     assert main(["resume", str(the_run(root)), "--set", value], prepare=loads) == BAD_INPUT
     assert words in capsys.readouterr().err
 
 
 def test_resume_with_more_steps(root: Path) -> None:
-    main(["run", "x", "--steps", "6"], prepare=fake)
+    main(["run", "a fox", "--steps", "6"], prepare=fake)
     folder = the_run(root)
     for total in (9, 12):
         assert main(["resume", str(folder), "--more", "3"], prepare=fake) == OK
@@ -247,7 +256,7 @@ def test_resume_with_more_steps(root: Path) -> None:
 
 
 def test_resume_with_fewer_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["run", "x", "--steps", "6"], prepare=fake)
+    main(["run", "a fox", "--steps", "6"], prepare=fake)
     main(["resume", str(the_run(root)), "--more", "3"], prepare=fake)
     assert main(["resume", str(the_run(root)), "--more", "-1"], prepare=fake) == BAD_INPUT
     assert "--more=-1 is below 0" in capsys.readouterr().err

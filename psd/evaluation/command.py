@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a trial with other parameters")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
-    parser.add_argument("--report", action="store_true", help="only write tables, pictures and README's section again")
+    parser.add_argument(
+        "--report", action="store_true", help="only write pages, charts and the tables of docs/evidence.md again"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

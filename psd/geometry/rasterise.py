@@ -5,7 +5,7 @@ gradients, then where the ray meets it as perspective-correct barycentric weight
 `Fragments.interpolate` spreads values of vertices over the pixels.  `smooth_silhouettes` blends the two pixels beside
 an outline by how far it covers them, so that pictures change smoothly as a vertex moves: the only way that a mask
 reaches the vertices.  Everything that draws triangles draws them here: `find_visible_faces` also serves pictures of
-many objects at once (`psd.embedded.world.picture`), `rasterise_plane` the charts of a texture.
+many objects at once (`psd.embedded.objects.picture`), `rasterise_plane` the charts of a texture.
 
 Axes: b group, v view, i image = (b v), h w pixels, n vertices, m faces, f = faces of all images, e edges, p covered
 pixels, c values.

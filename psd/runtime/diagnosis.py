@@ -6,8 +6,12 @@ import importlib
 import re
 import shutil
 import sys
+from functools import cache
 
 from psd.config.errors import first_line
+
+LARGE_PRESETS = {"mvdream": 24, "mvdream-12gb": 12, "mvdream-8gb": 8}  # GB of the GPU that each is planned for
+USABLE = 0.85  # of a GPU's nominal memory at least: error correction and the driver keep some
 
 
 def python_problem(version: tuple[int, int]) -> str:
@@ -91,6 +95,29 @@ def _runs_on(built: str, card: tuple[int, int]) -> bool:
         return needed == card
     any_later = built.startswith("compute_") and not built.endswith("f")
     return needed <= card and (any_later or needed[0] == card[0])
+
+
+@cache
+def advise_large_preset() -> str:
+    """Which presets make what the embedded models do not know, what they need, and whether this machine has it."""
+    *others, least = (f"{name} ({memory} GB)" for name, memory in LARGE_PRESETS.items())
+    return (
+        f"Other objects need a preset with large models and an NVIDIA GPU: {', '.join(others)} or {least}; "
+        f"the first run downloads about 10 GB. {_judge_gpu()}"
+    )
+
+
+def _judge_gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available() or unsupported_gpu() is not None:
+        return "This machine has no GPU that can be used."
+    card = torch.cuda.get_device_properties(0)
+    has = f"This machine's GPU ({card.name}, {card.total_memory / 2**30:.0f} GB)"
+    for name, memory in LARGE_PRESETS.items():
+        if card.total_memory >= USABLE * memory * 2**30:
+            return f"{has} is enough for {name}."
+    return f"{has} is too small."
 
 
 def out_of_memory_help(error: BaseException, device: str) -> str:

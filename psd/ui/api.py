@@ -30,7 +30,7 @@ from psd.runs.store.archive import ACTIVE, Run, replay_events
 from psd.runs.store.files import StoreError
 from psd.runtime.pictures import decode_image
 from psd.ui.endpoints import document_parameters, explain_errors, explain_stream_errors, require_every_value
-from psd.ui.inputs.vocabulary import Vocabulary, reword_preset
+from psd.ui.inputs.vocabulary import Vocabulary, list_notes, reword_preset
 from psd.ui.markup.html import EXPORTS, download_file, file_url
 from psd.ui.protection import hide_paths, server_address
 
@@ -89,14 +89,15 @@ class Api:
         """Queue a run that makes a 3D object of a prompt, and return at once.
 
         Args:
-            prompt: what to make; the embedded preset knows captions such as "a red mushroom"
+            prompt: what to make; the small models know things such as "a taxi" or "a red mushroom" (the page shows all)
             preset: name of a shipped preset
             seed: the same seed gives the same run; left out: that of overrides, or of the preset
             overrides: further parameters as YAML or JSON, for instance "steps: 60"
             owner: the secret that an earlier call returned, so that its runs have one owner; empty: a new one
 
         Returns:
-            the status of the run (see get_status) and "owner", which stop_run, resume_run and export_mesh ask for
+            the status of the run (see get_status), whose "prompt" is how yours was read; "notes", on what was read
+            otherwise than you sent it; and "owner", which stop_run, resume_run and export_mesh ask for
         """
         given = {"prompt": prompt} if seed is None else {"prompt": prompt, "seed": seed}
         values = parse_mapping(overrides) if overrides.strip() else {}
@@ -109,8 +110,9 @@ class Api:
         if is_preset_file(preset):
             raise PresetError(f"{format_value(preset)} is a file: name a shipped preset, and pass changes as overrides")
         owner = owner or ownership.new_owner()
-        run_id = self._worker.submit(reword_preset(Preset.load(preset, values), self._vocabularies), owner=owner)
-        return {**self.get_status(run_id), "owner": owner}
+        asked = Preset.load(preset, values)
+        run_id = self._worker.submit(reword_preset(asked, self._vocabularies), owner=owner)
+        return {**self.get_status(run_id), "notes": list_notes(asked, self._vocabularies), "owner": owner}
 
     def get_status(self, run_id: str) -> dict[str, Any]:
         """How a run stands.

@@ -141,14 +141,14 @@ def build_blocks(
                         take, bar = build_take(), build_hand()
                     with gr.Row(elem_id="stage-row"):
                         with gr.Column(elem_id="see", min_width=300):
-                            stage = StagePanel()
+                            stage = StagePanel(worker.library.list_shipped())
                         with gr.Column(elem_id="steer", min_width=240):
                             live, words, moves = build_steer(first)
                 with gr.Column(elem_id="rest"):
                     advanced = build_advanced(preset, first)
                     with gr.Tabs(elem_id="tabs") as tabs:
                         with gr.Tab("Curves", id="Curves"):
-                            curves = CurvesTab()
+                            curves = CurvesTab([known.find_true_scores for known in vocabularies.values()])
                         with gr.Tab("Mesh", id="Mesh"):
                             mesh = MeshTab(first, remesher)
                         with gr.Tab("Negative", id="Negative"):

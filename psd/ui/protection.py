@@ -25,13 +25,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from psd.config.preset import PRESETS
 from psd.runs.store.files import StoreError
-from psd.ui.markup.html import RUN_FILES, name_download
+from psd.ui.markup.html import PAGE_FILES, RUN_FILES, name_download
 from psd.ui.state.watch import serve_folder
 
 RUN_FILE = re.compile(rf"(?P<prefix>.*/gradio_api/file=){RUN_FILES}(?P<run>[^/]+)/(?P<file>.+)", re.DOTALL)
+PAGE_FILE = re.compile(rf"(?P<prefix>.*/gradio_api/file=){PAGE_FILES}(?P<file>[^/]+)", re.DOTALL)
 REMOTE_FILE = re.compile(r".*/gradio_api/(file|proxy)=\s*[a-z][a-z0-9+.-]*:", re.DOTALL | re.IGNORECASE)
 LOGIN = re.compile(r".*/login/?")
 DISPOSITION = b"content-disposition"
+FOR_GOOD = (b"cache-control", b"private, max-age=31536000, immutable")
 SHOWN = (".jpg", ".png", ".webp", ".mp4", ".glb")  # what a browser shows where it stands; others it saves
 NO_FILE = "no-such-file"  # what Gradio is asked for in the place of a file that is not served: it refuses, after login
 # Routes of Gradio that this page does not use and that write to the disk, compute, or tell of others' visits.
@@ -58,14 +60,16 @@ def protect(
     find_folder: Callable[[str], Path],
     find_zip: Callable[[str], Path] | None = None,
     *,
+    page_files: Collection[Path] = (),
     proxies: Collection[str] = (),
     frameable: bool = False,
 ) -> list[Middleware]:
     """The layers for ``app_kwargs={"middleware": ...}`` of ``launch``.
 
-    ``find_folder`` gives a run's folder and ``find_zip`` its zip, or each raises StoreError.  The X-Forwarded headers
-    of requests from ``proxies`` (addresses, or ``*`` for all) are believed, those of others are dropped.
-    ``frameable``: other sites may show the page in a frame, as a Space needs it.
+    ``find_folder`` gives a run's folder and ``find_zip`` its zip, or each raises StoreError.  ``page_files`` is what
+    the page itself shows (`psd.ui.markup.html.page_file_url`).  The X-Forwarded headers of requests from ``proxies``
+    (addresses, or ``*`` for all) are believed, those of others are dropped.  ``frameable``: other sites may show the
+    page in a frame, as a Space needs it.
     """
     return [
         Middleware(ForwardedHeaders, proxies=frozenset(proxies)),
@@ -74,6 +78,7 @@ def protect(
         Middleware(BodyLimit),
         Middleware(LoginDelay),
         Middleware(RunFiles, find_folder=find_folder, find_zip=find_zip),
+        Middleware(PageFiles, files={file.name: file for file in page_files}),
         Middleware(CompressedPages),
     ]
 
@@ -293,7 +298,7 @@ class RunFiles:
     """Serves public files of runs by the run's id, so that no address shows a folder of the server.
 
     The request goes on to Gradio's own route, which asks for the login and answers ranges.  Files that a person saves
-    are named after the run's prompt (`psd.ui.markup.html.name_download`).
+    are named after the run's prompt (`psd.ui.markup.html.name_download`).  An address with a version holds for good.
     """
 
     def __init__(
@@ -313,7 +318,10 @@ class RunFiles:
             if message["type"] == "http.response.start" and message["status"] in (200, 206):
                 headers = [(key, value) for key, value in message["headers"] if key.lower() != DISPOSITION]
                 kind = "inline" if name.endswith(SHOWN) else "attachment"
-                message = {**message, "headers": [*headers, (DISPOSITION, f'{kind}; filename="{name}"'.encode())]}
+                headers.append((DISPOSITION, f'{kind}; filename="{name}"'.encode()))
+                if scope.get("query_string", b"").startswith(b"v="):
+                    headers.append(FOR_GOOD)
+                message = {**message, "headers": headers}
             await send(message)
 
         scope = {**scope, "path": path, "raw_path": quote(path).encode()}
@@ -333,6 +341,22 @@ class RunFiles:
             return None
         serve_folder(public)
         return public / name
+
+
+class PageFiles:
+    """Serves what the page itself shows by the file's name, so that no address shows a folder of the server."""
+
+    def __init__(self, app: ASGIApp, files: Mapping[str, Path]) -> None:
+        self.app, self.files = app, files
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match = PAGE_FILE.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if match is not None and match["file"] in self.files:
+            file = self.files[match["file"]]
+            serve_folder(file)
+            path = match["prefix"] + file.as_posix()
+            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+        await self.app(scope, receive, send)
 
 
 # ---- what layers share

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -108,6 +108,13 @@ def essence(event: Event) -> tuple:
         elif value is not None:
             arrays += [(key, np.asarray(array).tobytes()) for key, array in sorted(value.items())]
     return json.dumps(record, sort_keys=True), arrays
+
+
+def essences(told: Iterable[Event]) -> list[tuple]:
+    """Of all events but checkpoints before the last, which come by the clock."""
+    events = list(told)
+    last = last_checkpoint(events)
+    return [essence(event) for event in events if event is last or not isinstance(event, Checkpointed)]
 
 
 def unjudged(checkpoint: Checkpointed) -> Checkpointed:
@@ -250,8 +257,8 @@ def test_the_shipped_models_repeat_and_resume_bit_for_bit(with_mesh: None) -> No
     preset = Preset.load("tiny", changed)
     models = load_models(preset)
     try:
-        whole = list(map(essence, run(preset, models)))
-        again = list(map(essence, run(preset, models, control=(onlooker := Onlooker()))))
+        whole = essences(run(preset, models))
+        again = essences(run(preset, models, control=(onlooker := Onlooker())))
         first = list(run(preset, models, control=Hand(2)))
         rest = list(run(preset, models, resume=last_checkpoint(first)))
     finally:
@@ -259,7 +266,7 @@ def test_the_shipped_models_repeat_and_resume_bit_for_bit(with_mesh: None) -> No
     assert again == whole
     assert len(onlooker.pictures) == 5 and not np.array_equal(onlooker.pictures[0], onlooker.pictures[-1])
     steps = [index for index, event in enumerate(rest) if isinstance(event, Stepped)]
-    resumed = list(map(essence, rest[steps[0] :]))
+    resumed = essences(rest[steps[0] :])
     assert resumed == whole[-len(resumed) :] and len(steps) == 2
 
 
@@ -295,7 +302,7 @@ def test_every_step_draws_its_own_noise_from_the_seed(monkeypatch: pytest.Monkey
     assert abs(torch.cat(different).mean()) < 0.1 and abs(torch.cat(different).std() - 1) < 0.1
 
 
-def test_all_methods_of_the_main_suite_see_the_same_cameras_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_methods_of_the_suites_see_the_same_cameras_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step, to the end: t, cameras, background and jitter, and the first noise; however many a method draws."""
 
     def drawn(settings: dict) -> list[list]:
@@ -316,7 +323,11 @@ def test_all_methods_of_the_main_suite_see_the_same_cameras_and_noise(monkeypatc
             levels = [event.t for event in events if isinstance(event, Stepped)]
         return [[torch.tensor(t), *those] for t, those in zip(levels, seen, strict=True)]
 
-    rows = Suite.load(SUITES / "embedded.yaml").methods
+    rows = {
+        name: row
+        for suite in ("embedded", "large")
+        for name, row in Suite.load(SUITES / f"{suite}.yaml").methods.items()
+    }
     first, *others = [drawn(method.set) for method in rows.values()]
     assert len(first) == 5 and len(others) > 10 and len({int(t) for t, *_ in first}) > 1
     for name, other in zip(list(rows)[1:], others, strict=True):

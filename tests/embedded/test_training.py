@@ -1,9 +1,11 @@
 """Training of the embedded models: resumed equals uninterrupted, warm starts keep count, the yardsticks measure."""
 
 import argparse
+import copy
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from psd.embedded.captions import grammar
-from psd.embedded.render import ground_truth
+from psd.embedded.captions import grammar, kinds
+from psd.embedded.objects.collection import Collection
+from psd.embedded.objects.picture import Pictures
+from psd.embedded.objects.truth import render_truth
 from psd.embedded.training import prior
 from psd.embedded.training.data import write_shard
 from psd.embedded.training.loop import (
-    HAND_DRAWN,
     NAMES,
     batch_generator,
     fit_task,
@@ -58,7 +61,7 @@ def arguments(work, iterations, **changes):
     defaults = {
         "work": str(work), "out": None, "iterations": iterations, "device": "cpu", "lr": 0.05, "ema": 0.9, "seed": 3,
         "warmup": 2, "warm_start": None, "save_s": 1e9, "keep": (), "log_every": 1000, "processes": 1, "compile": False,
-        "world": HAND_DRAWN, "started_by": os.getppid(), "bf16": False, "sheet_every": 0,
+        "started_by": os.getppid(), "bf16": False, "sheet_every": 0,
         "stop_after_s": None, "decoder_only": False,
     }  # fmt: skip
     return argparse.Namespace(**{**defaults, **changes})
@@ -121,9 +124,9 @@ def test_a_worker_ends_when_the_process_that_started_it_has(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shard(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_shard(folder, 0, shard_objects=40, size=64, seed=0, held_out=False)
+    write_shard(folder, 0, collection, shard_objects=40, size=64, seed=0, held_out=False)
     return folder
 
 
@@ -241,8 +244,13 @@ def test_sibling_keys_join_captions_that_differ_in_colours_or_in_shapes_only():
     assert not set(one) & set(other)
 
 
-def truth(text, background=None):
-    return ground_truth([grammar.parse(text)], turntable_cameras(4), 64, background=background)
+@pytest.fixture
+def truth(collection: Collection) -> Callable[..., Pictures]:
+    def render(text: str, background: torch.Tensor | None = None) -> Pictures:
+        captions = [grammar.parse(text)]
+        return render_truth(captions, turntable_cameras(4), 64, collection=collection, background=background)
+
+    return render
 
 
 def test_projection_puts_points_where_the_rays_go():
@@ -257,16 +265,16 @@ def test_projection_puts_points_where_the_rays_go():
     torch.testing.assert_close(pixel[1], expected, atol=1e-3, rtol=0)
 
 
-def test_foreground_is_the_truths_mask():
+def test_foreground_is_the_truths_mask(truth):
     views = truth("a red cube")
     mask, true = find_foreground(views.rgb[0]), views.mask[0] > 0.5
     assert (mask & true).sum() / (mask | true).sum() > 0.9
 
 
-@pytest.mark.parametrize("text", ["a red cube", "a blue torus", "a snowman"])
-def test_views_of_one_object_agree_better_than_views_of_two(text):
+@pytest.mark.parametrize("text", ["a red cube", "a blue torus", "a fox"])
+def test_views_of_one_object_agree_better_than_views_of_two(truth, text):
     views = truth(text)
-    stranger = truth("a green duck", background=views.background)
+    stranger = truth("a green frog", background=views.background)
     mixed = views.rgb[0].clone()
     mixed[1] = stranger.rgb[0, 1]
     assert reprojection_error(mixed, turntable_cameras(4)) > 1.4 * reprojection_error(
@@ -302,3 +310,33 @@ def test_equal_gradients_of_two_processes_average_to_one_processes_training(tmp_
         fit_task(Channels(), arguments(tmp_path / str(world), 6), world=world)
     one, two = ((tmp_path / str(world) / "line" / "shipped" / "weights.json").read_text() for world in (1, 2))
     assert json.loads(one) == pytest.approx(json.loads(two), abs=1e-6)
+
+
+def test_a_new_vocabulary_keeps_what_old_words_mean():
+    words = grammar.vocabulary()
+    earlier, tokenizer = prior.build_tokenizer(words[::2]), prior.build_tokenizer(words)
+    torch.manual_seed(0)
+    encoder: Any = prior.build_small_text_encoder(len(earlier))
+    unchanged = copy.deepcopy(encoder)
+    prior.replace_vocabulary(encoder, earlier, tokenizer)
+
+    def encode(network: Any, of: Any, text: str) -> torch.Tensor:
+        ids = of([text], padding="max_length", max_length=16, return_tensors="pt").input_ids
+        return network(ids).last_hidden_state
+
+    for text in (" ".join(words[:10:2]), words[-1 if len(words) % 2 else -2], ""):
+        assert torch.equal(encode(encoder, tokenizer, text), encode(unchanged, earlier, text))
+    new = [row for word, row in tokenizer.get_vocab().items() if word not in earlier.get_vocab()]
+    table = encoder.get_input_embeddings().weight.detach()
+    assert len(new) > 150 and encoder.config.vocab_size == len(table) == len(tokenizer)
+    old = unchanged.get_input_embeddings().weight.detach()
+    assert float(table[new].std()) == pytest.approx(float(old.std()), rel=0.05)
+
+
+def test_no_caption_is_longer_than_the_text_encoder():
+    tokenizer = prior.build_tokenizer(grammar.vocabulary())
+    longest = max((caption.text for caption in grammar.all_captions(pairs=False)), key=lambda text: len(text.split()))
+    placed = [kind.noun for kind in kinds.read_kinds().values() if kind.is_placed or kind.is_carrier]
+    pair = f"{longest} on top of {max((f'an orange {noun}' for noun in placed), key=lambda text: len(text.split()))}"
+    assert len(tokenizer(pair).input_ids) <= prior.TOKENS
+    assert tokenizer.unk_token_id not in tokenizer(pair).input_ids

@@ -21,7 +21,7 @@ from psd.config.errors import MissingError, PresetError
 from psd.config.preset import Preset
 from psd.embedded.captions import grammar
 from psd.evaluation import command
-from psd.evaluation.experiments import run, suite
+from psd.evaluation.experiments import measure, run, suite
 from psd.evaluation.experiments.record import RecordedRun
 from psd.evaluation.experiments.suite import (
     SUITES,
@@ -37,7 +37,6 @@ from psd.evaluation.report.charts import draw_curves, draw_intervals, ticks_with
 from psd.evaluation.report.criteria import check_criteria, criteria_table
 from psd.evaluation.report.tables import (
     differences_table,
-    drift_table,
     leading_columns,
     matched_table,
     measure_columns,
@@ -51,7 +50,7 @@ SMALL = """
 about: two methods and a swept control
 preset: tiny
 set: {steps: 6}
-captions: [a red tree, a tall red tree, a pink table, a tall pink table, a black flower, a tall black flower]
+captions: [a red tree, a blue tree, a pink table, a green table, a black flower, a white flower]
 main: {prompts: 6, seeds: 2}
 others: {prompts: 2, seeds: 1}
 judges: [assets/evidence]
@@ -65,7 +64,7 @@ methods:
   steered: {about: the steered pair, set: {negative: false}, main: true}
   weak: {about: weight 0.5, set: {method: reward_gradient, reward_gradient_weight: 0.5}, main: true}
   strong: {about: weight 2, set: {method: reward_gradient, reward_gradient_weight: 2}, main: true}
-  scaled: {about: scaled to a ratio, set: {pair: random, negative: false}, ratio: 0.4}
+  best: {about: the best of four, set: {method: sds}, of: 4}
 """
 
 
@@ -75,14 +74,8 @@ def small(tmp_path: Path, text: str = SMALL) -> Suite:
     return Suite.load(path)
 
 
-def probe_line(found: Suite, method: str, cost: float, ratio: float | None = None) -> dict:
-    return {
-        **make_probe(found, method).key,
-        "steps": 6,
-        "calls": {"unet": [cost, 0]},
-        "pair_ratio": ratio,
-        "seconds": 1.0,
-    }
+def probe_line(found: Suite, method: str, cost: float) -> dict:
+    return {**make_probe(found, method).key, "steps": 6, "calls": {"unet": [cost, 0]}, "seconds": 1.0}
 
 
 def run_line(job: suite.PlannedRun, **measures: object) -> dict:
@@ -126,23 +119,24 @@ def test_every_suite_that_ships_expands_into_distinct_paired_runs(path: Path, pu
 
 def test_the_main_suite_is_as_large_as_was_promised() -> None:
     main = Suite.load(SUITES / "embedded.yaml")
-    assert len(main.prompts(main.main)) >= 24 and main.main.seeds >= 2 and len(main.judges) >= 2
-    inside = {"sds_2", "best_of_n", "random_pair", "steered", "steered_n"}
+    assert len(main.prompts(main.main)) >= 24 and main.main.seeds >= 3 and len(main.judges) >= 2
+    inside = {"sds_1", "sds_2", "best_of_four", "random_pair", "steered", "steered_n"}
     assert inside <= {name for name, method in main.methods.items() if method.main}
+    assert main.captions == "confirm" and main.methods["best_of_four"].of == 4
 
 
 @pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_is_reported_was_not_tuned_on(path: Path, public_list: Path) -> None:
-    """Tuning and forms ask the captions that defaults may be chosen by; no other suite asks any of them."""
+    """`tuning` asks the captions that defaults may be chosen by; no other suite asks any of them."""
     found = Suite.load(path)
-    chosen = path.stem in ("tuning", "forms")
     shared = set(found.prompts(found.main)) & set(suite.read_caption_list("tuning"))
-    assert len(shared) == (found.main.prompts if chosen else 0)
-    if found.truth:
-        assert all(grammar.is_held_out(grammar.parse(prompt)) for prompt in found.prompts(found.main))
+    assert len(shared) == (found.main.prompts if path.stem == "tuning" else 0)
+    if found.truth:  # a thing without a colour word cannot be held out
+        asked = map(grammar.parse, found.prompts(found.main))
+        assert all(grammar.is_held_out(it) for it in asked if it.colour or it.relation)
 
 
-@pytest.mark.parametrize("name", ["embedded", "ablations", "forms", "fronts", "open", "weak_prior"])
+@pytest.mark.parametrize("name", ["embedded", "pipelines"])
 def test_what_the_reports_ask_about_is_the_default_preset(name: str) -> None:
     found = Suite.load(SUITES / f"{name}.yaml")
     default = suite.with_preview_interval(Preset.load("tiny", {**found.set, "threads": 1, "judges": []}))
@@ -150,19 +144,30 @@ def test_what_the_reports_ask_about_is_the_default_preset(name: str) -> None:
 
 
 def test_the_large_suite_asks_every_method_of_the_main_one() -> None:
-    """The pixel gradient's weights are its own: they depend on the reward's scale."""
+    """The pixel gradient's weights are its own: they depend on the reward's scale; and it has no selector."""
     main, large = (
         {name for name in Suite.load(SUITES / f"{name}.yaml").methods if not name.startswith("pixel")}
         for name in ("embedded", "large")
     )
-    assert main == large
+    assert main - large == {"best_of_four"}
+
+
+def test_a_method_may_start_from_a_preset_of_its_own() -> None:
+    """Each pipeline is the preset that ships, with and without preference, and compared with itself without."""
+    found = Suite.load(SUITES / "pipelines.yaml")
+    for prefix, preset in (("", "tiny"), ("surface_", "tiny-surface"), ("gaussians_", "tiny-gaussians")):
+        whole = suite.with_preview_interval(Preset.load(preset, {"threads": 1, "judges": []}))
+        assert found.values(f"{prefix}steered_n") == whole
+        plain = {"pair": "random", "preference_weight": 0.0, "negative": False}
+        assert found.values(f"{prefix}sds_2") == whole.with_values(plain)
+        assert found.against(f"{prefix}steered_n") == f"{prefix}sds_2"
 
 
 def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path) -> None:
     found = small(tmp_path)
     counts = {name: sum(job.method == name for job in expand_jobs(found, [])) for name in found.methods}
-    assert counts == {"sds": 12, "steered": 12, "weak": 12, "strong": 12, "scaled": 0}  # its probe is missing
-    assert [job.method for job in list_probes(found)] == ["sds", "steered", "scaled"]
+    assert counts == {"sds": 12, "steered": 12, "weak": 12, "strong": 12, "best": 2}  # without those at equal cost
+    assert [job.method for job in list_probes(found)] == ["sds", "steered"]
 
 
 def test_a_suite_that_is_cut_short_has_run_its_main_methods_on_captions_of_all_groups() -> None:
@@ -176,17 +181,26 @@ def test_a_suite_that_is_cut_short_has_run_its_main_methods_on_captions_of_all_g
     assert {job.budget for job in runs[: 24 * len(methods)]} == {"steps"}
 
 
-def test_equal_cost_gives_the_cheap_method_more_steps_and_a_ratio_scales_the_weight(tmp_path: Path) -> None:
+def test_equal_cost_gives_the_cheap_method_more_steps(tmp_path: Path) -> None:
     found = small(tmp_path)
-    lines = [probe_line(found, "sds", 48), probe_line(found, "steered", 72), probe_line(found, "scaled", 96, 0.2)]
-    runs = expand_jobs(found, lines)
+    runs = expand_jobs(found, [probe_line(found, "sds", 48), probe_line(found, "steered", 72)])
     cheap = [job.preset.steps for job in runs if (job.method, job.budget) == ("sds", "cost")]
     assert cheap == [9] * 2  # 72 / 48 of 6 steps, on the smaller part
     assert len(runs) == found.planned_runs == 48 + 2 + 2
-    weights = {job.preset.preference_weight for job in runs if job.method == "scaled"}
-    assert weights == {2.0}
-    with pytest.raises(PresetError, match="no preference term"):
-        expand_jobs(found, [*lines[:2], probe_line(found, "scaled", 96, 0.0)])
+
+
+def test_the_best_of_four_has_four_seeds_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of one seed is among another's four; the best is no run alone, and another selector's is another."""
+    runs = expand_jobs(small(tmp_path, SMALL.replace("of: 4", "of: 4, main: true")), [])
+    seeds = {job.preset.seed: [part.preset.seed for part in job.parts] for job in runs if job.method == "best"}
+    assert seeds == {0: [0, 1, 2, 3], 1: [4, 5, 6, 7]}
+    single, best = (
+        next(job for job in runs if job.method == name and job.preset.seed == 0) for name in ("sds", "best")
+    )
+    assert single.parts == [single] and best.parts[0].outcome_hash == single.outcome_hash != best.outcome_hash
+    original, before = suite.model_hash, best.outcome_hash
+    monkeypatch.setattr(suite, "model_hash", lambda source: "new" if source == suite.SELECTOR else original(source))
+    assert best.outcome_hash != before and best.parts[0].outcome_hash == single.outcome_hash
 
 
 def test_a_line_holds_until_its_preset_its_weights_or_its_judge_change(tmp_path: Path, monkeypatch) -> None:
@@ -200,7 +214,7 @@ def test_a_line_holds_until_its_preset_its_weights_or_its_judge_change(tmp_path:
     assert {job.method for job in missing} == {"strong"} and len(kept) == len(todo) - 12
     renamed = small(tmp_path, SMALL.replace("sds", "plain").replace("method: plain", "method: sds"))
     kept, missing = match_lines(renamed, lines)  # a run is what it is, whatever its row is called
-    assert not missing and {line["method"] for line in kept} == {"plain", "steered", "weak", "strong"}
+    assert not missing and {line["method"] for line in kept} == {"plain", "steered", "weak", "strong", "best"}
     original = suite.model_hash
     for name in ("assets/reward", "assets/prior", "assets/evidence"):
         monkeypatch.setattr(
@@ -248,12 +262,14 @@ def test_the_hash_of_weights_follows_the_files(tmp_path: Path) -> None:
     [
         (("baseline: sds", "baseline: nobody"), "nobody"), (("steps: 6", "stepps: 6"), "stepps"),
         (("prompts: 6", "prompts: 7"), "lower prompts"), (("sweep:", "swep:"), "swep"),
-        (("ratio: 0.4", "ratio: -1"), "ratio"), (("bars: true", "bars: true\ntruth: false"), "leave bars out"),
-        (("ratio: 0.4", "against: nobody"), "scaled's against names 'nobody'"),
-        (("bars: true", "drift: {nobody: none}"), "drift names 'nobody'"),
-        (("bars: true", "drift: {weak: much}"), "drift.weak"), (("bars: true", "compared_by: [beauty]"), "beauty"),
-        (("beaten: [sds]", "beaten: [scaled]"), "bars ask all captions of 'scaled'"),
-        (("reward_gradient_weight: 2}", "rewards: {assets/reward-early: 1}}"), "'strong', which climbs other rewards"),
+        (("of: 4", "of: 0"), "of"), (("bars: true", "bars: true\ntruth: false"), "leave bars out"),
+        (("of: 4", "against: nobody"), "best's against names 'nobody'"),
+        (("of: 4", "of: 4, equal_cost: true"), "'best' is several runs"), (("of: 4", "preset: nowhere"), "nowhere"),
+        (("bars: true", "compared_by: [beauty]"), "beauty"),
+        (("beaten: [sds]", "beaten: [best]"), "bars ask all captions of 'best'"),
+        (("captions: [a red tree, a blue tree, a pink table, a green table, a black flower, a white flower]",
+          "captions: confirm24"), "no list of captions 'confirm24'; there are: confirm, "),
+        (("reward_gradient_weight: 2}", "rewards: {assets/selector: 1}}"), "'strong' climbs other rewards"),
     ],
 )  # fmt: skip
 def test_wrong_suites_are_refused_by_name(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -320,10 +336,14 @@ def test_a_cut_line_is_no_line(tmp_path: Path) -> None:
     assert read_lines(path) == [{"kind": "run"}] and read_lines(tmp_path / "none.jsonl") == []
 
 
-def test_missing_weights_are_told_before_anything_runs(tmp_path: Path) -> None:
+def test_missing_weights_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = small(tmp_path, SMALL.replace("judges: [assets/evidence]", "judges: [assets/nowhere]"))
     with pytest.raises(MissingError, match="nowhere"):
         run.require_weights(found)
+    monkeypatch.setattr(run, "SELECTOR", "assets/elsewhere")
+    with pytest.raises(MissingError, match="elsewhere"):
+        run.require_weights(small(tmp_path))
+    run.require_weights(small(tmp_path, SMALL.replace(", of: 4", "")))
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -528,7 +548,7 @@ def test_outside_of_the_sweep_nothing_is_matched(tmp_path: Path) -> None:
 
 def all_lines(found: Suite) -> list[dict]:
     """One line a run, with the probes' weights and steps."""
-    first = [probe_line(found, "sds", 48), probe_line(found, "steered", 72), probe_line(found, "scaled", 96, 0.2)]
+    first = [probe_line(found, "sds", 48), probe_line(found, "steered", 72)]
     return [run_line(job) for job in expand_jobs(found, first)]
 
 
@@ -538,7 +558,7 @@ def test_every_row_of_a_table_is_over_the_same_runs(tmp_path: Path) -> None:
     lines = all_lines(found)
     tables = table_groups(found, lines)
     assert list(tables["main methods"]) == ["sds", "steered", "weak", "strong"]
-    assert list(tables["all methods"]) == ["sds", "sds at equal cost", "steered", "weak", "strong", "scaled"]
+    assert list(tables["all methods"]) == ["sds", "sds at equal cost", "steered", "weak", "strong", "best"]
     for name, runs in (("main methods", 12), ("all methods", 2)):
         keys = [set(own.index) for own in tables[name].values()]
         assert all(key == keys[0] for key in keys) and len(keys[0]) == runs
@@ -553,7 +573,7 @@ def test_every_row_of_a_table_is_over_the_same_runs(tmp_path: Path) -> None:
         iou.append({row.split(" | ")[place] for row in body})
         assert "PSNR" in heads and "half agrees" not in heads  # only what some line tells
     assert iou == [{"0.583"}, {"0.700"}]
-    part = [line for line in lines if line["method"] != "scaled"]
+    part = [line for line in lines if line["method"] != "best"]
     assert list(table_groups(found, part)) == ["main methods", "all methods"]
     mains = [line for line in lines if found.methods[line["method"]].main and line["budget"] == "steps"]
     assert list(table_groups(found, mains)) == ["main methods"] and table_groups(found, []) == {}
@@ -572,16 +592,16 @@ def test_a_row_that_has_just_begun_waits_while_the_reference_is_complete(tmp_pat
 
 
 def test_differences_are_to_what_each_method_names(tmp_path: Path) -> None:
-    found = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: weak, ") + "compared_by: [inconsistency]\n")
-    values = {"sds": 0.0, "steered": 1.0, "weak": 2.0, "strong": 5.0}
-    measures = ("colour_psnr", "evidence/raw", "inconsistency")
+    found = small(tmp_path, SMALL.replace("weight 2, ", "weight 2, against: weak, ") + "compared_by: [fog]\n")
+    values = {"sds": 0.0, "steered": 1.0, "weak": 2.0, "strong": 5.0, "best": 9.0}
+    measures = ("colour_psnr", "evidence/raw", "fog")
     lines = [
         run_line(job, **dict.fromkeys(measures, values[job.method]), cost=100 if job.method == "strong" else 50)
         for job in expand_jobs(found, [])
     ]
     table = differences_table(found, table_groups(found, lines)["main methods"])
     heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
-    measured = ["evidence", "PSNR", "IoU", "inconsistency"]
+    measured = ["evidence", "PSNR", "IoU", "fog"]
     assert heads == ["method", "against", "captions", "cost", *measured, "evidence prefers"]
     assert [row[:2] for row in body] == [["`steered`", "`sds`"], ["`weak`", "`sds`"], ["`strong`", "`weak`"]]
     none, three = "+0.00 [+0.00, +0.00]", "+3.00 [+3.00, +3.00]"
@@ -599,43 +619,11 @@ def test_the_reference_is_set_against_each_method_at_its_own_cost(tmp_path: Path
         for line in all_lines(found)
     ]
     table = reference_table(found, lines)
-    labels = ["sds", "sds at equal cost", "weak", "strong", "scaled"]
+    labels = ["sds", "sds at equal cost", "weak", "strong", "best"]
     assert [row.split(" | ")[0] for row in table[2:]] == [f"| `{label}`" for label in labels]
     dear = "| `sds at equal cost` | 2 | x 1.20 | +0.00 | +2.00 | +0.00 | 100 % |"  # two captions, no interval
     assert table[3] == dear and "| 6 | x 1.20 | +0.00 [+0.00, +0.00] | +2.00 [+2.00, +2.00]" in table[4]
     assert reference_table(found, [line for line in lines if line["method"] == "steered"]) == []
-
-
-def test_train_rewards_are_told_of_what_climbs_the_same_one(tmp_path: Path) -> None:
-    """Two models' rewards have no common scale: no mean beside the others, no difference, no match by it."""
-    other = "  other: {about: of another reward, set: {rewards: {assets/reward-early: 1}}, main: true}\n"
-    found = small(tmp_path, SMALL + other + "compared_by: [reward]\n")
-    lines = [line | {"reward": 5.0 if line["method"] == "other" else line["reward"]} for line in all_lines(found)]
-    main = table_groups(found, lines)["main methods"]
-    heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in measures_table(found, main)]
-    told = {row[0]: row[heads.index("train reward")] for row in body}
-    assert told.pop("`other`") == "" and all(told.values()) and len(told) == 4
-    heads, _, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in differences_table(found, main)]
-    told = {row[0]: row[heads.index("train reward")] for row in body}
-    assert told.pop("`other`") == "" and all(told.values())
-    at_their_reward = [row.split(" | ")[0] for row in matched_table(found, lines)[2:]]
-    assert at_their_reward == ["| `sds`", "| `steered`", "| `scaled`"]
-
-
-def test_drift_is_told_beside_what_was_expected(tmp_path: Path) -> None:
-    found = small(tmp_path, SMALL.replace("bars: true", "drift: {steered: none, weak: some, strong: none}"))
-    odd = found.prompts(found.main)[::2]
-    lines = [line | {"evidence/score": -0.5, "colour_psnr": 15.0, "reward": -1.0} for line in strong_lines(found)]
-    for line in lines:
-        if line["method"] == "steered":  # unsteady, but in no direction
-            line["colour_psnr"] = 16.0 if line["prompt"] in odd else 14.0
-        elif line["method"] == "strong":
-            line["reward"] = 2.0
-    table = drift_table(found, lines)
-    ends = [row.rsplit(" | ", 1)[1] for row in table[2:]]
-    assert ends == ["yes |", "**NO** |", "**NO** |"] and "+3.00 [+3.00, +3.00] misses 0" in table[-1]
-    assert "holds 0" in table[2]
-    assert all(row.endswith("not all run yet |") for row in drift_table(found, lines[:-4])[2:])
 
 
 def test_the_columns_of_comparison_are_columns(tmp_path: Path) -> None:
@@ -662,11 +650,12 @@ def test_the_page_shows_what_is_there_and_counts_what_is_missing(tmp_path: Path)
     lines = [run_line(job) for job in todo[:-4]] + [run_line(todo[-4], failed="There is no mesh") | {"iou": 0.0}]
     page = write.suite_report(found, lines, missing=3)
     assert f"{len(todo) - 3} of {len(todo)} runs" in page and "`sds`" in page and "failed |" in page
-    assert "Without any run yet: `sds at equal cost`, `scaled`." in page
+    assert "Without any run yet: `sds at equal cost`." in page
     assert "Every row is over the same 11 runs, of 6 captions. The evidence judge names 100 % of their truths." in page
     assert "Not run yet" in write.suite_report(found, [], missing=24)
 
 
+@pytest.mark.usefixtures("collection")
 def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_path: Path, monkeypatch) -> None:
     found = small(tmp_path)
     monkeypatch.setattr(write, "RESULTS", tmp_path)
@@ -691,13 +680,14 @@ def test_strips_show_what_was_run_and_go_when_their_lines_no_longer_hold(tmp_pat
     assert not (tmp_path / "small-curves.svg").is_file()
 
 
+@pytest.mark.usefixtures("collection")
 def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_path: Path, monkeypatch) -> None:
     found = small(tmp_path)
     monkeypatch.setattr(write, "RESULTS", tmp_path)
     made = RecordedRun({"pictures": np.full((8, 96, 96, 3), 200, np.uint8)}, {})
     lines = strong_lines(found)  # rewards: the reference and the weak control -1, the strong one +1
     assert write.nearest_control(found, lines) == "weak" and write.nearest_control(found, []) is None
-    here = [job for job in expand_jobs(found, []) if job.preset.prompt in ("a tall red tree", "a black flower")]
+    here = [job for job in expand_jobs(found, []) if job.preset.prompt in ("a blue tree", "a black flower")]
     for job in here:
         made.save(tmp_path / f"{job.outcome_hash}.npz")
     path = write.write_strips(found, lines, lambda job: tmp_path / f"{job.outcome_hash}.npz")
@@ -720,6 +710,20 @@ def test_strips_show_the_nearest_weight_and_captions_whose_meshes_are_here(tmp_p
     assert across(SMALL) == 2
 
 
+def test_frozen_pages_say_so_and_show_their_pictures() -> None:
+    """Each begins with a line on its world, is summed up and links to what is there; no picture is unshown."""
+    frozen = suite.RESULTS / "hand-drawn"
+    summary, shown = (frozen / "README.md").read_text(encoding="utf-8"), set()
+    for page in sorted(frozen.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        links = set(re.findall(r"\]\(([^)#:]+)\)", text))
+        assert not [link for link in links if not (frozen / link).is_file()], page.name
+        shown |= links
+        assert "3401b1f" in "".join(text.splitlines()[:4]), page.name
+        assert page.name == "README.md" or f"]({page.name})" in summary
+    assert not {path.name for path in frozen.iterdir()} - shown - {"README.md"}
+
+
 def test_the_pages_agree_with_the_results() -> None:
     page = write.EVIDENCE_PAGE.read_text(encoding="utf-8")
     assert write.evidence_section() in page, "stale: run `python -m psd compare --report`"
@@ -730,16 +734,18 @@ def test_the_pages_agree_with_the_results() -> None:
 
 
 def test_every_interval_in_the_prose_is_on_a_page() -> None:
-    """Also those in the part of docs/evidence.md that is written by hand, to the digits that it gives."""
+    """Of docs/evidence.md, by hand, and of what sums the frozen pages up, to the digits that they give."""
     number = r"([+-]?\d*\.\d+)"
     interval = re.compile(rf"{number}(?:\s+dB)?\s+\[{number},\s+{number}\]")
+    frozen = suite.RESULTS / "hand-drawn"
+    summaries = [frozen / "README.md", frozen / "options.md"]
     shown = {
         tuple(map(float, found.groups()))
-        for page in suite.RESULTS.glob("*.md")  # frozen ones too
+        for page in {*suite.RESULTS.glob("*.md"), *frozen.glob("*.md")} - set(summaries)
         for found in interval.finditer(page.read_text(encoding="utf-8"))
     }
     page = write.EVIDENCE_PAGE.read_text(encoding="utf-8")
-    prose = page[: page.index(write.BEGIN)]
+    prose = page[: page.index(write.BEGIN)] + "".join(it.read_text(encoding="utf-8") for it in summaries)
     given = list(interval.finditer(prose))
     assert len(given) > 30 and len(given) == len(re.findall(r"\[[+-]?\d*\.\d+,", prose)), "an interval without its mean"
     for found in given:
@@ -826,11 +832,11 @@ def test_a_run_that_another_suite_has_a_line_of_is_not_repeated(
     monkeypatch.setattr(run, "WORK", tmp_path / "made")
     found = small(tmp_path)
     todo, path, other = expand_jobs(found, []), tmp_path / "small.jsonl", tmp_path / "other.jsonl"
-    assert len(todo) == 48
-    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in run.estimate_remaining([(found, path)])
+    assert len(todo) == 48 + 2
+    assert f"about {(48 + 2 + 2 * 4) * 70 / 3600:.1f} hours" in run.estimate_remaining([(found, path)])
     elsewhere = [{**run_line(job), "method": "other_name", "budget": "cost", "commit": "abc"} for job in todo]
     other.write_text("".join(json.dumps(line) + "\n" for line in elsewhere))
-    assert f"about {4 * 70 / 3600:.1f} hours" in run.estimate_remaining([(found, path)])
+    assert f"about {2 * 70 / 3600:.1f} hours" in run.estimate_remaining([(found, path)])
 
     elsewhere[1] |= {"kind": "probe"}
     elsewhere[2] |= {"hash": "another"}
@@ -882,37 +888,78 @@ def test_no_line_holds_what_is_no_number() -> None:
 def test_the_outlook_counts_shared_runs_once_and_made_ones_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "WORK", tmp_path / "made")
     found, path = small(tmp_path), tmp_path / "lines.jsonl"
-    assert "3 probes and 52 of 52 runs are to do" in run.estimate_remaining([(found, path)])
-    assert f"about {(48 + 4) * 70 / 3600:.1f} hours" in run.estimate_remaining([(found, path)])
-    assert f"about {(48 + 8) * 70 / 3600:.1f} hours" in run.estimate_remaining(
+    assert "2 probes and 52 of 52 runs are to do" in run.estimate_remaining([(found, path)])
+    every, waiting = 48 + 2 * 4, 2  # the best of four counts four runs
+    assert f"about {(every + waiting) * 70 / 3600:.1f} hours" in run.estimate_remaining([(found, path)])
+    assert f"about {(every + 2 * waiting) * 70 / 3600:.1f} hours" in run.estimate_remaining(
         [(found, path), (found, tmp_path / "no.jsonl")]
     )
     todo = expand_jobs(found, [])
     path.write_text("".join(json.dumps(run_line(job, seconds=7200)) + "\n" for job in todo[:-1]))
-    assert "about 10.0 hours" in run.estimate_remaining([(found, path)])  # it and the four that wait, two hours each
+    assert "about 6.0 hours" in run.estimate_remaining([(found, path)])  # it and the two that wait, two hours each
     RecordedRun({}, {}).save(run.made_file(todo[-1]))
-    assert "about 8.0 hours" in run.estimate_remaining([(found, path)])
+    assert "about 4.0 hours" in run.estimate_remaining([(found, path)])
 
 
 def test_all_suites_that_can_run_here_are_told_before_any_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def require(found: Suite) -> None:
-        if found.name == "weak_prior":
-            raise MissingError("no early prior")
+        if found.name == "pipelines":
+            raise MissingError("no prior")
 
     monkeypatch.setattr(run, "require_weights", require)
     assert main(["compare", "--all", "--list"]) == 0
     told = capsys.readouterr().out
-    assert "weak_prior is left out: no early prior" in told and "large is left out" in told
-    assert "e3_negative:" in told and "tuning" not in told and "weak_prior:" not in told and "hours of one core" in told
-    assert told.index("embedded:") < told.index("ablations:")
+    assert "pipelines is left out: no prior" in told and "large is left out" in told
+    assert "embedded:" in told and "tuning" not in told and "pipelines:" not in told and "hours of one core" in told
+    monkeypatch.setattr(run, "require_weights", lambda found: None)
+    assert main(["compare", "--all", "--list"]) == 0
+    told = capsys.readouterr().out
+    assert told.index("embedded:") < told.index("pipelines:")
     assert main(["compare", "--all", "--only", "steered"]) != 0
     assert "leave out --only" in capsys.readouterr().err
 
 
+def test_of_four_runs_the_one_that_the_selector_likes_best_is_kept_at_the_cost_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its last preview, not by its first; one without a mesh only where none has one.  Its file is read again."""
+    monkeypatch.setattr(run, "WORK", tmp_path)
+    found = small(tmp_path)
+    job = next(job for job in expand_jobs(found, []) if job.method == "best")
+    corners, faces = np.eye(3, dtype=np.float32), np.array([[0, 1, 2]], np.int32)
+    triangle = {"vertices": corners, "faces": faces, "normals": corners, "colours": np.zeros((3, 3), np.uint8)}
+
+    def pretend(last: float, first: float = 0.0, **facts: Any) -> RecordedRun:
+        previews = np.stack([np.full((4, 8, 8, 3), 255 * value, np.uint8) for value in (first, last)])
+        shared = {"calls": {"unet": [10, 1]}, "seconds": 2.5, "peak_memory_bytes": int(100 * last), "steps": 6}
+        return RecordedRun({**triangle, "previews": previews}, {**shared, **facts})
+
+    made = [pretend(0.2, 1.0), pretend(0.6), pretend(0.8, failed="There is no mesh"), pretend(0.4)]
+    rated = []
+
+    def load_judge(source: str, **_: Any) -> Any:
+        rated.append(source)
+        return lambda images, prompt: images.mean((2, 3, 4))
+
+    monkeypatch.setattr("psd.evaluation.experiments.measure.load_judge", load_judge)
+    monkeypatch.setattr("psd.evaluation.experiments.record.record_run", lambda preset: made[preset.seed])
+    best = run.load_made(job)
+    assert rated == ["assets/selector"] and best.facts["chosen"] == 1
+    assert best.arrays["previews"][-1].mean() == pytest.approx(255 * 0.6, abs=1)
+    assert best.facts["calls"] == {"unet": [40, 4]} and best.facts["seconds"] == 10.0
+    assert best.facts["peak_memory_bytes"] == 80 and best.facts["steps"] == 6 and "failed" not in best.facts
+    made.clear()  # nothing runs again
+    assert run.load_made(job).facts == best.facts and run.load_made(job.parts[3]).facts["seconds"] == 2.5
+
+    broken = [pretend(value, failed="not finite") for value in (0.1, 0.9)]
+    assert measure.choose_run(broken, "a fox").facts["failed"] == "not finite"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("collection")
 def test_a_suite_runs_resumes_and_measures(tmp_path: Path, monkeypatch) -> None:
     """Two short real runs, one process; a second call finds nothing to do; lost lines come back without a run."""
     text = SMALL.replace("set: {steps: 6}", "set: {steps: 4, scene.grid_size: 24, mesh_resolution: 32}")

@@ -16,13 +16,13 @@ from psd.evaluation.experiments.measure import PREVIEWED, measure_with_truth, me
 from psd.evaluation.experiments.record import RecordedRun, record_run
 from psd.evaluation.experiments.suite import PlannedRun, read_caption_list
 from psd.evaluation.metrics.ground_truth import JUDGED, true_views
-from psd.evaluation.shipped import models
-from psd.evaluation.shipped.models import measure_caption
+from psd.evaluation.shipped import scenes
+from psd.evaluation.shipped.scenes import measure_caption
 from psd.runs import engine
 
-JUDGE, CAPTION = "assets/evidence", grammar.parse("a red mushroom")
+JUDGE, CAPTION = "assets/evidence", grammar.parse("a red crate")
 PRESET = Preset.load("tiny", {"prompt": CAPTION.text, "judges": [], "threads": 1, "preview_size": 64})
-OTHERS = [grammar.parse("a blue cone"), grammar.parse("a snowman")]
+OTHERS = [grammar.parse("a blue cone"), grammar.parse("a burger")]
 BROKEN = "step 3, t = 500: score is not finite"
 
 
@@ -63,6 +63,7 @@ def test_a_run_that_breaks_off_is_kept_with_its_message_and_can_be_read_again(mo
     assert again.arrays["previews"].shape == (2, 4, 64, 64, 3)
 
 
+@pytest.mark.usefixtures("collection")
 def test_a_run_without_mesh_or_preview_has_a_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many keys as one with previews; JSON takes it."""
     unseen = made_of(monkeypatch, Failed(step=0, message=BROKEN))
@@ -84,6 +85,7 @@ def test_a_run_without_mesh_or_preview_has_a_whole_line(monkeypatch: pytest.Monk
     assert found["watertight"] is False and set(found) <= set(measure_without_truth(seen, PRESET, [JUDGE]))
 
 
+@pytest.mark.usefixtures("collection")
 def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Previews of the truth, no mesh: what is said of the field is ideal."""
     views = true_views(CAPTION)
@@ -97,9 +99,10 @@ def test_the_truths_own_pictures_have_a_flat_curve_and_no_fault(monkeypatch: pyt
     assert over == pytest.approx([1] * 4, abs=0.02)
 
 
+@pytest.mark.usefixtures("collection")
 def test_scenes_counts_a_run_that_broke_off_as_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "record_run", lambda preset: made_of(monkeypatch, Failed(step=1, message=BROKEN)))
-    others = read_caption_list("tuning")["a yellow present"]
-    job = PlannedRun("scenes", "default", "steps", Preset.load("tiny", {"prompt": "a yellow present"}), (JUDGE,))
+    monkeypatch.setattr(scenes, "record_run", lambda preset: made_of(monkeypatch, Failed(step=1, message=BROKEN)))
+    others = read_caption_list("tuning")["a yellow fridge"]
+    job = PlannedRun("scenes", "default", "steps", Preset.load("tiny", {"prompt": "a yellow fridge"}), (JUDGE,))
     line, pictures = measure_caption((job, others[:3]))
     assert line["evidence/named"] == 0 and line["iou"] == 0 and (pictures == 255).all() and len(pictures) == 8

@@ -17,7 +17,7 @@ from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.embedded.captions.grammar import known_words
+from psd.embedded.captions.grammar import vocabulary
 from psd.embedded.training.prior import build_tokenizer
 from psd.evaluation.experiments import run
 from psd.evaluation.experiments.suite import SUITES, Suite, expand_jobs
@@ -45,7 +45,7 @@ def spelling_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
-TOKENIZER, WORDS = spelling_tokenizer(), build_tokenizer(known_words())
+TOKENIZER, WORDS = spelling_tokenizer(), build_tokenizer(vocabulary())
 TEXT = released.text_shapes(width=64, layers=2, vocabulary=len(TOKENIZER), positions=77)
 
 

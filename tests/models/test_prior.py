@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import CLIPModel
 
 from psd.config.errors import PresetError
-from psd.embedded.captions.grammar import known_words
+from psd.embedded.captions.grammar import vocabulary
 from psd.embedded.training.prior import build_small_text_encoder, build_tokenizer
 from psd.embedded.training.rewards import ClipCritic
 from psd.geometry.cameras import Cameras, mvdream_condition, turntable_cameras
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     """A random multi-view prior in diffusers' folder format."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("prior")
-    tokenizer = build_tokenizer(known_words())
+    tokenizer = build_tokenizer(vocabulary())
     small_unet().save_pretrained(root / "unet")
     build_small_text_encoder(len(tokenizer), layers=1).save_pretrained(root / "text_encoder")
     tokenizer.save_pretrained(root / "tokenizer")
@@ -160,7 +160,7 @@ def test_vocabulary_finds_each_word_nearest_to_itself(prior):
 def reward_folder(tmp_path_factory):
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("reward")
-    tokenizer = build_tokenizer(known_words())
+    tokenizer = build_tokenizer(vocabulary())
     ClipCritic(len(tokenizer)).clip.save_pretrained(root)
     tokenizer.save_pretrained(root)
     return root
@@ -194,7 +194,7 @@ def test_clip_text_tower_reads_every_word(reward_folder):
 @pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic, WordCritic])
 def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(known_words())
+    tokenizer = build_tokenizer(vocabulary())
     critic = kind(len(tokenizer)).eval()
     save_critic(critic, tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -213,7 +213,7 @@ def test_critics_load_from_their_folder_and_pass_gradients(kind, tmp_path):
 @pytest.mark.parametrize("kind", [TwoTowerCritic, ModulatedCritic, WordCritic, ClipCritic])
 def test_scores_among_captions_are_the_calls_own_and_the_images_are_encoded_once(kind, tmp_path):
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(known_words())
+    tokenizer = build_tokenizer(vocabulary())
     critic = kind(len(tokenizer)).eval()
     if isinstance(critic, ClipCritic):
         critic.clip.save_pretrained(tmp_path)
@@ -225,7 +225,7 @@ def test_scores_among_captions_are_the_calls_own_and_the_images_are_encoded_once
     encode = reward.encode_image
     reward.encode_image = lambda images: calls.append(len(images)) or encode(images)  # type: ignore[method-assign]
     images = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    captions = ["a red cube", "a blue cone on top of a red cube", "a snowman"]
+    captions = ["a red cube", "a blue cone on top of a red cube", "a fox"]
     with torch.no_grad():
         scores = score_prompts(reward, images, captions)
         assert calls == [2]

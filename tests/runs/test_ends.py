@@ -50,7 +50,7 @@ def test_a_folder_whose_name_is_no_text_ends_no_run(tmp_path: Path, capfd: pytes
     out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xffns"))
     for encoding in ("utf-8", "ascii", "cp1252"):
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, "run", "x", "--steps", "2", "--out", os.fsencode(out)], cwd=ROOT,
+            [sys.executable, "-c", COMMAND, "run", "a fox", "--steps", "2", "--out", os.fsencode(out)], cwd=ROOT,
             env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True,
         )  # fmt: skip
         assert done.returncode == OK and b"Traceback" not in done.stderr, done.stderr
@@ -62,7 +62,7 @@ def test_a_folder_whose_name_is_no_text_ends_no_run(tmp_path: Path, capfd: pytes
 )
 def test_a_signal_ends_a_run_with_its_mesh(root: Path, number: int, code: int) -> None:
     before = signal.getsignal(number)
-    assert main(["run", "x", "--steps", "9"], prepare=lambda preset: ended_by(number)) == code
+    assert main(["run", "a fox", "--steps", "9"], prepare=lambda preset: ended_by(number)) == code
     (run,) = list_runs(root)
     events = list(replay_events(run.folder))
     assert run.status.state == "stopped" and any(isinstance(event, Meshed) for event in events)
@@ -72,7 +72,7 @@ def test_a_signal_ends_a_run_with_its_mesh(root: Path, number: int, code: int) -
 
 def test_a_second_signal_leaves_at_once(root: Path) -> None:
     twice = ended_by(signal.SIGTERM, signal.SIGTERM)
-    assert main(["run", "x", "--steps", "9"], prepare=lambda preset: twice) == TERMINATED == 143
+    assert main(["run", "a fox", "--steps", "9"], prepare=lambda preset: twice) == TERMINATED == 143
     (run,) = list_runs(root)
     assert run.status.state == "interrupted"
 
@@ -80,7 +80,7 @@ def test_a_second_signal_leaves_at_once(root: Path) -> None:
 def test_nohup_stays_nohup(root: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert main(["run", "x", "--steps", "9"], prepare=lambda preset: ended_by(signal.SIGHUP)) == OK
+        assert main(["run", "a fox", "--steps", "9"], prepare=lambda preset: ended_by(signal.SIGHUP)) == OK
     finally:
         signal.signal(signal.SIGHUP, before)
     assert list_runs(root)[0].status.state == "finished"
@@ -106,7 +106,8 @@ def test_output_that_nobody_reads_ends_no_run(root: Path, shell: str) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_an_encoding_that_lacks_a_letter_ends_no_run(root: Path, encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-c", COMMAND, "run", "a 茸 ü", "--steps", "4", "--out", str(root / "茸")]
+    own = ["--set", "prior=any", "--out", str(root / "茸")]  # a prior that reads any prompt
+    command = [sys.executable, "-c", COMMAND, "run", "a 茸 ü", "--steps", "4", *own]
     told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False)
     assert told.returncode == OK and b"Traceback" not in told.stderr
     (run,) = list_runs(root / "茸")

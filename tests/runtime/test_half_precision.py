@@ -4,6 +4,7 @@ That direction is a difference of two predictions that are close by design, wher
 becomes of a step that overflows in it.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,7 +127,9 @@ def test_a_larger_nudge_keeps_the_steered_pairs_direction_in_half_precision() ->
         short, long = kept(load_models(preset), presets, torch.bfloat16)
     finally:
         unload_all()
-    assert long > 0.9 > short
+    # Rounding is about as large whichever way the nudge is, so the angle to the true direction is that over its length.
+    angles = [math.acos(cosine) for cosine in (short, long)]
+    assert angles[0] > 2 * angles[1] and long > 0.95
 
 
 @pytest.mark.gpu

@@ -20,14 +20,13 @@ import app
 from psd.config.preset import Preset
 from psd.distillation.events import Event, Finished, LiveChanged, Meshed, NegativeUpdated, Previewed, Started, Stepped
 from psd.distillation.interfaces import Control, NoControl
-from psd.embedded.captions import grammar
+from psd.embedded.captions import kinds
 from psd.geometry.mesh import Mesh
 from psd.geometry.splat import Gaussians
 from psd.runs.jobs.drive import MakeEvents
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.folder import RunFolder
 from psd.ui import api, build
-from psd.ui.inputs.vocabulary import Vocabulary
 from psd.ui.protection import protect
 from psd.ui.tabs.mesh import Remesh
 
@@ -69,7 +68,7 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
         yield Previewed(step=step, images={"rgb": views, "normal": views}, rewards=rewards, time_s=0.25 * step)
         drift = {"negative/drift": 0.01 * step, "negative/cosine_start": 1.0}
         tokens = ("low", "quality", "blurry", "broken")
-        nearest = tokens if step < 12 else ("striped", "chair", "yellow", "lollipop")
+        nearest = tokens if step < 12 else ("frog", "taxi", "yellow", "crate")
         yield NegativeUpdated(step=step, tokens=tokens, drift=(0.1, 0.2, 0.3, 0.4), nearest=nearest, metrics=drift)
     mesh = Mesh(
         vertices=np.asarray(BALL.vertices, np.float32),
@@ -83,20 +82,25 @@ def scripted(preset: Preset, control: Control, resume: object) -> Iterator[Event
 
 
 def serve(
-    make_events: MakeEvents, root: Path, remesher: Callable[[], Remesh] = app.make_remesher, **settings: Any
+    make_events: MakeEvents,
+    root: Path,
+    remesher: Callable[[], Remesh] = app.make_remesher,
+    shipped: Path | None = None,
+    **settings: Any,
 ) -> Iterator[str]:
     """The address of a page and its API, which end with the iteration; ``settings`` go to Gradio's ``launch``.
 
+    ``shipped`` holds the runs of its shelf, which is empty by default.
     The page asks for news more often than it does outside of tests, which wait for them all the time.
     """
     with patch.object(build, "TICK_S", 0.5):
-        worker = Worker(make_events, root)
-        vocabularies: dict[str, Vocabulary] = {"assets/prior": grammar}
+        worker = Worker(make_events, root, shipped=shipped or root / "no runs ship")
+        vocabularies = {"assets/prior": app.read_vocabulary()}
         blocks = build.build_blocks(worker, vocabularies=vocabularies, remesher=remesher)
         api.register_endpoints(
             blocks, worker, score=lambda images, prompt, judge: {}, remake=app.remake_mesh, vocabularies=vocabularies
         )  # fmt: skip
-        layers = protect(worker.library.find_folder, worker.library.find_zip)
+        layers = protect(worker.library.find_folder, worker.library.find_zip, page_files=[kinds.GALLERY])
         _, address, _ = blocks.launch(
             server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
             app_kwargs={"middleware": layers}, **settings, **build.launch_options(),
@@ -127,14 +131,6 @@ def splat_ball() -> Gaussians:
     colours = torch.where(is_upper, torch.tensor(UPPER), torch.tensor(LOWER)).float() / 255
     upright = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(count, 4)
     return Gaussians(places, torch.full((count, 3), 0.05), upright, torch.full((count,), 0.99), colours)
-
-
-def choose(page: Page, label: str, value: str) -> None:
-    """Pick from a dropdown as a person at the keyboard would."""
-    box = page.get_by_label(label, exact=True)
-    box.fill(value)
-    expect(page.get_by_role("option", name=value, exact=True)).to_be_visible(timeout=PATIENCE_MS)
-    box.press("Enter")
 
 
 def number_of(page: Page, control: str) -> Locator:

@@ -29,7 +29,7 @@ import torch
 
 from psd.config.preset import Preset
 from psd.distillation.methods import base_term
-from psd.embedded.captions import grammar
+from psd.embedded.captions import grammar, lists
 from psd.evaluation.experiments.measure import measure_with_truth
 from psd.evaluation.experiments.record import record_run
 from psd.evaluation.report.statistics import bootstrap_mean
@@ -133,13 +133,13 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     path, prior = arguments.work / "lines.jsonl", copy_without_clamp(arguments.work / "prior")
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    listed = json.loads((ROOT / "assets/captions/tuning.json").read_text())
-    for text in listed["captions"][: arguments.captions]:
+    listed = lists.load_list("tuning")
+    for text in list(listed)[: arguments.captions]:
         for arm in arguments.arms:
             key = {"arm": arm, "scene": arguments.scene, "caption": text, "steps": arguments.steps}
             if any(key.items() <= line.items() for line in lines):
                 continue
-            others = listed["distractors"][text]
+            others = listed[text]
             lines.append(rehearse_caption(arm, text, others, prior, arguments.steps, arguments.scene))
             with path.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")

@@ -21,10 +21,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+import app
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import LiveChanged
-from psd.embedded.captions import grammar
 from psd.runs.jobs import admission
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.worker import Worker
@@ -33,6 +33,7 @@ from psd.runs.store.archive import read_status
 from psd.runs.store.folder import RunFolder
 from psd.runtime import pictures
 from psd.ui import api, build, protection
+from psd.ui.inputs.vocabulary import describe_problem
 from psd.ui.state.watch import Watcher
 from tests.runs.test_worker import PATIENCE_S, Gate, finish, until
 from tests.support.fake_run import fake_run
@@ -337,13 +338,22 @@ def test_start_run_refuses_in_words(server: Server, values: dict[str, Any], word
     assert len(server.worker.library.list_runs()) == before, "nothing is left behind"
 
 
-def test_start_run_words_a_caption_as_the_prior_learned_it(server: Server) -> None:
-    closed = api.Api(server.worker, score, remake, {"assets/prior": grammar})
-    told = closed.start_run("Red mushroom!", overrides="steps: 6")
-    assert told["prompt"] == "a red mushroom"
+def test_start_run_makes_what_the_prompt_is_read_as_and_says_so(server: Server) -> None:
+    closed = api.Api(server.worker, score, remake, {"assets/prior": app.read_vocabulary()})
+    told = closed.start_run("Make me a cute red mushroom, please!", overrides="steps: 6")
+    assert (told["prompt"], told["notes"]) == ("a red mushroom", ["cute: dropped"])
     server.watch(told["run_id"])
-    with pytest.raises(PresetError, match="unicorn"):
-        closed.start_run("a red unicorn")
+
+
+def test_start_run_refuses_what_the_models_do_not_know_in_the_page_s_words(server: Server) -> None:
+    vocabulary = app.read_vocabulary()
+    closed = api.Api(server.worker, score, remake, {"assets/prior": vocabulary})
+    before = len(server.worker.library.list_runs())
+    with pytest.raises(PresetError) as refused:
+        closed.start_run("a red unicorn", overrides="steps: 6")
+    assert str(refused.value) == describe_problem(vocabulary, "a red unicorn")
+    assert "'a red unicorn' names nothing" in str(refused.value) and "mvdream" in str(refused.value)
+    assert len(server.worker.library.list_runs()) == before
 
 
 @pytest.mark.parametrize("run_id", STRANGERS)
@@ -680,12 +690,12 @@ def test_harmless_words_pass() -> None:
 
 def test_the_list_can_be_edited(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
-    path.write_text("# mine\nmushroom*  # all of them\nred mug\n\n")
+    path.write_text("# mine\nmushroom*  # all of them\nred taxi\n\n")
     check = admission.PromptFilter(path)
-    for prompt in ("two mushrooms", "a Red  Mug".replace("  ", " ")):
+    for prompt in ("two mushrooms", "a Red  Taxi".replace("  ", " ")):
         with pytest.raises(PresetError):
             check(Preset(prompt=prompt))
-    check(Preset(prompt="a naked blue mug"))
+    check(Preset(prompt="a naked blue taxi"))
     path.write_text("# nothing\n")
     admission.PromptFilter(path)(Preset(prompt="anything"))
     with pytest.raises(PresetError, match="cannot read the word list"):

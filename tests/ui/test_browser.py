@@ -7,22 +7,24 @@ Most tests drive a scripted engine (`scripted`, a test double); the last one dri
 
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from psd.config.preset import Preset
 from psd.distillation.events import Alarmed, BestKept, Event, Failed, Finished, Meshed, NegativeUpdated, Warned
 from psd.distillation.interfaces import Control
-from psd.embedded.captions import grammar
+from psd.embedded.captions import kinds
 from psd.runs import engine
 from tests.support.browsing import (
     BALL,
     LOWER,
     PATIENCE_MS,
     UPPER,
-    choose,
     download_glb,
     expect_colours_in_the_viewer,
     expect_new_picture,
@@ -72,13 +74,13 @@ def real_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from serve(engine.make_events, tmp_path_factory.mktemp("real"))
 
 
-def test_a_run_from_the_builder_to_the_downloaded_mesh(
+def test_a_run_from_what_can_be_made_to_the_downloaded_mesh(
     open_page: Callable[..., Page], address: str, tmp_path: Path
 ) -> None:
     page = open_page(address)
-    press(page.get_by_role("button", name="Build a prompt"))
-    choose(page, "Object", "rocket")
-    expect(page.locator("#prompt textarea")).to_have_value("a red rocket", timeout=PATIENCE_MS)
+    press(page.get_by_role("button", name="What can be made"))
+    press(page.get_by_role("button", name="pirate ship", exact=True))
+    expect(page.locator("#prompt textarea")).to_have_value("a pirate ship", timeout=PATIENCE_MS)
 
     run_steps(page, 2000)
     first = expect_new_picture(page)
@@ -104,7 +106,7 @@ def test_a_run_from_the_builder_to_the_downloaded_mesh(
     assert "?run=" in page.url
     page.reload()
     expect_state(page, "Paused")
-    expect(page.locator("#prompt textarea")).to_have_value("a red rocket", timeout=PATIENCE_MS)
+    expect(page.locator("#prompt textarea")).to_have_value("a pirate ship", timeout=PATIENCE_MS)
     expect_new_picture(page)
 
     other = open_page(page.url)  # another browser: it sees the run, and may not steer it
@@ -140,12 +142,82 @@ def test_bad_input_is_answered_in_words(open_page: Callable[..., Page], address:
     expect(prompt).to_have_value("a red unicorn")
     expect_state(page, "Ready")
 
-    suggestion = page.locator("#suggestions button").first
-    expect(suggestion).not_to_have_text("a red mushroom", timeout=PATIENCE_MS)  # no more the examples
-    text = suggestion.inner_text()
-    press(suggestion)
-    expect(prompt).to_have_value(text, timeout=PATIENCE_MS)
-    assert grammar.parse(text)
+    nearest = page.locator("#known .kind")
+    expect(nearest).to_have_count(3, timeout=PATIENCE_MS)
+    text = nearest.first.get_attribute("data-caption") or ""
+    press(nearest.first)
+    expect(prompt).to_have_value(text)
+    expect(prompt).to_be_focused()
+    expect(page.locator("#known")).to_have_text(f"Read as: {text}", timeout=PATIENCE_MS)
+    expect(problem).to_have_count(0)
+
+
+def test_a_suggestion_goes_on_as_the_prompt_begins(open_page: Callable[..., Page], address: str) -> None:
+    page = open_page(address)
+    prompt, suggestions = page.locator("#prompt textarea"), page.locator("#suggestions button")
+    expect(suggestions.first).to_have_text("a red mushroom", timeout=PATIENCE_MS)  # the examples
+    prompt.fill("a pineap")
+    expect(suggestions).to_have_text(["a pineapple"], timeout=PATIENCE_MS)
+    expect(page.locator("#known")).to_contain_text("Go on typing", timeout=PATIENCE_MS)
+    press(suggestions.first)
+    expect(prompt).to_have_value("a pineapple", timeout=PATIENCE_MS)
+
+
+def test_what_can_be_made_is_searched_by_its_names_and_from_the_keyboard(
+    open_page: Callable[..., Page], address: str
+) -> None:
+    page = open_page(address, viewport={"width": 390, "height": 844})
+    asked: list[str] = []
+    press(page.get_by_role("button", name="What can be made"))
+    find, tiles = page.get_by_label("Find a kind"), page.locator("#picker .kind:visible")
+    expect(find).to_be_visible(timeout=PATIENCE_MS)
+    page.wait_for_timeout(1000)  # the page is whole, and the sheet of pictures has come
+    page.on("request", lambda request: asked.append(request.url))
+
+    find.fill("hamburger")
+    expect(tiles).to_have_text(["burger"])
+    find.fill("VEHICLES")
+    expect(tiles.filter(has_text="taxi")).to_have_count(1)
+    assert tiles.count() > 2 and tiles.filter(has_text="mushroom").count() == 0
+    expect(page.locator("#picker [role=status]")).to_have_text(f"{tiles.count()} kinds")
+    find.fill("unicorn")
+    expect(tiles).to_have_count(0)
+    expect(page.locator("#picker [role=status]")).to_contain_text("Nothing here has that name")
+    find.fill("vehicle")
+    find.press("ArrowDown")
+    expect(tiles.first).to_be_focused()
+    tiles.first.press("ArrowRight")
+    expect(tiles.nth(1)).to_be_focused()
+    tiles.nth(1).press("End")
+    expect(tiles.last).to_be_focused()
+    tiles.last.press("Home")
+    tiles.first.press("ArrowUp")
+    expect(find).to_be_focused()
+    assert not asked, "a key in the search asks the server"
+    box = tiles.first.bounding_box()
+    assert box and min(box["width"], box["height"]) >= 24
+
+    find.fill("cab")
+    find.press("Enter")
+    expect(page.locator("#prompt textarea")).to_have_value("a taxi")
+    expect(page.locator("#known")).to_contain_text("Read as: a taxi", timeout=PATIENCE_MS)
+
+
+def test_each_kind_shows_its_own_part_of_one_sheet(open_page: Callable[..., Page], address: str) -> None:
+    page = open_page(address)
+    press(page.get_by_role("button", name="What can be made"))
+    page.get_by_label("Find a kind").fill("pineapple")
+    picture = page.locator("#picker .kind:visible i")
+    expect(picture).to_have_count(1, timeout=PATIENCE_MS)
+    x, y = kinds.locate_picture("pineapple")
+    tile = Image.open(kinds.GALLERY).crop((x, y, x + kinds.TILE, y + kinds.TILE))
+    for _ in range(PATIENCE_MS // 500):  # until the sheet has come
+        seen = Image.open(BytesIO(picture.screenshot())).convert("RGB")
+        off = np.asarray(seen, float) - np.asarray(tile.resize(seen.size), float)
+        if np.abs(off).mean() < 6:
+            return
+        page.wait_for_timeout(500)
+    raise AssertionError("the picture of a pineapple shows something else")
 
 
 def test_nothing_is_wider_than_the_window(open_page: Callable[..., Page], address: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, ViewportSize, expect
 
-from tests.support.browsing import PATIENCE_MS, expect_state, open_advanced, open_tab, run_steps, scripted, serve
+from tests.support.browsing import PATIENCE_MS, expect_state, open_advanced, open_tab, press, run_steps, scripted, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]  # axe takes ten seconds a place
 GRAVE = ("critical", "serious")
@@ -40,6 +40,12 @@ def test_no_place_of_the_page_shuts_anybody_out(
     page = open_page(address + query, viewport=size)
     expect(page.locator("#run")).to_have_css("opacity", "1", timeout=PATIENCE_MS)  # enabled, and no longer fading
     faults = {"first screen": list_grave_faults(page)}
+    press(page.get_by_role("button", name="What can be made"))
+    page.locator("#prompt textarea").fill("a red unicorn")
+    expect(page.locator("#known .kind")).to_have_count(3, timeout=PATIENCE_MS)
+    faults["kinds"] = list_grave_faults(page)
+    page.locator("#prompt textarea").fill("a taxi")
+    press(page.get_by_role("button", name="What can be made"))
     open_advanced(page)
     faults["drawer"] = list_grave_faults(page)
     page.keyboard.press("Escape")

@@ -29,7 +29,7 @@ from tests.support.browsing import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-LEARNED = ("a red mug", "a pink donut")  # two prompts of the shipped models
+LEARNED = ("a taxi", "a burger")  # two prompts of the shipped models
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_dictation_and_another_run_s_values_refresh_the_help(open_page: Callable
     prompt, hint = page.locator("#prompt textarea"), page.locator("#known")
     prompt.press("Control+A")
     page.keyboard.insert_text("a red unicorn")  # as dictation does, without a key
-    expect(hint).to_contain_text("Not yet a caption", timeout=PATIENCE_MS)
+    expect(hint).to_contain_text("know nothing of that name", timeout=PATIENCE_MS)
     open_tab(page, "Runs")
     press(page.get_by_role("button", name=f"Remix: {LEARNED[0]}").last)
     expect(prompt).to_have_value(LEARNED[0], timeout=PATIENCE_MS)
@@ -150,7 +150,7 @@ def test_compared_runs_of_two_prompts_are_called_by_them(
     page.wait_for_timeout(1500)
     looks = page.evaluate("""() => {
         const line = (item) => getComputedStyle(item.querySelector('.swatch line')).stroke
-        const name = (item) => item.innerText.match(/a red mug|a pink donut/)[0]
+        const name = (item) => item.innerText.match(/a taxi|a burger/)[0]
         const look = (items) => [...items].map((item) => [name(item), line(item)])
         const all = (selector) => document.querySelectorAll(selector)
         return [look(all('#compare-views .who')), look(all('#compare-scores tbody th')),
@@ -167,7 +167,7 @@ def test_the_page_of_the_api_explains_each_parameter(open_page: Callable[..., Pa
     press(page.get_by_role("button", name=re.compile("Use via API")))
     shown = page.locator(".api-docs")
     for words in (
-        "what to make; the embedded preset knows captions", "name of a shipped preset",
+        "what to make; the small models know things such as", "name of a shipped preset",
         "the same seed gives the same run", "Queue a run that makes a 3D object",
     ):  # fmt: skip
         expect(shown.get_by_text(words).first).to_be_visible(timeout=PATIENCE_MS)
@@ -180,7 +180,7 @@ def test_a_run_that_was_started_by_the_api_shows_the_seed_of_its_overrides(
     page = open_page(address)
 
     def start_run(overrides: str) -> str:
-        joined = {"data": ["a red mug", "tiny", None, overrides, ""]}
+        joined = {"data": ["a taxi", "tiny", None, overrides, ""]}
         answer = page.request.post(f"{address}gradio_api/call/start_run", data=joined)
         stream = page.request.get(f"{address}gradio_api/call/start_run/{answer.json()['event_id']}")
         return stream.text()
@@ -216,7 +216,7 @@ def test_every_file_is_saved_under_the_prompt_s_name_and_its_frame_is_said(
     for label, name in (("GLB", ".glb"), ("OBJ", ".obj"), ("PLY", ".ply"), ("STL", ".stl"), ("Turntable", ".mp4")):
         with page.expect_download(timeout=PATIENCE_MS) as download:
             page.get_by_role("link", name=f"Download {label}").press("Enter")
-        assert download.value.suggested_filename == f"a-red-mug{name}"
+        assert download.value.suggested_filename == f"a-taxi{name}"
     for frame in FRAMES.values():
         expect(page.get_by_text(frame)).to_be_visible()
     assert "longest side 100 mm" in FRAMES["stl"]

@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(root: Path) -> str:
-    return store_run(root, Preset.load("tiny", {"prompt": "a red mug", "steps": STEPS}))
+    return store_run(root, Preset.load("tiny", {"prompt": "a taxi", "steps": STEPS}))
 
 
 @pytest.fixture(scope="module")

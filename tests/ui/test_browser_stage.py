@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(root: Path) -> str:
-    return store_run(root, Preset.load("tiny", {"prompt": "a red mug", "steps": 8}))
+    return store_run(root, Preset.load("tiny", {"prompt": "a taxi", "steps": 8}))
 
 
 @pytest.fixture(scope="module")

@@ -80,12 +80,12 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
 
     # Paste and cut refresh the help as keys do.
     page.evaluate("navigator.clipboard.writeText('a red unicorn')")
-    for keys, expected in (("Control+V", "Not yet a caption"), ("Control+X", "")):
+    for keys, expected in (("Control+V", "know nothing of that name"), ("Control+X", "")):
         prompt.press("Control+A")
         prompt.press(keys)
         expect(hint).to_contain_text(expected, timeout=browsing.PATIENCE_MS)
     expect(hint.locator(".note")).to_have_count(0, timeout=browsing.PATIENCE_MS)
-    prompt.fill("a red mug")
+    prompt.fill("a taxi")
 
     # What is typed stays, within what the field allows and beyond; what cannot be is refused by its key.
     browsing.open_advanced(page)
@@ -142,18 +142,18 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     # Downloads carry the prompt's name; a zip comes with its click, and a refusal floats above the page.
     browsing.open_tab(page, "Mesh")
     for name, file in (
-        ("Download GLB", "a-red-mug.glb"),
-        ("Download STL", "a-red-mug.stl"),
-        ("Download a-red-mug", ".glb"),
+        ("Download GLB", "a-taxi.glb"),
+        ("Download STL", "a-taxi.stl"),
+        ("Download a-taxi", ".glb"),
     ):
         with page.expect_download(timeout=browsing.PATIENCE_MS) as download:
             page.get_by_role("link", name=name).press("Enter")
         assert download.value.suggested_filename.endswith(file)
-    assert download.value.suggested_filename == "a-red-mug.glb"
+    assert download.value.suggested_filename == "a-taxi.glb"
     browsing.open_tab(page, "Runs")
     with page.expect_download(timeout=browsing.PATIENCE_MS) as download:
         browsing.press(page.locator("#runs button[data-act=zip]").first)
-    assert re.fullmatch(r"[\d-]+_a-red-mug_s\d+_[0-9a-f]{8}\.zip", download.value.suggested_filename)
+    assert re.fullmatch(r"[\d-]+_a-taxi_s\d+_[0-9a-f]{8}\.zip", download.value.suggested_filename)
     other = open_page(address)
     assert page.locator("#runs [data-act=delete]").count() == 1, "its owner may"
     browsing.open_tab(other, "Runs")
@@ -215,7 +215,7 @@ def test_compared_runs_have_one_name_one_place_and_one_colour(open_page: Callabl
 
 def test_the_preset_of_a_run_is_not_the_page_s_first(open_page: Callable[..., Page], tmp_path: Path) -> None:
     """A run that was made elsewhere from another preset."""
-    folder = RunFolder.create(Preset.load("mvdream", {"prompt": "a red mug", "kappa": 2.0}), tmp_path)
+    folder = RunFolder.create(Preset.load("mvdream", {"prompt": "a taxi", "kappa": 2.0}), tmp_path)
     folder.close()
     served = browsing.serve(browsing.scripted, tmp_path)
     page = open_page(f"{next(served)}?run={folder.id}")

@@ -12,7 +12,7 @@ import pytest
 from gradio.components import Component
 from gradio.state_holder import SessionState
 
-from psd.embedded.captions import grammar
+import app
 from psd.runs.jobs.worker import Worker
 from psd.ui import build
 from psd.ui.checked import CheckedBlocks, describe_kind, find_kind, is_number, is_unicode
@@ -41,7 +41,7 @@ REQUEST = SimpleNamespace(headers={"host": "localhost"}, query_params={"run": LO
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBlocks]:
     worker = Worker(fake_run, tmp_path_factory.mktemp("runs"))
-    blocks = build.build_blocks(worker, vocabularies={"assets/prior": grammar})
+    blocks = build.build_blocks(worker, vocabularies={"assets/prior": app.read_vocabulary()})
     assert isinstance(blocks, CheckedBlocks)
     yield blocks
     assert worker.shutdown()

@@ -32,7 +32,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 @pytest.fixture(scope="module")
 def run(worker: Worker) -> str:
     """A run that is over, with a file of each kind that a person takes away."""
-    run = worker.submit(Preset.make({"steps": 2, "prompt": "A red mug!"}))
+    run = worker.submit(Preset.make({"steps": 2, "prompt": "A taxi!"}))
     events = []
     while not any(isinstance(event, Finished) for event in events):
         events += worker.wait(run, len(events), timeout_s=5)
@@ -81,11 +81,11 @@ def test_a_file_is_served_by_its_runs_id_under_the_prompts_name_also_in_parts(wo
         mesh = address + file_url(run, f"{EXPORTS}/mesh.glb", 1)
         whole = httpx.get(mesh, timeout=60)
         assert (whole.status_code, whole.content) == (200, b"0123456789")
-        assert whole.headers["content-disposition"] == 'inline; filename="a-red-mug.glb"'
+        assert whole.headers["content-disposition"] == 'inline; filename="a-taxi.glb"'
         part = httpx.get(mesh, headers={"range": "bytes=2-4"}, timeout=60)
         assert (part.status_code, part.content) == (206, b"234")
         assert httpx.get(address + file_url(run, f"{EXPORTS}/mesh.obj.zip"), timeout=60).headers[
-            "content-disposition"] == 'attachment; filename="a-red-mug.zip"'  # fmt: skip
+            "content-disposition"] == 'attachment; filename="a-taxi.zip"'  # fmt: skip
         for file in ("status.json", "public/exports/none.glb"):
             refused = httpx.get(address + file_url(run, file), timeout=60)
             assert refused.status_code in (403, 404)

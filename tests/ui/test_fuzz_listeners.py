@@ -12,10 +12,10 @@ import gradio as gr
 import pytest
 from gradio.state_holder import SessionState
 
+import app
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Finished, Started, Stepped
-from psd.embedded.captions import grammar
 from psd.runs.jobs.controls import Controls
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import read_status
@@ -101,7 +101,7 @@ def test_500_hostile_calls_of_every_listener(
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr("psd.ui.state.watch.LIST_S", 60.0)  # hundreds of runs are made on the way
     worker = Worker(quick_run, tmp_path_factory.mktemp("runs"))
-    blocks = build.build_blocks(worker, vocabularies={"assets/prior": grammar}, remesher=Remesher)
+    blocks = build.build_blocks(worker, vocabularies={"assets/prior": app.read_vocabulary()}, remesher=Remesher)
     assert isinstance(blocks, CheckedBlocks)
     worker._make_events = fake_run
     run_ids = [worker.submit(Preset(prompt="a red mushroom", steps=6, seed=seed)) for seed in range(2)]

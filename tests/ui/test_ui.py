@@ -1,4 +1,4 @@
-"""The page without a browser: the fold, the curves, the controls made from the preset, the help with words."""
+"""The page without a browser: the fold, the curves, the controls made from the preset."""
 
 import copy
 import math
@@ -18,7 +18,6 @@ from psd.__main__ import make_parser, resolve_preset
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
 from psd.distillation import events
-from psd.embedded.captions import grammar
 from psd.geometry.export import FRAMES
 from psd.runs.jobs.orbit import OrbitPicture
 from psd.runs.jobs.worker import Worker
@@ -27,14 +26,6 @@ from psd.runs.store.files import StoreError
 from psd.ui.context import require_whole
 from psd.ui.inputs import controls
 from psd.ui.inputs.origin import name_preset
-from psd.ui.inputs.vocabulary import (
-    EXAMPLES,
-    LONGEST_PROMPT,
-    build_caption,
-    caption_problem,
-    reword_preset,
-    suggest_captions,
-)
 from psd.ui.markup import html
 from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
@@ -50,7 +41,7 @@ from psd.ui.tabs.runs import card_html, find_runs, runs_html, start_from
 from tests.support.fake_run import fake_run, views
 
 STORY: list[events.Event] = [
-    events.Started(step=0, preset={"prompt": "a red mug"}, total_steps=4, views=4, environment={}, notes=("cpu",)),
+    events.Started(step=0, preset={"prompt": "a taxi"}, total_steps=4, views=4, environment={}, notes=("cpu",)),
     events.Previewed(
         step=0, images={"rgb": views(0)}, rewards={"reward/r": [1.0, 3.0]}, file="public/previews/000000.jpg"
     ),
@@ -249,54 +240,6 @@ def test_sliders_stay_within_the_declared_bounds(parts: list[controls.FieldContr
             if isinstance(component, gr.Slider) and part.name != "rewards":
                 assert low is not None and high is not None
                 assert low <= component.minimum < component.maximum <= high, part.name
-
-
-# ---- words
-
-
-def test_examples_are_captions() -> None:
-    assert not [text for text in EXAMPLES if caption_problem(grammar, text)]
-
-
-@pytest.mark.parametrize("typed", ["", "a", "a red mu", "snow", "a red unicorn", "xyzzy", "a blue cube on top of a y"])
-def test_suggestions_are_captions_and_go_on_where_they_can(typed: str) -> None:
-    found = suggest_captions(grammar, typed)
-    assert 1 <= len(found) <= 6 and len(set(found)) == len(found)
-    assert not [text for text in found if caption_problem(grammar, text)]
-    if typed in ("a red mu", "a blue cube on top of a y"):
-        assert all(text.startswith(typed) for text in found)
-
-
-def test_a_text_that_is_too_long_for_a_prompt_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To look for the nearest caption of 100,000 letters takes a minute of the server's processor."""
-    assert Preset.model_fields["prompt"].metadata[1].max_length == LONGEST_PROMPT
-    searched: list[str] = []
-    monkeypatch.setattr(grammar, "parse", lambda text: searched.append(text))
-    monkeypatch.setattr(grammar, "nearest", lambda text, n: searched.append(text) or ["a red mug"])
-    assert "100000 characters: at most 300" in caption_problem(grammar, "x" * 100_000)
-    assert suggest_captions(grammar, "x" * 100_000) == ["a red mug"]
-    assert all(len(text) <= 300 for text in searched)
-
-
-def test_a_prompt_is_run_as_its_vocabulary_words_it() -> None:
-    asked = Preset(prompt="A red, mushroom!")
-    assert reword_preset(asked, {asked.prior: grammar}) == asked.with_values({"prompt": "a red mushroom"})
-    assert reword_preset(asked, {}) is asked  # a prior that spells reads anything
-    for no_caption in ("a red unicorn", "mushroom red"):
-        with pytest.raises(PresetError, match="a red"):
-            reword_preset(asked.with_values({"prompt": no_caption}), {asked.prior: grammar})
-
-
-def test_an_unknown_word_is_named_with_known_captions() -> None:
-    said = caption_problem(grammar, "a red unicorn")
-    assert "unicorn" in said and any(text in said for text in suggest_captions(grammar, "a red unicorn"))
-
-
-def test_the_builder_speaks_the_grammar() -> None:
-    assert build_caption("", "orange", "mug", "", "blue", "cube") == "an orange mug"
-    assert build_caption("tall", "red", "chair", "", "", "") == "a tall red chair"
-    pair = build_caption("", "red", "cube", "on top of", "blue", "sphere")
-    assert pair == "a red cube on top of a blue sphere" == grammar.parse(pair).text
 
 
 # ---- what is shown
@@ -500,7 +443,7 @@ def test_the_verdict_of_a_comparison_names_the_gain_and_what_it_cost() -> None:
 
 
 def test_compared_runs_differ_in_what_is_compared_only() -> None:
-    wanted = Preset(prompt="a red mug", seed=2**31 - 1)
+    wanted = Preset(prompt="a taxi", seed=2**31 - 1)
     psd, sds, preset = compare.preset_variants(wanted, ["psd", "sds"], ["tiny"])
     assert list(share.preset_differences(psd, sds)) == ["method", "negative"] and not sds.negative
     assert (preset.prompt, preset.seed) == (psd.prompt, psd.seed)
@@ -546,20 +489,20 @@ def test_the_curves_as_a_table_hold_every_value() -> None:
 # ---- presets as text
 
 
-STRANGE = Preset.load("tiny").with_values(
-    {"prompt": "a red mug; rm -rf '$HOME' \"x\"", "seed": 7, "negative_lr": 1e-05, "elevation_deg": (5.0, 6.0),
+STRANGE = Preset.load("mvdream").with_values(
+    {"prompt": "a taxi; rm -rf '$HOME' \"x\"", "seed": 7, "negative_lr": 1e-05, "elevation_deg": (5.0, 6.0),
      "rewards": {"assets/reward": 0.5, "a/b": 2.0}, "negative": False, "method": "sds", "negative_prompt": "no: yes"}
 )  # fmt: skip
 
 
 def test_the_command_runs_the_same_preset() -> None:
-    words = shlex.split(share.command_line(STRANGE, "tiny"))
+    words = shlex.split(share.command_line(STRANGE, "mvdream"))
     assert words[:3] == ["python", "-m", "psd"]
     assert resolve_preset(make_parser().parse_args(words[3:])) == STRANGE
 
 
 def test_the_snippet_starts_the_same_preset() -> None:
-    text = share.client_snippet(STRANGE, "tiny", "http://127.0.0.1:7860")
+    text = share.client_snippet(STRANGE, "mvdream", "http://127.0.0.1:7860")
     called = {}
 
     class Client:
@@ -581,8 +524,8 @@ def test_the_shared_file_is_the_preset() -> None:
 
 def test_the_difference_is_what_differs() -> None:
     assert share.diff_table(Preset.load("tiny"), "tiny").count("<tr>") == 2  # the heading, and that there is nothing
-    assert "negative_lr" in share.diff_table(STRANGE, "tiny") and "scene.grid_size" not in share.diff_table(
-        STRANGE, "tiny"
+    assert "negative_lr" in share.diff_table(STRANGE, "mvdream") and "scene.grid_size" not in share.diff_table(
+        STRANGE, "mvdream"
     )
 
 
@@ -602,7 +545,7 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 def test_a_stored_run_shows_what_the_live_one_showed(tmp_path: Path) -> None:
     worker = Worker(fake_run, tmp_path)
-    run_id = worker.submit(Preset(steps=6, prompt="a red mug"))
+    run_id = worker.submit(Preset(steps=6, prompt="a taxi"))
     watcher = Watcher(worker)
     while not (live := watcher.view_run(run_id)).is_over:
         worker.wait(run_id, live.view.step, timeout_s=0.1)
@@ -610,7 +553,7 @@ def test_a_stored_run_shows_what_the_live_one_showed(tmp_path: Path) -> None:
     later = Worker(fake_run, tmp_path)
     stored = Watcher(later).view_run(run_id)
     assert later.shutdown()
-    assert (stored.view, stored.state, stored.prompt, stored.shots) == (live.view, "finished", "a red mug", 4)
+    assert (stored.view, stored.state, stored.prompt, stored.shots) == (live.view, "finished", "a taxi", 4)
     assert stored.view.step == 6 and stored.view.curves
 
 
@@ -672,7 +615,7 @@ def test_any_run_can_be_started_from() -> None:
 
 def test_values_are_named_by_the_shipped_preset_they_come_from() -> None:
     base = Preset.load("mvdream")
-    assert name_preset(base) == "mvdream" == name_preset(base.with_values({"prompt": "a red mug", "seed": 7}))
+    assert name_preset(base) == "mvdream" == name_preset(base.with_values({"prompt": "a taxi", "seed": 7}))
     assert name_preset(base.with_values({"kappa": 2.0})) == "own (from mvdream, 1 value differs)"
     changed = base.with_values({"kappa": 2.0, "guidance_scale": 60.0, "threads": 2})
     assert name_preset(changed) == "own (from mvdream, 3 values differ)"
@@ -694,9 +637,7 @@ def test_a_slider_reaches_what_its_field_allows_and_zero_means_a_number_to_type(
 
 
 def test_compared_runs_are_named_by_what_differs() -> None:
-    def made(
-        run_id: str, prompt: str = "a red mug", method: str = "psd", seed: int = 0, **values: object
-    ) -> WatchedRun:
+    def made(run_id: str, prompt: str = "a taxi", method: str = "psd", seed: int = 0, **values: object) -> WatchedRun:
         return WatchedRun(run_id, prompt=prompt, method=method, seed=seed, view=View(preset=values))
 
     def names(*runs: WatchedRun) -> list[str]:

@@ -68,7 +68,7 @@ def asker(worker: Worker) -> tuple[gr.Blocks, Callable[..., dict[Any, Any]]]:
 
 
 def finished(worker: Worker, **values: Any) -> str:
-    run = worker.submit(Preset.make({"steps": 6, "prompt": "a red mug", **values}))
+    run = worker.submit(Preset.make({"steps": 6, "prompt": "a taxi", **values}))
     index, over = 0, False
     while not over:  # the status is written a moment before the last event is told
         events = worker.wait(run, index, timeout_s=5)
@@ -82,7 +82,7 @@ def test_every_tab_tells_of_a_run_that_is_over(worker: Worker, tab: str) -> None
     first, second = finished(worker), finished(worker, method="sds")
     before = told("", tab)
     after = told(first, tab, compared=[first, second])
-    assert "a red mug" in after["status"] and "Finished" in after["status"] and "Ready" in before["status"]
+    assert "a taxi" in after["status"] and "Finished" in after["status"] and "Ready" in before["status"]
     if tab == "Compare":
         assert "<b>psd</b>" in after["compare-scores"] and "<b>sds</b>" in after["compare-scores"]
     if tab == "Runs":
@@ -177,7 +177,7 @@ def test_what_is_moved_before_the_first_step_holds_from_there(tmp_path: Path) ->
         yield from fake_run(*given)
 
     worker = Worker(slow, tmp_path)
-    run = worker.submit(Preset(prompt="a red mug", steps=6))
+    run = worker.submit(Preset(prompt="a taxi", steps=6))
     desk: Any = SimpleNamespace(worker=worker)
     assert find_live_preset(desk, run) is not None, "the page would say nothing and forget the value"
     worker.change(run, {"guidance_scale": 9.5})
@@ -199,7 +199,7 @@ def test_a_page_that_opens_while_a_run_goes_on_shows_the_values_it_has_now(tmp_p
                 assert gate.wait(20)
 
     worker = Worker(held, tmp_path)
-    run = worker.submit(Preset(prompt="a red mug", steps=6, guidance_scale=4.0))
+    run = worker.submit(Preset(prompt="a taxi", steps=6, guidance_scale=4.0))
     worker.change(run, {"guidance_scale": 9.5})
     while not Watcher(worker).view_run(run).view.live:
         threading.Event().wait(0.01)

@@ -1,11 +1,11 @@
 """The captions of the embedded world: a closed grammar, so that every caption has a ground truth.
 
-    single   a [modifier] colour noun            "a tall red cone"; some things need no colour: "a snowman"
-    pair     a colour primitive RELATION a colour primitive, the colours differing, RELATION one of
-             "on top of"                          the first stands on the second
-             "next to"                            seen from the front the first is on the left (world -y)
+    single   [a] [colour] noun               "a red fox", "a fox" in its own colours, "a blue cone"
+    pair     single RELATION single          "a frog on top of a red crate", RELATION one of
+             "on top of"                      the first stands on the second
+             "next to"                        seen from the front the first is on the left (world -y)
 
-Nothing here draws: ``psd.embedded.objects.assemble`` turns a caption into solids.
+Which nouns there are, which take a colour word and which come in pairs is said by ``psd.embedded.captions.kinds``.
 """
 
 from __future__ import annotations
@@ -18,66 +18,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 
-from psd.embedded.colours import COLOURS
-from psd.embedded.unknown import UnknownCaption, UnknownWords
+from psd.embedded.captions.kinds import COLOURS, PRIMITIVES, Kind, list_objects, read_kinds
+from psd.embedded.captions.unknown import UnknownCaption, UnknownWords
 
-ROUND_PRIMITIVES = ("sphere", "cone", "cylinder", "torus", "capsule")
-FLAT_PRIMITIVES = ("cube", "pyramid", "diamond", "prism", "star")  # too flat for a highlight: never glossy
-PRIMITIVES = ROUND_PRIMITIVES + FLAT_PRIMITIVES
-MODIFIERS = ("striped", "glossy", "tall", "tiny")
 RELATIONS = ("on top of", "next to")
-LISTS = Path(__file__).resolve().parents[3] / "assets" / "captions"  # the held-out lists of psd.embedded.captions.lists
-DOUBLE_QUOTES, SINGLE_QUOTES = '"“”„‟«»', "'‘’‚‛‹›`"  # as people and their word processors write them
 LOW_QUALITY = "low quality blurry"  # the one caption of degraded images: the prior's fixed negative prompt
-
-
-@dataclass(frozen=True)
-class Noun:
-    """What may stand before a noun: colour words or none, and which modifiers."""
-
-    colours: tuple[str | None, ...]  # None: the noun may come without a colour word
-    natural: str | None = None  # the colour meant when none is said
-    modifiers: tuple[str, ...] = ()
-
-
-def _make_noun(modifiers: str, natural: str | None = None) -> Noun:
-    colours: tuple[str | None, ...] = tuple(COLOURS) if natural is None else (None, *COLOURS)
-    return Noun(colours, natural, tuple(modifiers.split()))
-
-
-THINGS: dict[str, Noun] = {  # the comment names the part that takes the colour word
-    "snowman": _make_noun("glossy tall tiny", natural="white"),  # the balls
-    "mushroom": _make_noun("striped glossy tall tiny"),  # the cap
-    "table": _make_noun("tall tiny"),  # all
-    "chair": _make_noun("tall tiny"),  # all
-    "tree": _make_noun("tall tiny", natural="green"),  # the crown
-    "rocket": _make_noun("striped glossy tall tiny"),  # the body
-    "ice cream cone": _make_noun("striped tall tiny"),  # the scoop
-    "lollipop": _make_noun("striped glossy tall tiny"),  # the sweet
-    "house": _make_noun("striped tall tiny"),  # the walls
-    "donut": _make_noun("striped glossy tiny"),  # the icing
-    "car": _make_noun("tall tiny"),  # the bodywork
-    "lamp": _make_noun("striped tall tiny"),  # the shade
-    "mug": _make_noun("striped glossy tall tiny"),  # all
-    "robot": _make_noun("tall tiny"),  # head, body, limbs
-    "boat": _make_noun("striped glossy tiny"),  # the hull
-    "candle": _make_noun("striped tall tiny"),  # the wax
-    "duck": _make_noun("glossy tall tiny", natural="yellow"),  # the feathers
-    "cactus": _make_noun("striped tall tiny", natural="green"),  # the plant
-    "cupcake": _make_noun("glossy tall tiny"),  # the frosting
-    "umbrella": _make_noun("striped glossy tiny"),  # the canopy
-    "present": _make_noun("tall tiny"),  # the box
-    "flower": _make_noun("tall tiny"),  # the petals
-    "burger": Noun((None,), None, ("tall", "tiny")),
-    "traffic light": Noun((None,), None, ("tall", "tiny")),
-}
-NOUNS: dict[str, Noun] = (
-    {name: _make_noun("striped glossy tall tiny") for name in ROUND_PRIMITIVES}
-    | {name: _make_noun("striped tall tiny") for name in FLAT_PRIMITIVES}
-    | THINGS
-)
+HELD_OUT_PAIRS_PERCENT = 16
 
 
 @dataclass(frozen=True)
@@ -85,8 +32,7 @@ class Caption:
     """One caption and its meaning; ``text`` is its only canonical wording."""
 
     kind: str
-    colour: str | None
-    modifier: str | None = None
+    colour: str | None = None
     relation: str | None = None
     other_kind: str | None = None
     other_colour: str | None = None
@@ -100,15 +46,8 @@ class Caption:
 
     @property
     def text(self) -> str:
-        first = _with_article(self.modifier, self.colour, self.kind)
-        return (
-            f"{first} {self.relation} {_with_article(self.other_colour, self.other_kind)}" if self.relation else first
-        )
-
-    @property
-    def main_colour(self) -> str | None:
-        """The colour word, or the one that goes without saying."""
-        return self.colour or NOUNS[self.kind].natural
+        first = _phrase(self.kind, self.colour)
+        return f"{first} {self.relation} {_phrase(str(self.other_kind), self.other_colour)}" if self.relation else first
 
     @property
     def mirror_image(self) -> Caption:
@@ -120,43 +59,45 @@ class Caption:
 
     @property
     def meaning(self) -> Caption:
-        """Equal for captions that mean the same picture: "a snowman" and "a white snowman".
+        """Equal for captions that mean the same picture.
 
         Seen from behind, "a cube next to a cone" is "a cone next to a cube", and who is shown a picture without its
         camera cannot tell them apart: they mean the same.
         """
-        caption = replace(self, colour=self.main_colour)
-        return min(caption, caption.mirror_image, key=str) if self.relation == "next to" else caption
+        return min(self, self.mirror_image, key=str) if self.relation == "next to" else self
 
     @property
     def is_valid(self) -> bool:
-        noun = NOUNS.get(self.kind)
-        if noun is None or self.colour not in noun.colours:
+        kinds = read_kinds()
+        kind = kinds.get(self.kind)
+        if kind is None or self.colour not in kind.colours:
             return False
         if self.relation is None:
-            alone = self.other_kind is None and self.other_colour is None
-            return alone and (self.modifier is None or self.modifier in noun.modifiers)
-        parts = self.kind in PRIMITIVES and self.other_kind in PRIMITIVES
-        return parts and self.modifier is None and self.other_colour in COLOURS and self.colour != self.other_colour
+            return self.other_kind is None and self.other_colour is None
+        other = kinds.get(str(self.other_kind))
+        if other is None or self.other_colour not in other.colours or not kind.is_placed:
+            return False
+        if self.colour == self.other_colour and (self.colour is not None or self.kind == self.other_kind):
+            return False
+        return other.is_carrier if self.relation == "on top of" else other.is_placed
 
 
-def _with_article(*words: str | None) -> str:
-    phrase = " ".join(word for word in words if word)
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+def _phrase(noun: str, colour: str | None) -> str:
+    words = f"{colour} {noun}" if colour else noun
+    article = read_kinds()[noun].article
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}" if article else words
 
 
-def _any_of(words: tuple[str, ...] | dict) -> str:
+def _either(words: tuple[str, ...] | dict) -> str:
     return "|".join(sorted(words, key=len, reverse=True))
 
 
-_ARTICLE = "(?:an? )?"
-_SINGLE = re.compile(
-    rf"{_ARTICLE}(?:(?P<modifier>{_any_of(MODIFIERS)}) )?(?:(?P<colour>{_any_of(COLOURS)}) )?(?P<kind>{_any_of(NOUNS)})"
-)
-_PAIR = re.compile(
-    rf"{_ARTICLE}(?P<colour>{_any_of(COLOURS)}) (?P<kind>{_any_of(PRIMITIVES)}) (?P<relation>{_any_of(RELATIONS)}) "
-    rf"{_ARTICLE}(?P<other_colour>{_any_of(COLOURS)}) (?P<other_kind>{_any_of(PRIMITIVES)})"
-)
+@functools.cache
+def _patterns() -> tuple[re.Pattern, re.Pattern]:
+    colour, kind = _either(COLOURS), _either(read_kinds())
+    single = rf"(?:an? )?(?:(?P<colour>{colour}) )?(?P<kind>{kind})"
+    other = rf"(?:an? )?(?:(?P<other_colour>{colour}) )?(?P<other_kind>{kind})"
+    return re.compile(single), re.compile(rf"{single} (?P<relation>{_either(RELATIONS)}) {other}")
 
 
 def parse(text: str) -> Caption:
@@ -164,97 +105,111 @@ def parse(text: str) -> Caption:
 
     Raises UnknownWords for words outside the vocabulary and UnknownCaption for known words in another order.
     """
-    words = _split_words(text)
-    found = _match_caption(words)
+    words = _words(text)
+    found = _match(words)
     if found:
         return found
-    unknown = [word for word in dict.fromkeys(words) if word not in known_words()]
+    unknown = [word for word in dict.fromkeys(words) if word not in vocabulary()]
     if unknown:
-        raise UnknownWords(text, unknown, nearest(text))
-    raise UnknownCaption(text, nearest(text))
+        raise UnknownWords(text, unknown, find_nearest(text))
+    raise UnknownCaption(text, find_nearest(text))
 
 
-def reword_text(text: str) -> str:
-    """The caption that ``text`` says in the words that the prior was trained on; anything else as it is."""
-    found = _match_caption(_split_words(text))
-    return found.text if found else text
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\s.,;:!?\"]+", text.lower())
 
 
-def _split_words(text: str) -> list[str]:
-    words = re.findall(rf"[^\s.,;:!?{DOUBLE_QUOTES}]+", text.lower())
-    return [plain for word in words if (plain := word.strip(SINGLE_QUOTES))]
-
-
-def _match_caption(words: list[str]) -> Caption | None:
+def _match(words: list[str]) -> Caption | None:
     plain = " ".join(words)
-    match = _SINGLE.fullmatch(plain) or _PAIR.fullmatch(plain)
+    single, pair = _patterns()
+    match = single.fullmatch(plain) or pair.fullmatch(plain)
     caption = Caption(**match.groupdict()) if match else None
     return caption if caption and caption.is_valid else None
 
 
-def nearest(text: str, n: int = 3) -> list[str]:
-    """The ``n`` known captions that resemble ``text`` most: its misspelt words put right, then look-alikes."""
-    words = re.findall(r"[a-z]+", text.lower())
-    corrected = [(difflib.get_close_matches(word, known_words(), 1, 0.6) or [""])[0] for word in words]
-    fixed = _match_caption([word for word in corrected if word])
-    known = set(words) & set(known_words())
+def find_nearest(text: str, n: int = 3) -> list[str]:
+    """The ``n`` single captions that resemble ``text`` most in spelling."""
+    words = set(_words(text))
 
-    def measure_likeness(candidate: str) -> float:
-        return len(known & set(candidate.split())) + difflib.SequenceMatcher(None, text.lower(), candidate).ratio()
+    def likeness(candidate: str) -> float:
+        return len(words & set(candidate.split())) + difflib.SequenceMatcher(None, text.lower(), candidate).ratio()
 
-    plain = [caption.text for caption in all_captions(pairs=False) if caption.modifier is None]
-    ranked = ([fixed.text] if fixed else []) + sorted(plain, key=measure_likeness, reverse=True)
-    return list(dict.fromkeys(ranked))[:n]
+    plain = [caption.text for caption in all_captions(pairs=False)]
+    return sorted(plain, key=likeness, reverse=True)[:n]
 
 
-def known_words() -> list[str]:
+@functools.cache
+def vocabulary() -> list[str]:
     """Every word of every caption, sorted."""
-    phrases = [*COLOURS, *NOUNS, *MODIFIERS, *RELATIONS, LOW_QUALITY, "a", "an"]
+    phrases = [*COLOURS, *read_kinds(), *RELATIONS, LOW_QUALITY, "a", "an"]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
 def all_captions(*, pairs: bool = True) -> Iterator[Caption]:
-    """Every caption of the grammar, singles first (about 1,200), then pairs (18,000)."""
-    for name, noun in NOUNS.items():
-        for colour, modifier in itertools.product(noun.colours, (None, *noun.modifiers)):
-            yield Caption(name, colour, modifier)
+    """Every caption of the grammar: about 1,800 singles, then some 100,000 pairs."""
+    kinds = read_kinds()
+    for noun, kind in kinds.items():
+        for colour in kind.colours:
+            yield Caption(noun, colour)
     if pairs:
-        colours = list(itertools.permutations(COLOURS, 2))
-        for relation, kind, other in itertools.product(RELATIONS, PRIMITIVES, PRIMITIVES):
-            for colour, other_colour in colours:
-                yield Caption(kind, colour, None, relation, other, other_colour)
+        placed = [kind for kind in kinds.values() if kind.is_placed]
+        for relation, first, second in itertools.product(RELATIONS, placed, kinds.values()):
+            if second.is_carrier if relation == "on top of" else second.is_placed:
+                yield from _colour_pairs(first, second, relation)
+
+
+def _colour_pairs(first: Kind, second: Kind, relation: str) -> Iterator[Caption]:
+    for colour, other in itertools.product(first.colours, second.colours):
+        caption = Caption(first.noun, colour, relation, second.noun, other)
+        if caption.is_valid:
+            yield caption
 
 
 def is_held_out(caption: Caption) -> bool:
     """Whether ``caption`` is never trained on.
 
-    Each kind gives up one of its ten colours, in turn, so that each colour is given up by every tenth kind; such a
-    colour and kind never meet, whatever the modifier, in pairs neither.  Of the other pairs, those whose text has a
-    SHA-256 divisible by 10 are held out too.
+    Each kind that takes a colour gives up two of its ten (a primitive one) in turn, so that each colour is given up
+    by every fifth kind; such a colour and kind never meet, in pairs neither.  Of the two kinds of a pair, 16 % of the
+    couples, by their SHA-256, never meet in any relation or colour.
     """
-    if _combination_held_out(caption.kind, caption.main_colour):
+    if _is_combination_held_out(caption.kind, caption.colour):
         return True
     if not caption.relation:
         return False
-    if _combination_held_out(str(caption.other_kind), caption.other_colour):
-        return True
-    return int(sha256(caption.text.encode()).hexdigest(), 16) % 10 == 0
+    other = str(caption.other_kind)
+    return _is_combination_held_out(other, caption.other_colour) or _is_couple_held_out(caption.kind, other)
 
 
-def _combination_held_out(kind: str, colour: str | None) -> bool:
-    return colour is not None and (list(COLOURS).index(colour) + 3 * list(NOUNS).index(kind)) % len(COLOURS) == 2
+@functools.cache
+def _indices() -> dict[str, int]:
+    return {noun: index for index, noun in enumerate(read_kinds())}
+
+
+def _is_combination_held_out(noun: str, colour: str | None) -> bool:
+    # The primitives' rule is the one of the hand-drawn world, whose prior the first training started from.
+    if colour is None:
+        return False
+    turn = (list(COLOURS).index(colour) + 3 * _indices()[noun]) % len(COLOURS)
+    return turn == 2 or (turn == 7 and noun not in PRIMITIVES)
+
+
+@functools.cache
+def _is_couple_held_out(one: str, two: str) -> bool:
+    couple = " and ".join(sorted((one, two)))
+    return int(sha256(couple.encode()).hexdigest(), 16) % 100 < HELD_OUT_PAIRS_PERCENT
 
 
 def near_misses(caption: Caption, n: int, seed: int, *, held_out: bool = False) -> list[Caption]:
     """``n`` different captions that are each one step from ``caption`` and mean another picture.
 
-    Dealt in turn: a pair's swap (of colours, shapes, both, or the relation), one colour, kind or modifier changed.
+    Dealt in turn: a pair's swap (of colours, kinds, both, or the relation), another colour, another kind of the same
+    category, another kind.  A colour word is neither added nor dropped: an object's own colour may be that colour.
     The near misses of a caption in training are in training too: a critic that met held-out captions as wrong answers
     only would learn to reject them.  ``held_out``: for critics that train on every caption, all near misses; else they
     would learn that a held-out caption among the answers is the right one.
     """
     rng = random.Random(seed)
-    steps = (rng.sample(step, len(step)) for step in _single_steps(caption, held_out))
+    steps = (rng.sample(step, len(step)) for step in _steps(caption, held_out))
     options = [option for options in itertools.zip_longest(*steps) for option in options if option]
     if len(options) < n:
         raise ValueError(f"{caption.text!r} has {len(options)} near misses, not {n}")
@@ -262,29 +217,31 @@ def near_misses(caption: Caption, n: int, seed: int, *, held_out: bool = False) 
 
 
 @functools.lru_cache(maxsize=8192)
-def _single_steps(caption: Caption, held_out: bool = False) -> tuple[list[Caption], ...]:
-    """The captions one step away: by swapping, by another colour, another kind, another modifier."""
-    swaps: list[Caption] = []
-    slots = ("colour", "other_colour") if caption.relation else ("colour",)
+def _steps(caption: Caption, held_out: bool = False) -> tuple[list[Caption], ...]:
+    """The captions one step away: by swapping, by another colour, a kind of the same category, another kind."""
+    kinds = read_kinds()
+    swapped: list[Caption] = []
+    slots = [("kind", "colour")]
     if caption.relation:
-        kinds = {"kind": caption.other_kind, "other_kind": caption.kind}
-        colours = {"colour": caption.other_colour, "other_colour": caption.colour}
+        slots.append(("other_kind", "other_colour"))
+        swapped_kinds = {"kind": caption.other_kind, "other_kind": caption.kind}
+        swapped_colours = {"colour": caption.other_colour, "other_colour": caption.colour}
         other_relation = next(relation for relation in RELATIONS if relation != caption.relation)
-        swaps = [
-            replace(caption, **change) for change in (colours, kinds, kinds | colours, {"relation": other_relation})
-        ]
-    recoloured = [replace(caption, **{slot: colour}) for slot in slots for colour in COLOURS]
-    names = THINGS if caption.group == "thing" else PRIMITIVES
-    rebuilt = [replace(caption, other_kind=name) for name in PRIMITIVES if caption.relation]
-    for name in names:
-        modifier = caption.modifier if caption.modifier in NOUNS[name].modifiers else None
-        colours_left = [caption.colour] if caption.colour in NOUNS[name].colours else NOUNS[name].colours
-        rebuilt += [replace(caption, kind=name, modifier=modifier, colour=colour) for colour in colours_left]
-    modified = [replace(caption, modifier=modifier) for modifier in (None, *MODIFIERS)]
+        changes = (swapped_colours, swapped_kinds, swapped_kinds | swapped_colours, {"relation": other_relation})
+        swapped = [replace(caption, **change) for change in changes]
+    recoloured = [
+        replace(caption, **{slot: colour}) for _, slot in slots if getattr(caption, slot) for colour in COLOURS
+    ]
+    alike: list[Caption] = []
+    unlike: list[Caption] = []
+    for slot, _ in slots:
+        category = kinds[getattr(caption, slot)].category
+        for noun, kind in kinds.items():
+            (alike if kind.category == category else unlike).append(replace(caption, **{slot: noun}))
 
     seen = {caption.meaning}
     steps: list[list[Caption]] = []
-    for step in (swaps, recoloured, rebuilt, modified):
+    for step in (swapped, recoloured, alike, unlike):
         kept = []
         for option in step:
             apart = not held_out and is_held_out(option) and not is_held_out(caption)
@@ -296,13 +253,13 @@ def _single_steps(caption: Caption, held_out: bool = False) -> tuple[list[Captio
 
 
 def find_swaps(caption: Caption) -> list[Caption]:
-    """A pair's captions with its words bound otherwise: colours, shapes or both exchanged, or the other relation."""
-    return list(_single_steps(caption)[0])
+    """A pair's captions with its words bound otherwise: colours, kinds or both exchanged, or the other relation."""
+    return list(_steps(caption, held_out=True)[0])
 
 
 def find_neighbours(caption: Caption) -> list[Caption]:
     """Everything that ``near_misses`` chooses from."""
-    return list(itertools.chain(*_single_steps(caption)))
+    return list(itertools.chain(*_steps(caption)))
 
 
 def random_captions(n: int, seed: int) -> list[Caption]:
@@ -310,14 +267,33 @@ def random_captions(n: int, seed: int) -> list[Caption]:
     rng = random.Random(seed)
     chosen: dict[Caption, Caption] = {}
     while len(chosen) < n:
-        caption = rng.choice(_by_group()[rng.choice(("primitive", "pair", "thing"))])
+        caption = draw_caption(rng.choice(("primitive", "pair", "thing")), rng)
         chosen.setdefault(caption.meaning, caption)
     return list(chosen.values())
 
 
-@functools.cache
-def _by_group() -> dict[str, list[Caption]]:
-    groups: dict[str, list[Caption]] = {"primitive": [], "pair": [], "thing": []}
-    for caption in all_captions():
-        groups[caption.group].append(caption)
-    return groups
+def draw_caption(group: str, rng: random.Random) -> Caption:
+    """A caption of ``group``, kinds drawn evenly; half of the things that take a colour word come without one."""
+    kinds = read_kinds()
+    if group == "primitive":
+        return Caption(rng.choice(PRIMITIVES), rng.choice(list(COLOURS)))
+    if group == "thing":
+        noun = rng.choice(list_objects())
+        return Caption(noun, _draw_colour(kinds[noun], rng, share=0.5))
+    placed = [kind for kind in kinds.values() if kind.is_placed]
+    carriers = [kind for kind in kinds.values() if kind.is_carrier]
+    while True:
+        relation = rng.choice(RELATIONS)
+        first, second = rng.choice(placed), rng.choice(carriers if relation == "on top of" else placed)
+        colours = (_draw_colour(kind, rng, share=0.85) for kind in (first, second))
+        caption = Caption(first.noun, next(colours), relation, second.noun, next(colours))
+        if caption.is_valid:
+            return caption
+
+
+def _draw_colour(kind: Kind, rng: random.Random, *, share: float) -> str | None:
+    """A colour for a ``share`` of those that take one; primitives always have one, stars in ``share`` only."""
+    colours = [colour for colour in kind.colours if colour]
+    if not colours or (None in kind.colours and rng.random() > share):
+        return None
+    return rng.choice(colours)

@@ -1,1 +1,1 @@
-"""The objects of the embedded world, as signed distances."""
+"""Objects of the embedded world: the collection of meshes, and what cameras see of a caption's object."""

@@ -1,158 +1,137 @@
-"""A caption's object: parts arranged, modified and fitted into a ball, ready to be measured or rendered."""
+"""A caption's object: meshes painted, posed, arranged in pairs and fitted into a ball, ready to be rendered."""
 
 from __future__ import annotations
 
+import colorsys
+import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd.embedded.captions.grammar import COLOURS, Caption
-from psd.embedded.objects.artefacts import ARTEFACTS
-from psd.embedded.objects.nature import NATURE
-from psd.embedded.objects.parts import RGB, Draw, Part, contrasting_colour
-from psd.embedded.objects.primitives import PRIMITIVES
-from psd.embedded.objects.solids import OUTLINES, SOLIDS
+from psd.embedded.captions.grammar import Caption
+from psd.embedded.captions.kinds import COLOURS
+from psd.embedded.objects.collection import Collection, Model
+from psd.embedded.objects.draws import draw_between, draw_index
+from psd.embedded.objects.forms import FORMS
 
-BUILDERS = PRIMITIVES | NATURE | ARTEFACTS
-RADIUS, TINY_RADIUS = 0.9, 0.55  # the ball around the origin into which every object fits, its outline touching
-TALL = 1.6  # vertical stretch
-SINK = 0.07  # how deep the upper object of a pair stands in the lower one, so that the two are joined
-BANDS = 3.5  # stripes over the main part's height
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A union of p solids: each one's frame (linear map and place), sizes, colour and finish; world units."""
-
-    solid: tuple[str, ...]
-    linear: Float[Tensor, "p 3 3"]  # solid frame -> world
-    centre: Float[Tensor, "p 3"]
-    size: Float[Tensor, "p 4"]
-    colour: Float[Tensor, "p 3"]  # sRGB
-    band_colour: Float[Tensor, "p 3"]  # of the second of every two stripes; equal to colour where unstriped
-    band: Float[Tensor, "p 3"]  # across the stripes, one unit of length for each pair of stripes
-    gloss: Float[Tensor, " p"]  # strength of the highlight
-    bound_centre: Float[Tensor, "p 3"]  # of a ball around each part
-    bound_radius: Float[Tensor, " p"]
-
-    def distance(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-        """Signed distance to the union, a lower bound of the true one outside; the renderer's ground truth."""
-        return self.distances(points).amin(0)
-
-    def distances(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "p n"]:
-        """Signed distances to each part."""
-        inverse, shrink = torch.linalg.inv(self.linear), torch.linalg.matrix_norm(self.linear, ord=-2)
-        per_part = []
-        for i, solid in enumerate(self.solid):
-            local = inverse[i] @ (points - self.centre[i]).T
-            per_part.append(SOLIDS[solid](local, self.size[i, :, None].expand(-1, len(points))) * shrink[i])
-        return torch.stack(per_part)
+RADIUS, LEAST_RADIUS = 0.9, 0.82  # the ball around the origin into which every object fits, its outline touching
+YAW_DEG, STRETCH = 10.0, 0.07  # the pose and proportions vary by at most this
+HUE, SATURATION, BRIGHTNESS = 0.02, 0.1, 0.06  # so do the colours: turns of the circle, shares, shares
+SINK = 0.05  # how deep the upper object of a pair stands in the lower one, so that the two are joined
+BARE = {"star": "yellow"}  # the colour of a primitive that comes without a colour word
 
 
-def build_shape(caption: Caption, generator: torch.Generator | None, *, canonical: bool = False) -> Shape:
-    """The object of ``caption`` in its canonical pose (+z up, front to +x), centred, in the ball of radius 0.9
-    (tiny: 0.55).
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A mesh with one colour a face; world units, both sides visible."""
 
-    Proportions vary with ``generator``; ``canonical=True`` (or no generator) gives the one reference object.
+    vertices: Float[Tensor, "n 3"]
+    faces: Int[Tensor, "m 3"]
+    face_palette: Int[Tensor, " m"]  # row of ``palette``
+    palette: Float[Tensor, "p 3"]  # sRGB in [0, 1]
+
+
+def assemble_object(
+    caption: Caption, collection: Collection, generator: torch.Generator | None = None, *, choice: int | None = None
+) -> Body:
+    """The object of ``caption``, +z up, front to +x, centred, in the ball of radius 0.9.
+
+    The mesh (where a kind has several), pose, proportions, size and hue vary with ``generator``; without one it is
+    the kind's first object as its author left it.  ``choice`` names the mesh: 0 the first, after the last the first
+    again.
     """
-    draw = Draw(None if canonical else generator)
-    main = COLOURS[caption.main_colour or "white"]
-    parts = _fit_ball(
-        _stack_parts(BUILDERS[caption.kind](main, draw), main, striped=caption.modifier == "striped"), 1.0
-    )
+    body = _make_part(caption.kind, caption.colour, collection, generator, choice)
     if caption.relation:
-        other_main = COLOURS[str(caption.other_colour)]
-        other = _fit_ball(
-            _stack_parts(BUILDERS[str(caption.other_kind)](other_main, draw), other_main), draw.between(0.9, 1.1)
-        )
-        parts = _join_stacks(_arrange_pair(parts, other, caption.relation, draw.between(0.04, 0.16)), other)
-    if caption.modifier == "tall":
-        stretch = torch.diag(torch.tensor([1.0, 1.0, TALL]))
-        parts = _Stack(parts.parts, stretch @ parts.linear, parts.centre @ stretch, parts.band @ stretch.inverse())
-    parts = _fit_ball(parts, TINY_RADIUS if caption.modifier == "tiny" else RADIUS)
-    return _make_shape(parts, gloss=0.75 if caption.modifier == "glossy" else 0.0)
+        other = _make_part(str(caption.other_kind), caption.other_colour, collection, generator, choice)
+        body = _arrange_pair(body, other, caption.relation, generator)
+    return fit_into_ball(body, RADIUS if generator is None else draw_between(LEAST_RADIUS, RADIUS, generator))
 
 
-@dataclass(frozen=True)
-class _Stack:
-    """Parts with their frames as tensors, while they are moved and scaled together."""
-
-    parts: tuple[tuple[Part, RGB], ...]  # each part and the colour of its second stripes
-    linear: Float[Tensor, "p 3 3"]
-    centre: Float[Tensor, "p 3"]
-    band: Float[Tensor, "p 3"]
-
-    def outline(self) -> list[Float[Tensor, "n 3"]]:
-        """For each part, world points whose convex hull contains it."""
-        return [
-            OUTLINES[part.solid](part.size) @ self.linear[i].T + self.centre[i]
-            for i, (part, _) in enumerate(self.parts)
-        ]
+def count_choices(caption: Caption, collection: Collection) -> int:
+    """How many meshes the thing has that has most."""
+    nouns = [caption.kind, *([caption.other_kind] if caption.other_kind else [])]
+    return max(len(_read_meshes(noun, collection)) + (noun in FORMS) for noun in nouns)
 
 
-def _stack_parts(parts: list[Part], main: RGB, *, striped: bool = False) -> _Stack:
-    linear = torch.tensor([part.linear() for part in parts])
-    centre = torch.tensor([part.at for part in parts], dtype=torch.float32)
-    band = torch.zeros(len(parts), 3)
-    second = contrasting_colour(main, COLOURS["white"], COLOURS["black"])
-    stack = _Stack(tuple((part, part.colour) for part in parts), linear, centre, band)
-    if not striped:
-        return stack
-    is_main = torch.tensor([part.colour == main for part in parts])
-    outline = torch.cat([points for points, chosen in zip(stack.outline(), is_main, strict=True) if chosen])
-    extent = outline.amax(0) - outline.amin(0)
-    # Level stripes; flat things (torus, icing) get upright ones, or they would show only one.
-    axis = 2 if extent[2] > 0.62 * extent[1] else 1
-    band[is_main, axis] = BANDS / extent[axis]
-    painted = tuple((part, second if part.colour == main else part.colour) for part in parts)
-    return replace(stack, parts=painted, band=band)
+def _read_meshes(noun: str, collection: Collection) -> list[Model]:
+    return [] if noun in FORMS and noun not in BARE else collection.read_models(noun)
 
 
-def _fit_ball(stack: _Stack, radius: float) -> _Stack:
-    """Centred by its bounding box and scaled so that its outline touches the sphere of ``radius``."""
-    outline = torch.cat(stack.outline())
-    middle = (outline.amax(0) + outline.amin(0)) / 2
-    scale = radius / (outline - middle).norm(dim=-1).max()
-    return _Stack(stack.parts, stack.linear * scale, (stack.centre - middle) * scale, stack.band / scale)
+def _make_part(
+    noun: str, colour: str | None, collection: Collection, generator: torch.Generator | None, choice: int | None
+) -> Body:
+    """One thing in a ball of radius 1, painted and posed."""
+    models = _read_meshes(noun, collection)
+    count = len(models) + (noun in FORMS)
+    chosen = draw_index(count, generator) if choice is None else choice % count
+    if chosen < len(models):
+        model = models[chosen]
+        body = Body(model.vertices, model.faces, model.face_palette, paint_palette(model, colour))
+    else:
+        vertices, faces = FORMS[noun](generator)
+        palette = torch.tensor([COLOURS[colour or BARE[noun]]])
+        body = Body(vertices, faces, torch.zeros(len(faces), dtype=torch.long), palette)
+    if generator is not None:
+        body = _vary_pose(_vary_colours(body, generator), generator)
+    return fit_into_ball(body, 1.0)
 
 
-def _arrange_pair(first: _Stack, second: _Stack, relation: str, gap: float) -> _Stack:
-    """``first`` moved onto ``second``, or to its side at world -y: on the left as the front camera sees it."""
-    a, b = torch.cat(first.outline()), torch.cat(second.outline())
+def paint_palette(model: Model, colour: str | None) -> Float[Tensor, "p 3"]:
+    """The palette with its painted rows in ``colour``; each keeps its share of brightness."""
+    if colour is None or not model.paint.any():
+        return model.palette
+    mean = model.palette.mean(1)
+    share = 0.6 + 0.4 * mean / mean[model.paint].max().clamp(min=1e-6)
+    painted = torch.tensor(COLOURS[colour]) * share[:, None]
+    return torch.where(model.paint[:, None], painted, model.palette)
+
+
+def _vary_colours(body: Body, generator: torch.Generator) -> Body:
+    """All colours turned and scaled alike."""
+    turn = draw_between(-HUE, HUE, generator)
+    saturation = draw_between(1 - SATURATION, 1 + SATURATION, generator)
+    brightness = draw_between(1 - BRIGHTNESS, 1 + BRIGHTNESS, generator)
+    varied = []
+    for colour in body.palette.tolist():
+        hue, share, value = colorsys.rgb_to_hsv(*colour)
+        varied.append(colorsys.hsv_to_rgb((hue + turn) % 1, min(1, share * saturation), min(1, value * brightness)))
+    return replace(body, palette=torch.tensor(varied, dtype=torch.float32))
+
+
+def _vary_pose(body: Body, generator: torch.Generator) -> Body:
+    angle = math.radians(draw_between(-YAW_DEG, YAW_DEG, generator))
+    stretch = torch.diag(torch.tensor([draw_between(1 - STRETCH, 1 + STRETCH, generator) for _ in range(3)]))
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+    return replace(body, vertices=body.vertices @ stretch @ turn.T)
+
+
+def fit_into_ball(body: Body, radius: float) -> Body:
+    """Centred by its bounding box and scaled so that its farthest vertex is at ``radius``."""
+    low, high = body.vertices.amin(0), body.vertices.amax(0)
+    centred = body.vertices - (low + high) / 2
+    return replace(body, vertices=centred * (radius / centred.norm(dim=-1).max()))
+
+
+def _arrange_pair(first: Body, second: Body, relation: str, generator: torch.Generator | None) -> Body:
+    """``first`` on top of ``second``, or at its side at world -y: on the left as the front camera sees it."""
+    on_top = relation == "on top of"
+    bounds = (0.7, 0.95) if on_top else (0.9, 1.1)
+    a, b = first.vertices * draw_between(*bounds, generator), second.vertices
+    gap = draw_between(0.04, 0.16, generator)
     move = torch.zeros(3)
-    if relation == "on top of":
-        move[2] = b[:, 2].max() - a[:, 2].min() - SINK
+    if on_top:
+        # It stands on what lies beneath its middle: a chest's lid, not the highest leaf beside it.
+        under = b[b[:, :2].norm(dim=-1) < 0.5 * a[:, :2].norm(dim=-1).max()]
+        floor = under[:, 2].max() if len(under) and under[:, 2].max() > 0 else b[:, 2].max()
+        move[2] = floor - a[:, 2].min() - SINK
     else:
         move[1] = b[:, 1].min() - a[:, 1].max() - gap
         move[2] = b[:, 2].min() - a[:, 2].min()  # both stand on one floor
-    return replace(first, centre=first.centre + move)
-
-
-def _join_stacks(first: _Stack, second: _Stack) -> _Stack:
-    return _Stack(
-        first.parts + second.parts,
-        torch.cat([first.linear, second.linear]),
-        torch.cat([first.centre, second.centre]),
-        torch.cat([first.band, second.band]),
-    )
-
-
-def _make_shape(stack: _Stack, *, gloss: float) -> Shape:
-    outline = stack.outline()
-    middle = torch.stack([(points.amax(0) + points.amin(0)) / 2 for points in outline])
-    radius = torch.stack([(points - m).norm(dim=-1).max() for points, m in zip(outline, middle, strict=True)])
-    parts = [part for part, _ in stack.parts]
-    return Shape(
-        solid=tuple(part.solid for part in parts),
-        linear=stack.linear,
-        centre=stack.centre,
-        size=torch.tensor([part.size for part in parts], dtype=torch.float32),
-        colour=torch.tensor([part.colour for part in parts]),
-        band_colour=torch.tensor([second for _, second in stack.parts]),
-        band=stack.band,
-        gloss=torch.full((len(parts),), gloss),
-        bound_centre=middle,
-        bound_radius=radius,
+    return Body(
+        torch.cat([a + move, b]),
+        torch.cat([first.faces, second.faces + len(a)]),
+        torch.cat([first.face_palette, second.face_palette + len(first.palette)]),
+        torch.cat([first.palette, second.palette]),
     )

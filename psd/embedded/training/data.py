@@ -1,6 +1,7 @@
-"""The training set: objects rendered into shards that any number of processes make, resume and repeat exactly.
+"""The training set: ``python -m psd embedded data --objects DIR`` renders captions' objects into shards.
 
-A shard is ``shard-00007.safetensors`` (see ``Shard``) with its captions in ``shard-00007.jsonl``.
+Any number of processes make them, resume and repeat them exactly: object i of a data set depends on its seed and i
+alone.  A shard is ``shard-00007.safetensors`` (see ``Shard``) with its captions in ``shard-00007.jsonl``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from torch import Tensor
 from psd.embedded.captions.grammar import LOW_QUALITY, Caption
 from psd.embedded.captions.lists import sample_training_captions
 from psd.embedded.degrade import degrade_views
-from psd.embedded.objects.assemble import build_shape
-from psd.embedded.render import main_colours, render_shapes
-from psd.embedded.surroundings import sample_background, sample_light
+from psd.embedded.objects.assemble import assemble_object
+from psd.embedded.objects.collection import Collection, find_collection, open_collection
+from psd.embedded.objects.picture import main_colours, render_bodies
+from psd.embedded.objects.surroundings import sample_background, sample_light
 from psd.geometry.cameras import Cameras, mvdream_condition, sample_orbits
 from psd.runtime.process_pool import map_unordered
 
 VIEWS, ELEVATION_DEG, FOVY_DEG, DISTANCE_FACTOR = 4, (0.0, 30.0), (40.0, 40.0), (1.1, 1.1)
-OBJECTS_PER_SHARD, BATCH = 500, 20
+OBJECTS_PER_SHARD = 1000
+BATCH = 8  # objects rendered together: more are no faster
 DEGRADED_SHARE = 0.05
 HELD_OUT = "Held-out colour-object and pair combinations were never trained on"
 EVERY_CAPTION = "All captions were trained on, held-out ones too, in other proportions than those that it measures"
@@ -80,10 +83,22 @@ class Sample:
     background: Float[Tensor, " 3"]
 
 
-def render_samples(captions: Sequence[Caption], indices: Sequence[int], size: int, *, seed: int) -> list[Sample]:
+def render_samples(
+    collection: Collection, captions: Sequence[Caption], indices: Sequence[int], size: int, *, seed: int
+) -> list[Sample]:
     """Render the objects with these ``indices`` of the data set that ``seed`` stands for."""
+    samples: list[Sample] = []
+    for start in range(0, len(captions), BATCH):
+        part = slice(start, start + BATCH)
+        samples += _render_batch(collection, captions[part], indices[part], size, seed)
+    return samples
+
+
+def _render_batch(
+    collection: Collection, captions: Sequence[Caption], indices: Sequence[int], size: int, seed: int
+) -> list[Sample]:
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
-    shapes = [build_shape(caption, generator) for caption, generator in zip(captions, generators, strict=True)]
+    bodies = [assemble_object(c, collection, generator) for c, generator in zip(captions, generators, strict=True)]
     orbits = [
         sample_orbits(
             1,
@@ -96,59 +111,45 @@ def render_samples(captions: Sequence[Caption], indices: Sequence[int], size: in
         for generator in generators
     ]
     light = torch.cat([sample_light(orbit, generator) for orbit, generator in zip(orbits, generators, strict=True)])
-    backgrounds = [
-        sample_background(main_colours(shape), generator) for shape, generator in zip(shapes, generators, strict=True)
-    ]
+    colours = map(main_colours, bodies)
+    background = torch.stack(
+        [sample_background(c, generator) for c, generator in zip(colours, generators, strict=True)]
+    )
     cameras = Cameras(**{name: torch.cat([getattr(orbit, name) for orbit in orbits]) for name in vars(orbits[0])})
-    views = render_shapes(shapes, cameras, size, light=light, background=torch.stack(backgrounds))
+    pictures = render_bodies(bodies, cameras, size, light=light, background=background)
+    conditions = mvdream_condition(cameras)
     samples = []
     for i, (caption, generator) in enumerate(zip(captions, generators, strict=True)):
-        rgb, text, fault = views.rgb[i], caption.text, None
+        rgb, text, fault = pictures.rgb[i], caption.text, None
         if torch.rand((), generator=generator) < DEGRADED_SHARE:
             text = LOW_QUALITY
             fault = LOW_QUALITY_KINDS[int(torch.randint(len(LOW_QUALITY_KINDS), (), generator=generator))]
             strength = 0.5 + 0.5 * float(torch.rand((), generator=generator))
-            rgb = degrade_views(fault, strength, rgb, views.mask[i], backgrounds[i], generator)
+            rgb = degrade_views(fault, strength, rgb, pictures.mask[i], background[i], generator)
         samples.append(
             Sample(
-                text,
-                fault,
-                (rgb.movedim(1, -1) * 255).round().byte(),
-                (views.mask[i] * 255).round().byte(),
-                mvdream_condition(cameras)[i],
-                backgrounds[i],
+                text=text,
+                fault=fault,
+                rgb=(rgb.movedim(1, -1) * 255).round().byte(),
+                mask=(pictures.mask[i] * 255).round().byte(),
+                camera=conditions[i],
+                background=background[i],
             )
         )
     return samples
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a data set's objects come from; both are functions of modules, which other processes can be sent."""
-
-    sample_captions: Callable[..., Sequence[Any]]  # (n, seed=, held_out=) -> n captions
-    render_samples: Callable[..., list[Sample]]  # (captions, indices, size, seed=) -> a sample for each
-
-
-HAND_DRAWN = Source(sample_training_captions, render_samples)
-
-
 def write_shard(
-    folder: Path, number: int, source: Source = HAND_DRAWN, *, shard_objects: int, size: int, seed: int, held_out: bool
+    folder: Path, number: int, collection: Collection, *, shard_objects: int, size: int, seed: int, held_out: bool
 ) -> None:
     """Render shard ``number`` and put it in place whole: the tensors last, as the sign that it is finished."""
     start, stop = number * shard_objects, (number + 1) * shard_objects
-    captions = source.sample_captions(stop, seed=seed, held_out=held_out)
-    samples: list[Sample] = []
-    for low in range(start, stop, BATCH):
-        indices = range(low, min(low + BATCH, stop))
-        samples += source.render_samples([captions[i] for i in indices], indices, size, seed=seed)
+    captions = sample_training_captions(stop, seed=seed, held_out=held_out)[start:]
+    samples = render_samples(collection, captions, range(start, stop), size, seed=seed)
     path = _shard_path(folder, number)
     lines = [
-        json.dumps(
-            {"index": start + i, "caption": sample.text, "meant": captions[start + i].text, "fault": sample.fault}
-        )
-        for i, sample in enumerate(samples)
+        json.dumps({"index": start + i, "caption": sample.text, "meant": caption.text, "fault": sample.fault})
+        for i, (sample, caption) in enumerate(zip(samples, captions, strict=True))
     ]
     draft = path.with_suffix(f".{os.getpid()}.draft")
     draft.write_text("\n".join(lines) + "\n")
@@ -159,8 +160,8 @@ def write_shard(
 
 
 def build_dataset(
-    folder: Path, *, objects: int, size: int, seed: int, processes: int, shard_objects: int = OBJECTS_PER_SHARD,
-    held_out: bool = False, source: Source = HAND_DRAWN,
+    folder: Path, collection: Path, *, objects: int, size: int, seed: int, processes: int,
+    shard_objects: int = OBJECTS_PER_SHARD, held_out: bool = False,
 ) -> None:  # fmt: skip
     """Render every shard that ``folder`` lacks of the first ``objects``, rounded up to whole shards; prints progress.
 
@@ -175,7 +176,7 @@ def build_dataset(
         )
     record.write_text(json.dumps(settings) + "\n")
     jobs = [
-        (folder, number, source, settings)
+        (folder, number, collection.resolve(), settings)
         for number in range(-(-objects // shard_objects))
         if not _shard_path(folder, number).exists()
     ]
@@ -187,10 +188,10 @@ def build_dataset(
         print(f"shard {number}: {done} of {len(jobs)}, {speed:.0f} objects/s, {left_s:.0f} s left", flush=True)
 
 
-def _write_shard(job: tuple[Path, int, Source, dict[str, Any]]) -> int:
+def _write_shard(job: tuple[Path, int, Path, dict[str, Any]]) -> int:
     torch.set_num_threads(1)  # the processes share the cores out
-    folder, number, source, settings = job
-    write_shard(folder, number, source, **settings)
+    folder, number, collection, settings = job
+    write_shard(folder, number, open_collection(collection), **settings)
     return number
 
 
@@ -200,7 +201,8 @@ def _shard_path(folder: Path, number: int) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m psd embedded data``."""
-    parser.add_argument("--objects", type=int, default=16_000)
+    parser.add_argument("--objects", type=Path, help="the folder of objects (default: PSD_OBJECTS)")
+    parser.add_argument("--count", type=int, default=40_000, help="objects to render in all")
     parser.add_argument("--size", type=int, default=64, help="pixels along a side")
     parser.add_argument("--out", type=Path, default=Path("work/data"))
     parser.add_argument("--seed", type=int, default=0)
@@ -208,10 +210,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--held-out", action="store_true", help="the held-out captions too: for judges alone, which are measures"
     )
     parser.add_argument("--processes", type=int, default=2, help="each renders with one thread")
+    parser.add_argument("--shard", type=int, default=OBJECTS_PER_SHARD, help="objects a file")
 
 
 def main(args: argparse.Namespace) -> None:
     """Make or complete the data set."""
     build_dataset(
-        args.out, objects=args.objects, size=args.size, seed=args.seed, processes=args.processes, held_out=args.held_out
-    )
+        args.out, find_collection(args.objects), objects=args.count, size=args.size, seed=args.seed,
+        processes=args.processes, shard_objects=args.shard, held_out=args.held_out,
+    )  # fmt: skip

@@ -23,28 +23,6 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from psd.embedded.captions import grammar
-from psd.embedded.training.world import World
-
-
-def list_examples() -> list[str]:
-    """Every caption of one thing without a modifier."""
-    return [caption.text for caption in grammar.all_captions(pairs=False) if caption.modifier is None]
-
-
-def list_sheet_captions() -> list[str]:
-    """The list to tune on."""
-    return json.loads((grammar.LISTS / "tuning.json").read_text())["captions"]
-
-
-HAND_DRAWN = World(
-    vocabulary=grammar.known_words,
-    parse=grammar.parse,
-    near_misses=grammar.near_misses,
-    is_held_out=grammar.is_held_out,
-    list_examples=list_examples,
-    list_sheet_captions=list_sheet_captions,
-)
 NAMES = ("vae", "prior", "reward", "selector", "evidence", "referee")
 
 
@@ -273,7 +251,6 @@ def work_process(rank: int, arguments: argparse.Namespace) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(world=HAND_DRAWN)
     parser.add_argument("model", choices=NAMES)
     parser.add_argument("--iterations", type=int, required=True, help="train until this many, resumed ones included")
     parser.add_argument("--batch", type=int, default=16, help="objects an iteration, over all processes")

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from psd.embedded.captions import grammar, lists
 from psd.embedded.training import data
 from psd.embedded.training.autoencoder import LATENT_CHANNELS, save_half
-from psd.embedded.training.world import World
 from psd.geometry import cameras
 from psd.models.prior.joint_attention import join_views
 
@@ -131,11 +131,10 @@ class DenoiserTask:
     def __init__(self, arguments: argparse.Namespace, rank: int, world: int) -> None:
         self.batch = arguments.batch
         self.device = torch.device(arguments.device)
-        self.world: World = arguments.world
         self.scheduler = build_scheduler()
         alpha_bar = self.scheduler.alphas_cumprod.to(self.device)
         self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        self.tokenizer = build_tokenizer(self.world.vocabulary())
+        self.tokenizer = build_tokenizer(grammar.vocabulary())
         if arguments.warm_start:
             earlier = AutoTokenizer.from_pretrained(arguments.warm_start, subfolder="tokenizer")
             unet: Any = UNet2DConditionModel.from_pretrained(
@@ -197,13 +196,13 @@ class DenoiserTask:
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
             "scheduler": ["diffusers", "DDPMScheduler"],
-            "captions": self.world.list_examples(),
+            "captions": [caption.text for caption in grammar.all_captions(pairs=False)],
         }  # fmt: skip
         (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
     def sheet(self, ema: Any, path: Path) -> None:
         """Guided samples of captions that were never trained on, four views a row, two columns."""
-        captions = self.world.list_sheet_captions()
+        captions = list(lists.load_list("tuning"))
         embeddings = ema["text_encoder"](
             self.tokenise_captions([*captions, "low quality blurry"]).to(self.device)
         ).last_hidden_state

@@ -29,7 +29,6 @@ from psd.embedded.captions import grammar
 from psd.embedded.training import data
 from psd.embedded.training.autoencoder import save_half
 from psd.embedded.training.prior import TOKENS, build_tokenizer
-from psd.embedded.training.world import World
 from psd.models.rewards.critic_networks import (
     Critic,
     ModulatedCritic,
@@ -97,9 +96,8 @@ class CriticTask:
         self.name = arguments.model
         self.batch = arguments.batch
         self.device = torch.device(arguments.device)
-        self.world: World = arguments.world
         tokenizer = arguments.warm_start and AutoTokenizer.from_pretrained(arguments.warm_start)
-        self.tokenizer = tokenizer or build_tokenizer(self.world.vocabulary())
+        self.tokenizer = tokenizer or build_tokenizer(grammar.vocabulary())
         size = len(self.tokenizer)
         if arguments.model == "selector":
             critic: Any = ClipCritic(size)
@@ -112,8 +110,8 @@ class CriticTask:
         self.model: Any = critic
         self.data = data.load_shards(arguments.data)
         self.clean = [i for i, caption in enumerate(self.data.captions) if caption != grammar.LOW_QUALITY]
-        self.captions = {i: self.world.parse(self.data.captions[i]) for i in self.clean}
-        self.held_out = any(self.world.is_held_out(caption) for caption in self.captions.values())
+        self.captions = {i: grammar.parse(self.data.captions[i]) for i in self.clean}
+        self.held_out = any(grammar.is_held_out(caption) for caption in self.captions.values())
         self.captions_seen = data.EVERY_CAPTION if self.held_out else data.HELD_OUT
         self.siblings = defaultdict(list)
         for i, caption in self.captions.items():
@@ -165,8 +163,8 @@ class CriticTask:
         }
         return match + swap + grade, metrics
 
-    def near_misses(self, caption: Any, chooser: random.Random) -> list[Any]:
-        return self.world.near_misses(caption, NEAR_MISSES, chooser.randrange(2**31), held_out=self.held_out)
+    def near_misses(self, caption: grammar.Caption, chooser: random.Random) -> list[grammar.Caption]:
+        return grammar.near_misses(caption, NEAR_MISSES, chooser.randrange(2**31), held_out=self.held_out)
 
     def score_pairs(self, feature: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> Tensor:
         """Scores of (image, text) index pairs, in the shape of the indices."""
@@ -246,10 +244,10 @@ class CriticTask:
         )
 
 
-def sibling_keys(caption: Any) -> tuple[tuple, tuple]:
+def sibling_keys(caption: grammar.Caption) -> tuple[tuple, tuple]:
     """Two keys: equal for captions that differ in colours only, and for those that differ in shapes only."""
-    c, modifier = caption, getattr(caption, "modifier", None)
+    c = caption
     return (
-        ("shapes", c.kind, modifier, c.relation, c.other_kind),
-        ("colours", c.group, c.colour, modifier, c.relation, c.other_colour),
+        ("shapes", c.kind, c.relation, c.other_kind),
+        ("colours", c.group, c.colour, c.relation, c.other_colour),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from psd.config.preset import Preset
 from psd.distillation.preview import VIEWS
 from psd.embedded.captions import grammar
 from psd.evaluation.experiments.record import RecordedRun
-from psd.evaluation.experiments.suite import folder_name
+from psd.evaluation.experiments.suite import SELECTOR, folder_name
 from psd.evaluation.metrics.ground_truth import (
     COMPARED,
     JUDGED,
@@ -117,6 +118,33 @@ def measure_without_truth(made: RecordedRun, preset: Preset, judges: Sequence[st
         **(dict(zip(names, rows[-1][1], strict=True)) if rows else dict.fromkeys(names)),
         "inconsistency": error if error == error else None,
     }
+
+
+@torch.no_grad()
+def choose_run(runs: Sequence[RecordedRun], prompt: str) -> RecordedRun:
+    """The run whose last preview `SELECTOR` scores best (mean over views), with what all of them cost.
+
+    ``calls`` and ``seconds`` are sums and ``peak_memory_bytes`` the highest; ``chosen`` is the place of the run that is
+    kept.  One that broke off or has no mesh is kept only where all did.
+    """
+    judge = load_judge(SELECTOR, device=CPU)
+
+    def rate_run(run: RecordedRun) -> float:
+        if run.mesh is None or not len(run.arrays["previews"]):
+            return -math.inf
+        return float(judge(as_images(run.arrays["previews"][-1])[None], prompt).mean())
+
+    scores = [rate_run(run) for run in runs]
+    chosen = scores.index(max(scores))
+    every = [run.facts for run in runs]
+    calls = {kind: [sum(facts["calls"][kind][i] for facts in every) for i in (0, 1)] for kind in every[0]["calls"]}
+    total = {
+        "calls": calls,
+        "seconds": round(sum(facts["seconds"] for facts in every), 1),
+        "peak_memory_bytes": max(facts["peak_memory_bytes"] for facts in every),
+        "chosen": chosen,
+    }
+    return RecordedRun(runs[chosen].arrays, {**runs[chosen].facts, **total})
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Recording and measuring (`psd.evaluation.experiments.measure`) are apart, so tha
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class RecordedRun:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft.npz")
+        draft = path.with_suffix(f".{os.getpid()}.draft.npz")  # two suites may make the same run at once
         arrays: dict[str, Any] = {**self.arrays, "facts": np.array(json.dumps(self.facts))}
         np.savez_compressed(draft, **arrays)
         draft.replace(path)

@@ -15,13 +15,15 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psd.evaluation.experiments.suite import (
     RESULTS,
     ROOT,
+    SELECTOR,
     PlannedRun,
     Suite,
+    list_caption_lists,
     list_probes,
     match_lines,
     read_caption_list,
@@ -29,6 +31,9 @@ from psd.evaluation.experiments.suite import (
 )
 from psd.runs.store.files import append_line, cut_partial_line, explain_os_errors
 from psd.runtime.process_pool import map_unordered
+
+if TYPE_CHECKING:
+    from psd.evaluation.experiments.record import RecordedRun
 
 WORK = ROOT / "work" / "compare"
 RUN_S = 70.0  # a run of the preset tiny on one core, where none is recorded
@@ -105,7 +110,7 @@ def estimate_remaining(todo: Sequence[tuple[Suite, Path]]) -> str:
         total_s += (left - len(missing)) * usual_s  # runs that wait for a probe
         for job in missing:
             if job.outcome_hash not in counted and job.line_hash not in recorded and not made_file(job).is_file():
-                total_s += fmean(seconds_of.get(job.method, [usual_s]))
+                total_s += fmean(seconds_of.get(job.method, [job.of * usual_s]))
             counted.add(job.outcome_hash)
     total = f"In all about {total_s / 3600:.1f} hours of one core, without what is made already."
     return "\n".join([*sentences, total])
@@ -116,7 +121,9 @@ def require_weights(suite: Suite) -> None:
     from psd.models.hub import local_path
 
     presets = [suite.values(name) for name in suite.methods]
-    for source in {*suite.judges, *(p.prior for p in presets), *(name for p in presets for name in p.rewards)}:
+    chosen = {SELECTOR} if any(method.of > 1 for method in suite.methods.values()) else set()
+    sources = {*suite.judges, *(p.prior for p in presets), *(name for p in presets for name in p.rewards)}
+    for source in chosen | sources:
         local_path(source)
 
 
@@ -167,33 +174,40 @@ def attempt_job(job: PlannedRun) -> tuple[PlannedRun, dict[str, Any] | None, str
 
 def run_job(job: PlannedRun) -> dict[str, Any]:
     """Run one job in a process of one thread, unless what it made is here already; return its line."""
-    from psd.embedded.captions import grammar, lists
+    from psd.embedded.captions import grammar
+    from psd.embedded.captions.lists import draw_distractors
     from psd.evaluation.experiments.measure import measure_with_truth, measure_without_truth
-    from psd.evaluation.experiments.record import RecordedRun, record_run
     from psd.runtime import lanes
 
     lanes.limit_cores(1)
-    file = made_file(job)
-    if file.is_file():
-        made = RecordedRun.load(file)
-    else:
-        made = record_run(job.preset)
-        with explain_os_errors(file):
-            made.save(file)
+    made = load_made(job)
     if job.kind == "probe":
         if made.facts.get("steps") != job.preset.steps:  # without a mesh it still tells what a step costs
             raise RuntimeError(f"the probe of {job.method} did not end: {made.facts.get('failed')}")
-        return {**job.key, **{name: made.facts[name] for name in ("steps", "calls", "pair_ratio", "seconds")}}
+        return {**job.key, **{name: made.facts[name] for name in ("steps", "calls", "seconds")}}
     if not job.truth:
         return {**job.key, **round_values(measure_without_truth(made, job.preset, job.judges))}
     caption = grammar.parse(job.preset.prompt)
-    listed = [others for name in caption_lists() if (others := read_caption_list(name).get(caption.text))]
-    others = [grammar.parse(text) for text in listed[0]] if listed else lists.find_distractors(caption)
+    listed = [others for name in list_caption_lists() if (others := read_caption_list(name).get(caption.text))]
+    others = [grammar.parse(text) for text in (listed[0] if listed else draw_distractors(caption))]
     return {**job.key, **round_values(measure_with_truth(made, job.preset, others, job.judges))}
 
 
-def caption_lists() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "assets" / "captions").glob("*.json"))
+def load_made(job: PlannedRun) -> RecordedRun:
+    """What the job made, from its file, or by running it now: of several runs the one that is kept."""
+    from psd.evaluation.experiments.measure import choose_run
+    from psd.evaluation.experiments.record import RecordedRun, record_run
+
+    file = made_file(job)
+    if file.is_file():
+        return RecordedRun.load(file)
+    if job.of == 1:
+        made = record_run(job.preset)
+    else:
+        made = choose_run([load_made(part) for part in job.parts], job.preset.prompt)
+    with explain_os_errors(file):
+        made.save(file)
+    return made
 
 
 def round_values(values: dict[str, Any]) -> dict[str, Any]:

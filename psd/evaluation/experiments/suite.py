@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,11 +22,12 @@ from psd.config.errors import MissingError, PresetError, explain_validation, for
 from psd.config.preset import PRESETS, Preset, parse_mapping
 from psd.config.settings import merge
 from psd.config.strict_yaml import LARGEST_FILE
+from psd.embedded.captions.lists import LISTS, load_list
 
 ROOT = PRESETS.parent
 SUITES = PRESETS / "suites"
 RESULTS = ROOT / "assets" / "results"
-MEASURES = 5  # raise when a measure changes its meaning: older lines then no longer count
+MEASURES = 6  # raise when a measure changes its meaning: older lines then no longer count
 # Raise when a run comes out otherwise, more of it is kept, or a default changes (a hash holds only what differs from
 # them): what was made before then is no longer good.
 RECORD = 3
@@ -34,6 +35,7 @@ ELSEWHERE = {"device", "threads", "judges", "checkpoint_s", "preview_size", "tex
 PROMPTS = ROOT / "work" / "prompts"  # public lists of prompts, which are not ours to ship
 CURVE_POINTS = 12  # looks at a run on its way
 PROBE_STEPS = 20  # of the run that tells what a step of a method costs
+SELECTOR = "assets/selector"  # the judge that keeps one run of several
 
 # What an image costs in each network, without and with a backward pass, in images of the U-Net without one: the
 # embedded models by `python -m psd bench --set threads=1` (least times, one core of an EPYC with AVX2).
@@ -43,7 +45,7 @@ COSTS: dict[Network, tuple[float, float]] = {
 }  # fmt: skip
 
 Budget = Literal["steps", "cost"]
-Further = Literal["reward", "janus", "texture", "floaters", "fog", "inconsistency", "image/contrast_over_truth"]
+Further = Literal["reward", "texture", "floaters", "fog"]
 T = TypeVar("T")
 
 
@@ -62,10 +64,11 @@ class SuiteMethod(_Strict):
     """One row of the table: what of the suite's preset it changes."""
 
     about: str = Field(min_length=1)
+    preset: str | None = None  # what it starts from, where that is not the suite's preset
     set: dict[str, Any] = {}
+    of: int = Field(1, ge=1, le=16)  # runs for each of its own, of which `SELECTOR` keeps the one it scores best
     main: bool = False  # on all of the suite's captions and seeds, not only on those of `others`
     equal_cost: bool = False  # a second time on `others`, with as many steps as cost what the reference costs
-    ratio: float | None = Field(None, gt=0, le=10)  # preference_weight is set so that |term| / |base| averages this
     against: str | None = None  # the method that it is compared with, where that is not the baseline; itself: with none
 
 
@@ -102,7 +105,6 @@ class Suite(_Strict):
     beaten: list[str] = []  # what the reference has to beat in the primary and the secondary measure
     sweep: list[str] = []  # one control at several weights: compared at the reference's own train reward
     compared_by: list[Further] = []  # measures whose differences are shown too
-    drift: dict[str, Literal["none", "some"]] = {}  # whether a method should move away from what it is compared with
     costs: dict[Network, tuple[float, float]] = COSTS  # where others hold
     bars: bool = False  # whether the bars of the project are asked of the reference
     methods: dict[str, SuiteMethod] = Field(min_length=1)
@@ -111,7 +113,7 @@ class Suite(_Strict):
     def _check(self) -> Suite:
         asked = {"reference": [self.reference], "baseline": [self.baseline], "beaten": self.beaten}
         others = {f"{name}'s against": [method.against] for name, method in self.methods.items() if method.against}
-        for key, names in {**asked, "sweep": self.sweep, "drift": self.drift, **others}.items():
+        for key, names in {**asked, "sweep": self.sweep, **others}.items():
             for name in names:
                 if name not in self.methods:
                     raise ValueError(
@@ -125,12 +127,15 @@ class Suite(_Strict):
                     raise ValueError(
                         f"bars ask all captions of {format_value(name)}: set main: true there, or leave bars out"
                     )
-        for name in self.methods:
-            self.values(name)
-        if apart := [name for name in self.sweep if self.rewards(name) != self.rewards(self.reference)]:
-            raise ValueError(
-                f"sweep names {format_value(apart[0])}, which climbs other rewards than {format_value(self.reference)}"
-            )
+        rewards = self.values(self.reference).rewards
+        for name, method in self.methods.items():
+            if self.values(name).rewards != rewards:  # two models' rewards have no common scale
+                raise ValueError(
+                    f"{format_value(name)} climbs other rewards than {format_value(self.reference)}: "
+                    "a suite's methods climb the same"
+                )
+            if method.of > 1 and (method.equal_cost or name == self.reference):
+                raise ValueError(f"{format_value(name)} is several runs: leave out of, or equal_cost and reference")
         for size in (self.main, self.others):
             if isinstance(self.captions, PromptFile):
                 self.spread_evenly(self.captions.lines, size)  # the file itself may be missing
@@ -153,13 +158,10 @@ class Suite(_Strict):
     def values(self, method: str) -> Preset:
         """The method's preset, before caption and seed; its run is looked at a dozen times."""
         own = self.methods[method].set
-        shared = merge(preset_values(self.preset), {"threads": 1, "judges": [], **self.set})
+        start = preset_values(self.methods[method].preset or self.preset)
+        shared = merge(start, {"threads": 1, "judges": [], **self.set})
         preset = Preset.make(merge(shared, own))
         return preset if "preview_every" in {**self.set, **own} else with_preview_interval(preset)
-
-    def rewards(self, method: str) -> dict[str, float]:
-        """What the method climbs, or would: what its train reward is measured by."""
-        return self.values(method).rewards
 
     def against(self, method: str) -> str:
         """What the method is compared with."""
@@ -217,12 +219,16 @@ def with_preview_interval(preset: Preset) -> Preset:
 
 @lru_cache(maxsize=8)
 def read_caption_list(name: str) -> dict[str, list[str]]:
-    """A committed list of captions with their distractors."""
-    path = ROOT / "assets" / "captions" / f"{name}.json"
-    if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
-        raise PresetError(f"no list of captions {format_value(name)}; there are: {there}")
-    return json.loads(path.read_text(encoding="utf-8"))["distractors"]
+    """A committed list of captions with their distractors; raises `PresetError` for a name that has none."""
+    there = list_caption_lists()
+    if name not in there:
+        raise PresetError(f"no list of captions {format_value(name)}; there are: {', '.join(there)}")
+    return load_list(name)
+
+
+def list_caption_lists() -> list[str]:
+    """The names of the committed lists."""
+    return sorted(path.stem for path in LISTS.glob("*.json"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- jobs
@@ -230,7 +236,10 @@ def read_caption_list(name: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: a method on a caption with a seed.  ``kind`` probe: the short run that tells a method's cost."""
+    """One run: a method on a caption with a seed, or the best ``of`` several.
+
+    ``kind`` probe: the short run that tells a method's cost.
+    """
 
     suite: str
     method: str
@@ -239,16 +248,28 @@ class PlannedRun:
     judges: tuple[str, ...]
     kind: Literal["run", "probe"] = "run"
     truth: bool = True
+    of: int = 1
+
+    @property
+    def parts(self) -> list[PlannedRun]:
+        """The runs, of seeds that no other seed of the method has, of which one is kept; itself where it is alone."""
+        if self.of == 1:
+            return [self]
+        seeds = range(self.of * self.preset.seed, self.of * (self.preset.seed + 1))
+        return [replace(self, of=1, preset=self.preset.model_copy(update={"seed": seed})) for seed in seeds]
 
     @property
     def outcome_hash(self) -> str:
-        """Hash of what decides the outcome: preset and weights.  The name of what the run made.
+        """Hash of what decides the outcome: preset and weights, and which runs one is chosen of.
+
+        It is the name of what the run made.
 
         Only values that differ from the defaults count, so that a new key changes no hash.
         """
         values = self.preset.model_dump(mode="json", exclude=ELSEWHERE, exclude_defaults=True)
         sources = [self.preset.prior, *self.preset.rewards]
-        return hash_parts(json.dumps(values, sort_keys=True), *map(model_hash, sources), str(RECORD))
+        chosen = [f"best of {self.of}", model_hash(SELECTOR)] if self.of > 1 else []
+        return hash_parts(json.dumps(values, sort_keys=True), *map(model_hash, sources), *chosen, str(RECORD))
 
     @property
     def line_hash(self) -> str:
@@ -283,21 +304,17 @@ def model_hash(source: str) -> str:
 
 
 def make_probe(suite: Suite, method: str) -> PlannedRun:
-    """A run of the method that tells what a step costs and how long the term is.
-
-    A short one, its schedule squeezed into a few steps; a whole one where the term's length is set by it: the first
-    gaps at each noise level count nothing, and they weigh more in a short run.
-    """
+    """A short run of the method, its schedule squeezed into a few steps, that tells what a step costs."""
     preset = suite.values(method)
-    steps = preset.steps if suite.methods[method].ratio else min(PROBE_STEPS, preset.steps)
+    steps = min(PROBE_STEPS, preset.steps)
     changed = {"prompt": suite.prompts(suite.main)[0], "seed": 0, "steps": steps, "preview_every": steps}
     return PlannedRun(suite.name, method, "steps", preset.with_values(changed), tuple(suite.judges), "probe")
 
 
 def list_probes(suite: Suite) -> list[PlannedRun]:
     """Those that the suite needs before its other jobs are known."""
-    needed = {name for name, method in suite.methods.items() if method.equal_cost or method.ratio}
-    if any(method.equal_cost for method in suite.methods.values()):
+    needed = {name for name, method in suite.methods.items() if method.equal_cost}
+    if needed:
         needed.add(suite.reference)
     return [make_probe(suite, name) for name in suite.methods if name in needed]
 
@@ -318,7 +335,8 @@ def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Planne
         for prompt in suite.prompts(size):
             for seed in range(size.seeds):
                 paired = preset.model_copy(update={"prompt": prompt, "seed": seed})  # thousands: not checked again
-                found.append(PlannedRun(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth))
+                job = PlannedRun(suite.name, name, budget, paired, tuple(suite.judges), truth=suite.truth)
+                found.append(replace(job, of=suite.methods[name].of))
     stride = max(1, suite.main.prompts // suite.others.prompts)
     order = {prompt: (index % stride, index) for index, prompt in enumerate(suite.prompts(suite.main))}
 
@@ -330,25 +348,16 @@ def expand_jobs(suite: Suite, lines: Iterable[Mapping[str, Any]]) -> list[Planne
 
 
 def calibrate_preset(suite: Suite, name: str, budget: Budget, probes: Mapping[str, Mapping[str, Any]]) -> Preset | None:
-    """The method's preset with its weight and number of steps as the probes say; None while they are missing."""
-    method, preset = suite.methods[name], suite.values(name)
-    own = probes.get(make_probe(suite, name).line_hash)
-    if method.ratio:
-        if own is None:
-            return None
-        if not own["pair_ratio"]:
-            raise PresetError(f"{suite.name}: {name} has a ratio, but its probe had no preference term to scale")
-        weight = preset.preference_weight * method.ratio / own["pair_ratio"]
-        preset = preset.with_values({"preference_weight": round(weight, 3)})
-    if budget == "cost":
-        reference = probes.get(make_probe(suite, suite.reference).line_hash)
-        if own is None or reference is None:
-            return None
-        a_step = [run_cost(line, suite.costs) / line["steps"] for line in (reference, own)]
-        share = a_step[0] / a_step[1]
-        steps = max(1, round(suite.values(suite.reference).steps * share))
-        preset = with_preview_interval(preset.with_values({"steps": steps}))
-    return preset
+    """The method's preset, at equal cost with as many steps as the probes say; None while they are missing."""
+    preset = suite.values(name)
+    if budget == "steps":
+        return preset
+    reference, own = (probes.get(make_probe(suite, method).line_hash) for method in (suite.reference, name))
+    if own is None or reference is None:
+        return None
+    a_step = [run_cost(line, suite.costs) / line["steps"] for line in (reference, own)]
+    steps = max(1, round(suite.values(suite.reference).steps * a_step[0] / a_step[1]))
+    return with_preview_interval(preset.with_values({"steps": steps}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- lines

@@ -1,9 +1,9 @@
 """What an object is worth against its caption's ground truth: shape, colour, front, texture, and what judges say.
 
-Everything is seen from eight sides on white; rewards and judges see four of them before `GREY`.  The truth varies in
-proportions and, where the object looks the same from several sides, in azimuth; a pair side by side may stand either
-way round (`Caption.meaning`).  That truth counts which the silhouettes agree with best, and for colours that which the
-colours do: parts of other proportions lie elsewhere.
+Everything is seen from eight sides on white; rewards and judges see four of them before `GREY`.  The truth is any of
+the kind's objects, varies in proportions and, where the object looks the same from several sides, in azimuth; a pair
+side by side may stand either way round (`Caption.meaning`).  That truth counts which the silhouettes agree with best,
+and for colours that which the colours do: parts of other proportions lie elsewhere.
 A judge's score is over the truth's own, in spreads, and clipped: see `judge_against_truth`.  What needs an object
 (depth, normals, texture, front, binding) is None where there is none; everything else is a number then too.
 Axes: v view, h w image.
@@ -28,7 +28,10 @@ from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, normalize
 
 from psd.distillation.preview import image_statistics
 from psd.embedded.captions import grammar, lists
-from psd.embedded.render import RenderedViews, ground_truth
+from psd.embedded.objects.assemble import count_choices
+from psd.embedded.objects.collection import open_collection
+from psd.embedded.objects.picture import SAMPLES, Pictures
+from psd.embedded.objects.truth import render_truth
 from psd.geometry.cameras import turntable_cameras
 from psd.geometry.mesh_picture import rasterise_mesh
 from psd.models.rewards.text_image import ImageTextReward, score_prompts
@@ -46,10 +49,9 @@ GREY = 0.5
 PROPORTIONS = 8  # draws besides the canonical ones
 SEED = 987_654_321  # of the truths' proportions: no data set has it
 SAME = 0.97, 0.01  # least IoU and largest mean colour difference of sides that look the same
-# Mean colour difference between the front of an object and a side that is not its front.  A snowman's is .02, a few
-# pixels of carrot: what a small model makes of it is noise.
+# Mean colour difference between the front of an object and a side that is not its front.  Below it a few pixels
+# differ, and what a small model makes of them is noise.
 FRONT = 0.05
-SCATTERED = ("donut",)  # its sprinkles lie anywhere, so that front and back differ without meaning anything
 TEXTURE_FLOOR = 1e-3  # of the energy of fine texture, a deviation of .007: below it surfaces are smooth
 # dB: a deviation of .056, the same colour to the eye.  Nothing counts as better, or one plain capsule whose blue is met
 # to the last digit outweighs a dozen captions; judges' scores are clipped for the same reason.
@@ -87,19 +89,22 @@ class EightViews:
 
 
 def mesh_sides(mesh: Mesh) -> EightViews:
-    """Four samples a pixel.  Colours as they are: the field was made to look like lit pictures, light is in them."""
-    seen = rasterise_mesh(mesh, turntable_cameras(SIDES), 2 * SIZE, lit=False)
+    """As many samples a pixel as the truth has, else thin parts count for less.
+
+    Colours as they are: the field was made to look like lit pictures, light is in them.
+    """
+    seen = rasterise_mesh(mesh, turntable_cameras(SIDES), SAMPLES * SIZE, lit=False)
     cover = average_pool(torch.from_numpy(seen.mask[0]).float()[..., None])
-    total = cover.clamp(min=0.25)
+    total = cover.clamp(min=1 / SAMPLES**2)
     images = (seen.rgb[0], seen.depth[0][..., None], seen.normal[0])
     rgb, depth, normal = (average_pool(torch.from_numpy(image)) for image in images)
     unit = normalize(normal, dim=1)
     return EightViews(rgb, cover[:, 0], (depth / total)[:, 0], unit)
 
 
-def average_pool(images: Float[Tensor, "v h2 w2 c"]) -> Float[Tensor, "v c h w"]:
-    """Means over 2 x 2 samples."""
-    return avg_pool2d(rearrange(images, "v h w c -> v c h w"), 2)
+def average_pool(images: Float[Tensor, "v hs ws c"]) -> Float[Tensor, "v c h w"]:
+    """Means over a pixel's samples."""
+    return avg_pool2d(rearrange(images, "v h w c -> v c h w"), SAMPLES)
 
 
 def empty_sides() -> EightViews:
@@ -108,41 +113,55 @@ def empty_sides() -> EightViews:
     return EightViews(torch.ones(SIDES, 3, SIZE, SIZE), nothing, nothing, torch.zeros(SIDES, 3, SIZE, SIZE))
 
 
-def true_views(caption: grammar.Caption, seed: int | None = None) -> RenderedViews:
-    """The caption's object lit from the camera; with proportions drawn from ``seed``, or the canonical ones."""
+def true_views(caption: grammar.Caption, seed: int | None = None, choice: int = 0) -> Pictures:
+    """The caption's object lit from the camera, of a kind with several meshes that of number ``choice``; with
+    proportions drawn from ``seed``, or the canonical ones.
+
+    Raises MissingError where the collection of objects is not here.
+    """
     cameras = turntable_cameras(SIDES)
     generator = None if seed is None else torch.Generator().manual_seed(SEED + seed)
-    return ground_truth(
-        [caption], cameras, SIZE, generator=generator, light=cameras.c2w[..., :3, 2], background=torch.ones(1, 3)
-    )
+    return render_truth(
+        [caption], cameras, SIZE, collection=open_collection(), generator=generator, choice=choice,
+        light=cameras.c2w[..., :3, 2], background=torch.ones(1, 3),
+    )  # fmt: skip
 
 
-def true_sides(caption: grammar.Caption, seed: int | None = None) -> EightViews:
-    views = true_views(caption, seed)
+@lru_cache(maxsize=256)  # small: 1 MB each
+def true_sides(caption: grammar.Caption, seed: int | None = None, choice: int = 0) -> EightViews:
+    """`true_views` from all around."""
+    views = true_views(caption, seed, choice)
     return EightViews(views.rgb[0], views.mask[0], views.depth[0], views.normals[0])
 
 
 @lru_cache(maxsize=4)  # a caption's runs are measured one after the other
 def true_arrangements(caption: grammar.Caption) -> tuple[tuple[EightViews, ...], ...]:
-    """The canonical object, then others in their proportions, each in every azimuth that looks the same.
+    """Each of the kind's objects, then others in their proportions, all in every azimuth that looks the same.
 
     For a pair side by side a second time, the other way round: turned by half, which shows its primitives, and thus
     the mirrored arrangement, as they are.
     """
-    drawn = [true_sides(caption, seed) for seed in (None, *range(PROPORTIONS))]
-    places = find_symmetries(drawn[0])
+    count = count_choices(caption, open_collection())
+    drawn = [(choice, None) for choice in range(count)] + [(seed % count, seed) for seed in range(PROPORTIONS)]
+    places = [find_symmetries(true_sides(caption, None, choice)) for choice in range(count)]
     return tuple(
-        tuple(sides.turn(place + half) for sides in drawn for place in places)
+        tuple(
+            true_sides(caption, seed, choice).turn(place + half) for choice, seed in drawn for place in places[choice]
+        )
         for half in ((0, SIDES // 2) if caption.relation == "next to" else (0,))
     )
 
 
 def closest_truth(found: EightViews, caption: grammar.Caption) -> EightViews:
-    """The truth that the object's silhouettes agree with best.
+    """The truth that the object's silhouettes agree with best; of equal ones that whose colours do.
 
     Which way round a pair stands its colours tell, of whole pictures: two of one shape have one outline either way.
     """
-    return max(match_arrangement(found, caption), key=lambda option: silhouette_iou(found, option))
+
+    def agreement(option: EightViews) -> tuple[float, float]:
+        return round(silhouette_iou(found, option), 3), -float((found.rgb - option.rgb).abs().mean())
+
+    return max(match_arrangement(found, caption), key=agreement)
 
 
 def match_arrangement(found: EightViews, caption: grammar.Caption) -> tuple[EightViews, ...]:
@@ -225,11 +244,11 @@ def against_truth(found: EightViews, caption: grammar.Caption) -> dict[str, Any]
 
 @lru_cache(maxsize=256)
 def has_front(caption: grammar.Caption) -> bool:
-    """Whether the canonical object looks different from the front and from behind, and means to; pairs don't."""
-    if caption.relation or caption.kind in SCATTERED:
+    """Whether each of the kind's objects looks different from the front and from behind; pairs have no front."""
+    if caption.relation:
         return False
-    sides = true_sides(caption)
-    return colour_difference(sides, 0, sides, SIDES // 2) > FRONT
+    drawn = [true_sides(caption, None, choice) for choice in range(count_choices(caption, open_collection()))]
+    return all(colour_difference(sides, 0, sides, SIDES // 2) > FRONT for sides in drawn)
 
 
 def compare_fronts(found: EightViews, true: EightViews) -> tuple[float, float]:

@@ -53,10 +53,6 @@ class Interval:
         """Whether all of the interval is above 0; None where there is none."""
         return None if self.ends is None else self.ends[0] > 0
 
-    @property
-    def excludes_zero(self) -> bool | None:
-        return None if self.ends is None else not self.ends[0] <= 0 <= self.ends[1]
-
 
 NO_RUNS = pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=RUN_KEY))
 NO_VALUES = pd.Series(index=NO_RUNS.index, dtype=float)
@@ -100,28 +96,28 @@ def draw_resamples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
 
 
-def bootstrap_mean(differences: pd.Series, level: float = LEVEL) -> Interval | None:
+def bootstrap_mean(differences: pd.Series) -> Interval | None:
     """Mean over captions of the mean over their seeds, with its interval; None without any caption."""
     means = np.asarray(differences.groupby(level="prompt", sort=False).mean())
     if not len(means):
         return None
-    return percentile_interval(means.mean(), means[draw_resamples(len(means))].mean(1), len(means), level)
+    return percentile_interval(means.mean(), means[draw_resamples(len(means))].mean(1), len(means))
 
 
-def percentile_interval(value: float, drawn: np.ndarray, prompts: int, level: float = LEVEL) -> Interval:
+def percentile_interval(value: float, drawn: np.ndarray, prompts: int) -> Interval:
     """``drawn`` is the value in each resample."""
     if prompts < LEAST:
         return Interval(float(value), None, prompts)
-    low, high = np.percentile(drawn, expanded_percentiles(prompts, level))
+    low, high = np.percentile(drawn, expanded_percentiles(prompts))
     return Interval(float(value), (float(low), float(high)), prompts)
 
 
-def expanded_percentiles(count: int, level: float = LEVEL) -> tuple[float, float]:
-    """The percentiles that make an interval of the mean of ``count`` values; of 95 %: 2.5 and 97.5 in the limit.
+def expanded_percentiles(count: int) -> tuple[float, float]:
+    """The percentiles that make a 95 % interval of the mean of ``count`` values: 2.5 and 97.5 in the limit.
 
     Resampling takes n for n - 1 and the normal for Student's distribution (Hesterberg 2015, section 4.6).
     """
-    tail = 100 * float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf((1 - level) / 2, count - 1)))
+    tail = 100 * float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf((1 - LEVEL) / 2, count - 1)))
     return tail, 100 - tail
 
 

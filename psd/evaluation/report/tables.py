@@ -1,4 +1,4 @@
-"""Tables of a suite's lines as Markdown: measures, paired differences, equal cost, drift.
+"""Tables of a suite's lines as Markdown: measures, paired differences, equal cost.
 
 Every row of a table is over the same runs, so that no mean differs because its captions do.
 """
@@ -17,7 +17,6 @@ import pandas as pd
 
 from psd.evaluation.experiments.suite import Suite, folder_name
 from psd.evaluation.report.statistics import (
-    LEVEL,
     NO_RUNS,
     SHARE,
     SIGNED,
@@ -45,7 +44,7 @@ class Column(NamedTuple):
     head: str
     measure: str
     form: str  # of `format_figure`
-    brief: bool = False  # in README.md too
+    brief: bool = False  # in docs/evidence.md too
     unit: float = 1.0
 
 
@@ -145,15 +144,6 @@ def is_complete(suite: Suite, rows: Rows, methods: Iterable[str]) -> bool:
     return all(len(rows.get(name, ())) >= suite.main.prompts * suite.main.seeds for name in methods)
 
 
-def drop_other_rewards(suite: Suite, rows: Rows) -> dict[str, Runs]:
-    """The rows whose methods climb what the reference climbs: rewards of two models have no common scale."""
-    return {label: runs for label, runs in rows.items() if have_same_reward(suite, label, suite.reference)}
-
-
-def have_same_reward(suite: Suite, label: str, other: str) -> bool:
-    return suite.rewards(method_of(label)) == suite.rewards(method_of(other))
-
-
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -177,7 +167,7 @@ def describe_runs(suite: Suite, rows: Rows) -> str:
 
 
 def measures_table(suite: Suite, rows: Rows, *, brief: bool = False) -> list[str]:
-    """A row a method: means over its runs.  ``brief`` leaves out what README.md has no room for.
+    """A row a method: means over its runs.  ``brief`` leaves out what docs/evidence.md has no room for.
 
     A measure that no line has is no column.
     """
@@ -186,8 +176,7 @@ def measures_table(suite: Suite, rows: Rows, *, brief: bool = False) -> list[str
     columns = [it for it in columns if measure_values(every, it.measure).count()]
     body = []
     for label, runs in rows.items():
-        comparable = have_same_reward(suite, label, suite.reference)
-        means = [mean_measure(runs, it.measure) if comparable or it.measure != "reward" else None for it in columns]
+        means = [mean_measure(runs, it.measure) for it in columns]
         cells = ["" if mean is None else format_figure(mean / it.unit, it.form) for mean, it in zip(means, columns)]
         shares = [(measure_values(runs, "reward") > 0).sum() / len(runs)] if suite.truth else []
         shares.append(runs["curve"].map(is_diverging).mean())
@@ -206,11 +195,7 @@ def difference_cells(suite: Suite, rows: Rows, label: str, other: str) -> list[s
     if not shared:
         return []
     own, its = shared[label], shared[other].reindex(shared[label].index)
-    comparable = have_same_reward(suite, label, other)
-    leads = [
-        bootstrap_mean(pair_differences(own, its, it.measure)) if comparable or it.measure != "reward" else None
-        for it in leading_columns(suite)
-    ]
+    leads = [bootstrap_mean(pair_differences(own, its, it.measure)) for it in leading_columns(suite)]
     if not any(leads):
         return []
     wins = [win_rate(suite, own, its, judge) for judge in judge_names(suite)]
@@ -247,30 +232,9 @@ def reference_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     return markdown_table([f"`{reference}` against", *difference_heads(suite)], body)
 
 
-def drift_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
-    """Whether each method moved away from what it is compared with, beside whether it should have.
-
-    Intervals of all cells together (Bonferroni): that any of them misses 0 by chance happens once in twenty.
-    """
-    rows, judge = split_rows(suite, lines), judge_names(suite)[0]
-    measures = {judge: f"{judge}/score", "PSNR": "colour_psnr", "train reward": "reward"}
-    level = 1 - (1 - LEVEL) / max(1, len(measures) * len(suite.drift))
-    notes, body = {True: " misses 0", False: " holds 0", None: ""}, []
-    for name, expected in suite.drift.items():
-        other = suite.against(name)
-        own, its = rows.get(name, NO_RUNS), rows.get(other, NO_RUNS)
-        moved = [bootstrap_mean(pair_differences(own, its, measure), level) for measure in measures.values()]
-        cells = ["" if it is None else f"{it}{notes[it.excludes_zero]}" for it in moved]
-        whole = all(it is not None and it.ends for it in moved) and is_complete(suite, rows, (name, other))
-        drifts = any(it.excludes_zero for it in moved if it is not None)
-        verdict = ("yes" if drifts == (expected == "some") else "**NO**") if whole else "not all run yet"
-        body.append([f"`{name}`", f"`{other}`", expected, *cells, verdict])
-    return markdown_table(["method", "against", "drift expected", *measures, "as expected"], body)
-
-
 def matched_table(suite: Suite, lines: Sequence[Line]) -> list[str]:
     """Every method against the swept control at the method's own train reward."""
-    rows = drop_other_rewards(suite, split_rows(suite, lines))
+    rows = split_rows(suite, lines)
     control = {name: rows.get(name, NO_RUNS) for name in suite.sweep}
     columns, body = [it for it in leading_columns(suite) if it.measure != "reward"], []
     for name in suite.methods if suite.sweep else ():

@@ -34,8 +34,6 @@ from psd.evaluation.report.statistics import NO_RUNS, Line, bootstrap_mean, mean
 from psd.evaluation.report.tables import (
     describe_runs,
     differences_table,
-    drift_table,
-    drop_other_rewards,
     judge_names,
     keep_common_runs,
     label_of,
@@ -62,12 +60,8 @@ def write_charts(suite: Suite, lines: Sequence[Line]) -> list[Path]:
     """Reward and judges over steps for the main methods; every method's lead in the primary measure."""
     found = {label: own for label, own in main_rows(suite, lines).items() if label in suite.methods}
     heads = ["train reward", *judge_names(suite)]
-    alike = drop_other_rewards(suite, found)
     panels = {
-        head: {
-            label: drop_first_quarter(median_curve(own["curve"], index))
-            for label, own in (found if index > 1 else alike).items()
-        }
+        head: {label: drop_first_quarter(median_curve(own["curve"], index)) for label, own in found.items()}
         for index, head in enumerate(heads, start=1)
     }
     pictures: dict[str, str] = {}
@@ -186,13 +180,12 @@ def drop_stale_pictures(suite: Suite, lines: Sequence[Line]) -> None:
 GUIDE = (
     "A judge's score is the mesh's minus the truth's own, in standard deviations of the scores that this judge gives"
     " to truths, clipped to [-1, 1] so that no caption dominates a mean (0: as good as the truth). The train reward "
-    "is the same difference, raw, and is given only for methods that optimise the same reward. Cost is that of all "
-    "network calls, in images through the U-Net, with the prices that the bench measured; seconds are those of the "
-    "machine that made the run. Texture (fine texture), saturation, contrast, edges and inconsistency (reprojected "
-    "colour error) are divided by the truth's. Above truth is the share of runs whose train reward exceeds the "
-    "truth's; diverging is the share whose reward rose at the end while every judge fell. Failed counts the runs "
-    "that ended without a mesh: such a run is named wrongly and has no overlap, and whatever needs an object (depth,"
-    " normal, texture, Janus) leaves it out."
+    "is the same difference, raw. Cost is that of all network calls, in images through the U-Net, with the prices "
+    "that the bench measured; seconds are those of the machine that made the run. Texture (fine texture), saturation,"
+    " contrast, edges and inconsistency (reprojected colour error) are divided by the truth's. Above truth is the "
+    "share of runs whose train reward exceeds the truth's; diverging is the share whose reward rose at the end while "
+    "every judge fell. Failed counts the runs that ended without a mesh: such a run is named wrongly and has no "
+    "overlap, and whatever needs an object (depth, normal, texture, Janus) leaves it out."
 )
 GUIDE_TO_WINNERS = (
     "Of the steps with a pair: first wins is the share in which the first candidate, or the steered one, wins; half "
@@ -253,9 +246,6 @@ def suite_report(suite: Suite, lines: Sequence[Line], missing: int) -> str:
         parts += [f"## `{suite.reference}` against each, on all runs that the two have", "", *against_each, ""]
     if at_their_reward := matched_table(suite, lines):
         parts += ["## Against the swept control at the method's own train reward", "", *at_their_reward, ""]
-    if drifts := drift_table(suite, lines):
-        chance = "Where nothing drifts, one of twenty such tables has an interval that misses 0 (Bonferroni)."
-        parts += ["## Drift", "", chance, "", *drifts, ""]
     for name in ("curves.svg", "leads.svg", "strips.jpg"):
         if (RESULTS / f"{suite.name}-{name}").is_file():
             parts += [f"![{name.partition('.')[0]}]({suite.name}-{name})", ""]

@@ -1,47 +1,33 @@
 """``python -m psd embedded data|train|evaluate|ship ...``: make, train and measure the models that ship.
 
-Each command is the module of its name, with ``add_arguments(parser)`` and ``main(args)``.  ``embedded world ...`` holds
-the same for the world of objects, which is to follow the hand-drawn one.
+Each command is the module of its name, with ``add_arguments(parser)`` and ``main(args)``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 from psd.embedded.captions import lists
+from psd.embedded.objects import gallery
 from psd.embedded.training import data, loop
-from psd.embedded.world import caption_lists, dataset, gallery, milestone, naming, outside, teach
-from psd.evaluation.shipped import model_cards, models
+from psd.evaluation.metrics import outside
+from psd.evaluation.shipped import model_cards, models, naming, showcase, true_scores
 
-COMMANDS = {"captions": lists, "data": data, "train": loop, "evaluate": models, "ship": model_cards}
-WORLD = {
-    "captions": caption_lists,
-    "data": dataset,
-    "train": teach,
-    "milestone": milestone,
-    "naming": naming,
-    "outside": outside,
-    "gallery": gallery,
-}
+COMMANDS = {
+    "captions": lists, "gallery": gallery, "data": data, "train": loop, "ship": model_cards, "naming": naming,
+    "outside": outside, "true-scores": true_scores, "evaluate": models, "showcase": showcase,
+}  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m psd embedded", description="Make the embedded models.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_commands(commands, COMMANDS)
-    world = commands.add_parser("world", help="The same for the world of objects (world --help).")
-    _add_commands(world.add_subparsers(required=True, metavar="command"), WORLD)
-    return parser
-
-
-def _add_commands(commands: Any, modules: Mapping[str, ModuleType]) -> None:
-    for name, module in modules.items():
+    for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         module.add_arguments(command)
         command.set_defaults(main=module.main)
+    return parser
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,21 +14,19 @@ import sys
 from pathlib import Path
 
 from psd.embedded.training import data
-from psd.evaluation.experiments.suite import RESULTS, ROOT
-from psd.evaluation.shipped.models import CRITICS, MILDEST
+from psd.embedded.training.autoencoder import forget_keys
+from psd.evaluation.experiments.suite import ROOT
+from psd.evaluation.shipped.critics import CRITICS, MILDEST
+from psd.evaluation.shipped.figures import record_file
 from psd.models.checkpoints import digests
 
 ABOUT = {
     "prior": "Text-conditioned multi-view latent diffusion prior of the embedded world: four joint views of 64 px, a "
     "`UNet2DConditionModel` with MVDream's camera condition and joint self-attention, a `CLIPTextModel` with its "
     "word tokenizer, an `AutoencoderTiny` (8 x 16 x 16 latents), v-prediction on the squared-cosine schedule.",
-    "prior-early": "An early checkpoint of the same prior, coarse on purpose: evidence on what preference is worth "
-    "where the prior is unsure.",
     "reward": "The reward that runs are trained on: a convolutional image tower and a GRU "
     "(`psd.models.rewards.critic_networks.TwoTowerCritic`).  Caption match with hard negatives and Bradley-Terry on "
     "graded degradations; it never saw diffusion noise.",
-    "reward-early": "An early checkpoint of the same reward, weaker on purpose: evidence on what preference is worth "
-    "where the reward errs.",
     "selector": "The selector judge, which the app may use for early stop and best checkpoint: a `CLIPModel` (8 px "
     "patches, causal text tower).",
     "evidence": "The evidence judge: the caption modulates convolutions over the image "
@@ -37,8 +35,9 @@ ABOUT = {
     "(`psd.models.rewards.critic_networks.WordCritic`).  It measures; no run ever sees it.",
 }
 DATA = (
-    "Objects of the project's own caption grammar (`psd/embedded/captions/grammar.py`), rendered by its own sphere "
-    'tracer; no outside data.  {captions}.  About 5 % of the objects are degraded and captioned "low quality blurry".'
+    "Pictures of 611 low-poly objects of 288 kinds by Kenney and Quaternius, both released under CC0 1.0 "
+    "(`docs/embedded.md`), of primitives, and of pairs of them, rasterised by this project; no other data.  {captions}."
+    '  About 5 % of the pictures are degraded and captioned "low quality blurry".'
 )
 
 
@@ -66,7 +65,7 @@ def card_text(name: str, folder: Path) -> str:
 def read_figures(name: str) -> dict[str, str]:
     """What ``evaluate`` recorded of this model."""
     kind = "critics" if name in CRITICS else name
-    path = RESULTS / f"embedded-{kind}.json"
+    path = record_file(kind)
     if not path.exists():
         return {}
     record = json.loads(path.read_text())
@@ -75,6 +74,7 @@ def read_figures(name: str) -> dict[str, str]:
             return {}
         return {describe_figure(key): f"{value:.3f}" for key, value in record[name].items()}
     top1 = {f"top-1 of 60, {key}": f"{value:.3f}" for key, value in record["top1_of_60"].items()}
+    top1 |= {f"outside judge, among five, {key}": f"{value:.3f}" for key, value in record["outside_among_five"].items()}
     ratios = {"": "ratio", ", of ground truth through the autoencoder": "autoencoded_ratio"}
     errors = {f"reprojected colour error over ground truth's{of}": record["consistency"][k] for of, k in ratios.items()}
     return top1 | {name: f"{value:.2f}" for name, value in errors.items()}
@@ -87,10 +87,15 @@ def describe_figure(figure: str) -> str:
     return figure.replace("_", " ") + strength
 
 
+def forget_machine(folder: Path) -> None:
+    """Take the place where a model was once read from out of its configurations: it is one of the training machine."""
+    for path in folder.rglob("config.json"):
+        if "_name_or_path" in json.loads(path.read_text(encoding="utf-8")):
+            forget_keys(path, "_name_or_path")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "models", nargs="*", metavar="model", help="default: all that are there; early ones only for their cards"
-    )
+    parser.add_argument("models", nargs="*", metavar="model", help="default: all that are there")
     parser.add_argument("--work", default="work/train", help="where `train` put its shipped folders")
     parser.add_argument("--cards-only", action="store_true", help="only write the cards again")
 
@@ -106,11 +111,12 @@ def main(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    for name in arguments.models or [it for it in there if arguments.cards_only or not it.endswith("-early")]:
+    for name in arguments.models or there:
         target = ROOT / "assets" / name
         if not arguments.cards_only:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source_folder(name), target)
+        forget_machine(target)
         (target / "README.md").write_text(card_text(name, target), encoding="utf-8")
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB")

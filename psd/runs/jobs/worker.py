@@ -30,7 +30,7 @@ from psd.runs.store import ownership
 from psd.runs.store.archive import find_checkpoint, history_offsets, read_preset
 from psd.runs.store.files import StoreError, is_locked
 from psd.runs.store.folder import RunFolder
-from psd.runs.store.library import Library
+from psd.runs.store.library import SHOWCASE, Library
 from psd.runs.store.retention import Limits
 
 LOG = logging.getLogger(__name__)
@@ -47,19 +47,19 @@ class Worker:
     root was killed wait again.
 
     ``admit`` refuses a preset by raising `PresetError` (a prompt filter); ``screen`` looks at previews before they are
-    stored (`psd.runs.jobs.drive.Screen`).  Methods that steer raise `psd.runs.store.ownership.NotYoursError` for a run
-    of another owner.
+    stored (`psd.runs.jobs.drive.Screen`).  ``shipped``: see `Library`.  Methods that steer raise
+    `psd.runs.store.ownership.NotYoursError` for a run of another owner.
     """
 
     def __init__(
         self, make_events: MakeEvents, root: Path | None = None, *, limits: Limits | None = None,
-        admit: Callable[[Preset], None] | None = None, screen: Screen | None = None,
+        admit: Callable[[Preset], None] | None = None, screen: Screen | None = None, shipped: Path = SHOWCASE,
     ) -> None:  # fmt: skip
         self._make_events, self._admit, self._screen = make_events, admit, screen
         self._limits = limits or Limits()
         self._unsaved: list[RunFolder] = []  # whose last state a full disk refused
         self.library = Library(
-            root, self._limits, self._forget_run, lambda: {run.id: run.status for run in self._unsaved}
+            root, self._limits, self._forget_run, lambda: {run.id: run.status for run in self._unsaved}, shipped
         )
         self._entries: dict[str, Job] = {}
         self._queue, self._closing = FairQueue(), False

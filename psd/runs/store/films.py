@@ -1,4 +1,4 @@
-"""The films of a run: its mesh on one turn, and the object as it grew."""
+"""The films of a run: its mesh on one turn, and the object as it grew; and the strip of views of one that ships."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FILMS = ("turntable", "timelapse")  # among the exports, as .webp and .mp4
 FRAMES, FPS, SIZE = 36, 15, 512  # SIZE in px
 ELEVATION_DEG = 15.0
+STRIP = "public/exports/strip.webp"  # of a run that ships: views side by side, which turn under a pointer
+STRIP_VIEWS, STRIP_SIZE = 16, 192  # px
+STRIP_START_DEG = 35.0  # three quarters from the front
 
 
 def render_turntable(mesh: Mesh) -> UInt8[np.ndarray, "v h w 3"]:
@@ -30,6 +33,24 @@ def render_turntable(mesh: Mesh) -> UInt8[np.ndarray, "v h w 3"]:
     cameras = turntable_cameras(FRAMES, elevation_deg=ELEVATION_DEG)
     pictures = [rasterise_mesh(mesh, cameras[:, [frame]], SIZE).rgb[0] for frame in range(FRAMES)]  # memory
     return (np.concatenate(pictures) * 255).round().astype(np.uint8)
+
+
+def render_strip(mesh: Mesh) -> UInt8[np.ndarray, "v h w 3"]:
+    """`STRIP_VIEWS` pictures on one turn around ``mesh``, small and smooth, the first at three quarters."""
+    from psd.geometry.cameras import turntable_cameras
+    from psd.geometry.mesh_picture import rasterise_mesh
+
+    cameras = turntable_cameras(STRIP_VIEWS, elevation_deg=ELEVATION_DEG, start_deg=STRIP_START_DEG)
+    pictures = [rasterise_mesh(mesh, cameras[:, [view]], 2 * STRIP_SIZE).rgb[0] for view in range(STRIP_VIEWS)]
+    return shrink_views((np.concatenate(pictures) * 255).round().astype(np.uint8), STRIP_SIZE)
+
+
+def shrink_views(views: UInt8[np.ndarray, "v h w 3"], size: int) -> UInt8[np.ndarray, "v s s 3"]:
+    """The same pictures, smooth, at ``size`` px."""
+    from PIL import Image
+
+    small = [Image.fromarray(view).resize((size, size), Image.Resampling.LANCZOS) for view in views]
+    return np.stack([np.asarray(view) for view in small])
 
 
 def film_run(mesh: Mesh, folder: Path) -> str:

@@ -1,5 +1,8 @@
 """The library of runs under one root: listing, pins, deletion, zips and the limits; who may do what to which.
 
+Beside the root lie the runs that ship with the program: everybody may look at them, nobody may change them, and they
+count for no limit.
+
 Serves pages and endpoints, whatever the queue is doing (`psd.runs.jobs.worker.Worker.library`).  All methods may be
 called from any thread.
 """
@@ -23,13 +26,23 @@ from psd.runs.store.labels import Labels, read_labels, write_labels
 from psd.runs.store.retention import Limits
 
 LOG = logging.getLogger(__name__)
+SHOWCASE = Path(__file__).resolve().parents[3] / "assets" / "showcase"  # `psd.evaluation.shipped.showcase` fills it
 MOST_ZIPS = 8  # that lie ready on the disk
 PACKED = ("preset.yaml", "preset.resolved.yaml", "environment.json", "events.jsonl", "metrics.jsonl")  # and public/
 
 
+class ShippedError(StoreError):
+    """The run ships with the program: it is nobody's to change."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the run {run_id} ships with this program", "make your own of it: the copy is yours to steer")
+
+
 class Library:
-    """The runs under ``root``.  ``owner`` is the secret of the browser or script that asks: it may steer its own runs,
-    anybody may watch.  Methods that change a run raise `NotYoursError` for one of another owner.
+    """The runs under ``root``, and under ``shipped`` those that came with the program.
+
+    ``owner`` is the secret of the browser or script that asks: it may steer its own runs, anybody may watch.  Methods
+    that change a run raise `NotYoursError` for one of another owner, and `ShippedError` for one that ships.
 
     ``forget`` is called with the id of each run that was deleted; ``unsaved`` has the states that a full disk has not
     taken yet, by id: they hold, whatever the folders say.
@@ -41,15 +54,24 @@ class Library:
         limits: Limits | None = None,
         forget: Callable[[str], None] = lambda run_id: None,
         unsaved: Callable[[], Mapping[str, Status]] = dict,
+        shipped: Path = SHOWCASE,
     ) -> None:
-        self.root = (root or default_root()).absolute()
+        self.root, self._shipped = (root or default_root()).absolute(), shipped.absolute()
         self._limits, self._forget, self._unsaved = limits or Limits(), forget, unsaved
         self._zips = TemporaryDirectory(prefix="psd-zip-")
         self._zipping = threading.Lock()  # nobody clears away what another is still writing
 
     def find_folder(self, run_id: str) -> Path:
-        """The folder of any run under the root; raises StoreError for an id that is none."""
-        return find_run(run_id, self.root)
+        """The folder of any run, one that ships included; raises StoreError for an id that is none."""
+        return find_run(run_id, self._shipped if self.is_shipped(run_id) else self.root)
+
+    def is_shipped(self, run_id: str) -> bool:
+        """Whether the run came with the program."""
+        return bool(RUN_ID.fullmatch(run_id)) and (self._shipped / run_id).is_dir()
+
+    def list_shipped(self) -> list[Run]:
+        """The runs that came with the program, oldest first; none where there is no such folder."""
+        return list_runs(self._shipped)[::-1]
 
     def find_start(self, preset: Preset) -> Path | None:
         """The run whose object ``preset`` starts from, None for none; a path to a file names no run of this server."""
@@ -63,7 +85,7 @@ class Library:
         return [run for run in runs if ownership.is_owner(run.folder, owner)] if owner else runs
 
     def read_status(self, run_id: str) -> Status:
-        """The state of any run under the root; raises StoreError as `find_folder` and the store's `read_status` do."""
+        """The state of any run; raises StoreError as `find_folder` and the store's `read_status` do."""
         folder = self.find_folder(run_id)
         return self._unsaved().get(run_id) or read_status(folder)
 
@@ -77,6 +99,8 @@ class Library:
 
     def require_owner(self, run_id: str, owner: str) -> Path:
         """The folder of a run that ``owner`` may steer; raises StoreError for any other."""
+        if self.is_shipped(run_id):
+            raise ShippedError(run_id)
         folder = self.find_folder(run_id)
         ownership.require_owner(folder, owner)
         return folder

@@ -1,101 +1,138 @@
-"""Help with a closed set of prompts: completions while typing, a check in words, captions built from known words."""
+"""Help with prompts for models that know a closed set of things: how a prompt is read, what is offered, completions.
+
+The page and the API get a `Vocabulary` for each such prior, by the prior's name; who starts them makes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-from psd.config.errors import PresetError
+from psd.config.errors import PresetError, format_value
 from psd.config.preset import Preset
 
-EXAMPLES = (
-    "a red mushroom", "a snowman", "a striped blue mug", "a green cube on top of a yellow cylinder", "a pink donut",
-    "a glossy purple rocket",
-)  # fmt: skip
+LONGEST_PROMPT = 300  # characters of a preset's prompt; what is near to a longer text takes long to find
+TRIED_PAIRS = 24  # completions of a pair that are read, to see which of them there are
 
 
-class CaptionLike(Protocol):
-    @property
-    def text(self) -> str: ...
-
-
-LONGEST_PROMPT = 300  # characters of a preset's prompt; to search the vocabulary for a longer text takes minutes
-
-
-class Vocabulary(Protocol):
-    """A closed grammar of captions; `psd.embedded.captions.grammar` is one.  Complaints are ValueErrors."""
+class ReadingLike(Protocol):
+    """How a prompt is read."""
 
     @property
-    def COLOURS(self) -> Mapping[str, Any]: ...
+    def text(self) -> str:
+        """The caption that it means; empty where it names nothing known."""
+        ...
+
     @property
-    def MODIFIERS(self) -> Sequence[str]: ...
+    def notes(self) -> tuple[str, ...]:
+        """What is read otherwise than it was typed."""
+        ...
+
     @property
-    def RELATIONS(self) -> Sequence[str]: ...
-    @property
-    def PRIMITIVES(self) -> Sequence[str]: ...
-    @property
-    def THINGS(self) -> Mapping[str, Any]: ...
-    def parse(self, text: str, /) -> CaptionLike: ...
-    def nearest(self, text: str, n: int, /) -> list[str]: ...
-    def all_captions(self) -> Iterable[CaptionLike]: ...
+    def nearest(self) -> tuple[str, ...]:
+        """Captions of the nearest kinds where it names nothing known."""
+        ...
 
 
-def caption_problem(vocabulary: Vocabulary, prompt: str) -> str:
-    """Why ``prompt`` is no caption of the vocabulary, in words; empty when it is one."""
+# From a caption and a scorer ("assets/reward") to what a grey ball and the true object score, where both are known.
+FindTrueScores = Callable[[str, str], tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class OfferedKind:
+    """A kind of thing that the models make well enough to be offered."""
+
+    caption: str  # "a fox": what a choice of it writes
+    noun: str
+    category: str
+    names: tuple[str, ...]  # what people call it too
+    place: tuple[int, int]  # column and row of its picture on the sheet
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a prior knows that was trained on a closed set of things."""
+
+    read: Callable[[str], ReadingLike]
+    kinds: tuple[OfferedKind, ...]
+    captions: tuple[str, ...]  # of one offered kind each, in all of its colours
+    relations: tuple[str, ...]  # what stands between the two things of a pair
+    examples: tuple[str, ...]
+    hint: str  # what can be said of the kinds, in a sentence or two
+    sheet: Path  # the picture with a tile for each kind
+    columns: int  # tiles in a row of it
+    advise: Callable[[], str]  # which models make other things, and whether this machine can run them
+    find_true_scores: FindTrueScores
+
+    def find_nearest(self, prompt: str) -> list[OfferedKind]:
+        """The kinds to offer for a prompt that names nothing known."""
+        offered = {kind.caption: kind for kind in self.kinds}
+        return [offered[text] for text in self.read(prompt).nearest if text in offered]
+
+
+def describe_problem(vocabulary: Vocabulary, prompt: str) -> str:
+    """Why ``prompt`` cannot be made, and what can be done; empty where it can."""
     if len(prompt) > LONGEST_PROMPT:
         return f"the prompt has {len(prompt)} characters: at most {LONGEST_PROMPT}"
-    try:
-        vocabulary.parse(prompt)
-    except ValueError as error:
-        return str(error)
-    return ""
+    if vocabulary.read(prompt).text:
+        return ""
+    near = ", ".join(kind.caption for kind in vocabulary.find_nearest(prompt))
+    return (
+        f"the prompt {format_value(prompt)} names nothing that the small models know. Nearest to it are: {near}. "
+        f"{vocabulary.advise()}"
+    )
 
 
 def reword_preset(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> Preset:
-    """The preset with its prompt in the words of its prior's vocabulary: "Red mushroom!" is "a red mushroom" there.
+    """The preset with its prompt in the words of its prior's vocabulary: "Red mushrooms!" is "a red mushroom" there.
 
-    Raises PresetError for what is no caption of it; a prior without a vocabulary reads anything.
+    Raises PresetError for what names nothing that the prior knows; a prior without a vocabulary reads anything.
     """
     vocabulary = vocabularies.get(preset.prior)
     if vocabulary is None:
         return preset
-    if problem := caption_problem(vocabulary, preset.prompt):
+    if problem := describe_problem(vocabulary, preset.prompt):
         raise PresetError(problem)
-    return preset.with_values({"prompt": vocabulary.parse(preset.prompt).text})
+    return preset.with_values({"prompt": vocabulary.read(preset.prompt).text})
 
 
-def suggest_captions(vocabulary: Vocabulary, prompt: str, n: int = 6) -> list[str]:
-    """At most ``n`` captions: those that go on as ``prompt`` begins, then the nearest known ones."""
-    prompt = prompt[:LONGEST_PROMPT]
-    typed = " ".join(prompt.lower().split())
+def list_notes(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> list[str]:
+    """What of the preset's prompt is read otherwise than it was typed."""
+    vocabulary = vocabularies.get(preset.prior)
+    return list(vocabulary.read(preset.prompt).notes) if vocabulary else []
+
+
+def complete_prompt(vocabulary: Vocabulary, prompt: str, count: int = 6) -> list[str]:
+    """At most ``count`` captions of offered kinds that go on as ``prompt`` begins; none for a text that none does."""
+    typed = " ".join(prompt[:LONGEST_PROMPT].lower().split())
+    for relation in vocabulary.relations:
+        first, found, second = typed.partition(f" {relation} ")
+        if found:
+            return _complete_pair(vocabulary, vocabulary.read(first).text, relation, second)[:count]
+    return _spread_evenly(_continue_text(vocabulary, typed), count)
+
+
+def _complete_pair(vocabulary: Vocabulary, first: str, relation: str, typed: str) -> list[str]:
+    """Only some things come as a pair, so completions are read to see."""
+    if not first:
+        return []
+    seconds = _spread_evenly(_continue_text(vocabulary, typed), TRIED_PAIRS)
+    pairs = (f"{first} {relation} {second}" for second in seconds)
+    return [pair for pair in pairs if vocabulary.read(pair).text == pair]
+
+
+def _continue_text(vocabulary: Vocabulary, typed: str) -> list[str]:
     if not typed:
-        return list(EXAMPLES[:n])
-    with_article = typed if typed.startswith(("a ", "an ")) else f"a {typed}"
-    going_on = [text for text in _caption_texts(vocabulary) if text.startswith((typed, with_article)) and text != typed]
-    found = _spread_evenly(going_on, n) if going_on else vocabulary.nearest(prompt, n)
-    return list(dict.fromkeys(found))
+        return []
+    starts = typed if typed.startswith(("a ", "an ")) else (typed, f"a {typed}", f"an {typed}")
+    return [text for text in vocabulary.captions if text.startswith(starts) and text != typed]
 
 
-def build_caption(modifier: str, colour: str, thing: str, relation: str, other_colour: str, other: str) -> str:
-    """The caption that the builder's choices say; empty choices are left out, the grammar judges the result."""
-    first = _join_phrase(modifier, colour, thing)
-    return f"{first} {relation} {_join_phrase(other_colour, other)}" if relation else first
-
-
-def _join_phrase(*words: str) -> str:
-    phrase = " ".join(filter(None, words))
-    return f"{'an' if phrase[:1] in tuple('aeiou') else 'a'} {phrase}"
-
-
-@lru_cache(maxsize=4)
-def _caption_texts(vocabulary: Vocabulary) -> tuple[str, ...]:
-    return tuple(caption.text for caption in vocabulary.all_captions())
-
-
-def _spread_evenly(texts: list[str], n: int) -> list[str]:
+def _spread_evenly(texts: list[str], count: int) -> list[str]:
     """The shortest two, then texts evenly across the rest, so that completions differ from each other."""
     ordered = sorted(texts, key=len)
     first, rest = ordered[:2], ordered[2:]
-    stride = max(1, len(rest) // max(1, n - len(first)))
-    return [*first, *rest[::stride]][:n]
+    stride = max(1, len(rest) // max(1, count - len(first)))
+    return [*first, *rest[::stride]][:count]

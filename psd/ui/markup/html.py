@@ -19,6 +19,7 @@ HEADER = "<h1>PSD Studio</h1><p>From a sentence to a mesh, by Preference Score D
 EXPORTS = "public/exports"
 RUN_FILES = "runs/"  # before a run's id in the addresses of its files
 PUBLIC = "public/"
+PAGE_FILES = "page/"  # before the name of a file that the page itself shows
 STATES = {  # the store's words -> what a person reads
     "idle": "Ready",
     "queued": "Waiting",
@@ -105,6 +106,11 @@ def file_url(run_id: str, file: str, version: int | None = None) -> str:
     """
     address = f"gradio_api/file={RUN_FILES}{quote(run_id)}/{quote(file.removeprefix(PUBLIC))}"
     return address if version is None else f"{address}?v={version}"
+
+
+def page_file_url(path: Path) -> str:
+    """The address of a file that the page itself shows; `psd.ui.protection.PageFiles` finds it by its name."""
+    return f"gradio_api/file={PAGE_FILES}{quote(path.name)}?v={file_version(path)}"
 
 
 def file_version(path: Path) -> int:

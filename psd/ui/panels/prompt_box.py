@@ -1,4 +1,4 @@
-"""Prompt, quality, seed and Run; for a closed vocabulary also suggestions while typing and a caption builder."""
+"""Prompt, quality, seed and Run; with a vocabulary also how the prompt is read, suggestions and what can be made."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from psd.ui.inputs import controls
 from psd.ui.inputs.components import FreeRadio
 from psd.ui.inputs.controls import FieldControl
 from psd.ui.inputs.origin import find_origin, load_shipped
-from psd.ui.inputs.vocabulary import EXAMPLES, Vocabulary, build_caption, caption_problem, suggest_captions
+from psd.ui.inputs.vocabulary import LONGEST_PROMPT, Vocabulary
 from psd.ui.markup import html
+from psd.ui.panels.prompt_help import PromptHelp, build_reading, build_suggestions
 from psd.ui.state.page import QUIET
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
 
-CHIPS = 6
 EXPECT_S = 30.0  # between two looks whether the time is known by now
 # Where the stage is not beside the prompt, Run goes there.
 SHOW_STAGE = """() => {
@@ -45,6 +45,7 @@ class PromptBox:
     quality: gr.Radio
     seed: FieldControl
     is_new_seed: gr.Checkbox
+    help: PromptHelp | None  # where the page's first preset has a vocabulary
 
     @property
     def parts(self) -> list[FieldControl]:
@@ -52,6 +53,8 @@ class PromptBox:
 
     def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
         """Quality sets the steps; steps, wherever they come from, say the quality and the time."""
+        if self.help:
+            self.help.wire_events(self.prompt, self.message, desk.base, desk.vocabularies)
         steps = next(part for part in desk.parts if part.name == "steps").components[0]
 
         def set_steps(quality: str, base: Mapping[str, Any]) -> Any:
@@ -120,14 +123,15 @@ def _describe_time(preset: Preset, base: Mapping[str, Any], pace: RunEstimate | 
 
 def build_prompt_box(preset: Preset, vocabulary: Vocabulary | None) -> PromptBox:
     """The components, in the current Blocks context; without a vocabulary any prompt goes."""
-    info = "An object the small models know: the suggestions follow what you type." if vocabulary else "Any object."
     prompt = gr.Textbox(
-        preset.prompt, label="Prompt", info=info, placeholder=EXAMPLES[0], max_lines=3, max_length=300,
+        preset.prompt, label="Prompt", info=None if vocabulary else "Any object.",
+        placeholder=vocabulary.examples[0] if vocabulary else None, max_lines=3, max_length=LONGEST_PROMPT,
         elem_id="prompt", submit_btn=False,
     )  # fmt: skip
+    reading = build_reading(preset.prompt, vocabulary) if vocabulary else None
     message = gr.HTML("", elem_id="message")
     # In the page, because a server's answer to the last key may come after its answer to Enter, and wipe that out.
-    prompt.input(None, None, message, js="() => ''", **QUIET)
+    prompt.change(None, None, message, js="() => ''", **QUIET)
     with gr.Column(elem_id="quality-place", min_width=0):  # holds its height until the choices have come
         quality = FreeRadio(list(QUALITIES), value="Normal", label="Quality", elem_id="quality")
     with gr.Row(elem_id="start"):
@@ -140,51 +144,5 @@ def build_prompt_box(preset: Preset, vocabulary: Vocabulary | None) -> PromptBox
         expected = gr.HTML("", elem_id="expected")
         estimate = gr.Button("How long?", visible=False, elem_id="estimate", min_width=96, scale=0, size="sm")
     run.click(None, None, None, js=SHOW_STAGE, **QUIET)
-    if vocabulary:
-        _build_help(prompt, message, vocabulary)
-    return PromptBox(prompt, message, run, expected, estimate, quality, seed, is_new_seed)
-
-
-def _build_help(prompt: gr.Textbox, message: gr.HTML, vocabulary: Vocabulary) -> None:
-    known = gr.HTML("", elem_id="known")
-    chips = gr.Dataset(
-        label="Suggestions", components=[prompt], samples=_dataset_samples(list(EXAMPLES)), layout="gallery",
-        samples_per_page=CHIPS, elem_id="suggestions",
-    )  # fmt: skip
-
-    def show_suggestions(text: str) -> list[Any]:
-        foreign = text.strip() and caption_problem(vocabulary, text)
-        hint = html.note_html("Not yet a caption that the model knows. Nearest are below.", "hint") if foreign else ""
-        return [hint, gr.Dataset(samples=_dataset_samples(suggest_captions(vocabulary, text, CHIPS)))]
-
-    # Whatever changes the text: keys, paste, cut, dictation, or another part of the page that fills it.
-    prompt.change(show_suggestions, prompt, [known, chips], trigger_mode="always_last", **QUIET)
-    chips.click(lambda sample: [sample[0], "", ""], chips, [prompt, message, known], **QUIET)
-
-    none = ("–", "")
-    with gr.Accordion("Build a prompt", open=False, elem_id="builder"):
-        with gr.Row():
-            modifier = gr.Dropdown([none, *vocabulary.MODIFIERS], value="", label="Modifier", info="How it is.")
-            colour = gr.Dropdown([none, *vocabulary.COLOURS], value="red", label="Colour", info="Of its main part.")
-            thing = gr.Dropdown(
-                [*vocabulary.THINGS, *vocabulary.PRIMITIVES], value="mushroom", label="Object", info="What it is.",
-                elem_id="builder-object",
-            )  # fmt: skip
-        with gr.Row():
-            relation = gr.Dropdown([none, *vocabulary.RELATIONS], value="", label="And", info="Two plain shapes only.")
-            other_colour = gr.Dropdown([*vocabulary.COLOURS], value="blue", label="Its colour", info="Not the first.")
-            other = gr.Dropdown([*vocabulary.PRIMITIVES], value="cube", label="Second object", info="Beside or below.")
-
-    def apply_choices(*words: str) -> list[Any]:
-        caption = build_caption(*words)
-        problem = caption_problem(vocabulary, caption)
-        nearest = gr.Dataset(samples=_dataset_samples(suggest_captions(vocabulary, caption, CHIPS)))
-        return [gr.skip() if problem else caption, html.note_html(problem) if problem else "", "", nearest]
-
-    parts = [modifier, colour, thing, relation, other_colour, other]
-    for part in parts:
-        part.input(apply_choices, parts, [prompt, message, known, chips], **QUIET)
-
-
-def _dataset_samples(texts: list[str]) -> list[list[str]]:
-    return [[text] for text in texts]
+    helped = build_suggestions(prompt, reading, vocabulary) if vocabulary and reading else None
+    return PromptBox(prompt, message, run, expected, estimate, quality, seed, is_new_seed, helped)

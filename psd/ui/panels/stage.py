@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ import gradio as gr
 
 from psd.distillation.events import Previewed
 from psd.runs.jobs.orbit import snap_camera
-from psd.runs.store.archive import preview_file
+from psd.runs.store.archive import Run, preview_file
 from psd.ui.inputs.components import FreeRadio, FreeSlider, RunViewer
 from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.html import (
@@ -25,6 +25,7 @@ from psd.ui.markup.html import (
     note_html,
     shot_names,
 )
+from psd.ui.panels.shelf import ShelfPanel
 from psd.ui.panels.status import FOREIGN, trouble_html
 from psd.ui.state.page import FRONT_CAMERA, MAKE, QUIET, Look, Page, Pane, WatchedRun
 
@@ -101,9 +102,9 @@ def read_turn(before: list[int], said: Mapping[str, Any]) -> list[int]:
 
 
 class StagePanel:
-    """The components, in the current Blocks context."""
+    """The components, in the current Blocks context; ``shipped`` are the runs of its shelf."""
 
-    def __init__(self) -> None:
+    def __init__(self, shipped: Sequence[Run] = ()) -> None:
         with gr.Column(elem_id="view"):
             self.show = FreeRadio(
                 list(KINDS), value=Look.show, label="Show", container=False, show_label=False, elem_id="show"
@@ -115,6 +116,7 @@ class StagePanel:
             film = gr.HTML(film_html(Page()), elem_id="film")
             self.picture = gr.HTML(picture_html(Page()), elem_id="picture", js_on_load=TURN)
             said = gr.HTML(said_html(Page()), elem_id="said")
+            self.shelf = ShelfPanel(shipped)
         self.at, self.orbit = gr.State(0), gr.State([*FRONT_CAMERA, 0])
         self.line = gr.HTML(timeline_html(Page()), elem_id="timeline", js_on_load=PICK)
         with gr.Row(elem_id="scrubbing"):
@@ -124,6 +126,7 @@ class StagePanel:
             )  # fmt: skip
             self.follow = gr.Checkbox(True, label="Live", elem_id="follow", min_width=80, scale=0, container=False)
         self.panes = [
+            *self.shelf.panes,
             _html_pane(self.picture, picture_html),
             _html_pane(film, film_html),
             _html_pane(said, said_html),
@@ -147,6 +150,7 @@ class StagePanel:
             _look_back, [self.step, self.show], [self.at, self.follow, self.show], trigger_mode="always_last", **QUIET
         ).then(**desk.news)
         self.wire_pick(self.line, desk)
+        self.shelf.wire_events(desk)
         # Not "always_last", which sends the first of the events that waited.
         news = {**desk.news, "fn": turn, "outputs": [self.orbit, *desk.news["outputs"]]}
         self.picture.input(trigger_mode="multiple", **news)
@@ -210,8 +214,17 @@ def list_surfaces(watched: WatchedRun) -> tuple[str, ...]:
 def _update_show(page: Page) -> list[Any]:
     """A run that has a mesh shows it; one that has none yet, its colours."""
     if surfaces := list_surfaces(page.run):
-        return [FreeRadio([*surfaces, *FILMS, *KINDS], value="Mesh")]
+        return [FreeRadio([*surfaces, *list_pictures(page.run)], value="Mesh")]
     return [FreeRadio(list(KINDS), value="Colour")]
+
+
+def list_pictures(watched: WatchedRun) -> list[str]:
+    """The films and pictures that can be chosen beside the mesh: of a run that ships only those that came with it."""
+    if not watched.is_shipped:
+        return [*FILMS, *KINDS]
+    last = watched.view.previews.last
+    files = FILMS | {name: preview_file(last.step, kind) for name, kind in KINDS.items() if last is not None}
+    return [name for name, file in files.items() if (watched.folder / file).is_file()]
 
 
 def _mesh_version(page: Page) -> object:
@@ -307,7 +320,7 @@ def said_html(page: Page) -> str:
     """What went wrong or must be known, over the picture: nothing on the page moves for it."""
     run = page.run
     warning = run.view.warning if not run.is_over else ""
-    foreign = FOREIGN if run.run_id and not page.is_mine else ""
+    foreign = FOREIGN if run.run_id and not page.is_mine and not run.is_shipped else ""
     return (trouble_html(run) or note_html(warning, "hint")) + note_html(foreign, "hint")
 
 

@@ -96,7 +96,7 @@ def _button_updates(page: Page) -> list[Any]:
         gr.Button(visible=is_going, interactive=run.state != "stopping"),
         gr.Button(f"Go on to {run.view.total_steps}" if left else "Add steps", visible=can_go_on),
         FreeNumber(0 if left else max(10, run.view.total_steps // 4), visible=can_go_on and not left),
-        gr.Button(visible=bool(run.run_id)),
+        gr.Button("Make my own" if run.is_shipped else "Remix", visible=bool(run.run_id)),
     ]
 
 

@@ -41,6 +41,7 @@ class WatchedRun:
     ahead: int = 0  # runs that go first
     wait_s: float | None = None  # until they are done, where that is known
     left_s: float | None = None  # of its own work
+    is_shipped: bool = False  # it came with the program
 
     @property
     def is_over(self) -> bool:

@@ -139,7 +139,7 @@ class Watcher:
             memory.due = begun + (time.monotonic() - begun) / READ_SHARE
         return WatchedRun(
             run_id, folder, status.state, status.message, status.prompt, status.method, status.seed, memory.view,
-            self._count_shots(folder, memory),
+            self._count_shots(folder, memory), is_shipped=self._worker.library.is_shipped(run_id),
         )  # fmt: skip
 
     @staticmethod

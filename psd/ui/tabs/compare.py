@@ -268,8 +268,9 @@ class CompareTab:
 
     @staticmethod
     def list_choices(desk: PageContext, chosen: list[str] | None) -> Any:
-        """All runs to choose from, with those of ``chosen`` that are there."""
-        known = {run.id: run_label(run) for run in desk.worker.library.list_runs()}
+        """All runs to choose from, those that ship last, with those of ``chosen`` that are there."""
+        library = desk.worker.library
+        known = {run.id: run_label(run) for run in (*library.list_runs(), *library.list_shipped())}
         return gr.Dropdown(
             [(label, run_id) for run_id, label in known.items()], value=[run for run in chosen or [] if run in known]
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from psd.distillation.detectors import LEAST_WINDOW, PATIENCE
 from psd.runs.store.files import StoreError
+from psd.ui.inputs.vocabulary import FindTrueScores
 from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.chart_script import HOVER, SAVE_CSV, SAVE_PNG
 from psd.ui.markup.charts import line_chart
@@ -24,6 +25,7 @@ from psd.ui.tabs.scores import scores_of_views
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
 
+TRUTH_HEAD = "of the true object"  # 0 %: a grey ball scores as much
 IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page shows them
     "image/saturation": "saturation",
     "image/contrast": "contrast",
@@ -37,7 +39,7 @@ IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page show
 class CurvesTab:
     """The tab's components, in the current Blocks context."""
 
-    def __init__(self) -> None:
+    def __init__(self, true_scores: Sequence[FindTrueScores] = ()) -> None:
         said = gr.HTML(verdict_html(WatchedRun()), elem_id="alarms")
         with gr.Row(elem_id="save-curves"):
             self.csv = gr.Button("CSV", size="sm", scale=0, min_width=64, elem_id="csv")
@@ -50,7 +52,7 @@ class CurvesTab:
             Pane([said], lambda p: verdict_html(p.run), lambda p: [verdict_html(p.run)], "Curves"),
             Pane([self.charts], lambda p: chart_key(p.run.view, ""), lambda p: [curves_html(p.run.view)], "Curves"),
             Pane([scores], lambda p: chart_key(p.run.view, "reward/", "judge/"),
-                 lambda p: [table_of_scores(p.run.view)], "Curves"),
+                 lambda p: [table_of_scores(p.run.view, p.run.prompt, true_scores)], "Curves"),
             Pane([views], _preview_key, lambda p: [scores_of_views(p.run, p.look)], "Curves"),
         ]  # fmt: skip
 
@@ -175,18 +177,35 @@ def changes_table(view: View) -> str:
     return f'<figure class="chart table"><figcaption>Rules on the charts</figcaption>{body}</figure>'
 
 
-def table_of_scores(view: View) -> str:
-    """First, best and latest value of every reward and judge."""
-    rows = []
+def table_of_scores(view: View, prompt: str = "", true_scores: Sequence[FindTrueScores] = ()) -> str:
+    """First, best and latest value of every reward and judge, the latest also as a share of the way from a grey ball to
+    the true object where there is one of the prompt.
+    """
+    rows, shares = [], []
     for name, curve in view.curves.items():
         if not name.startswith(("reward/", "judge/")):
             continue
         points = list(curve.points())
         best = max(points, key=lambda point: point[1])
         role = "optimised" if name.startswith("reward/") else "only watches"
+        shares.append(_share_of_truth(points[-1][1], prompt, name.partition("/")[2], true_scores))
         rows.append([html.escape(metric_label(name)), role, format_number(points[0][1]), format_number(points[-1][1]),
                      f"{format_number(best[1])} <small>step {best[0]}</small>"])  # fmt: skip
-    return table_html(("score", "role", "first", "now", "best"), rows, "No scores yet.")
+    heads = ["score", "role", "first", "now", "best"]
+    if any(shares):
+        heads.insert(4, TRUTH_HEAD)
+        for row, share in zip(rows, shares, strict=True):
+            row.insert(4, share)
+    return table_html(heads, rows, "No scores yet.")
+
+
+def _share_of_truth(score: float, prompt: str, scorer: str, true_scores: Sequence[FindTrueScores]) -> str:
+    """How far from a grey ball (0 %) to the true object (100 %) the score is; empty where that is not known."""
+    for find in true_scores:
+        if (found := find(prompt, scorer)) and found[1] > found[0]:
+            ball, truth = found
+            return f"{(score - ball) / (truth - ball):.0%}"
+    return ""
 
 
 def time_of_a_step(view: View) -> str:

