@@ -23,6 +23,7 @@ from psd.embedded.training import prior
 from psd.embedded.training.data import write_shard
 from psd.embedded.training.loop import (
     NAMES,
+    attend_by_products,
     batch_generator,
     fit_task,
     learning_rate,
@@ -189,7 +190,7 @@ def test_training_in_bfloat16_on_a_cpu_follows_that_in_float32(tmp_path, shard):
         for module in task.model["unet"].modules():
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_hook(partial(note_dtype, dtypes))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), attend_by_products(options):
             loss, _ = task.loss(0, 2, batch_generator(0, 0, 0))
         loss.backward()
         assert set(dtypes) == {torch.float32}  # bfloat16 there takes eight times as long

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NAMES = ("vae", "prior", "reward", "selector", "evidence", "referee")
 
@@ -126,7 +127,7 @@ def fit_in_folder(task: TrainingTask, arguments: argparse.Namespace, folder: Pat
                 iteration - first_warm, arguments.iterations - first_warm, arguments.lr, warmup=arguments.warmup
             )
         generator = batch_generator(arguments.seed, iteration, rank)
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16), attend_by_products(arguments):
             loss, metrics = task.loss(iteration, task.batch // world, generator)
         loss.backward()
         average_gradients(parameters, world)
@@ -172,6 +173,14 @@ def fit_in_folder(task: TrainingTask, arguments: argparse.Namespace, folder: Pat
             break
     if rank == 0:
         task.sheet(ema, folder / f"sheet-{iteration:06d}.png")
+
+
+def attend_by_products(arguments: argparse.Namespace) -> AbstractContextManager[object]:
+    """Attention by plain products in bfloat16 on a CPU: the flash kernel's way back takes a third of the prior's
+    iteration there, and three quarters of the referee's (1.76 s with it, 0.69 s without).
+    """
+    wanted = arguments.bf16 and torch.device(arguments.device).type == "cpu"
+    return sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
 
 
 def average_gradients(parameters: list[nn.Parameter], world: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from einops import rearrange, repeat
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from psd.embedded.captions import grammar, lists
@@ -109,9 +107,9 @@ def build_unet() -> UNet2DConditionModel:
 def normalise_in_float32(unet: UNet2DConditionModel) -> None:
     """Let every GroupNorm of ``unet`` take float32, whatever comes.
 
-    On a CPU with AMX, bfloat16 convolutions take a quarter of their time, but GroupNorm takes eight times as long and
-    the flash kernel's backward pass a third of an iteration: with this and attention by plain products one core trains
-    19.2 objects a second, 14.1 in float32 (batch 10).
+    On a CPU with AMX, bfloat16 convolutions take a quarter of their time, but GroupNorm takes eight times as long:
+    with this and `psd.embedded.training.loop.attend_by_products` one core trains 19.2 objects a second, 14.1 in float32
+    (batch 10).
     """
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm):
@@ -146,8 +144,7 @@ class DenoiserTask:
         else:
             unet, text = build_unet(), build_small_text_encoder(len(self.tokenizer))
         unet.to(memory_format=torch.channels_last)  # a fifth less time on a CPU
-        self.attend_by_products = arguments.bf16 and self.device.type == "cpu"
-        if self.attend_by_products:
+        if arguments.bf16 and self.device.type == "cpu":
             normalise_in_float32(unet)
         self.model: Any = nn.ModuleDict({"unet": unet, "text_encoder": text})
         self.vae: Any = AutoencoderTiny.from_pretrained(arguments.vae, torch_dtype=torch.float32)
@@ -175,10 +172,9 @@ class DenoiserTask:
         tokens[torch.rand(objects, generator=generator) < DROP] = self.tokenise_captions([""])[0]
         alpha, sigma = (table[t].view(-1, 1, 1, 1, 1) for table in (self.alpha, self.sigma))
         embedding = self.model["text_encoder"](tokens.to(self.device)).last_hidden_state
-        with sdpa_kernel(SDPBackend.MATH) if self.attend_by_products else nullcontext():
-            v = predict_velocity(
-                self.model["unet"], alpha * z0 + sigma * noise, t, embedding, self.conditions[here].to(self.device)
-            )
+        v = predict_velocity(
+            self.model["unet"], alpha * z0 + sigma * noise, t, embedding, self.conditions[here].to(self.device)
+        )
         return (v.float() - (alpha * noise - sigma * z0)).square().mean(), {}
 
     def ship(self, ema: nn.Module, folder: Path) -> None:
