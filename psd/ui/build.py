@@ -60,7 +60,7 @@ from psd.ui.tabs.runs import RunsTab
 __all__ = ["build_blocks", "launch_options"]
 
 CSS = Path(__file__).resolve().parents[2] / "assets" / "app.css"
-TICK_S, REST_S = 2.8, 5.0  # a fast run's page asks for 48 things a minute then, half of them pictures
+TICK_S, REST_S = 3.7, 5.0  # a fast run's page asks for at most 40 things a minute then, half of them pictures
 MOST_MORE = 100_000  # steps at once past a run's end
 # Four habits of Gradio.  Three are stopped before it sees the event.  (In the head: what Gradio runs as ``js`` comes
 # after the page can be used.)  A dropdown takes the key that leaves it for one that opens it, and its list stays over
