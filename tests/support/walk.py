@@ -41,9 +41,15 @@ from tests.support.browsing import (
 )
 
 PORT = 7899
+# As Core Web Vitals define it: the largest sum of shifts less than a second apart, within five seconds.
 SHIFT = """window.shift = 0
-new PerformanceObserver(list => { for (const entry of list.getEntries())
-  if (!entry.hadRecentInput) window.shift += entry.value }).observe({type: 'layout-shift', buffered: true})"""
+let sum = 0, first = 0, last = 0
+new PerformanceObserver(list => { for (const {hadRecentInput, startTime, value} of list.getEntries()) {
+  if (hadRecentInput) continue
+  if (startTime - last > 1000 || startTime - first > 5000) { sum = 0; first = startTime }
+  last = startTime
+  window.shift = Math.max(window.shift, sum += value)
+} }).observe({type: 'layout-shift', buffered: true})"""
 TURNS = (-60, -130, 90, -160, 50)  # pixels of a drag
 STREAM_S = 20.0
 IDLE_S = 3.0  # in which an idle app takes less than a tenth of a core
@@ -189,9 +195,11 @@ def walk_on_a_phone(browser: Browser, address: str, keep: Callable[[Page, str], 
     expect_new_picture(page)
     page.wait_for_timeout(5000)
     keep(page, "phone")
-    shift = page.evaluate("window.shift")
     press(page.locator("#stop"))
     expect_state(page, "Stopped")
+    page.wait_for_selector("#viewer canvas")
+    page.wait_for_timeout(3000)
+    shift = page.evaluate("window.shift")
     page.context.close()
     return {"parts moved by themselves on a phone (CLS)": f"{shift:.3f}"}
 

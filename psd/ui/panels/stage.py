@@ -365,5 +365,5 @@ def take_html(watched: WatchedRun) -> str:
     name = name_download(watched.run_id, "mesh.glb")
     return (
         f'<a class="file primary" href="{file_url(watched.run_id, MESH_FILE, version)}" download="{name}">'
-        f"Download {html.escape(name)} <small>{format_size(path.stat().st_size)}</small></a>{copy}"
+        f"<span>Download {html.escape(name)}</span> <small>{format_size(path.stat().st_size)}</small></a>{copy}"
     )
