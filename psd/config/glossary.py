@@ -11,10 +11,22 @@ import yaml
 
 
 class Meaning(NamedTuple):
-    """What an option is called, and a sentence about it."""
+    """What an option is called, a sentence about it, and what a step costs with it where that was measured.
+
+    ``cost``: the work of all networks in a step, over that of `method: sds`, with the embedded models
+    (assets/results/hand-drawn/embedded.md).
+    """
 
     name: str
     sentence: str
+    cost: float | None = None
+
+    @property
+    def cost_words(self) -> str:
+        """``2.4 times the work of sds``; empty where it was not measured."""
+        if self.cost is None:
+            return ""
+        return f"{self.cost:g} times the work of sds" if self.cost != 1 else "as much work as sds"
 
 
 @cache

@@ -34,7 +34,11 @@ def parameter_table() -> str:
         default = default.removesuffix("...\n").strip()
         lines.append(f"| `{name}`{symbol} | `{default}` | {_describe_values(field)} | {field.description}{live} |")
         meanings = explain_options(name).items()
-        options += [f"- `{name}: {option}`, {called}: {sentence}" for option, (called, sentence) in meanings]
+        options += [
+            f"- `{name}: {option}`, {meaning.name}: {meaning.sentence}"
+            + (f" A step has {meaning.cost_words}." if meaning.cost else "")
+            for option, meaning in meanings
+        ]
     return "\n".join([*lines, "", *options]).strip() + "\n"
 
 

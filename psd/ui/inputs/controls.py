@@ -131,7 +131,10 @@ def _make_component(name: str, info: FieldInfo, value: Any, visible: bool) -> Co
     choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
     if choices:
         meanings = explain_options(name)
-        named = [(f"{choice} · {meanings[choice].name}", choice) for choice in choices]
+        named = [
+            (" · ".join(filter(None, (choice, meanings[choice].name, meanings[choice].cost_words))), choice)
+            for choice in choices
+        ]
         return FreeDropdown(named, value=value, **shared)
     if isinstance(value, bool):
         return gr.Checkbox(value, **shared)
