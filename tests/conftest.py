@@ -27,11 +27,10 @@ os.environ.update(
 )
 
 # Not in the page: the hook hides from Gradio which of its functions are generators; nor in kernels, whose source Triton
-# reads.
+# reads; nor where no shape is named, as the hook makes every import and every call slower, ten times for the least.
 PACKAGE = Path(__file__).resolve().parent.parent / "psd"
-MODULES = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")]
 UNSHAPED = ("psd.ui.", "psd.scenes.fields.hash_triton")
-SHAPED = [name for name in MODULES if not name.startswith(UNSHAPED) and not name.endswith("__init__")]
+SHAPED = [name for name in signatures.find_shaped(PACKAGE) if not name.startswith(UNSHAPED)]
 if os.environ.get("PSD_TEST_SHAPES", "1") != "0":  # measurements of speed go without: `make test-gpu`
     jaxtyping.install_import_hook(SHAPED, "tests.support.signatures.check_shapes")
 torch.set_num_threads(1)

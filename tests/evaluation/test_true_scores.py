@@ -15,7 +15,8 @@ def test_the_table_is_of_the_weights_that_ship_and_of_every_caption_of_one_thing
     table = json.loads(TRUE_SCORES.read_text(encoding="utf-8"))
     assert table["weights"] == digest_scorers(), "stale: run `python -m psd embedded true-scores`"
     assert list(table["scores"]) == [caption.text for caption in all_captions(pairs=False)]
-    assert all(set(found) == set(list_scorers()) for found in table["scores"].values())
+    scorers = set(list_scorers())
+    assert all(set(found) == scorers for found in table["scores"].values())
 
 
 def test_a_true_object_nearly_always_scores_more_than_a_grey_ball():
