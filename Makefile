@@ -13,6 +13,8 @@ TORCH_PIN = $(shell grep '^torch==' requirements.txt)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 BROWSER = $(if $(findstring not browser,$(TESTS)),,browser)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start many processes, each of which would compile the program anew where this is set outside.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help app test test-all test-gpu check docs clean browser
 help:
