@@ -19,14 +19,11 @@ from pydantic.fields import FieldInfo
 
 from psd.config import settings, strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
+from psd.config.model_names import LONGEST_NAME, ROOT, check_names
 from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
 from psd.config.strict_yaml import LARGEST_FILE, is_printable
 
-PRESETS = Path(__file__).resolve().parents[2] / "presets"
-MOST_MODELS = 8  # rewards or judges of one run
-# Judges that no run may see, so that they can measure results.
-EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
-LONGEST_NAME = 300  # characters of a folder or hub id
+PRESETS = ROOT / "presets"
 TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
@@ -199,7 +196,7 @@ class Preset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Preset:
-        scenes = [self.scene, *(self.in_stage(index).scene for index in range(len(self.stages)))]  # raises PresetError
+        scenes = [self.scene, *(stage.scene for stage in self.list_stages())]  # raises PresetError
         for index, (before, after) in enumerate(pairwise(scenes)):
             settings.check_succession(index, before, after)
         if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > TOLERANCE:
@@ -224,20 +221,7 @@ class Preset(Settings):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-        named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}
-        for key, names in named.items():
-            if len(names) > MOST_MODELS:
-                raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
-            for name in names:
-                if not name.strip() or len(name) > LONGEST_NAME or not is_printable(name):
-                    raise ValueError(
-                        f"{key}: {format_value(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
-                    )
-            if len({find_path(name) for name in names}) < len(names):
-                raise ValueError(f"{key}={format_value(names)} names one twice: once is enough")
-        for name in (*self.rewards, *self.judges):
-            if find_path(name) in EVIDENCE:
-                raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
+        check_names({"prior": [self.prior], "rewards": [*self.rewards], "judges": self.judges})
         for key in ("prompt", "negative_prompt"):
             if not is_printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
@@ -307,6 +291,10 @@ class Preset(Settings):
         except PresetError as error:
             raise PresetError(f"{where}: {error}") from None
 
+    def list_stages(self) -> list[Preset]:
+        """As it holds in each of its stages; itself alone where it has none."""
+        return [self.in_stage(index) for index in range(max(1, len(self.stages)))]
+
     def scene_preset(self, index: int) -> Preset:
         """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
         return self if self.in_stage(index).scene.kind == self.scene.kind else self.in_stage(index)
@@ -317,11 +305,6 @@ class Preset(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def find_path(name: str) -> Path:
-    """Where a model's name leads as a folder, so that two spellings of one folder are seen to be one."""
-    return (PRESETS.parent / os.path.expanduser(name)).resolve()
 
 
 def is_preset_file(name: str) -> bool:

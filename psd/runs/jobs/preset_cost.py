@@ -93,9 +93,8 @@ def count_step_work(preset: Preset) -> StepWork:
 
 def _list_stages(preset: Preset) -> list[tuple[float, Preset]]:
     """Share of the run, and the preset as it holds there."""
-    if not preset.stages:
-        return [(1.0, preset)]
-    return [(stage.share, preset.in_stage(index)) for index, stage in enumerate(preset.stages)]
+    shares = [stage.share for stage in preset.stages] or [1.0]
+    return list(zip(shares, preset.list_stages(), strict=True))
 
 
 def _count_stage_work(preset: Preset) -> StepWork:
