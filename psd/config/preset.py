@@ -8,7 +8,7 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -51,9 +51,9 @@ class Preset(Settings):
     threads: int = setting(0, "CPU threads; 0 takes all cores as suits the networks.", group="run", ge=0, le=256)
 
     # models
-    prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models")
+    prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models", staged=True)
     rewards: dict[str, float] = setting(
-        {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True
+        {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True, staged=True
     )
     judges: list[str] = setting(
         ["assets/selector"], "Rewards that are only watched; the first is the selector judge.", group="models"
@@ -99,7 +99,7 @@ class Preset(Settings):
 
     janus: Literal["none", "views", "perp_neg"] = setting(
         "none", "Single-view priors: name the side that a camera sees, or turn the prompt with it (Perp-Neg).",
-        group="guidance",
+        group="guidance", staged=True,
     )
 
     # preference
@@ -221,7 +221,7 @@ class Preset(Settings):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-        check_names({"prior": [self.prior], "rewards": [*self.rewards], "judges": self.judges})
+        check_names({"prior": self.priors, "rewards": self.reward_names, "judges": self.judges})
         for key in ("prompt", "negative_prompt"):
             if not is_printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
@@ -294,6 +294,21 @@ class Preset(Settings):
     def list_stages(self) -> list[Preset]:
         """As it holds in each of its stages; itself alone where it has none."""
         return [self.in_stage(index) for index in range(max(1, len(self.stages)))]
+
+    @property
+    def priors(self) -> list[str]:
+        """Those of all stages, in the order in which they are first asked."""
+        return list(dict.fromkeys(stage.prior for stage in self.list_stages()))
+
+    @property
+    def reward_names(self) -> list[str]:
+        """The rewards of all stages, in the order in which they are first asked."""
+        return list(dict.fromkeys(name for stage in self.list_stages() for name in stage.rewards))
+
+    def name_stage(self, uses: Callable[[Preset], bool]) -> str:
+        """``stages[1]: `` for what a later stage uses first, in front of what is wrong with it; else empty."""
+        index = next((index for index, stage in enumerate(self.list_stages()) if uses(stage)), 0)
+        return f"stages[{index}]: " if index else ""
 
     def scene_preset(self, index: int) -> Preset:
         """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
