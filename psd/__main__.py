@@ -223,7 +223,7 @@ def resolve_preset(arguments: argparse.Namespace) -> Preset:
     if start := getattr(arguments, "start", None):
         require_start(preset.scene_preset(0).scene.kind)
         preset = preset.with_values({"scene.start": start})
-    embedded = preset.prior == Preset.model_fields["prior"].default
+    embedded = Preset.model_fields["prior"].default in preset.priors
     return preset.with_values({"prompt": read_embedded_prompt(preset.prompt)}) if embedded else preset
 
 

@@ -47,7 +47,7 @@ def phase(name: str, which: str, **changes: Any) -> Preset:
 
 
 def halves_of(name: str, **changes: Any) -> dict[str, throughput.StageShare]:
-    return dict(zip(PHASES, throughput.weigh_stages(Preset.load(name, changes), 1000), strict=True))
+    return dict(zip(PHASES, throughput.weigh_stages(Preset.load(name, changes), [1000] * len(PHASES)), strict=True))
 
 
 def paced(name: str, which: str, **changes: Any) -> float:

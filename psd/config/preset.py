@@ -8,7 +8,7 @@ value, the bound and the cure.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,11 @@ from pydantic.fields import FieldInfo
 
 from psd.config import settings, strict_yaml
 from psd.config.errors import PresetError, explain_validation, format_value
+from psd.config.model_names import LONGEST_NAME, ROOT, check_names
 from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Settings, Stage, merge, setting
 from psd.config.strict_yaml import LARGEST_FILE, is_printable
 
-PRESETS = Path(__file__).resolve().parents[2] / "presets"
-MOST_MODELS = 8  # rewards or judges of one run
-# Judges that no run may see, so that they can measure results.
-EVIDENCE = [PRESETS.parent / "assets" / name for name in ("evidence", "referee")]
-LONGEST_NAME = 300  # characters of a folder or hub id
+PRESETS = ROOT / "presets"
 TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
@@ -54,9 +51,9 @@ class Preset(Settings):
     threads: int = setting(0, "CPU threads; 0 takes all cores as suits the networks.", group="run", ge=0, le=256)
 
     # models
-    prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models")
+    prior: str = setting("assets/prior", "Diffusion prior: a folder or a hub id.", group="models", staged=True)
     rewards: dict[str, float] = setting(
-        {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True
+        {"assets/reward": 1.0}, "Rewards to align with, each with its weight.", group="models", live=True, staged=True
     )
     judges: list[str] = setting(
         ["assets/selector"], "Rewards that are only watched; the first is the selector judge.", group="models"
@@ -102,7 +99,7 @@ class Preset(Settings):
 
     janus: Literal["none", "views", "perp_neg"] = setting(
         "none", "Single-view priors: name the side that a camera sees, or turn the prompt with it (Perp-Neg).",
-        group="guidance",
+        group="guidance", staged=True,
     )
 
     # preference
@@ -199,7 +196,7 @@ class Preset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Preset:
-        scenes = [self.scene, *(self.in_stage(index).scene for index in range(len(self.stages)))]  # raises PresetError
+        scenes = [self.scene, *(stage.scene for stage in self.list_stages())]  # raises PresetError
         for index, (before, after) in enumerate(pairwise(scenes)):
             settings.check_succession(index, before, after)
         if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > TOLERANCE:
@@ -224,20 +221,7 @@ class Preset(Settings):
         if self.export == "best" or self.early_stop != "off":
             if not self.judges:
                 raise ValueError("export=best and early_stop need a selector judge: name one in judges")
-        named = {"prior": [self.prior], "rewards": list(self.rewards), "judges": self.judges}
-        for key, names in named.items():
-            if len(names) > MOST_MODELS:
-                raise ValueError(f"{key} names {len(names)} models: at most {MOST_MODELS} work in one run")
-            for name in names:
-                if not name.strip() or len(name) > LONGEST_NAME or not is_printable(name):
-                    raise ValueError(
-                        f"{key}: {format_value(name)} is no folder or hub id: 1 to {LONGEST_NAME} printable characters"
-                    )
-            if len({find_path(name) for name in names}) < len(names):
-                raise ValueError(f"{key}={format_value(names)} names one twice: once is enough")
-        for name in (*self.rewards, *self.judges):
-            if find_path(name) in EVIDENCE:
-                raise ValueError(f"{name} measures results, so no run may see it: name another reward or judge")
+        check_names({"prior": self.priors, "rewards": self.reward_names, "judges": self.judges})
         for key in ("prompt", "negative_prompt"):
             if not is_printable(getattr(self, key)):
                 raise ValueError(f"{key} holds control characters: remove them")
@@ -307,6 +291,25 @@ class Preset(Settings):
         except PresetError as error:
             raise PresetError(f"{where}: {error}") from None
 
+    def list_stages(self) -> list[Preset]:
+        """As it holds in each of its stages; itself alone where it has none."""
+        return [self.in_stage(index) for index in range(max(1, len(self.stages)))]
+
+    @property
+    def priors(self) -> list[str]:
+        """Those of all stages, in the order in which they are first asked."""
+        return list(dict.fromkeys(stage.prior for stage in self.list_stages()))
+
+    @property
+    def reward_names(self) -> list[str]:
+        """The rewards of all stages, in the order in which they are first asked."""
+        return list(dict.fromkeys(name for stage in self.list_stages() for name in stage.rewards))
+
+    def name_stage(self, uses: Callable[[Preset], bool]) -> str:
+        """``stages[1]: `` for what a later stage uses first, in front of what is wrong with it; else empty."""
+        index = next((index for index, stage in enumerate(self.list_stages()) if uses(stage)), 0)
+        return f"stages[{index}]: " if index else ""
+
     def scene_preset(self, index: int) -> Preset:
         """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
         return self if self.in_stage(index).scene.kind == self.scene.kind else self.in_stage(index)
@@ -317,11 +320,6 @@ class Preset(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def find_path(name: str) -> Path:
-    """Where a model's name leads as a folder, so that two spellings of one folder are seen to be one."""
-    return (PRESETS.parent / os.path.expanduser(name)).resolve()
 
 
 def is_preset_file(name: str) -> bool:

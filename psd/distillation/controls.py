@@ -22,7 +22,7 @@ def take_live_values(session: Session) -> Iterator[Event]:
     if wish in (state.live, session.refused):
         return
     try:
-        session.live = apply_live_values(session.preset, session.models, wish)
+        session.live = apply_live_values(session.preset, session.loaded, wish)
     except PresetError as error:
         session.refused = wish
         yield Warned(step=state.step, message=f"The new values were not taken: {error}")
@@ -32,6 +32,10 @@ def take_live_values(session: Session) -> Iterator[Event]:
         state.monitor = Monitor()  # other weights, another curve
     state.live = wish
     yield LiveChanged(step=state.step, values=changes)
+    index, _ = session.preset.stage_at(session.preset.progress(state.step))
+    if "rewards" in changes and session.live.in_stage(index).rewards != session.live.rewards:
+        message = f"Stage {index + 1} names its own rewards: the new weights hold in the stages that name none."
+        yield Warned(step=state.step, message=message)
 
 
 def apply_live_values(preset: Preset, models: Models, wish: Mapping[str, Any]) -> Preset:
@@ -41,7 +45,7 @@ def apply_live_values(preset: Preset, models: Models, wish: Mapping[str, Any]) -
         if name in known and not read_facts(known[name])["live"]:  # the preset itself refuses unknown names
             raise PresetError(f"{name} cannot change during a run: set it before the start")
     live = preset.with_values(wish)
-    if unknown := set(live.rewards) - set(models.rewards):
+    if unknown := set(live.rewards) - set(preset.rewards):
         raise PresetError(f"rewards {', '.join(sorted(unknown))} are not loaded: name them at the start, with weight 0")
     choose.check_models(live, models)
     return live

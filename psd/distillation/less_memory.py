@@ -27,8 +27,7 @@ def reduced_preset(preset: Preset) -> Preset:
 
 def describe_sizes(preset: Preset) -> str:
     """``render_size 32, groups 1, ..., and networks one orbit at a time``; a key's values in all stages."""
-    everywhere = [preset.in_stage(index) for index in range(max(1, len(preset.stages)))]
-    found = {name: dict.fromkeys(str(getattr(stage, name)) for stage in everywhere) for name in SMALLER}
+    found = {name: dict.fromkeys(str(getattr(stage, name)) for stage in preset.list_stages()) for name in SMALLER}
     values = ", ".join(f"{name} {' and '.join(those)}" for name, those in found.items())
     return f"{values}, and networks one orbit at a time"
 

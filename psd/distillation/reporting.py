@@ -84,7 +84,7 @@ def report_step(
         return
     yield from preview_events(session)
     if latest.preview is not None and on_grid:  # an extended run judges what the whole one would
-        for event in judge_events(session.live, session.models, state, latest.preview):
+        for event in judge_events(session.live.in_stage(state.stage), session.models, state, latest.preview):
             session.ends_early |= isinstance(event, events.Alarmed) and preset.ends_at(event.kind)
             yield event
     if (latest.out_of_memory or session.checkpoint_is_due) and not is_last:

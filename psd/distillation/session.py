@@ -41,9 +41,9 @@ class Session:
     """One run, from its first step or from a checkpoint; ``preset`` is the reduced one after memory ran short."""
 
     preset: Preset
-    models: Models
+    loaded: Models  # of all stages
     state: State
-    prompts: ViewPrompts
+    heard: list[ViewPrompts]  # the prompt as the prior of each stage hears it
     control: Control
     clock: Clock
     make_scene: MakeScene
@@ -58,6 +58,7 @@ class Session:
     latest: PreviewAttempt = PreviewAttempt()  # the preview of the last step
     ends_early: bool = False  # an alarm that the preset stops at
     failed: bool = False
+    models: Models = field(init=False)  # what the state's stage uses; as it began
     was_given_shape: bool = False  # the scene, before its first step
 
     @classmethod
@@ -71,9 +72,10 @@ class Session:
         if resume is not None:
             state.restore_checkpoint(resume)
         session = cls(
-            preset, models, state, ViewPrompts(preset, models.prior), control or NoControl(), clock or Clock(),
+            preset, models, state, hear_prompts(preset, models), control or NoControl(), clock or Clock(),
             make_scene, live=preset, was_given_shape=start is not None and resume is None,
         )  # fmt: skip
+        session.take_stage_models()
         if resume is not None:
             session.earlier_s = resume.time_s
             if SCALER in resume.values:
@@ -82,6 +84,15 @@ class Session:
             session.use_less_memory()
         session.live = session.preset.with_values(state.live)
         return session
+
+    @property
+    def prompts(self) -> ViewPrompts:
+        """As the prior of the state's stage hears them."""
+        return self.heard[self.state.stage]
+
+    def take_stage_models(self) -> None:
+        """From now on use those of the state's stage."""
+        self.models = self.loaded.in_stage(self.preset.in_stage(self.state.stage))
 
     @property
     def goes_on(self) -> bool:
@@ -116,3 +127,13 @@ class Session:
         self.state.smaller, self.preset = True, reduced_preset(self.preset)
         self.live = self.preset.with_values(self.state.live)
         self.models.fewer()
+
+
+def hear_prompts(preset: Preset, models: Models) -> list[ViewPrompts]:
+    """The prompt as the prior of each stage hears it; raises `PresetError` where one cannot read it."""
+    heard: dict[tuple[str, str], ViewPrompts] = {}
+    stages = preset.list_stages()
+    for stage in stages:
+        if (stage.prior, stage.janus) not in heard:
+            heard[stage.prior, stage.janus] = ViewPrompts(stage, models.priors[stage.prior])
+    return [heard[stage.prior, stage.janus] for stage in stages]

@@ -1,13 +1,19 @@
-"""Where one stage of a run ends and another kind of scene begins: the next starts from what the one before made."""
+"""Where one stage of a run ends and another begins: its scene, where that is of another kind, starts from what the
+stage before made; its prior has a negative embedding of its own; other rewards have other gaps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from psd.distillation.detectors import Monitor
 from psd.distillation.events import Event, Failed, Warned
+from psd.distillation.formulas import GAP_DECAY
+from psd.distillation.gap_scale import GapScale
+from psd.distillation.negative import Negative
 from psd.distillation.recovery import LAST_GOOD, end_failed
 from psd.distillation.reporting import try_within_memory
 from psd.distillation.session import Session
@@ -18,27 +24,35 @@ from psd.scenes.interfaces import MeshSettings, Scene, StartsFromMesh
 MOST_FACES = 500_000  # of the mesh between two scenes: it is not decimated, so that nothing of it is lost
 
 
-def enter_stage(session: Session) -> Iterator[Event]:
-    """Make the scene of the stage that the next step belongs to, where that is of another kind than the one so far.
+@dataclass(frozen=True)
+class Beginning:
+    """What a stage begins with; None: what the stage before had goes on."""
 
-    It draws no random number and the mesh between the two depends on the scene alone, so a run that was killed on
-    either side goes on alike.  A stage that cannot begin ends the run: Checkpointed with the scene so far, then Failed.
+    scene: Scene | None
+    negative: Negative | None
+
+
+def enter_stage(session: Session) -> Iterator[Event]:
+    """Begin the stage that the next step belongs to, where that is another than the last step's.
+
+    It draws no random number and what it makes depends on the scene alone, so a run that was killed on either side goes
+    on alike.  A stage that cannot begin ends the run: Checkpointed with the scene so far, then Failed.
     """
     state, preset = session.state, session.preset
     index, _ = preset.stage_at(preset.progress(state.step))
     if index == state.stage:
         return
-    before, after = (preset.scene_preset(stage).scene.kind for stage in (state.stage, index))
-    if before == after:
-        state.stage = index
-        return
     from psd.geometry.cleanup import MeshError
 
-    where, made = f"stage {index + 1} ({after}) cannot start from the {before}", None
+    before, after = preset.in_stage(state.stage), preset.in_stage(index)
+    changes_scene, changes_prior = before.scene.kind != after.scene.kind, before.prior != after.prior
+    where, made = f"stage {index + 1} cannot begin", None
+    if changes_scene:
+        where = f"stage {index + 1} ({after.scene.kind}) cannot start from the {before.scene.kind}"
     for resolution in (preset.mesh_resolution, preset.mesh_resolution // 2):
         try:
             with COMPUTING:
-                made = try_within_memory(partial(continue_scene, session, index, resolution))
+                made = try_within_memory(partial(begin_stage, session, index, resolution))
         except MeshError as error:
             yield from end_failed(session, Failed(step=state.step, message=f"{where}: {error}", cure=LAST_GOOD))
             return
@@ -47,13 +61,46 @@ def enter_stage(session: Session) -> Iterator[Event]:
         session.models.fewer()
         memory.release_memory()
     if made is None:
-        cure = f"free memory and resume, or start anew with a lower mesh_resolution; {LAST_GOOD}"
+        other = ", or start anew with a lower mesh_resolution" if changes_scene else ""
+        cure = f"free memory and resume{other}; {LAST_GOOD}"
         yield from end_failed(session, Failed(step=state.step, message=f"{where}: out of memory", cure=cure))
         return
-    if resolution < preset.mesh_resolution:
+    if changes_scene and resolution < preset.mesh_resolution:
         message = f"Out of memory: stage {index + 1} starts from a mesh at mesh_resolution {resolution}."
         yield Warned(step=state.step, message=message)
-    state.change_scene(made, preset, index)
+    if made.scene is not None:
+        state.change_scene(made.scene, preset, index)
+    if made.negative is not None:
+        state.negative = made.negative
+    forget_rewards(session, index)
+    state.stage = index
+    session.take_stage_models()
+    if changes_prior:
+        message = (
+            f"Stage {index + 1} has another prior, {after.prior}: the negative embedding begins again, with the "
+            "negative prompt as that prior reads it."
+        )
+        yield Warned(step=state.step, message=message)
+
+
+def begin_stage(session: Session, stage: int, resolution: int) -> Beginning:
+    """Makes what is other in ``stage``, and changes nothing; raises as `continue_scene` does."""
+    before, after = (session.preset.in_stage(index) for index in (session.state.stage, stage))
+    changes_scene = before.scene.kind != after.scene.kind
+    return Beginning(
+        scene=continue_scene(session, stage, resolution) if changes_scene else None,
+        negative=Negative.create(after, session.loaded.priors[after.prior]) if before.prior != after.prior else None,
+    )
+
+
+def forget_rewards(session: Session, stage: int) -> None:
+    """What was learned of the rewards, where those of ``stage`` are others, or another prior makes what they see."""
+    state = session.state
+    before, after = (session.live.in_stage(index) for index in (state.stage, stage))
+    if before.prior != after.prior or before.rewards.keys() != after.rewards.keys():
+        state.gap_scale = GapScale(GAP_DECAY, session.loaded.priors[after.prior].levels)
+    if before.rewards != after.rewards:
+        state.monitor = Monitor()  # another curve
 
 
 @torch.no_grad()

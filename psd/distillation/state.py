@@ -55,7 +55,7 @@ class State:
     monitor: Monitor = Monitor()
     best: BestScene | None = None
     smaller: bool = False  # memory was short once (`psd.distillation.less_memory.reduced_preset`)
-    stage: int = 0  # the scene's: that of the last step, or of the next where that begins a stage
+    stage: int = 0  # whose scene and negative these are: that of the last step, or of the next where that begins one
 
     @classmethod
     def create(
@@ -66,14 +66,14 @@ class State:
 
         Raises `PresetError` where the scene cannot start from a mesh.
         """
-        scene = make_scene(preset.scene_preset(stage), models.prior.device)
+        prior = models.in_stage(preset.in_stage(stage)).prior
+        scene = make_scene(preset.scene_preset(stage), prior.device)
         if start is not None:
             require_start(preset.scene_preset(0).scene.kind)
             assert isinstance(scene, StartsFromMesh)
             scene.start_from(start)
             scene.notes = (*scene.notes, *start.notes)
-        negative = Negative.create(preset, models.prior)
-        gap_scale = GapScale(GAP_DECAY, models.prior.levels)
+        negative, gap_scale = Negative.create(preset, prior), GapScale(GAP_DECAY, prior.levels)
         generator = torch.Generator().manual_seed(preset.seed)
         return cls(
             scene, make_optimiser(scene, preset.scene_preset(stage)), negative, gap_scale, generator, stage=stage
@@ -82,7 +82,6 @@ class State:
     def change_scene(self, scene: Scene, preset: Preset, stage: int) -> None:
         """Go on with the scene of another stage and a fresh optimiser; all else goes on as it was."""
         self.scene, self.optimiser = scene, make_optimiser(scene, preset.scene_preset(stage))
-        self.stage = stage
 
     def decay(self, preset: Preset) -> None:
         """Learning rates as the preset has them at this step, falling exponentially to ``lr_final`` of their start."""

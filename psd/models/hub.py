@@ -349,9 +349,9 @@ def _look_up(repository: str, wanted: Needs) -> list[DryRunFileInfo]:
 
 def required_sources(preset: Preset) -> list[tuple[str, str]]:
     """Everything that a preset loads, as (source, kind), parts of releases included."""
-    wanted = [(preset.prior, "prior")]
+    wanted = [(name, "prior") for name in preset.priors]
     wanted += [(preset.reward_decoder, "autoencoder")] if preset.reward_decoder else []
-    wanted += [(name, "reward") for name in dict.fromkeys([*preset.rewards, *preset.judges])]
+    wanted += [(name, "reward") for name in dict.fromkeys([*preset.reward_names, *preset.judges])]
     wanted = [(plain_source(source), kind) for source, kind in wanted]
     for source, kind in list(wanted):
         if not is_file(source):

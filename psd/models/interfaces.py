@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd.config.preset import Preset
 from psd.geometry.cameras import Cameras
 
 
@@ -70,10 +71,20 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Models:
-    """Everything that a run needs beside its preset."""
+    """Everything that a run needs beside its preset, of all of its stages."""
 
-    prior: Prior
-    rewards: Mapping[str, Reward]  # trained on, by the names in preset.rewards
+    priors: Mapping[str, Prior]  # by their names in the preset, in the order in which stages first ask them
+    rewards: Mapping[str, Reward]  # trained on, by their names in the preset, likewise
     judges: Mapping[str, Reward]  # only watched: selector judge and the like
     notes: tuple[str, ...] = ()  # what was chosen and why, for the Started event
     fewer: Callable[[], object] = lambda: None  # networks take one orbit at a time from now on: memory is short
+
+    @property
+    def prior(self) -> Prior:
+        """The first one: of a stage its own (`in_stage`)."""
+        return next(iter(self.priors.values()))
+
+    def in_stage(self, preset: Preset) -> Models:
+        """What a stage uses, of which ``preset`` names no other: its prior, its rewards and the run's judges."""
+        rewards = {name: self.rewards[name] for name in preset.rewards}
+        return replace(self, priors={preset.prior: self.priors[preset.prior]}, rewards=rewards)

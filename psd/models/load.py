@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from psd.config.errors import MissingError
+from psd.config.errors import MissingError, PresetError
 from psd.config.preset import CompileMode, Preset
 from psd.models import hub
 from psd.models.checkpoints.refusals import explain_load_errors
-from psd.models.interfaces import Models, Reward
+from psd.models.interfaces import Models, Prior, Reward
 from psd.models.prior import components
 from psd.models.prior.diffusers_prior import DiffusersPrior
 from psd.models.rewards.black_box import BlackBoxReward
@@ -24,8 +25,9 @@ from psd.runtime import diagnosis, lanes, memory
 from psd.runtime.devices import choose_device, choose_precision
 
 
-def orbit_batch(preset: Preset, views: int) -> int:
+def orbit_batch(preset: Preset, priors: Iterable[Prior]) -> int:
     """Images that pass a network at once after memory ran short: an orbit's, fewer where the preset takes fewer."""
+    views = max(prior.views for prior in priors)
     return min(preset.network_batch or views, views)
 
 
@@ -70,36 +72,54 @@ def _load_networks(
 ) -> Models:
     dtype = choose_precision(preset.precision, device)
     evict_other_models(preset, device, dtype)
-    prior = load_prior(
-        preset.prior, device, dtype, decoder=preset.reward_decoder,
-        batch=preset.network_batch, compiled=preset.compile, say=say,
-    )  # fmt: skip
-    threads = lanes.share_cores(preset.threads, small=prior.rows_apart > 0)  # an earlier run may have done otherwise
-    for prompt in (preset.prompt, preset.negative_prompt):
-        prior.embed_prompt(prompt)  # unknown words are refused here, before anything is made
+    priors: dict[str, DiffusersPrior] = {}
+    for name in preset.priors:
+        with naming_stage(preset, lambda stage, name=name: stage.prior == name):
+            priors[name] = load_prior(
+                name, device, dtype, decoder=preset.reward_decoder, batch=preset.network_batch,
+                compiled=preset.compile, say=say,
+            )  # fmt: skip
+            for prompt in (preset.prompt, preset.negative_prompt):
+                priors[name].embed_prompt(prompt)  # unknown words are refused here, before anything is made
+    # An earlier run may have done otherwise.
+    threads = lanes.share_cores(preset.threads, small=all(prior.rows_apart > 0 for prior in priors.values()))
 
     def find_reward(name: str) -> Reward:
         if name in callables:
             return BlackBoxReward(name, callables[name])
-        judge = _judge_for(preset, name, device, dtype, say)
-        refuse_unknown_words(judge.tokenizer, preset.prompt, name)
+        with naming_stage(preset, lambda stage: name in (*stage.rewards, *stage.judges)):
+            judge = _judge_for(preset, name, device, dtype, say)
+            refuse_unknown_words(judge.tokenizer, preset.prompt, name)
         return judge
 
-    rewards, judges = ({name: find_reward(name) for name in names} for names in (preset.rewards, preset.judges))
-    networks = [prior, *(one for one in {**rewards, **judges}.values() if isinstance(one, ImageTextReward))]
+    rewards, judges = ({name: find_reward(name) for name in names} for names in (preset.reward_names, preset.judges))
+    scorers = [one for one in {**rewards, **judges}.values() if isinstance(one, ImageTextReward)]
+    networks = [*priors.values(), *scorers]
 
     def set_max_batches(batch: int) -> None:
         for network in networks:
             network.take(batch)
 
     set_max_batches(preset.network_batch)  # an earlier run may have had to do with fewer
+    of_priors = (f"prior {name} in {prior.dtype}" for name, prior in priors.items())
     return Models(
-        prior=prior,
+        priors=priors,
         rewards=rewards,
         judges=judges,
-        notes=(why, threads, f"prior {preset.prior} in {prior.dtype}", *hub.licence_lines(preset)),
-        fewer=lambda: set_max_batches(orbit_batch(preset, prior.views)),
+        notes=(why, threads, *of_priors, *hub.licence_lines(preset)),
+        fewer=lambda: set_max_batches(orbit_batch(preset, priors.values())),
     )
+
+
+@contextmanager
+def naming_stage(preset: Preset, uses: Callable[[Preset], bool]) -> Iterator[None]:
+    """A `PresetError` of the block says which stage asks for the model, where the first does not (``uses``)."""
+    try:
+        yield
+    except PresetError as error:
+        if where := preset.name_stage(uses):
+            raise type(error)(f"{where}{error}") from error
+        raise
 
 
 def _judge_for(
@@ -108,7 +128,7 @@ def _judge_for(
 ) -> ImageTextReward:  # fmt: skip
     """A reward or judge as runs of ``preset`` have it, the same one for all who ask; or one that leaves nothing on the
     device between its calls."""
-    watching = name not in preset.rewards
+    watching = name not in preset.reward_names
     return load_judge(
         name, device=device, dtype=dtype, batch=preset.network_batch,
         compiled="none" if watching or visiting else preset.compile,
@@ -135,9 +155,8 @@ _held: dict[torch.device, tuple] = {}  # `model_key` of each device
 
 def model_key(preset: Preset, dtype: torch.dtype) -> tuple:
     """What of a preset decides which networks are on a device, and how."""
-    names = {*preset.rewards, *preset.judges}
-    networks = (preset.prior, preset.reward_decoder, preset.network_batch, preset.compile)
-    return dtype, names, *networks
+    names = {*preset.reward_names, *preset.judges}
+    return dtype, {*preset.priors}, names, preset.reward_decoder, preset.network_batch, preset.compile
 
 
 def evict_other_models(preset: Preset, device: torch.device, dtype: torch.dtype) -> None:
@@ -153,8 +172,12 @@ def download_models(preset: Preset, leave: Callable[[], bool] = lambda: False) -
     (`hub.download_model`).
     """
     half = choose_precision(preset.precision, choose_device(preset.device)[0]) != torch.float32
-    for source, kind in hub.required_sources(preset):
-        yield from hub.download_model(source, kind, half=half, leave=leave)
+    for wanted in hub.required_sources(preset):
+        try:
+            yield from hub.download_model(*wanted, half=half, leave=leave)
+        except MissingError as error:  # no context manager spans a yield
+            where = preset.name_stage(lambda stage, wanted=wanted: wanted in hub.required_sources(stage))
+            raise MissingError(f"{where}{error}") from error
 
 
 @lru_cache(maxsize=2)

@@ -43,28 +43,33 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
     """
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(preset.seed)
-        parts = random_components(preset.prior, dtype, tiny, collect_texts(preset))
+        parts = {name: random_components(name, dtype, tiny, collect_texts(preset)) for name in preset.priors}
         decoder: Any = AutoencoderTiny() if preset.reward_decoder else None
         if decoder:
             freeze_network(decoder, dtype)
-        prior = DiffusersPrior(
-            preset.prior, parts, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
-            compiled=preset.compile,
-        )  # fmt: skip
+        priors = {
+            name: DiffusersPrior(
+                name, found, device=device, dtype=dtype, decoder=decoder, batch=preset.network_batch,
+                compiled=preset.compile,
+            )
+            for name, found in parts.items()
+        }  # fmt: skip
         rewards = {
             name: random_reward(name, device, dtype, preset, tiny)
-            for name in dict.fromkeys([*preset.rewards, *preset.judges])
+            for name in dict.fromkeys([*preset.reward_names, *preset.judges])
         }
-    for prompt in (preset.prompt, preset.negative_prompt):
-        prior.embed_prompt(prompt)  # too long ones are refused here, as those that are loaded do
+    for name, prior in priors.items():
+        with load.naming_stage(preset, lambda stage, name=name: stage.prior == name):
+            for prompt in (preset.prompt, preset.negative_prompt):
+                prior.embed_prompt(prompt)  # too long ones are refused here, as those that are loaded do
 
     def reduce_batch() -> None:
-        for network in (prior, *rewards.values()):
-            network.take(load.orbit_batch(preset, prior.views))
+        for network in (*priors.values(), *rewards.values()):
+            network.take(load.orbit_batch(preset, priors.values()))
 
     return Models(
-        prior=prior,
-        rewards={name: rewards[name] for name in preset.rewards},
+        priors=priors,
+        rewards={name: rewards[name] for name in preset.reward_names},
         judges={name: rewards[name] for name in preset.judges},
         notes=("random weights: for measuring only",),
         fewer=reduce_batch,
@@ -145,7 +150,7 @@ def random_reward(name: str, device: torch.device, dtype: torch.dtype, preset: P
         kind, network = HpsReward if "HPS" in name else ClipReward, random_vit_h(tiny)
     else:
         raise PresetError(f"the architecture of {name} is not known here: use HPSv2, PickScore or ImageReward")
-    batch, trained = preset.network_batch, name in preset.rewards
+    batch, trained = preset.network_batch, name in preset.reward_names
     return kind(
         name, network.to(dtype), make_tokenizer(collect_texts(preset)), device=device, dtype=dtype, batch=batch,
         compiled=preset.compile if trained else "none", parked=batch > 0 and not trained,

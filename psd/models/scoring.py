@@ -27,7 +27,7 @@ def score_images(
     Raises PresetError for another judge, for words that it never learned, and for an image of an edge above
     `psd.runtime.pictures.LONGEST_EDGE`, which would be padded to a square of it.
     """
-    names = [*preset.judges, *preset.rewards]
+    names = [*preset.judges, *preset.reward_names]
     name = judge or names[0]
     if name not in names:
         raise PresetError(f"no judge {format_value(judge)} here; there are: {', '.join(names)}")

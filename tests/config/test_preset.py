@@ -348,6 +348,16 @@ def test_a_stage_may_change_the_scene_and_choose_all_of_the_new_one() -> None:
     assert Preset.make({"scene.kind": "surface"}).in_stage(0).scene.kind == "surface"
 
 
+def test_a_run_has_the_models_of_all_of_its_stages() -> None:
+    whole = {**HALF, "rewards": {"b": 1}}
+    preset = Preset.make({"prior": "x", "rewards": {"a": 1}, "stages": [{**whole, "prior": "y"}, whole]})
+    assert (preset.priors, preset.reward_names) == (["y", "x"], ["b"])  # no stage asks a
+    assert preset.name_stage(lambda stage: stage.prior == "x") == "stages[1]: "
+    assert preset.name_stage(lambda stage: "b" in stage.rewards) == ""
+    plain = Preset.make({"prior": "x", "rewards": {"a": 1}})
+    assert (plain.priors, plain.reward_names, plain.list_stages()) == (["x"], ["a"], [plain])
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
@@ -368,6 +378,12 @@ def test_a_stage_may_change_the_scene_and_choose_all_of_the_new_one() -> None:
         ),
         ([{"share": 1, "scene.weight_orientation": [1, -1]}], "weight_orientation"),
         ([{"share": 1, "t_min_end": 0.9}], r"stages\[0\]: t_min_end=0.9 is above t_max_end"),
+        ([HALF, {**HALF, "prior": " "}], r"stages\[1\]: prior: ' ' is no folder or hub id"),
+        ([HALF, {**HALF, "prior": "./assets/prior"}], "prior=.*names one twice"),
+        ([HALF, {**HALF, "rewards": {}}], r"stages\[1\]: method=psd needs a reward"),
+        ([HALF, {**HALF, "rewards": {"x": 101}}], r"stages\[1\]: rewards\['x'\]=101.0 must lie in \[0, 100\]"),
+        ([HALF, {**HALF, "rewards": {"assets/referee": 1}}], r"stages\[1\]: assets/referee measures results"),
+        ([{"share": 0.1, "prior": f"x{i}"} for i in range(10)], "prior names 10 models: at most 8"),
         ([{"share": 0}], "stages.0.share=0"), ([{}], "stages.0.share"), (3, "stages=3"),
     ],
 )  # fmt: skip

@@ -170,7 +170,7 @@ def test_the_expected_updates_of_each_stage_are_those_of_every_t_that_its_steps_
     shares = [share(step) for step in range(preset.total_steps)]
     early = 30 if preset.stages else len(shares)
     expected = [half for half in (shares[:early], shares[early:]) if half]
-    found = weigh_stages(preset, 100)
+    found = weigh_stages(preset, [100] * len(preset.list_stages()))
     assert [stage.name for stage in found] == (["stage 1", "stage 2"] if preset.stages else ["all steps"])
     assert [half.updates for half in found] == pytest.approx([sum(half) / len(half) for half in expected])
     assert [half.share for half in found] == [len(half) / len(shares) for half in expected]

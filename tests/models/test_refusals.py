@@ -16,12 +16,14 @@ from torch import Tensor
 
 from psd.__main__ import BAD_INPUT, MISSING, main
 from psd.config.errors import MissingError, PresetError
+from psd.config.preset import Preset
 from psd.distillation.formulas import predict_x0
 from psd.geometry.cameras import turntable_cameras
 from psd.models import hub
 from psd.models.checkpoints import digests
-from psd.models.load import load_prior
+from psd.models.load import download_models, load_models, load_prior
 from psd.models.prior.components import load_components, load_small_decoder
+from psd.models.prior.diffusers_prior import DiffusersPrior
 from psd.models.rewards.load import load_reward
 from tests.models.test_prior import (
     CPU,
@@ -155,6 +157,46 @@ def test_a_shipped_prior_that_lacks_one_tensor_is_refused_and_named(tmp_path: Pa
     drop_tensor(TEXT, "embeddings.token_embedding.weight")(folder)
     with pytest.raises(MissingError, match=f"{folder}: {TEXT} has no tensor embeddings.token_embedding.weight"):
         load_components(str(folder), torch.float32)
+
+
+def staged(**stage: Any) -> Preset:
+    values = {"prompt": "a red cube", "negative_prompt": "a blue cube", "judges": [], "device": "cpu"}
+    return Preset.make({**values, "stages": [{"share": 0.5}, {"share": 0.5, **stage}]})
+
+
+@pytest.mark.parametrize("stage", [{"prior": "no/prior"}, {"rewards": {"no/reward": 1.0}}])
+def test_a_missing_model_of_a_later_stage_is_refused_at_the_start_with_its_stage(
+    stage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "is_offline", lambda: True)
+    preset = staged(**stage)
+    for begin in (load_models, lambda preset: list(download_models(preset))):
+        with pytest.raises(MissingError, match=r"^stages\[1\]: no/\w+ is not here"):
+            begin(preset)
+    with pytest.raises(MissingError, match="^no/prior is not here"):
+        load_models(staged().with_values({"prior": "no/prior", "stages": []}))
+
+
+def test_all_stages_are_loaded_once_and_their_priors_must_read_the_prompt(
+    prior_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = {"share": 0.25}
+    preset = staged(prior=str(prior_copy))
+    again = preset.with_values({"stages": [half, {**half, "prior": str(prior_copy)}, half, {"share": 0.25}]})
+    models = load_models(again)
+    assert list(models.priors) == ["assets/prior", str(prior_copy)] and len({*models.priors.values()}) == 2
+    said = [note for note in models.notes if note.startswith("prior ")]
+    assert [note.split(" in ")[0] for note in said] == ["prior assets/prior", f"prior {prior_copy}"]
+    real = DiffusersPrior.embed_prompt
+
+    def embed(self: DiffusersPrior, prompt: str) -> Tensor:
+        if self.source == str(prior_copy) and prompt == preset.prompt:
+            raise PresetError(f"{self.source} never learned 'cube'")
+        return real(self, prompt)
+
+    monkeypatch.setattr(DiffusersPrior, "embed_prompt", embed)
+    with pytest.raises(PresetError, match=rf"^stages\[1\]: {prior_copy} never learned 'cube'"):
+        load_models(preset)
 
 
 def test_a_prior_whose_networks_do_not_run_is_refused_before_a_run_begins(prior_copy: Path) -> None:

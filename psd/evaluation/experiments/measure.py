@@ -93,15 +93,14 @@ def measure_without_truth(made: RecordedRun, preset: Preset, judges: Sequence[st
     """
     device, _ = choose_device(preset.device)
     dtype = choose_precision(preset.precision, device)
+    weights = preset.at(1.0).rewards
     loaded = {
-        name: load_judge(name, device=device, dtype=dtype, batch=preset.network_batch)
-        for name in (*preset.rewards, *judges)
+        name: load_judge(name, device=device, dtype=dtype, batch=preset.network_batch) for name in (*weights, *judges)
     }
 
     def raw_scores(pictures: UInt8[np.ndarray, "v h w 3"]) -> list[float]:
         images = as_images(pictures).to(device)[None]
         raw = {name: float(judge(images, preset.prompt).mean()) for name, judge in loaded.items()}
-        weights = preset.rewards
         mixed = sum(weight * raw[name] for name, weight in weights.items()) / sum(weights.values())
         return [mixed, *(raw[name] for name in judges)]
 
@@ -149,10 +148,10 @@ def choose_run(runs: Sequence[RecordedRun], prompt: str) -> RecordedRun:
 
 @torch.no_grad()
 def weighted_reward(images: Float[Tensor, "v 3 h w"], preset: Preset, caption: grammar.Caption) -> float:
-    """Weighted mean of the rewards that the run climbed, mean over views."""
-    weight = sum(preset.rewards.values())
-    scores = {name: float(score_captions(load_judge(name, device=CPU), images, [caption])) for name in preset.rewards}
-    return sum(preset.rewards[name] * score for name, score in scores.items()) / weight
+    """Weighted mean of the rewards that the run climbed at its end, mean over views."""
+    weights = preset.at(1.0).rewards
+    scores = {name: float(score_captions(load_judge(name, device=CPU), images, [caption])) for name in weights}
+    return sum(weights[name] * score for name, score in scores.items()) / sum(weights.values())
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ def require_weights(suite: Suite) -> None:
 
     presets = [suite.values(name) for name in suite.methods]
     chosen = {SELECTOR} if any(method.of > 1 for method in suite.methods.values()) else set()
-    sources = {*suite.judges, *(p.prior for p in presets), *(name for p in presets for name in p.rewards)}
+    sources = {*suite.judges, *(name for p in presets for name in (*p.priors, *p.reward_names))}
     for source in chosen | sources:
         local_path(source)
 

@@ -127,9 +127,9 @@ class Suite(_Strict):
                     raise ValueError(
                         f"bars ask all captions of {format_value(name)}: set main: true there, or leave bars out"
                     )
-        rewards = self.values(self.reference).rewards
+        rewards = self.values(self.reference).at(1.0).rewards
         for name, method in self.methods.items():
-            if self.values(name).rewards != rewards:  # two models' rewards have no common scale
+            if self.values(name).at(1.0).rewards != rewards:  # two models' rewards have no common scale
                 raise ValueError(
                     f"{format_value(name)} climbs other rewards than {format_value(self.reference)}: "
                     "a suite's methods climb the same"
@@ -267,7 +267,7 @@ class PlannedRun:
         Only values that differ from the defaults count, so that a new key changes no hash.
         """
         values = self.preset.model_dump(mode="json", exclude=ELSEWHERE, exclude_defaults=True)
-        sources = [self.preset.prior, *self.preset.rewards]
+        sources = [*self.preset.priors, *self.preset.reward_names]
         chosen = [f"best of {self.of}", model_hash(SELECTOR)] if self.of > 1 else []
         return hash_parts(json.dumps(values, sort_keys=True), *map(model_hash, sources), *chosen, str(RECORD))
 

@@ -203,7 +203,7 @@ def _measure_steps(preset: Preset, models: Models, steps: int, weigh: Sequence[t
             bare.discard_step()
             super().restart()
 
-    found, each = weigh or throughput.weigh_stages(preset, models.prior.levels), WARM_UP + steps
+    found, each = weigh or throughput.weigh_stages(preset, throughput.list_levels(preset, models)), WARM_UP + steps
     watched = throughput.short_schedule(preset, each, {"negative_every": UPDATE_EVERY, "negative_t_max": 1.0})
     recorded, make_scene = record_models(models, bare)
     events = run(watched, recorded, clock=Watch(synchronise), make_scene=make_scene)

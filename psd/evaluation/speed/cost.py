@@ -207,10 +207,11 @@ def count_step(preset: Preset, models: Models, updates: float, noise_level: floa
 
 def resident_memory(preset: Preset, models: Models) -> float:
     """GB of the networks that are on the device all the time; ``models`` from `load_on_meta`."""
-    prior: Any = models.prior
+    priors: list[Any] = list(models.priors.values())
     rewards: list[Any] = list({**models.rewards, **models.judges}.values())
-    networks = [prior.unet, prior.vae, prior.decoder, prior.text_encoder, *(reward.network for reward in rewards)]
-    away = [prior.text_encoder, *(part for reward in rewards for part in reward.text_modules())]
+    networks = [part for prior in priors for part in (prior.unet, prior.vae, prior.decoder, prior.text_encoder)]
+    networks += [reward.network for reward in rewards]
+    away = [prior.text_encoder for prior in priors] + [part for reward in rewards for part in reward.text_modules()]
     away += [judge.network for judge in visiting_judges(preset, models)]
     waiting = {id(value) for network in away for value in parameters_and_buffers(network)}
     found = {id(value): value for network in networks for value in parameters_and_buffers(network)}
@@ -253,7 +254,7 @@ def load_on_meta(preset: Preset, *, tiny: bool = False) -> Models:
 
 def set_max_batch(models: Models, batch: int) -> None:
     """At most ``batch`` images pass each network at once from now on (0: all)."""
-    networks: list[Any] = [models.prior, *models.rewards.values(), *models.judges.values()]
+    networks: list[Any] = [*models.priors.values(), *models.rewards.values(), *models.judges.values()]
     for network in networks:
         network.take(batch)
 
@@ -265,12 +266,11 @@ def cost_table(preset: Preset) -> str:
     Where networks take few pictures at a time, also how many of the operations are for that.
     """
     models = load_on_meta(preset)
-    found = throughput.weigh_stages(preset, models.prior.levels)
+    found = throughput.weigh_stages(preset, throughput.list_levels(preset, models))
 
     def count_stages(**changes: Any) -> list[Cost]:
-        return [
-            count_stage(preset.in_stage(index).with_values(changes), models, stage) for index, stage in enumerate(found)
-        ]
+        staged = [(preset.in_stage(index), stage) for index, stage in enumerate(found)]
+        return [count_stage(own.with_values(changes), models.in_stage(own), stage) for own, stage in staged]
 
     costs = count_stages()
     names = list(dict.fromkeys(name for cost in costs for name in cost.parts))

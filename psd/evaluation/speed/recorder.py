@@ -65,8 +65,12 @@ def output_tensors(result: Any) -> list[torch.Tensor]:
 
 def record_calls(models: Models, note: Callable[[Call], None]) -> Models:
     """The same models, with every call of a network handed to ``note``."""
-    prior: Any = models.prior
-    for method, kind in (("predict_noise", "unet"), ("encode", "encode"), ("decode", "decode")):
-        prior = Recorder(prior, method, kind, note)
+
+    def record_prior(prior: Any) -> Any:
+        for method, kind in (("predict_noise", "unet"), ("encode", "encode"), ("decode", "decode")):
+            prior = Recorder(prior, method, kind, note)
+        return prior
+
+    priors = {name: record_prior(prior) for name, prior in models.priors.items()}
     rewards: Any = {name: Recorder(reward, "", "reward", note, name) for name, reward in models.rewards.items()}
-    return replace(models, prior=prior, rewards=rewards)
+    return replace(models, priors=priors, rewards=rewards)

@@ -83,8 +83,13 @@ class StageShare:
     judged: float = 1.0  # share of its steps below the gate, in which rewards are asked
 
 
-def weigh_stages(preset: Preset, levels: int) -> list[StageShare]:
-    """Every stage that has steps; one, where the preset names none.  ``levels`` is T, of the prior's schedule."""
+def list_levels(preset: Preset, models: Models) -> list[int]:
+    """T of the prior's schedule, of each stage."""
+    return [models.in_stage(stage).prior.levels for stage in preset.list_stages()]
+
+
+def weigh_stages(preset: Preset, levels: Sequence[int]) -> list[StageShare]:
+    """Every stage that has steps; one, where the preset names none.  ``levels``: see `list_levels`."""
     from psd.distillation.negative import update_probability
     from psd.distillation.sampling import open_probability
 
@@ -94,8 +99,8 @@ def weigh_stages(preset: Preset, levels: int) -> list[StageShare]:
     return [
         StageShare(
             f"stage {index + 1}" if preset.stages else "all steps", len(own) / preset.total_steps,
-            sum(update_probability(preset, step, levels) for step in own) / len(own),
-            sum(open_probability(preset, step, levels) for step in own) / len(own),
+            sum(update_probability(preset, step, levels[index]) for step in own) / len(own),
+            sum(open_probability(preset, step, levels[index]) for step in own) / len(own),
         )
         for index, own in steps.items()
     ]  # fmt: skip

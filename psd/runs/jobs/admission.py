@@ -87,14 +87,15 @@ def require_known_models(preset: Preset) -> None:
 def model_names(preset: Preset) -> list[str]:
     """Everything that a run of ``preset`` would look for on the disk or the hub."""
     decoder = [preset.reward_decoder] if preset.reward_decoder else []
-    return [preset.prior, *preset.rewards, *preset.judges, *decoder]
+    return [*preset.priors, *preset.reward_names, *preset.judges, *decoder]
 
 
 class RunLimits:
     """Refuses runs that would take more memory or time than an operator gives one, before they begin.
 
     Both are estimated from the preset (`psd.runs.jobs.preset_cost`).  Where the models' speed is not known, a run may
-    ask for twice as many pictures of the prior's network as the dearest shipped preset with that prior.
+    ask for twice as many pictures of the prior's network as the dearest shipped preset with that prior; of several
+    priors, that which allows fewest counts.
     """
 
     def __init__(self, max_memory_bytes: float, max_run_s: float) -> None:
@@ -134,8 +135,12 @@ class RunLimits:
         def count_images(candidate: Preset) -> float:
             return preset_cost.count_step_work(candidate).network_images * candidate.total_steps
 
-        shipped = [other for name in list_presets() if (other := Preset.load(name)).prior == preset.prior]
-        most = 2 * max(map(count_images, shipped), default=math.inf)
+        shipped = [Preset.load(name) for name in list_presets()]
+        dearest = [
+            max((count_images(other) for other in shipped if prior in other.priors), default=math.inf)
+            for prior in preset.priors
+        ]
+        most = 2 * min(dearest)
         if count_images(preset) <= most:
             return ""
         keys = preset_cost.costly_keys(preset, count_images)

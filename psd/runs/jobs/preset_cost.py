@@ -93,9 +93,8 @@ def count_step_work(preset: Preset) -> StepWork:
 
 def _list_stages(preset: Preset) -> list[tuple[float, Preset]]:
     """Share of the run, and the preset as it holds there."""
-    if not preset.stages:
-        return [(1.0, preset)]
-    return [(stage.share, preset.in_stage(index)) for index, stage in enumerate(preset.stages)]
+    shares = [stage.share for stage in preset.stages] or [1.0]
+    return list(zip(shares, preset.list_stages(), strict=True))
 
 
 def _count_stage_work(preset: Preset) -> StepWork:
@@ -176,7 +175,7 @@ def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     """``speed``: of this machine, in units of the one that was measured on (`machine_speed`)."""
     work, end = count_step_work(preset), count_end_work(_list_stages(preset)[-1][1])
     step_s = end_s = None
-    if preset.prior.startswith(EMBEDDED):
+    if all(name.startswith(EMBEDDED) for name in preset.priors):
         sample_s, preview_sample_s = SAMPLE_S.get(preset.scene.kind, NO_SAMPLE_S)
         step_s = (
             STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
@@ -203,7 +202,7 @@ def estimate_memory(preset: Preset) -> float:
     )  # fmt: skip
     preview = VIEWS * preset.preview_size**2 * _count_samples(preset) * PREVIEW_SAMPLE_BYTES
     mesh = preset.mesh_resolution**3 * VOXEL_BYTES + (4 * preset.mesh_resolution) ** 2 * TEXEL_BYTES * preset.texture
-    networks = {preset.prior, preset.reward_decoder, *preset.rewards, *preset.judges}
+    networks = {*preset.priors, preset.reward_decoder, *preset.reward_names, *preset.judges}
     released = sum(RELEASES[name].gigabytes * 1e9 for name in networks if name in RELEASES)
     field = FIELD_BYTES.get(preset.scene.kind, 0.0) + _count_cells(preset) * CELL_BYTES
     return PROCESS_BYTES + released + field + max(step, preview, mesh)

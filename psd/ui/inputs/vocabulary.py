@@ -86,22 +86,26 @@ def describe_problem(vocabulary: Vocabulary, prompt: str) -> str:
 
 
 def reword_preset(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> Preset:
-    """The preset with its prompt in the words of its prior's vocabulary: "Red mushrooms!" is "a red mushroom" there.
+    """The preset with its prompt in the words of its priors' vocabularies: "Red mushrooms!" is "a red mushroom" there.
 
-    Raises PresetError for what names nothing that the prior knows; a prior without a vocabulary reads anything.
+    Raises PresetError for what names nothing that a prior knows; a prior without a vocabulary reads anything.
     """
-    vocabulary = vocabularies.get(preset.prior)
-    if vocabulary is None:
-        return preset
-    if problem := describe_problem(vocabulary, preset.prompt):
-        raise PresetError(problem)
-    return preset.with_values({"prompt": vocabulary.read(preset.prompt).text})
+    for vocabulary in _list_vocabularies(preset, vocabularies):
+        if problem := describe_problem(vocabulary, preset.prompt):
+            raise PresetError(problem)
+        preset = preset.with_values({"prompt": vocabulary.read(preset.prompt).text})
+    return preset
 
 
 def list_notes(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> list[str]:
     """What of the preset's prompt is read otherwise than it was typed."""
-    vocabulary = vocabularies.get(preset.prior)
-    return list(vocabulary.read(preset.prompt).notes) if vocabulary else []
+    found = _list_vocabularies(preset, vocabularies)
+    return list(dict.fromkeys(note for vocabulary in found for note in vocabulary.read(preset.prompt).notes))
+
+
+def _list_vocabularies(preset: Preset, vocabularies: Mapping[str, Vocabulary]) -> list[Vocabulary]:
+    """Those of the priors of the preset's stages that have one."""
+    return [vocabularies[prior] for prior in preset.priors if prior in vocabularies]
 
 
 def complete_prompt(vocabulary: Vocabulary, prompt: str, count: int = 6) -> list[str]:

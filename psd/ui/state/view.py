@@ -169,7 +169,8 @@ class View:
     @property
     def weights(self) -> Mapping[str, float]:
         """Of the rewards that count, as they are in force now."""
-        rewards = {**self.preset, **self.live}.get("rewards", {})
+        own = (self.preset.get("stages") or [{}])[self.stage]
+        rewards = {**self.preset, **self.live, **own}.get("rewards", {})
         return {name: weight for name, weight in rewards.items() if weight > 0}
 
 
