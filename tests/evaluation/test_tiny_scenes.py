@@ -28,7 +28,7 @@ BROKEN = "step 3, t = 500: score is not finite"
 
 @dataclass
 class NoModels:
-    prior: Any = None
+    priors: dict = field(default_factory=dict)
     rewards: dict = field(default_factory=dict)
 
 
