@@ -36,7 +36,7 @@ def parameter_table() -> str:
         meanings = explain_options(name).items()
         options += [
             f"- `{name}: {option}`, {meaning.name}: {meaning.sentence}"
-            + (f" A step has {meaning.cost_words}." if meaning.cost else "")
+            + (f" Its networks do {meaning.cost_words}." if meaning.cost else "")
             for option, meaning in meanings
         ]
     return "\n".join([*lines, "", *options]).strip() + "\n"
