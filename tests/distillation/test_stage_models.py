@@ -17,7 +17,7 @@ from psd.distillation.events import Checkpointed, Event, Failed, LiveChanged, Pr
 from psd.distillation.interfaces import NoControl
 from psd.distillation.negative import Negative
 from psd.models.interfaces import Models
-from tests.distillation.test_stages import SURFACE, essence, models, preset_of
+from tests.distillation.test_stages import SURFACE, essence, models, preset_of, require_alike_from_everywhere
 from tests.support.toy import POSITIONS, BlackBox, QuadraticReward, ToyPrior, run, schedule
 
 OWN, OTHER, LEVELS = "assets/prior", "other", 200
@@ -67,17 +67,7 @@ def of_kind(events: Iterable[Event], kind: type[Any]) -> dict[int, Any]:
 def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(stages: list[dict[str, Any]]) -> None:
     """From every checkpoint, as after a kill: inside each stage and on either side of each boundary."""
     preset = preset_of(stages, negative_every=1, negative_t_max=1.0)
-    whole = list(run(preset, both()))
-    resumed = 0
-    for place, event in enumerate(whole):
-        if not isinstance(event, Checkpointed) or event.step not in (3, 4, 5, 6, 7):
-            continue
-        rest = list(run(preset, both(), resume=event))
-        begun = next(at for at, it in enumerate(rest) if isinstance(it, Stepped))
-        ours = [essence(it) for it in rest[begun:]]
-        assert ours == [essence(it) for it in whole[place + 1 :]][-len(ours) :] and len(ours) > 3
-        resumed += 1
-    assert resumed == 5
+    require_alike_from_everywhere(preset, both, {3, 4, 5, 6, 7})
 
 
 def test_each_stage_asks_its_own_prior_at_its_own_noise_levels() -> None:
