@@ -24,7 +24,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens pages that may ask nobody but this machine, each as a new visitor; any script error fails the test."""
     contexts, strangers, errors = [], [], []
 
-    def opened(address: str, **options) -> Page:
+    def opened(address: str, *, script: str | None = None, **options) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -32,6 +32,8 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         local = ("http://127.0.0.1:", "http://localhost:", "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(local) else strangers.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
+        if script:
+            page.add_init_script(script)
         page.goto(address)
         page.wait_for_selector("#run")
         return page
