@@ -61,14 +61,14 @@ def test_half_precision_agrees_with_single(exact_single: None, record_property) 
             parts = random_components("mvdream", torch.float32, tiny=False)
         for network in (parts.unet, parts.vae, parts.text_encoder):
             network.to(dtype)
-        prior = DiffusersPrior("mvdream", parts, device=cuda(), dtype=dtype)
+        prior = DiffusersPrior("mvdream", parts, device=torch.device("cuda"), dtype=dtype)
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(1, 4, 3, 256, 256, generator=generator).cuda().requires_grad_()
         latents = prior.encode(images)
         (gradient,) = torch.autograd.grad(1e-7 * latents.square().sum(), images)
         z_t = torch.randn(1, 4, 4, 32, 32, generator=generator).cuda()
         with torch.no_grad():
-            noise = prior.predict_noise(z_t, 500, prior.embed_prompt("a corgi")[None], turntable_cameras(4).to(cuda()))
+            noise = prior.predict_noise(z_t, 500, prior.embed_prompt("a corgi")[None], turntable_cameras(4).to("cuda"))
         results.append((latents.detach(), gradient, noise))
         del prior, parts
     for name, half in zip(("float16", "bfloat16"), results[1:], strict=True):

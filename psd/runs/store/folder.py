@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import BaseFileLock
@@ -57,6 +57,9 @@ from psd.runs.store.films import FILMS, film_run
 from psd.runs.store.media import encode_views
 from psd.runs.store.resolved import read_environment
 from psd.runs.store.status import OVER
+
+if TYPE_CHECKING:
+    from psd.geometry.mesh import Mesh
 
 KEPT_CHECKPOINTS = 2
 ROW = re.compile(rb'\{"step": (\d+),')  # of metrics.jsonl, as `RunFolder.write` begins it
