@@ -33,7 +33,8 @@ from psd.ui.tabs.mesh import Remesh
 PATIENCE_MS = 120_000  # the machine may be busy
 ARGUMENTS = (
     "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader"
+    "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader "
+    "--disable-gpu-compositing"  # the page itself is drawn without a simulated GPU: two seconds less a page
 ).split()
 BALL = trimesh.creation.uv_sphere(0.5, count=[24, 24])
 UPPER, LOWER = np.array([200, 80, 40]), np.array([40, 80, 200])  # sRGB of what is up and what is down in the world
