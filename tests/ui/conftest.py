@@ -7,8 +7,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, syn
 
 from tests.support.browsing import ARGUMENTS, PATIENCE_MS, find_chromium
 
-# Gradio's viewers fail so when what they show is replaced or closed while they load: Babylon reads its light's texture
-# on, and the one of splats looks for its canvas.  Nobody sees it.
+# Gradio's viewers fail so when they are closed or give way to another while they load: Babylon reads the texture of
+# its light, and the viewer of splats looks for a canvas that has gone.  What is asked for is shown all the same.
 CLOSED_WHILE_LOADING = {
     "Cannot read properties of null (reading 'postProcessManager')",
     "Cannot read properties of null (reading 'addEventListener')",
@@ -16,7 +16,7 @@ CLOSED_WHILE_LOADING = {
 DESK: ViewportSize = {"width": 1440, "height": 1000}
 
 
-def forget(visitor: BrowserContext) -> None:
+def clear_visitor(visitor: BrowserContext) -> None:
     """Close what ``visitor`` has open, and leave nothing of it but the cache of scripts."""
     for page in visitor.pages:
         page.evaluate("localStorage.clear()")
@@ -44,7 +44,7 @@ def open_page(browser: Browser, visitor: BrowserContext) -> Iterator[Callable[..
     """Opens pages that may ask nobody but this machine, each as a new visitor; any script error fails the test."""
     contexts, strangers, errors = [], [], []
 
-    def opened(address: str, *, script: str | None = None, **options) -> Page:
+    def open_one(address: str, *, script: str | None = None, **options) -> Page:
         context = browser.new_context(**{"viewport": DESK, **options}) if options or contexts else visitor
         contexts.append(context)
         page = context.new_page()
@@ -58,10 +58,10 @@ def open_page(browser: Browser, visitor: BrowserContext) -> Iterator[Callable[..
         page.wait_for_selector("#run")
         return page
 
-    yield opened
+    yield open_one
     for context in contexts:
         if context is visitor:
-            forget(context)
+            clear_visitor(context)
         else:
             context.close()
     assert not strangers, "a request left the machine"
