@@ -121,7 +121,7 @@ class StagePanel:
         self.line = gr.HTML(timeline_html(Page()), elem_id="timeline", js_on_load=PICK)
         with gr.Row(elem_id="scrubbing"):
             self.step = FreeSlider(
-                0, 120, value=0, step=1, label="Step", show_label=False, elem_id="scrub", min_width=180, buttons=[],
+                0, 60, value=0, step=1, label="Step", show_label=False, elem_id="scrub", min_width=180, buttons=[],
                 container=False,
             )  # fmt: skip
             self.follow = gr.Checkbox(True, label="Live", elem_id="follow", min_width=80, scale=0, container=False)

@@ -43,7 +43,7 @@ from psd.ui.tabs.ranking import (
 
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
-FIRST_STEPS = 120  # of the slider, until there is a run
+FIRST_STEPS = 60  # of the slider, until there is a run
 LONGEST_SWEEP = 100_000  # steps of each run
 # One slider, or a drag over any of them, sets the same camera for all.
 TURN_TOGETHER = """
