@@ -27,22 +27,24 @@ STRIP_START_DEG = 35.0  # three quarters from the front
 
 def render_turntable(mesh: Mesh) -> UInt8[np.ndarray, "v h w 3"]:
     """`FRAMES` pictures on one turn around ``mesh``, lit as a viewer would, the first from the front."""
-    from psd.geometry.cameras import turntable_cameras
-    from psd.geometry.mesh_picture import rasterise_mesh
-
-    cameras = turntable_cameras(FRAMES, elevation_deg=ELEVATION_DEG)
-    pictures = [rasterise_mesh(mesh, cameras[:, [frame]], SIZE).rgb[0] for frame in range(FRAMES)]  # memory
-    return (np.concatenate(pictures) * 255).round().astype(np.uint8)
+    return _render_turn(mesh, FRAMES, SIZE, 0.0)
 
 
 def render_strip(mesh: Mesh) -> UInt8[np.ndarray, "v h w 3"]:
     """`STRIP_VIEWS` pictures on one turn around ``mesh``, small and smooth, the first at three quarters."""
+    return shrink_views(_render_turn(mesh, STRIP_VIEWS, 2 * STRIP_SIZE, STRIP_START_DEG), STRIP_SIZE)
+
+
+def _render_turn(mesh: Mesh, views: int, size: int, start_deg: float) -> UInt8[np.ndarray, "v h w 3"]:
+    """One picture at a time, in bytes at once: as numbers all of them would be the most that a run ever holds."""
     from psd.geometry.cameras import turntable_cameras
     from psd.geometry.mesh_picture import rasterise_mesh
 
-    cameras = turntable_cameras(STRIP_VIEWS, elevation_deg=ELEVATION_DEG, start_deg=STRIP_START_DEG)
-    pictures = [rasterise_mesh(mesh, cameras[:, [view]], 2 * STRIP_SIZE).rgb[0] for view in range(STRIP_VIEWS)]
-    return shrink_views((np.concatenate(pictures) * 255).round().astype(np.uint8), STRIP_SIZE)
+    cameras = turntable_cameras(views, elevation_deg=ELEVATION_DEG, start_deg=start_deg)
+    turn = np.empty((views, size, size, 3), np.uint8)
+    for view, picture in enumerate(turn):
+        picture[:] = (rasterise_mesh(mesh, cameras[:, [view]], size).rgb[0, 0] * 255).round()
+    return turn
 
 
 def shrink_views(views: UInt8[np.ndarray, "v h w 3"], size: int) -> UInt8[np.ndarray, "v s s 3"]:
