@@ -33,7 +33,6 @@ from psd.runs.store.folder import RunFolder
 from psd.runs.terminal import PLAIN_EVERY, Progress, format_duration
 from psd.runtime import diagnosis
 from psd.runtime.console import ForgivingStream
-from psd.runtime.timing import Clock
 from psd.scenes.choose import make_scene
 from tests.support.fake_run import fake_run
 from tests.support.toy import make_models, make_preset
@@ -706,13 +705,3 @@ def test_bench_times_a_whole_run() -> None:
 def test_bench_refuses_too_few_steps() -> None:
     with pytest.raises(PresetError, match="must lie in"):
         bench.measure_steps(make_preset(), make_models(), 1)
-
-
-def test_clock_counts_nested_parts_once() -> None:
-    ticks = iter(range(100))
-    clock = Clock()
-    clock.now = lambda: float(next(ticks))  # type: ignore[method-assign]
-    clock.restart()
-    with clock.part("unet"), clock.part("reward"):
-        pass
-    assert clock.lap_metrics() == {"time/unet": 1.0, "time/other": 2.0, "time/step": 3.0}

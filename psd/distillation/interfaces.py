@@ -26,7 +26,7 @@ class Control(Protocol):
     def stopping(self) -> bool: ...
 
     def show_scene(self, render: RenderView, step: int) -> None:
-        """Between two steps, after ``step`` of them: a chance to look at the scene, which changes nothing."""
+        """After ``step`` whole steps and between the parts of the next: a chance to look at the scene, as it is."""
         ...
 
 

@@ -81,6 +81,7 @@ def distil(session: Session) -> Iterator[Event]:
     if session.was_given_shape and not session.failed:
         yield session.checkpoint()  # what it starts from is nowhere else
     session.control.show_scene(render, session.state.step)
+    session.clock.between = lambda: session.control.show_scene(render, session.state.step)  # a step is long to wait for
     while session.goes_on:
         yield from controls.take_live_values(session)
         yield from stages.enter_stage(session)
@@ -92,8 +93,8 @@ def distil(session: Session) -> Iterator[Event]:
             continue
         metrics, negative = attempt.result
         session.finish_step()
-        yield from reporting.report_step(session, attempt.t, metrics | session.clock.lap_metrics(), negative)
         session.control.show_scene(render, session.state.step)
+        yield from reporting.report_step(session, attempt.t, metrics | session.clock.lap_metrics(), negative)
     if not session.failed:
         yield from reporting.report_end(session)
 

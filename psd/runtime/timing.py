@@ -11,14 +11,17 @@ class Clock:
     """Adds up seconds per part; of nested parts only the outermost counts.  Two clock readings a part.
 
     ``synchronise`` is called before each reading: pass `torch.cuda.synchronize` to time a GPU honestly (`bench` does).
-    Without it nothing waits, and a part on a GPU is charged with its launch only.
+    Without it nothing waits, and a part on a GPU is charged with its launch only.  ``between`` is called after each
+    part, nested ones too, and is charged to none: a step takes long, and whoever looks on wants an answer soon.
     """
 
     def __init__(self, synchronise: Callable[[], object] | None = None) -> None:
         self.synchronise = synchronise
+        self.between: Callable[[], object] | None = None
         self.parts: dict[str, float] = {}
         self.begun = 0  # steps, those that were tried again included
         self.inside = False
+        self.away = 0.0  # seconds in `between` while a part waited
         self.start = self.now()
 
     def now(self) -> float:
@@ -30,13 +33,21 @@ class Clock:
     def part(self, name: str) -> Iterator[None]:
         if self.inside:
             yield
+            self._look_up()
             return
-        self.inside, start = True, self.now()
+        self.inside, self.away, start = True, 0.0, self.now()
         try:
             yield
         finally:
             self.inside = False
-            self.parts[name] = self.parts.get(name, 0.0) + self.now() - start
+            self.parts[name] = self.parts.get(name, 0.0) + self.now() - start - self.away
+        self._look_up()
+
+    def _look_up(self) -> None:
+        if self.between is not None:
+            start = self.now()
+            self.between()
+            self.away += self.now() - start
 
     def restart(self) -> None:
         """Begin a new step, or the same one again."""

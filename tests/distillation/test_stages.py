@@ -14,7 +14,7 @@ from psd.config.errors import PresetError
 from psd.config.preset import Preset
 from psd.distillation import stages
 from psd.distillation.events import Checkpointed, Event, Failed, Meshed, Previewed, Stepped, Warned, from_json, to_json
-from psd.distillation.interfaces import NoControl
+from psd.distillation.interfaces import NoControl, RenderView
 from psd.distillation.session import Session
 from psd.distillation.state import restore_scene, strip_prefix
 from psd.models.interfaces import Models
@@ -132,6 +132,27 @@ def test_a_run_of_gaussians_moves_some_and_goes_on_bit_for_bit(monkeypatch: pyte
             begun = next(at for at, it in enumerate(rest) if isinstance(it, Stepped))
             ours = [essence(it) for it in rest[begun:]]
             assert ours == [essence(it) for it in whole[place + 1 :]][-len(ours) :] and len(ours) > 3
+
+
+class Onlooker(NoControl):
+    """Looks at the scene whenever it can."""
+
+    looks = 0
+
+    def show_scene(self, render: RenderView, step: int) -> None:
+        assert render(40.0 * step, 30.0, 24) is not None
+        self.looks += 1
+
+
+@pytest.mark.parametrize("kind", ["field", "surface", "gaussians", "hash"])
+def test_who_looks_on_between_the_parts_of_a_step_changes_no_bit(kind: str) -> None:
+    hashed = {"kind": "hash", "ray_samples": 4, "blob_density": 20.0}
+    given = {"field": {"stages": []}, "surface": {"stages": TWO}, "gaussians": {"stages": SPLATTED}}
+    preset = preset_of(**given[kind], steps=4) if kind in given else preset_of([], scene=hashed, steps=2)
+    plain = list(run(preset, models()))
+    watched = list(run(preset, models(), control=(onlooker := Onlooker())))
+    assert [essence(event) for event in watched] == [essence(event) for event in plain]
+    assert onlooker.looks > 5 * preset.steps
 
 
 def test_gaussians_lie_between_a_field_and_a_surface() -> None:

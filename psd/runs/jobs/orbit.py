@@ -1,4 +1,4 @@
-"""Pictures of a run from any side, rendered on request between its steps and shared by all who watch it."""
+"""Pictures of a run from any side, rendered on request between parts of its steps and shared by all who watch it."""
 
 from __future__ import annotations
 
