@@ -3,8 +3,9 @@
     python -m tests.support.walk [--steps 120] [--pictures FOLDER]
 
 Prints how soon the page can be used, how far its parts move by themselves (CLS), how many clicks lead to the mesh, how
-soon a turned object is seen, and what the page asks of the server a minute while it streams.  ``--pictures`` keeps
-screenshots of the first screen, a run, its end, a comparison, the dark page and a phone.
+soon a turned object is seen, what the page asks of the server a minute while it streams, and what a page that watches
+costs a run.  ``--pictures`` keeps screenshots of the first screen, a run, its end, a comparison, the dark page and a
+phone.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ new PerformanceObserver(list => { for (const {hadRecentInput, startTime, value} 
 TURNS = (-60, -130, 90, -160, 50)  # pixels of a drag
 STREAM_S = 20.0
 IDLE_S = 3.0  # in which an idle app takes less than a tenth of a core
+WATCHED_RUNS = 3
 LAPTOP, PHONE = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
 
 
@@ -121,9 +123,8 @@ def walk(browser: Browser, address: str, steps: int, keep: Callable[[Page, str],
     page.wait_for_timeout(2000)
     said["requests of the first load"] = str(len(asked))
     keep(page, "first")
-    if steps:
-        open_advanced(page)
-        type_number(number_of(page, "control-steps"), str(steps))
+    open_advanced(page)
+    type_number(number_of(page, "control-steps"), str(steps))
     clicked: list[Locator] = []
 
     def click(button: Locator) -> None:
@@ -168,6 +169,33 @@ def walk(browser: Browser, address: str, steps: int, keep: Callable[[Page, str],
     return said
 
 
+def time_watching(browser: Browser, address: str, runs: Path) -> dict[str, str]:
+    """The default run with a page that watches against one that nobody watches, in turn."""
+    page = browser.new_context(viewport=LAPTOP).new_page()
+    page.set_default_timeout(PATIENCE_MS)
+
+    def time_run(is_watched: bool) -> float:
+        page.goto(address)
+        page.wait_for_selector("#run:not([disabled])")
+        page.wait_for_timeout(2000)
+        before, start = set(runs.rglob("*.glb")), time.monotonic()
+        page.locator("#run").click()
+        expect_new_picture(page)
+        if not is_watched:
+            page.goto("about:blank")
+        while not set(runs.rglob("*.glb")) - before:
+            page.wait_for_timeout(200)
+        taken = time.monotonic() - start
+        page.wait_for_timeout(5000)  # its films are made
+        return taken
+
+    alone, watched = zip(*[(time_run(False), time_run(True)) for _ in range(WATCHED_RUNS)], strict=True)
+    page.context.close()
+    ratio = median(watched) / median(alone)
+    said = f"{median(watched):.0f} s, {ratio:.2f} times the {median(alone):.0f} s of one that nobody watches"
+    return {f"a watched run takes (median of {WATCHED_RUNS})": said}
+
+
 def compare(browser: Browser, address: str, keep: Callable[[Page, str], None]) -> None:
     """The comparison of two short runs."""
     page = browser.new_context(viewport=LAPTOP).new_page()
@@ -206,7 +234,7 @@ def walk_on_a_phone(browser: Browser, address: str, keep: Callable[[Page, str], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=0, help="0: as the preset has them")
+    parser.add_argument("--steps", type=int, default=120, help="of the run that is walked through (default: 120)")
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
 
@@ -222,7 +250,7 @@ def main() -> None:
     ):  # fmt: skip
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
         said = walk(browser, address, arguments.steps, keep)
-        said |= walk_on_a_phone(browser, address, keep)
+        said |= walk_on_a_phone(browser, address, keep) | time_watching(browser, address, Path(runs))
         if arguments.pictures:
             compare(browser, address, keep)
         browser.close()
