@@ -91,7 +91,10 @@ def compared_views_html(page: Page) -> str:
 
 
 def turned_html(page: Page) -> str:
-    """The turntables of the runs that have one, side by side under one camera."""
+    """The turntables of the runs that have one, side by side under one camera.
+
+    Films and not viewers: Gradio's tells nobody where its camera is until it is let go, so it cannot lead another.
+    """
     films, called = [], name_runs(page.compared)
     for place, watched in enumerate(page.compared):
         version = file_version(watched.folder / FILMS["Turntable"])
