@@ -77,11 +77,15 @@ def run(
 def distil(session: Session) -> Iterator[Event]:
     """The steps of a run, from where it stands to its mesh; the events have no times yet."""
     render = partial(reporting.render_view, session)
+
+    def show_scene() -> None:
+        session.control.show_scene(render, session.state.step)
+
     yield from reporting.report_start(session)
     if session.was_given_shape and not session.failed:
         yield session.checkpoint()  # what it starts from is nowhere else
-    session.control.show_scene(render, session.state.step)
-    session.clock.between = lambda: session.control.show_scene(render, session.state.step)  # a step is long to wait for
+    show_scene()
+    session.clock.between = show_scene  # a whole step is long to wait for
     while session.goes_on:
         yield from controls.take_live_values(session)
         yield from stages.enter_stage(session)
@@ -93,7 +97,7 @@ def distil(session: Session) -> Iterator[Event]:
             continue
         metrics, negative = attempt.result
         session.finish_step()
-        session.control.show_scene(render, session.state.step)
+        show_scene()
         yield from reporting.report_step(session, attempt.t, metrics | session.clock.lap_metrics(), negative)
     if not session.failed:
         yield from reporting.report_end(session)

@@ -34,18 +34,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def visitor(browser: Browser) -> BrowserContext:
+def first_visitor(browser: Browser) -> BrowserContext:
     """The first visitor of each of a file's tests: its scripts are compiled once a file, a third of a page's time."""
     return browser.new_context(viewport=DESK)
 
 
 @pytest.fixture
-def open_page(browser: Browser, visitor: BrowserContext) -> Iterator[Callable[..., Page]]:
+def open_page(browser: Browser, first_visitor: BrowserContext) -> Iterator[Callable[..., Page]]:
     """Opens pages that may ask nobody but this machine, each as a new visitor; any script error fails the test."""
     contexts, strangers, errors = [], [], []
 
     def open_one(address: str, *, script: str | None = None, **options) -> Page:
-        context = browser.new_context(**{"viewport": DESK, **options}) if options or contexts else visitor
+        context = browser.new_context(**{"viewport": DESK, **options}) if options or contexts else first_visitor
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
@@ -60,7 +60,7 @@ def open_page(browser: Browser, visitor: BrowserContext) -> Iterator[Callable[..
 
     yield open_one
     for context in contexts:
-        if context is visitor:
+        if context is first_visitor:
             clear_visitor(context)
         else:
             context.close()
