@@ -34,6 +34,9 @@ def test_a_cpu_reads_and_checks_at_once() -> None:
     assert readings.check_finite("latents", value) is value and not readings.open
     with pytest.raises(NonFiniteError, match="latents"):
         readings.check_finite("latents", torch.tensor([1.0, torch.nan]))
+    with pytest.raises(NonFiniteError, match="score"):
+        readings.check_finite("score", torch.tensor([torch.inf, -torch.inf]))
+    readings.check_finite("large", torch.full((4,), 3e38))  # their sum is not finite, they are
     assert readings.settle_checks({"a": 1}, {}) == [{"a": 1.0}, {}]
 
 

@@ -128,10 +128,13 @@ class GridField(nn.Module):
         return raw > threshold
 
     def total_variation(self) -> Float[Tensor, ""]:
-        """Mean over the cube of |grad a| + mean_c |grad colour_c|, a the opacity of a cell; L1, per world unit."""
+        """Mean over the cube of |grad a| + mean_c |grad colour_c|, a the opacity of a cell; L1, per world unit.
+
+        The opacity 1 - exp(-softplus(x)) of a cell's width is sigmoid(x), as a colour is.
+        """
         raw = self.raw_grid()
-        opacity = -torch.expm1(-F.softplus(raw[:1]))
-        return grid_variation(torch.cat([opacity, raw[1:].sigmoid() / 3]))
+        weights = raw.new_tensor([1, 1 / 3, 1 / 3, 1 / 3])[:, None, None, None]
+        return grid_variation(raw.sigmoid() * weights)
 
     def parameter_groups(self, preset: Preset) -> list[dict]:
         assert isinstance(preset.scene, RadianceSettings)
