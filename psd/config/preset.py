@@ -75,8 +75,8 @@ class Preset(Settings):
 
     # guidance
     guidance_scale: float = setting(
-        4.0, "Classifier-free guidance of the base term.", group="guidance", symbol="s", live=True, step=0.5, ge=0,
-        le=200,
+        4.0, "Classifier-free guidance of the base term.", group="guidance", symbol="s", live=True, staged=True,
+        step=0.5, ge=0, le=200,
     )
     rescale: float = setting(
         0.5, "Pull the guided contrast back to the conditional's.", group="guidance", staged=True, symbol="φ",
@@ -109,7 +109,7 @@ class Preset(Settings):
     )
     preference_weight: float = setting(
         1.0, "Strength of the preference term (rho of a steered pair).", group="preference", symbol="λ",
-        live=True, step=0.05, ge=0, le=50,
+        live=True, staged=True, step=0.05, ge=0, le=50,
     )
     preference_scale: float = setting(
         7.5, "Guidance inside the random pair.", group="preference", symbol="s_p", live=True, step=0.5, ge=0,

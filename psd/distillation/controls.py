@@ -32,10 +32,18 @@ def take_live_values(session: Session) -> Iterator[Event]:
         state.monitor = Monitor()  # other weights, another curve
     state.live = wish
     yield LiveChanged(step=state.step, values=changes)
-    index, _ = session.preset.stage_at(session.preset.progress(state.step))
-    if "rewards" in changes and session.live.in_stage(index).rewards != session.live.rewards:
-        message = f"Stage {index + 1} names its own rewards: the new weights hold in the stages that name none."
-        yield Warned(step=state.step, message=message)
+    yield from unheard_events(session, changes)
+
+
+def unheard_events(session: Session, changes: Mapping[str, Any]) -> Iterator[Event]:
+    """A warning where the stage that runs names a live value itself, so that a change does not reach it."""
+    index, _ = session.preset.stage_at(session.preset.progress(session.state.step))
+    named = [name for name in changes if session.preset.stages and name in session.preset.stages[index].changes]
+    if named:
+        message = (
+            f"Stage {index + 1} names its own {' and '.join(named)}: what you changed holds in the stages that do not."
+        )
+        yield Warned(step=session.state.step, message=message)
 
 
 def apply_live_values(preset: Preset, models: Models, wish: Mapping[str, Any]) -> Preset:

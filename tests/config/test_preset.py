@@ -364,7 +364,8 @@ def test_a_run_has_the_models_of_all_of_its_stages() -> None:
         ([{"share": 0.4}, {"share": 0.5}], r"shares of stages \(0.4, 0.5\) must sum to 1"),
         ([{"share": 1, "render_size": 3}], r"stages\[0\]: render_size=3"),
         ([{"share": 0.5}, {"share": 0.5, "steps": 9}], r"stages\[1\]: 'steps' cannot differ in a stage"),
-        ([{"share": 1, "guidance_scale": 9}], "'guidance_scale' cannot differ"),  # it is moved by hand
+        ([{"share": 1, "kappa": 2}], "'kappa' cannot differ"),
+        ([{"share": 1, "guidance_scale": 900}], r"stages\[0\]: guidance_scale=900"),
         ([{"share": 1, "scene": {"grid_size": 9}}], "'scene.grid_size' cannot differ"),
         ([{"share": 1, "scene": {"kind": "hash"}}], r"stages\[0\]: scene.kind=hash: .*own kind, grid"),
         ([HALF, {**HALF, "scene": {"kind": "hash"}}], r"stages\[1\]: scene.kind=hash cannot start from the grid"),

@@ -129,26 +129,40 @@ def test_a_stage_scores_the_rewards_that_it_asks_and_the_judges_stay() -> None:
 
 
 class Lives(NoControl):
-    """Weights that are wished for from a step on."""
+    """Values that are wished for from a step on."""
 
-    def __init__(self, step: int, **rewards: float) -> None:
-        self.left, self.rewards = step, rewards
+    def __init__(self, step: int, **values: float | dict[str, float]) -> None:
+        self.left, self.values = step, values
 
     def live(self) -> Mapping[str, float | dict[str, float]]:
         self.left -= 1
-        return {"rewards": self.rewards} if self.left < 0 else {}
+        return self.values if self.left < 0 else {}
 
 
 def test_weights_by_hand_hold_in_stages_that_name_none() -> None:
     preset = preset_of([{"share": 0.25}, {"share": 0.5, "rewards": BLUE}, {"share": 0.25}], rewards={"quadratic": 1.0})
-    events = list(run(preset, both(), control=Lives(3, quadratic=2.0)))
+    events = list(run(preset, both(), control=Lives(3, rewards={"quadratic": 2.0})))
     (changed,) = of_kind(events, LiveChanged).values()
     said = [event.message for event in events if isinstance(event, Warned)]
     assert changed.step == 3
-    assert said == ["Stage 2 names its own rewards: the new weights hold in the stages that name none."]
-    refused = list(run(preset, both(), control=Lives(0, blue=1.0)))
+    assert said == ["Stage 2 names its own rewards: what you changed holds in the stages that do not."]
+    refused = list(run(preset, both(), control=Lives(0, rewards={"blue": 1.0})))
     assert not of_kind(refused, LiveChanged)
     assert any("rewards blue are not loaded" in event.message for event in refused if isinstance(event, Warned))
+
+
+def test_a_stage_has_its_own_guidance_and_preference() -> None:
+    own = {"guidance_scale": 9.0, "preference_weight": 0.0}
+    preset = preset_of([{"share": 0.5}, {"share": 0.5, **own}], preference_t_max=1.0)
+    wish = {"guidance_scale": 6.0, "preference_weight": 0.5, "reward_gradient_weight": 1.0}
+    events = list(run(preset, both(), control=Lives(5, **wish)))
+    steps = of_kind(events, Stepped)
+    assert ["pair/gap" in steps[step].metrics for step in (3, 4, 5, 8)] == [True, True, False, False]
+    plain = of_kind(run(preset_of([]).with_values({"preference_t_max": 1.0}), both()), Stepped)
+    assert steps[4].metrics["score/norm"] == plain[4].metrics["score/norm"]
+    assert steps[5].metrics["score/norm"] > 1.5 * plain[5].metrics["score/norm"]
+    (said,) = [event.message for event in events if isinstance(event, Warned)]
+    assert said.startswith("Stage 2 names its own guidance_scale and preference_weight: what you changed")
 
 
 def test_a_stage_that_lacks_the_memory_to_begin_keeps_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
