@@ -39,21 +39,6 @@ def predict_x0(z_t: Tensor, noise_pred: Tensor, alpha: float | Tensor, sigma: fl
     return (z_t - sigma * noise_pred) / alpha
 
 
-def velocity_target(z0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """The target of v-prediction: v = alpha noise - sigma z0 (Salimans & Ho 2022)."""
-    return alpha * noise - sigma * z0
-
-
-def noise_from_velocity(z_t: Tensor, v: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """alpha v + sigma z_t: sound at every t, alpha = 0 included."""
-    return alpha * v + sigma * z_t
-
-
-def x0_from_velocity(z_t: Tensor, v: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """alpha z_t - sigma v: sound at every t, alpha = 0 included."""
-    return alpha * z_t - sigma * v
-
-
 # ------------------------------------------------------------------------------------------------------------ guidance
 
 
