@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
-import jaxtyping
 import pytest
 import torch
 
-from tests.support import signatures  # noqa: F401  (the hook finds it there)
+from tests.support import signatures
 from tests.support.gpu_table import LATE
 
 if TYPE_CHECKING:
@@ -26,13 +25,11 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
 )
 
-# Not in the page: the hook hides from Gradio which of its functions are generators; nor in kernels, whose source Triton
-# reads; nor where no shape is named, as the hook makes every import and every call slower, ten times for the least.
-PACKAGE = Path(__file__).resolve().parent.parent / "psd"
-UNSHAPED = ("psd.ui.", "psd.scenes.fields.hash_triton")
-SHAPED = [name for name in signatures.find_shaped(PACKAGE) if not name.startswith(UNSHAPED)]
+# Not in the page, where Gradio asks which functions are generators; nor in kernels, whose source Triton reads.
 if os.environ.get("PSD_TEST_SHAPES", "1") != "0":  # measurements of speed go without: `make test-gpu`
-    jaxtyping.install_import_hook(SHAPED, "tests.support.signatures.check_shapes")
+    signatures.check_imports(
+        Path(__file__).resolve().parent.parent / "psd", but_not=("psd.ui.", "psd.scenes.fields.hash_triton")
+    )
 torch.set_num_threads(1)
 
 # No deadline: the machine's load is not the code's fault.  The database would make one run depend on the last.

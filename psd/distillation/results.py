@@ -37,7 +37,7 @@ class Score:
     shown: NoisySample  # where the negative embedding climbs its reward: the winner's rows, or the shared ones
     pair: Pair | None = None
     gaps: Mapping[str, Number] = field(default_factory=dict)  # raw mean gap per reward, for the running means
-    pixels: Float[Tensor, "b v 3 h w"] | None = None  # a further gradient, with respect to the rendered images
+    pixels: Float[Tensor, "b v 3 h2 w2"] | None = None  # a further gradient, with respect to the rendered images
     metrics: Mapping[str, Number] = field(default_factory=dict)
 
 

@@ -210,7 +210,7 @@ class RadianceScene:
     def _look_along(
         self, table: Float[Tensor, "t c"] | None, part: Rays, *, reach: tuple[Bool[Tensor, "x y z"], float],
         normals: bool, facing: bool, light: Light | None, pixels: int,
-    ) -> Float[Tensor, "n c"]:  # fmt: skip
+    ) -> Float[Tensor, "n k"]:  # fmt: skip
         """What rays see: colour, opacity, depth; with ``normals`` their mean, with ``facing`` how far they face away.
 
         ``table``: of a grid, `GridField.make_table`.  ``reach``: `_find_reach`.  ``pixels``: of a view, whose light
