@@ -1,4 +1,4 @@
-"""Shapes and dtypes in the signatures of ``psd``, checked in every test: of 200 calls of a function, then of each tenth.
+"""Shapes and dtypes in the signatures of ``psd``, checked in every test: a function's first 200 calls, then each tenth.
 
 jaxtyping's own import hook checks the same at four times the price: it wraps functions without a shape too, and binds
 the arguments of each call twice.  What it would see and this does not are functions inside functions.
