@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -140,14 +140,19 @@ def number_of(page: Page, control: str) -> Locator:
 
 def type_number(field: Locator, value: str) -> None:
     """Types a number until the page keeps it: a field's value is set once more as it comes onto the page."""
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while True:
-        field.fill(value)
-        field.press("Tab")
-        field.page.wait_for_timeout(300)
-        if field.input_value() == value:
-            return
-        assert time.monotonic() < deadline, f"the page keeps {field.input_value()} instead of {value}"
+    type_numbers([(field, value)])
+
+
+def type_numbers(wanted: Iterable[tuple[Locator, str]]) -> None:
+    """Types into one field after another, and again into those whose value the page did not keep."""
+    left, deadline = list(wanted), time.monotonic() + PATIENCE_MS / 1000
+    while left:
+        assert time.monotonic() < deadline, f"the page does not keep {[value for _, value in left]}"
+        for field, value in left:
+            field.fill(value)
+            field.press("Tab")
+        left[0][0].page.wait_for_timeout(300)
+        left = [(field, value) for field, value in left if field.input_value() != value]
 
 
 def press(button: Locator) -> None:
