@@ -12,7 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -39,6 +40,12 @@ def check_imports(package: Path, *, but_not: tuple[str, ...] = ()) -> None:
     sys.meta_path.insert(0, ShapedFinder({name for name in modules if not name.startswith(but_not)}))
 
 
+class ShapedLoader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        check_members(module, module.__name__)
+
+
 class ShapedFinder(MetaPathFinder):
     def __init__(self, modules: set[str]) -> None:
         self.modules = modules
@@ -47,15 +54,9 @@ class ShapedFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:  # fmt: skip
         spec = PathFinder.find_spec(fullname, path, target) if fullname in self.modules else None
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def run_and_check(module: ModuleType) -> None:
-                run(module)
-                check_members(module, module.__name__)
-
-            spec.loader.exec_module = run_and_check  # type: ignore[method-assign]
-        return spec
+        if spec is None or spec.origin is None:
+            return None
+        return spec_from_file_location(fullname, spec.origin, loader=ShapedLoader(fullname, spec.origin))
 
 
 def check_members(owner: ModuleType | type, module: str) -> None:

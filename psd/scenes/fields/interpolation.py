@@ -61,8 +61,8 @@ class WeightedRows(torch.autograd.Function):
 class GridVariation(torch.autograd.Function):
     """Total variation of ``c`` channels on a grid, summed over axes and channels: sum |f(i + 1) - f(i)|.
 
-    The gradient is made on the way forward, of signs of differences; autograd's own road over slices costs nine times
-    as much.  As the sum is homogeneous of degree 1 it is the gradient's product with the grid (Euler).
+    The gradient is made on the way forward, of signs of differences; autograd's own road over slices costs several
+    times as much.  As the sum is homogeneous of degree 1 it is the gradient's product with the grid (Euler).
     """
 
     @staticmethod
