@@ -28,6 +28,7 @@ ROOT = PRESETS.parent
 OK, NOTE, BAD = "ok", "note", "MISSING"
 OPTIONAL = {
     "tinycudann": "a faster hash grid; needs an NVIDIA GPU and nvcc",
+    "gsplat": "faster splatting of 3D Gaussians; needs an NVIDIA GPU and nvcc",
     "xatlas": "baked textures; vertex colours otherwise",
     "imageio-ffmpeg": "films of turntables; without it a run keeps its mesh and says so",
 }
@@ -125,6 +126,7 @@ def check_accelerators() -> Iterator[Finding]:
             yield Finding(f"cuda:{index}", OK, what)
             if index == 0:  # the one that runs take
                 yield from check_hash_grid()
+                yield from check_splatting()
             if about.total_memory < LARGE_MEMORY:
                 yield Finding(
                     f"cuda:{index}", NOTE, f"less than {format_gib(LARGE_MEMORY)}, which `mvdream` is planned for",
@@ -146,6 +148,17 @@ def check_hash_grid() -> Iterator[Finding]:
         return  # `check_packages` names what is missing
     name, why = hash_backend(torch.device("cuda"))
     yield Finding("hash grid", NOTE if name == "plain" else OK, why)
+
+
+def check_splatting() -> Iterator[Finding]:
+    """What splats 3D Gaussians on the GPU; gsplat's kernels are tried, which compiles them the first time."""
+    import torch
+
+    try:
+        from psd.geometry.splat_backends import splat_backend
+    except ModuleNotFoundError:
+        return  # `check_packages` names what is missing
+    yield Finding("splatting", OK, splat_backend(torch.device("cuda"))[1])
 
 
 def check_connection() -> Finding:

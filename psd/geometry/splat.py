@@ -13,7 +13,7 @@ batch, k ellipses of a tile, q pixels of a tile, c values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,6 +73,10 @@ class Ellipses:
     reach: Float[Tensor, "p 2"]  # px from the centre to where alpha is `FAINTEST`; negative where nothing shows
 
 
+# Ellipses, their values (p c), how many images, pixels along a side: the pictures (i h w c).
+Composite = Callable[[Ellipses, Tensor, int, int], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Splats:
     """What is seen, not yet laid on a background."""
@@ -82,8 +86,10 @@ class Splats:
     depth: Float[Tensor, "b v 1 h w"]  # mean distance from the camera of what is seen; 0 where nothing is
 
 
-def splat_gaussians(gaussians: Gaussians, cameras: Cameras, size: int) -> Splats:
+def splat_gaussians(gaussians: Gaussians, cameras: Cameras, size: int, composite: Composite | None = None) -> Splats:
     """Pictures of ``size`` x ``size`` pixels, differentiable by all values of ``gaussians``.
+
+    ``composite`` (by default `composite_ellipses`) lays the ellipses over one another.
 
     On one core of a 2-core Xeon virtual machine 5,000 Gaussians in 4 views of 64 px take 0.19 s with standard
     deviations of 0.02, 0.25 s of 0.03; 2,000 of 0.03 take 0.10 s: forward and backward (time of the thread).
@@ -92,7 +98,9 @@ def splat_gaussians(gaussians: Gaussians, cameras: Cameras, size: int) -> Splats
     images = cameras.groups * cameras.views
     shown = torch.cat([gaussians.colour, torch.ones_like(gaussians.opacity)[:, None]], dim=1)
     values = torch.cat([shown.repeat(images, 1), ellipses.depth[:, None]], dim=1)
-    picture = composite_ellipses(ellipses, values, images, size).unflatten(0, (cameras.groups, cameras.views))
+    picture = (composite or composite_ellipses)(ellipses, values, images, size).unflatten(
+        0, (cameras.groups, cameras.views)
+    )
     colour, opacity, depth = picture.movedim(-1, 2).split([3, 1, 1], dim=2)
     return Splats(colour, opacity, depth / opacity.clamp_min(FAINTEST))
 

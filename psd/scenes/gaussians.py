@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from psd.config.settings import GaussianSettings
 from psd.geometry.cameras import Cameras, camera_rays
 from psd.geometry.splat import Gaussians, Splats, find_depth_normals, splat_gaussians
+from psd.geometry.splat_backends import splat_backend
 from psd.runtime.devices import to_device
 from psd.scenes.gaussian_volume import GaussianVolume
 from psd.scenes.interfaces import Light, MeshSettings, Render
@@ -50,12 +51,12 @@ PALEST = 0.02  # colours start this far from black and from white, where a sigmo
 class GaussianScene:
     """``scene.gaussians`` Gaussians and how they are rendered."""
 
-    notes: tuple[str, ...] = ()  # there was nothing to choose
-
     def __init__(self, preset: Preset, device: torch.device | str = "cpu") -> None:
         assert isinstance(preset.scene, GaussianSettings)
         self.settings: GaussianSettings = preset.scene
         self.device, self.seed = torch.device(device), preset.seed
+        self.composite, why = splat_backend(self.device)
+        self.notes = (f"splatting: {why}",) if self.device.type == "cuda" else ()  # elsewhere nothing is chosen
         self.steps = torch.zeros(1, dtype=torch.int64)  # so far; on the CPU: it is asked in each
         count, radius = preset.scene.gaussians, preset.scene.start_radius
         seeded = torch.Generator().manual_seed(preset.seed)
@@ -120,7 +121,7 @@ class GaussianScene:
         """
         cameras = cameras.to(self.device)
         gaussians = self.gaussians()
-        seen = splat_gaussians(gaussians, cameras, size)
+        seen = splat_gaussians(gaussians, cameras, size, self.composite)
         normal = find_depth_normals(cameras, seen.depth) if normals or light is not None else None
         if light is not None and normal is not None:
             seen = shade_splats(seen, normal, cameras, light)
