@@ -266,7 +266,7 @@ def test_a_pace_tells_the_time_left() -> None:
     for step in range(11, 21):
         pacer.add(Stepped(step=step, t=1, metrics={"memory/peak_bytes": 100.0 * step}, time_s=5.0 + 2.0 * (step - 10)))
     pacer.add(Finished(step=20, reason="completed", time_s=28.0))
-    assert pacer.run_estimate == RunEstimate(step_s=2.0, end_s=3.0, memory_bytes=2000.0)
+    assert pacer.run_estimate == RunEstimate({0: 2.0}, end_s=3.0, memory_bytes=2000.0)
     assert (
         pacer.run_estimate is not None
         and pacer.run_estimate.left_s(PRESET.with_values({"extra_steps": 4}), done=3) == 7 * 2.0 + 3.0
@@ -275,6 +275,47 @@ def test_a_pace_tells_the_time_left() -> None:
         pacer.run_estimate.left_s(PRESET, done=3, until=4) == 2.0 + 3.0
         and pacer.run_estimate.left_s(PRESET, until=99) == 15.0
     )
+
+
+STAGED = PRESET.with_values({"steps": 10, "stages": [{"share": 0.6}, {"share": 0.4, "render_size": 32}]})
+
+
+def staged_events(steps: int, first_s: float, second_s: float, between_s: float) -> Iterator[Event]:
+    """Steps of two stages, 6 and 4 of ten."""
+    now = 0.0
+    yield Started(step=0, preset={}, total_steps=steps, views=4, environment={})
+    for step in range(1, steps + 1):
+        stage = int(step > 0.6 * steps)
+        is_first = stage == 1 and step - 1 <= 0.6 * steps
+        now += (second_s if stage else first_s) + (between_s if is_first else 0.0)
+        yield Stepped(step=step, t=1, time_s=now, stage=stage)
+    yield Finished(step=steps, reason="completed", time_s=now + 5.0, stage=1)
+
+
+def test_an_estimate_counts_every_stage_and_each_beginning_once() -> None:
+    pacer = Pacer()
+    for event in staged_events(10, 1.0, 3.0, 7.0):
+        pacer.add(event)
+    pace = pacer.run_estimate
+    assert pace is not None and pace == RunEstimate({0: 1.0, 1: 3.0}, {1: 7.0}, 5.0)
+    longer = STAGED.with_values({"steps": 1000})
+    assert pace.left_s(longer) == 600 * 1.0 + 7.0 + 400 * 3.0 + 5.0
+    assert [pace.left_s(longer, done) for done in (600, 601, 1000)] == [7.0 + 1200.0 + 5.0, 399 * 3.0 + 5.0, 5.0]
+    assert pace.left_s(longer, until=600) == 605.0, "the second stage is never begun"
+    assert RunEstimate({0: 2.0}).left_s(STAGED) == 20.0, "of a stage that nobody saw"
+
+
+def test_a_slow_warm_up_reaches_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psd.runs.jobs.estimate.WARM_UP_S", 1.0)
+
+    def runs(preset: Preset, control: Controls, resume: Checkpointed | None) -> Iterator[Event]:
+        for event in staged_events(preset.steps, 10.0, 20.0, 5.0):
+            yield event
+            if control.stopping():
+                return
+
+    pace = measure_warm_up(runs, STAGED)
+    assert pace is not None and pace == RunEstimate({0: 10.0, 1: 20.0}, {1: 5.0})
 
 
 def test_only_what_costs_changes_the_shape() -> None:
@@ -294,7 +335,7 @@ def test_an_estimate_is_measured_once_and_never_beside_a_run(hire: Hire) -> None
     worker = hire(runs)
     gate.open(100)
     pace = worker.estimate(PRESET)
-    assert pace is not None and pace.step_s == pytest.approx(0.5) and len(calls) == 1
+    assert pace is not None and pace.step_s == {0: pytest.approx(0.5)} and len(calls) == 1
     assert worker.estimate(PRESET.with_values({"seed": 5, "steps": 77})) == pace and len(calls) == 1
     assert worker.library.list_runs() == [], "a warm-up writes nothing"
     other = PRESET.with_values({"render_size": 32})
@@ -349,7 +390,7 @@ def test_a_slow_warm_up_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
             yield event
 
     pace = measure_warm_up(runs, PRESET)
-    assert pace is not None and pace.step_s == 0.5 and steps(seen) == [1, 2, 3]
+    assert pace is not None and pace.step_s == {0: 0.5} and steps(seen) == [1, 2, 3]
 
 
 def test_an_estimate_loads_nothing_that_a_run_may_not(tmp_path: Path) -> None:
@@ -400,7 +441,7 @@ def test_the_pace_is_measured_anew_after_a_pause() -> None:
     pacer = Pacer()  # as `Worker.resume` makes it: no Started comes
     for step in range(11, 20):
         pacer.add(Stepped(step=step, t=1, time_s=100.0 + 2.0 * step))
-    assert pacer.run_estimate == RunEstimate(step_s=2.0, end_s=0.0)
+    assert pacer.run_estimate == RunEstimate({0: 2.0})
 
 
 def test_memory_of_jobs_that_are_over_is_given_back(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -5,8 +5,10 @@ A pace holds for presets of one `workload_key`: everything that changes what a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, flatten, list_settings
@@ -23,23 +25,41 @@ ANY_VALUE = ("t_", "scene.weight_", "scene.blob_")
 FREE = {
     "prompt", "negative_prompt", "seed", "steps", "extra_steps", "early_stop", "export", "checkpoint_s",
     *(name for name in list_settings() if name.endswith("_lr") or name.startswith(ANY_VALUE)),
-    *(name for name, field in list_settings().items() if read_facts(field)["live"]),
+    *(name for name, info in list_settings().items() if read_facts(info)["live"]),
     "weight_decay",
 } - {"rewards"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """``step_s`` is the mean, previews and updates included; ``end_s`` is the mesh and what goes with it."""
+    """Seconds by stage: ``step_s`` of a mean step, previews and updates included, of the stages that were seen;
+    ``begin_s`` what the beginning of a later one takes, such as a mesh of the scene before; ``end_s`` is the mesh and
+    what goes with it."""
 
-    step_s: float
-    end_s: float
+    step_s: Mapping[int, float]
+    begin_s: Mapping[int, float] = field(default_factory=dict)
+    end_s: float = 0.0
     memory_bytes: float = 0.0  # the most that was held; 0: not measured
 
     def left_s(self, preset: Preset, done: int = 0, until: int | None = None) -> float:
-        """Seconds from step ``done`` to the exported mesh of a run that ends after ``until``, or its last step."""
+        """Seconds from step ``done`` to the exported mesh of a run that ends after ``until``, or its last step.
+
+        A stage that was never seen is taken for as fast as the one before.
+        """
         last = preset.total_steps if until is None else min(until, preset.total_steps)
-        return max(last - done, 0) * self.step_s + self.end_s
+        left, step_s = self.end_s, next(iter(self.step_s.values()))
+        for stage in range(max(1, len(preset.stages))):
+            first, following = (_find_first_step(preset, index) for index in (stage, stage + 1))
+            step_s = self.step_s.get(stage, step_s)
+            left += max(min(following, last) - max(first, done), 0) * step_s
+            if done <= first < last:
+                left += self.begin_s.get(stage, 0.0)
+        return left
+
+
+def _find_first_step(preset: Preset, stage: int) -> int:
+    """Steps that are done when ``stage`` begins; all of them where it never does."""
+    return bisect_left(range(preset.total_steps), stage, key=lambda step: preset.stage_at(preset.progress(step))[0])
 
 
 def workload_key(preset: Preset) -> Hashable:
@@ -51,33 +71,45 @@ class Pacer:
     """Folds a run's events into its pace."""
 
     def __init__(self) -> None:
-        self._first: Event | None = None
-        self._last: Event | None = None
+        self._last: Event | None = None  # the start, or the last step
+        self._steps: Counter[int] = Counter()  # by stage, of which the time is known
+        self._seconds: defaultdict[int, float] = defaultdict(float)
+        self._first_s: dict[int, float] = {}  # the first step of a later stage, with its beginning
         self._end_s, self._memory = 0.0, 0.0
 
     def add(self, event: Event) -> None:
         match event:
             case Started():
-                self._first = event
-            case Stepped() if self._first is None:  # after a pause
-                self._first = event
+                self._last = event
             case Stepped():
+                if self._last is not None:  # after a pause there is no start
+                    self._count_step(event, self._last)
                 self._last = event
                 self._memory = max(self._memory, event.metrics.get("memory/peak_bytes", 0.0))
-            case Finished() if self._last:
+            case Finished() if self._steps and self._last:
                 self._end_s = event.time_s - self._last.time_s
+
+    def _count_step(self, event: Stepped, before: Event) -> None:
+        spent = event.time_s - before.time_s
+        if isinstance(before, Stepped) and event.stage != before.stage:
+            self._first_s[event.stage] = spent
+        else:
+            self._steps[event.stage] += event.step - before.step
+            self._seconds[event.stage] += spent
 
     @property
     def has_started(self) -> bool:
-        return self._first is not None
+        return self._last is not None
 
     @property
     def run_estimate(self) -> RunEstimate | None:
         """None until `LEAST_STEPS` steps are known."""
-        if self._first is None or self._last is None or self._last.step - self._first.step < LEAST_STEPS:
+        if self._steps.total() + len(self._first_s) < LEAST_STEPS or not self._steps:
             return None
-        seconds = self._last.time_s - self._first.time_s
-        return RunEstimate(seconds / (self._last.step - self._first.step), self._end_s, self._memory)
+        step_s = {stage: self._seconds[stage] / steps for stage, steps in sorted(self._steps.items())}
+        usual = sum(self._seconds.values()) / self._steps.total()
+        begin_s = {stage: max(0.0, spent - step_s.get(stage, usual)) for stage, spent in self._first_s.items()}
+        return RunEstimate(step_s, begin_s, self._end_s, self._memory)
 
 
 def measure_warm_up(
@@ -85,10 +117,10 @@ def measure_warm_up(
 ) -> RunEstimate | None:
     """The pace of ``preset`` from a warm-up of its own: `WARM_UP_STEPS` steps and the mesh, nothing written.
 
-    Costs about as many steps; where those are slow, as many as fit into `WARM_UP_S`.  Previews and updates of the
-    negative come as often as in the run, as far as so few steps allow: at least once, hence a little too dear.  None
-    when ``unless`` says, between two events, that somebody else needs the device.  Whatever stops the run is a
-    `PresetError`, in the words of its `Failed`.
+    Costs about as many steps, in all stages; where those are slow, as many as fit into `WARM_UP_S` or tell the pace of
+    the last stage.  Previews and updates of the negative come as often as in the run, as far as so few steps allow: at
+    least once, hence a little too dear.  None when ``unless`` says, between two events, that somebody else needs the
+    device.  Whatever stops the run is a `PresetError`, in the words of its `Failed`.
     """
     warm_up = preset.with_values(
         {
@@ -109,7 +141,8 @@ def measure_warm_up(
                 raise PresetError(f"{event.message}: {event.cure}")
             if unless():
                 return None
-            if event.step >= LEAST_STEPS and event.time_s > WARM_UP_S:
+            known = pacer.run_estimate
+            if known and event.time_s > WARM_UP_S and max(known.step_s) >= len(preset.stages) - 1:
                 control.stop()
     except PresetError:
         raise

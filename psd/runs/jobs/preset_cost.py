@@ -161,32 +161,36 @@ def _count_vertices(preset: Preset) -> float:
     return float((preset.scene.surface_cells + 1) ** 3 + preset.scene.surface_cells**3)
 
 
-def count_end_work(preset: Preset) -> dict[str, float]:
-    """What the mesh is made of, in counts; films come when the run is over."""
-    return {
-        "voxels": float(preset.mesh_resolution**3),
-        "cells": _count_cells(preset),
-        "filled": preset.mesh_resolution**3 * _count_gaussians(preset),
-        "texels": (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0,
-    }
+def _list_meshed(preset: Preset) -> list[Preset]:
+    """The stages whose scene is meshed at their end: the last, and those that a scene of another kind follows."""
+    stages = preset.list_stages()
+    return [one for one, after in zip(stages, stages[1:]) if one.scene.kind != after.scene.kind] + [stages[-1]]
+
+
+def _estimate_mesh_s(preset: Preset) -> float:
+    """Seconds of a mesh of the preset's scene without texture.  A surface is one: it is not cut from a grid."""
+    voxels = 0.0 if isinstance(preset.scene, SurfaceSettings) else float(preset.mesh_resolution**3)
+    of_voxel = VOXEL_S.get(preset.scene.kind, PLAIN_VOXEL_S) + _count_gaussians(preset) * FILL_S
+    return END_S + voxels * of_voxel + _count_cells(preset) * CELL_S
+
+
+def _estimate_step_s(preset: Preset, work: StepWork) -> float:
+    sample_s, preview_sample_s = SAMPLE_S.get(preset.scene.kind, NO_SAMPLE_S)
+    return (
+        STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
+        + work.ray_samples * sample_s + work.preview_samples * preview_sample_s + work.previews * PREVIEW_S
+        + work.vertices * VERTEX_S + work.pixels * PIXEL_S + work.splats * SPLAT_S
+    )  # fmt: skip
 
 
 def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     """``speed``: of this machine, in units of the one that was measured on (`machine_speed`)."""
-    work, end = count_step_work(preset), count_end_work(_list_stages(preset)[-1][1])
     step_s = end_s = None
     if all(name.startswith(EMBEDDED) for name in preset.priors):
-        sample_s, preview_sample_s = SAMPLE_S.get(preset.scene.kind, NO_SAMPLE_S)
-        step_s = (
-            STEP_S + work.network_images * PREDICTED_S + work.rated_images * RATED_S + work.cells * CELL_S
-            + work.ray_samples * sample_s + work.preview_samples * preview_sample_s + work.previews * PREVIEW_S
-            + work.vertices * VERTEX_S + work.pixels * PIXEL_S + work.splats * SPLAT_S
-        ) / speed  # fmt: skip
-        end_s = (
-            END_S + end["voxels"] * VOXEL_S.get(preset.scene.kind, PLAIN_VOXEL_S) + end["cells"] * CELL_S
-            + end["texels"] * TEXEL_S + end["filled"] * FILL_S
-        ) / speed  # fmt: skip
-    return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
+        step_s = _estimate_step_s(preset, count_step_work(preset)) / speed
+        texels = (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0
+        end_s = (sum(map(_estimate_mesh_s, _list_meshed(preset))) + texels * TEXEL_S) / speed
+    return PresetCost(count_step_work(preset).network_images, step_s, end_s, estimate_memory(preset))
 
 
 def estimate_memory(preset: Preset) -> float:

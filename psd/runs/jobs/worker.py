@@ -285,12 +285,14 @@ class Worker:
         return running + self._queue.list_before(run_id)
 
     def _left_s(self, entry: Job) -> float | None:
-        """Seconds of work to its mesh: by its own speed, else by that of an earlier run of its shape."""
+        """Seconds of work to its mesh: by its own speed, and for what it has not reached by an earlier run of its
+        shape."""
         if entry.over.is_set():
             return 0.0
-        known = self._paces.get(workload_key(entry.folder.preset))
-        own = entry.pacer.run_estimate
-        pace = RunEstimate(own.step_s, known.end_s if known else 0.0) if own else known
+        pace, own = self._paces.get(workload_key(entry.folder.preset)), entry.pacer.run_estimate
+        if own:
+            pace = pace or RunEstimate({})
+            pace = replace(pace, step_s={**pace.step_s, **own.step_s}, begin_s={**pace.begin_s, **own.begin_s})
         return pace.left_s(entry.folder.preset, entry.folder.status.step, entry.until) if pace else None
 
     def _stop(self, run_id: str) -> None:
