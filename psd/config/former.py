@@ -21,6 +21,8 @@ DELETED: dict[str, Any] = {
     "steer_perturbations": 8, "steer_through": "decoder", "weight_distortion": 0.0, "weighting": "extremes",
     "winner_by": "group",
 }  # fmt: skip
+# Likewise of a scene of Gaussians, also where a stage has one: until commit f3de113.
+DELETED_IN_SCENE: dict[str, Any] = {"start_radius": 0.5, "turn_lr": 0.05, "weight_size": 1.0}
 # Keys with another name or other choices: what each former value is called today, or None for one that is gone.
 CHANGED: dict[str, tuple[str, dict[str | bool, str | None]]] = {
     "compile": ("compile", {True: "graphs", False: "none"}),
@@ -59,7 +61,24 @@ def translate_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
             lost.append(f"{name}={value}")
         else:
             today[key] = choice
-    return nest_scene(today), lost
+    return forget_in_scenes(nest_scene(today), lost), lost
+
+
+def forget_in_scenes(values: dict[str, Any], lost: list[str]) -> dict[str, Any]:
+    """Without the deleted keys of scenes; what nothing of today stands for is added to ``lost``."""
+
+    def forget(part: Any) -> Any:
+        if not isinstance(part, Mapping) or not isinstance(part.get("scene"), Mapping):
+            return part
+        scene = dict(part["scene"])
+        for name, neutral in DELETED_IN_SCENE.items():
+            if name in scene and (value := scene.pop(name)) != neutral:
+                lost.append(f"scene.{name}={value}")
+        rest = {key: value for key, value in part.items() if key != "scene"}
+        return {**rest, "scene": scene} if scene else rest
+
+    stages = values.get("stages")
+    return {**forget(values), **({"stages": list(map(forget, stages))} if isinstance(stages, list) else {})}
 
 
 def nest_scene(values: Mapping[str, Any]) -> dict[str, Any]:

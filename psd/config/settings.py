@@ -192,17 +192,12 @@ class GaussianSettings(StartSettings):
     gaussians: int = setting(
         3000, "How many Gaussians (Gaussians only).", group="scene", log=True, ge=100, le=1_000_000
     )
-    start_radius: float = setting(
-        0.5, "Radius of the ball in which Gaussians start.", group="scene", unit="world units", ge=0.05, le=1
-    )
     position_lr: float = setting(
         0.01, "Adam step of Gaussians' places, in world units.", group="scene", staged=True, log=True, gt=0, le=1
     )
     size_lr: float = setting(
-        0.05, "Adam step of Gaussians' sizes, in natural logarithms.", group="scene", staged=True, log=True, gt=0, le=1
-    )
-    turn_lr: float = setting(
-        0.05, "Adam step of Gaussians' rotations.", group="scene", staged=True, log=True, gt=0, le=1
+        0.05, "Adam step of Gaussians' sizes, in natural logarithms, and of their rotations.", group="scene",
+        staged=True, log=True, gt=0, le=1,
     )
     alpha_lr: float = setting(
         0.1, "Adam step of Gaussians' opacities, before a sigmoid.", group="scene", staged=True, log=True, gt=0, le=1
@@ -221,17 +216,14 @@ class GaussianSettings(StartSettings):
         80.0, "Binary entropy of the same opacity: all or nothing.", group="scene", staged=True, ge=0, le=1e4
     )
     weight_alpha: float = setting(
-        1.0, "Mean opacity of Gaussians, seen or hidden: lets the useless fade.", group="scene", staged=True, ge=0,
-        le=1e4,
+        1.0, "Mean opacity of Gaussians, seen or hidden, and mean size: lets the useless fade.", group="scene",
+        staged=True, ge=0, le=1e4,
     )
-    weight_size: float = setting(1.0, "Mean size of Gaussians.", group="scene", staged=True, ge=0, le=1e4)
     # fmt: on
 
     def regulariser_weights(self, progress: float = 0.0) -> dict[str, float]:
         """Weight of each regulariser by its name; the same all through a stage."""
-        return {
-            "cover": self.weight_cover, "haze": self.weight_haze, "alpha": self.weight_alpha, "size": self.weight_size,
-        }  # fmt: skip
+        return {"cover": self.weight_cover, "haze": self.weight_haze, "alpha": self.weight_alpha}
 
     @property
     def has_backdrop(self) -> bool:
@@ -246,6 +238,19 @@ SCENES: Mapping[str, type[AnyScene]] = {
     "grid": GridScene, "hash": HashScene, "surface": SurfaceSettings, "gaussians": GaussianSettings,
 }  # fmt: skip
 FROM_MESH = ("surface", "gaussians")  # kinds that can start from another scene's mesh
+
+
+SIZES = ("ray_samples", "grid_size", "surface_cells", "gaussians")  # settings of scenes that memory depends on
+
+
+def list_rates(scene: SceneSettings) -> str:
+    """The learning rates of a scene of this kind, for a sentence: ``scene.density_lr or scene.colour_lr``."""
+    return " or ".join(f"scene.{name}" for name in type(scene).model_fields if name.endswith("_lr"))
+
+
+def list_sizes(scene: SceneSettings) -> str:
+    """Likewise what its memory depends on: ``scene.ray_samples or scene.grid_size``."""
+    return " or ".join(f"scene.{name}" for name in SIZES if name in type(scene).model_fields)
 
 
 def require_start(kind: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from psd.config.preset import Preset
+from psd.config.settings import SceneSettings, list_rates, list_sizes
 from psd.distillation import sampling
 from psd.distillation.events import Event, Failed, NegativeUpdated, Warned
 from psd.distillation.less_memory import describe_sizes
@@ -30,8 +31,9 @@ StepResult = tuple[dict[str, float], NegativeUpdated | None]  # metrics, and the
 LAST_GOOD = "the checkpoint holds the last good state"
 
 
-LOWER_RATES = "start anew with a lower density_lr or colour_lr"
-CAUSES = {  # how the name of the first tensor that is not finite begins -> what made it so, and the cure
+LOWER_RATES = "start anew with a lower {rates}"
+# How the name of the first tensor that is not finite begins -> what made it so, and the cure; {rates} are the scene's.
+CAUSES = {
     "render": ("the scene itself has left the range of numbers", LOWER_RATES),
     "latents": ("the render is finite, so the prior's encoder overflowed", "start anew with precision=float32"),
     "noise prediction": (
@@ -63,22 +65,23 @@ CAUSES = {  # how the name of the first tensor that is not finite begins -> what
 }
 ANY_CAUSE = (
     "its cause is not known",
-    "resume with a lower guidance_scale, preference_weight or negative_lr, or start anew with lower learning rates",
+    "resume with a lower guidance_scale, preference_weight or negative_lr, or start anew with a lower {rates}",
 )
 
 
-def step_not_finite(error: NonFiniteError, step: int, t: int) -> Failed:
+def step_not_finite(error: NonFiniteError, step: int, t: int, scene: SceneSettings) -> Failed:
     """In the step after ``step``, before anything moved: the first tensor that was not finite, its cause and cure."""
     cause, cure = next((found for start, found in CAUSES.items() if error.tensor.startswith(start)), ANY_CAUSE)
+    cure = cure.format(rates=list_rates(scene))
     return Failed(step=step, message=f"step {step + 1}, t = {t}: {error}: {cause}", cure=f"{cure}; {LAST_GOOD}")
 
 
-def preview_not_finite(error: NonFiniteError, step: int, which: str) -> Failed:
+def preview_not_finite(error: NonFiniteError, step: int, which: str, scene: SceneSettings) -> Failed:
     """In the preview after ``step``: its pictures, from sides that no step had looked from."""
     return Failed(
         step=step,
         message=f"preview {which}: {error}",
-        cure="start anew with a lower scene.density_lr or scene.colour_lr; the checkpoint holds the scene as it is",
+        cure=f"{LOWER_RATES.format(rates=list_rates(scene))}; the checkpoint holds the scene as it is",
     )
 
 
@@ -87,8 +90,8 @@ def step_out_of_memory(preset: Preset, step: int) -> Failed:
     return Failed(
         step=step,
         message=f"out of memory at step {step + 1}, even with {describe_sizes(preset)}",
-        cure="free memory and resume, or start anew with a lower render_size, scene.ray_samples, groups, candidates or "
-        f"scene.grid_size; {LAST_GOOD}",
+        cure="free memory and resume, or start anew with a lower render_size, groups, candidates or "
+        f"{list_sizes(preset.scene)}; {LAST_GOOD}",
     )
 
 
@@ -123,7 +126,7 @@ def attempt_step(session: Session, optimise_step: OptimiseStep) -> Attempt:
         with COMPUTING, precision.use_scaler(session.scaler):
             result = optimise_step(session.live, session.models, state, session.prompts, t, shared, noises, clock)
     except NonFiniteError as error:
-        not_finite = step_not_finite(error, state.step, t)
+        not_finite = step_not_finite(error, state.step, t, session.preset.in_stage(state.stage).scene)
     except (MemoryError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -162,7 +165,7 @@ def _recover_memory(session: Session, generator_state: Tensor) -> Iterator[Event
         session.use_less_memory()
     memory.release_memory()
     if was_smaller:
-        yield from end_failed(session, step_out_of_memory(session.preset, state.step))
+        yield from end_failed(session, step_out_of_memory(session.preset.in_stage(state.stage), state.step))
     else:
         yield Warned(step=state.step, message=f"Out of memory: going on with {describe_sizes(session.preset)}.")
 

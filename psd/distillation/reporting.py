@@ -58,9 +58,14 @@ def report_start(session: Session) -> Iterator[events.Event]:
         session.latest = make_preview(state, preset, session.models)
     yield from preview_events(session)
     if session.latest.not_finite is not None:
-        yield from recovery.end_failed(
-            session, recovery.preview_not_finite(session.latest.not_finite, state.step, "before the first step")
-        )
+        yield from end_at_preview(session, session.latest.not_finite, "before the first step")
+
+
+def end_at_preview(session: Session, error: NonFiniteError, which: str) -> Iterator[events.Event]:
+    """End a run whose scene a preview could not show."""
+    state = session.state
+    scene = session.preset.in_stage(state.stage).scene
+    yield from recovery.end_failed(session, recovery.preview_not_finite(error, state.step, which, scene))
 
 
 def report_step(
@@ -79,8 +84,7 @@ def report_step(
     if negative is not None:
         yield negative
     if latest.not_finite is not None and not is_last:
-        which = f"of step {state.step}, t = {t}"
-        yield from recovery.end_failed(session, recovery.preview_not_finite(latest.not_finite, state.step, which))
+        yield from end_at_preview(session, latest.not_finite, f"of step {state.step}, t = {t}")
         return
     yield from preview_events(session)
     if latest.preview is not None and on_grid:  # an extended run judges what the whole one would

@@ -26,6 +26,7 @@ from psd.scenes.gaussian_volume import GaussianVolume
 from psd.scenes.interfaces import Light, MeshSettings, Render
 from psd.scenes.relocation import choose_hosts, share_opacity
 from psd.scenes.shading import shade_points
+from psd.scenes.tensors import copy_tensors, load_tensors
 from psd.scenes.volume_rendering import binary_entropy
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ BELOW = 2.0  # of that: how far below the surface they lie, for seen from the si
 # Opacity of one that has faded, as GaussianDreamer prunes.  Differs from the paper: 0.005 is reached by none within 100
 # steps, as Adam's steps shrink along with a fading one's gradients: what lies outside the object stays at 0.01 to 0.03.
 DEAD = 0.05
+START_RADIUS = 0.5  # of the ball in which they start: DreamGaussian's, and that of the surface and of Fantasia3D
 RADIUS = 1.0  # of the ball that holds the object: outside it a Gaussian is as good as dead
 SIZES = 0.002, 0.2  # world units: no standard deviation is smaller or larger
 # Differs from the paper: those that share a place are parted at once, by this share of their standard deviations.
@@ -58,7 +60,7 @@ class GaussianScene:
         self.composite, why = splat_backend(self.device)
         self.notes = (f"splatting: {why}",) if self.device.type == "cuda" else ()  # elsewhere nothing is chosen
         self.steps = torch.zeros(1, dtype=torch.int64)  # so far; on the CPU: it is asked in each
-        count, radius = preset.scene.gaussians, preset.scene.start_radius
+        count, radius = preset.scene.gaussians, START_RADIUS
         seeded = torch.Generator().manual_seed(preset.seed)
         ray = normalize(torch.randn(count, 3, generator=seeded), dim=-1)
         position = ray * radius * torch.rand(count, 1, generator=seeded) ** (1 / 3)
@@ -90,7 +92,7 @@ class GaussianScene:
         settings = preset.scene
         assert isinstance(settings, GaussianSettings)
         rates = {
-            "position": settings.position_lr, "log_size": settings.size_lr, "rotation": settings.turn_lr,
+            "position": settings.position_lr, "log_size": settings.size_lr, "rotation": settings.size_lr,
             "logit_opacity": settings.alpha_lr, "logit_colour": settings.tint_lr,
         }  # fmt: skip
         return [{"name": name, "params": [(name, self.values[name])], "lr": rate} for name, rate in rates.items()]
@@ -135,7 +137,7 @@ class GaussianScene:
         """Means over all pixels or all Gaussians, of the terms that have a weight."""
         measured: dict[str, Callable[[], Tensor]] = {
             "cover": lambda: opacity.mean(), "haze": lambda: binary_entropy(opacity.clamp(0, 1)).mean(),
-            "alpha": lambda: gaussians.opacity.mean(), "size": lambda: gaussians.size.mean(),
+            "alpha": lambda: gaussians.opacity.mean() + gaussians.size.mean(),
         }  # fmt: skip
         weights = self.settings.regulariser_weights()
         return {name: measure() for name, measure in measured.items() if weights[name] > 0}
@@ -208,19 +210,14 @@ class GaussianScene:
 
     def state(self) -> dict[str, Tensor]:
         """Copies of everything that `render` and the next step depend on."""
-        return {name: value.detach().clone() for name, value in {**self.values, "steps": self.steps}.items()}
+        return copy_tensors(self._values())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copies in place, so that an optimiser keeps its parameters; other keys or shapes raise RuntimeError."""
-        values = {**self.values, "steps": self.steps}
-        if state.keys() != values.keys():
-            raise RuntimeError(f"Gaussians' state has {', '.join(values)}, not {', '.join(state)}")
-        for name, value in values.items():
-            if state[name].shape != value.shape:
-                raise RuntimeError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in values.items():
-                value.copy_(state[name])
+        """Copies in place; other keys or shapes raise RuntimeError."""
+        load_tensors(self._values(), state, "Gaussians'")
+
+    def _values(self) -> dict[str, Tensor]:
+        return {**self.values, "steps": self.steps}
 
 
 def shade_splats(seen: Splats, normal: Float[Tensor, "b v 3 h w"], cameras: Cameras, light: Light) -> Splats:

@@ -27,6 +27,7 @@ from psd.geometry.tetrahedra import Crossings, TetrahedralGrid, march_tetrahedra
 from psd.runtime.devices import to_device
 from psd.scenes.interfaces import Light, MeshSettings, Render
 from psd.scenes.shading import shade_points
+from psd.scenes.tensors import copy_tensors, load_tensors
 
 if TYPE_CHECKING:
     from psd.config.preset import Preset
@@ -216,19 +217,11 @@ class SurfaceScene:
 
     def state(self) -> dict[str, Tensor]:
         """Copies of everything that `render` depends on."""
-        return {name: value.detach().clone() for name, value in self._values().items()}
+        return copy_tensors(self._values())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copies in place, so that an optimiser keeps its parameters; other keys or shapes raise RuntimeError."""
-        values = self._values()
-        if state.keys() != values.keys():
-            raise RuntimeError(f"a surface's state has {', '.join(values)}, not {', '.join(state)}")
-        for name, value in values.items():
-            if state[name].shape != value.shape:
-                raise RuntimeError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in values.items():
-                value.copy_(state[name])
+        """Copies in place; other keys or shapes raise RuntimeError."""
+        load_tensors(self._values(), state, "a surface's")
 
     def _values(self) -> dict[str, Tensor]:
         return {

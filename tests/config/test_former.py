@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from psd.config.errors import PresetError
-from psd.config.former import CHANGED, DELETED, translate_preset
+from psd.config.former import CHANGED, DELETED, DELETED_IN_SCENE, translate_preset
 from psd.config.preset import Preset, flatten
 from psd.distillation.events import Checkpointed, Finished, Started
 from psd.geometry.cameras import Cameras
@@ -140,6 +140,15 @@ def test_presets_of_today_stay_as_they_are() -> None:
         preset = Preset.load(name, values)
         assert translate_preset(preset.model_dump()) == (preset.model_dump(), [])
         assert read_text(preset.to_yaml()) == preset
+
+
+def test_deleted_keys_of_a_scene_are_dropped_in_every_stage() -> None:
+    kept = {"kind": "gaussians", "gaussians": 500}
+    written = {"scene": {**kept, **DELETED_IN_SCENE}, "stages": [{"share": 1.0, "scene": {**DELETED_IN_SCENE}}]}
+    assert translate_preset(written) == ({"scene": kept, "stages": [{"share": 1.0}]}, [])
+    written["stages"][0]["scene"]["turn_lr"] = 0.2
+    assert translate_preset(written)[1] == ["scene.turn_lr=0.2"]
+    assert Preset.make(translate_preset(written)[0]).scene.kind == "gaussians"
 
 
 def test_every_neutral_value_is_dropped_and_every_other_told() -> None:

@@ -89,6 +89,12 @@ PRESET = st.fixed_dictionaries(
 ).map(of_its_kind)
 
 
+@pytest.mark.parametrize("kind", SCENES)
+def test_a_preset_has_few_keys(kind: str) -> None:
+    """An option more needs one less: what experiments found worthless has gone (docs/evidence.md)."""
+    assert len(flatten(Preset.make({"scene": {"kind": kind}}))) <= 70
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_has_both_bounds(name: str) -> None:
     assert low(name) <= FIELDS[name].default <= high(name)

@@ -470,9 +470,10 @@ class SpikingScene(ToyScene):
         return {"tv": (self.grid - self.grid).abs().sum().sqrt() if self.progress >= 0.5 else self.grid.square().mean()}
 
 
+LOWER_RATES = "lower scene.density_lr or scene.colour_lr"
 CURES = {  # of the first tensor at fault
-    "prior": "resume <run> --set negative_lr", "reward": "without that reward", "regulariser": "lower density_lr",
-    "gradient": "lower density_lr",
+    "prior": "resume <run> --set negative_lr", "reward": "without that reward", "regulariser": LOWER_RATES,
+    "gradient": LOWER_RATES,
 }  # fmt: skip
 
 

@@ -123,7 +123,8 @@ def test_a_run_of_gaussians_moves_some_and_goes_on_bit_for_bit(monkeypatch: pyte
 
     monkeypatch.setattr(GaussianScene, "relocate_dead", count)
     # They fill the unit ball, so that some leave it.
-    preset = preset_of([], scene={**GAUSSIANS, "alpha_lr": 0.01, "start_radius": 1.0, "position_lr": 0.03})
+    monkeypatch.setattr("psd.scenes.gaussians.START_RADIUS", 1.0)
+    preset = preset_of([], scene={**GAUSSIANS, "alpha_lr": 0.01, "position_lr": 0.03})
     whole = list(run(preset, models()))
     assert len(moved) == 8 and sum(count > 0 for count in moved) > 1
     for place, event in enumerate(whole):

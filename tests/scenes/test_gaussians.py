@@ -86,7 +86,7 @@ def test_light_falls_from_where_it_stands() -> None:
 
 
 def test_only_terms_with_a_weight_are_measured_and_only_in_training() -> None:
-    scene, _ = cloud(weight_size=0, weight_cover=0)
+    scene, _ = cloud(weight_cover=0)
     assert set(show(scene, generator=torch.Generator()).regularisers) == {"haze", "alpha"}
 
 

@@ -1,8 +1,8 @@
-"""What runs of a few steps take, which `psd.runs.jobs.preset_cost` is fitted to: ``python -m tests.support.measure_costs``.
+"""What runs of a few steps take, to fit `psd.runs.jobs.preset_cost`: ``python -m tests.support.measure_costs``.
 
 Each variant of tests/runs/data/run-costs.json is run in a process of its own on one core, and its figures are written
-back: processor seconds of a step without a preview and of the mesh, and the most memory that the process held.  Then the
-seconds of what `preset_cost` counts are printed, by least squares of the relative errors; its constants are rounded
+back: processor seconds of a step without a preview and of the mesh, and the most memory that the process held.  Then
+the seconds of what `preset_cost` counts are printed, by least squares of the relative errors; its constants are rounded
 from them by hand.
 """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
+from psd.config.settings import SIZES
 from psd.distillation.events import Checkpointed, Event, Failed, Previewed, Started, Warned
 from psd.runs.jobs.controls import Controls
 from psd.runs.store.archive import ACTIVE, changes_since, find_checkpoint
@@ -99,7 +100,7 @@ def describe_failure(error: BaseException, step: int, time_s: float) -> Failed:
     elif is_out_of_memory(error):
         message, cure = (
             f"out of memory: {message}",
-            "lower render_size, scene.ray_samples, scene.grid_size or candidates",
+            f"lower render_size, candidates or the size of the scene (scene.{', scene.'.join(SIZES)})",
         )
     elif not cure and not isinstance(error, PresetError):
         message, cure = f"{type(error).__name__}: {message}", "log.txt in the run folder has the details"

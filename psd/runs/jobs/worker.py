@@ -285,8 +285,7 @@ class Worker:
         return running + self._queue.list_before(run_id)
 
     def _left_s(self, entry: Job) -> float | None:
-        """Seconds of work to its mesh: by its own speed, and for what it has not reached by an earlier run of its
-        shape."""
+        """Seconds of work to its mesh: by its own speed, else by that of an earlier run of its shape."""
         if entry.over.is_set():
             return 0.0
         pace, own = self._paces.get(workload_key(entry.folder.preset)), entry.pacer.run_estimate
