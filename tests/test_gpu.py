@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from psd.config.preset import Preset
 from psd.distillation import run as algorithm
-from psd.distillation.events import Finished, Meshed, Stepped
+from psd.distillation.events import Finished, Meshed, Stepped, Warned
 from psd.distillation.methods import choose
 from psd.distillation.run import run
 from psd.distillation.state import State, load_optimiser, optimiser_state, parameters_by_name
@@ -89,7 +89,7 @@ def test_nothing_waits_for_the_gpu_but_what_must_be_known(
     reward_views: int, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
     """torch complains of each wait: none in the method (both networks, decoder, rewards and their gradients), in a
-    whole step those that psd/scene.py gives reasons for and one for the step's numbers.
+    whole step those that psd/scenes/radiance.py gives reasons for and one for the step's numbers.
     """
     most = 3 + 1 + 1  # a render; a refreshed occupancy, in a run of five steps at each; the numbers
     plain, whole, calls, waits = choose.METHODS["steered"].function, algorithm.optimise_step, [], []
@@ -221,6 +221,27 @@ def test_a_step_in_the_exact_shapes(name: str, record_property) -> None:
         preset, exact=True, card=card, step_s=mean, reserved=peak.reserved, overhead_share=over / waiting
     ):
         record_property(f"bar, {bar.asked}", f"{bar.found}, {'met' if bar.met else 'MISSED'}")
+
+
+@pytest.mark.parametrize("name", ["mvdream-surface", "mvdream-gaussians"])
+def test_every_stage_of_a_pipeline_in_the_exact_shapes(name: str, record_property) -> None:
+    """Steps of each stage, one after the other, with memory capped at what the preset is meant for."""
+    memory.release_memory()
+    preset = throughput.short_schedule(Preset.load(name), 4, {"judges": [], "negative_every": 1})
+    models = random_models(preset, cuda(), torch.float16)
+    try:
+        throughput.cap_memory(22e9 / 2**30)
+        events = list(run(preset, models))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert isinstance(events[-1], Finished) and events[-1].reason == "completed", events[-1]
+    assert not [event for event in events if isinstance(event, Warned) and "memory" in event.message]
+    steps = [event for event in events if isinstance(event, Stepped)]
+    assert sorted({event.stage for event in steps}) == list(range(len(preset.stages)))
+    for before, after in zip(steps, steps[1:]):
+        if after.stage == before.stage:
+            record_property(f"stage {after.stage + 1}, last step, s", round(after.time_s - before.time_s, 2))
+    record_property("GB of the GPU", round(memory.peak_bytes() / 1e9, 2))
 
 
 def test_what_the_steered_pair_costs(record_property) -> None:

@@ -176,16 +176,15 @@ def test_colours_primitives_and_relations_are_listed_and_kinds_counted() -> None
 
 
 def test_values_set_in_examples_are_accepted() -> None:
-    settings = [
-        word
+    """Those of one command together: keys of a scene need its kind."""
+    examples = [
+        [word for word in shlex.split(command.partition("--set")[2]) if "=" in word]
         for text in PAGES.values()
         for command in commands(text)
-        for word in shlex.split(command.partition("--set")[2])
-        if "=" in word
     ]
-    assert settings
-    for setting in settings:
-        Preset.make(parse_assignments([setting]))
+    assert any(len(settings) > 1 for settings in examples)
+    for settings in examples:
+        Preset.make(parse_assignments(settings))
 
 
 def test_presets_in_examples_load(tmp_path: Path) -> None:

@@ -168,3 +168,19 @@ def test_normals_of_depths_are_those_of_a_ball() -> None:
     assert (normal[~hit] == 0).all() and (agreement[hit] > 0.9).float().mean() > 0.97
     facing = hit & ((true * -directions).sum(-1) > 0.5)
     assert agreement[facing].min() > 0.97
+
+
+# --------------------------------------------------------------------------------------------------------------- a GPU
+
+
+@pytest.mark.gpu
+def test_a_gpu_splats_what_a_cpu_splats(record_property) -> None:
+    gaussians, pictures = random_gaussians(200, dtype=torch.float32), []
+    for device in ("cpu", "cuda"):
+        leaves = {name: value.to(device).requires_grad_() for name, value in vars(gaussians).items()}
+        picture = channels(splat_gaussians(Gaussians(**leaves), two_views().to(device), 60))
+        slopes = torch.autograd.grad(picture.square().sum(), list(leaves.values()))
+        pictures.append((picture.detach().cpu(), torch.cat([slope.flatten().cpu() for slope in slopes])))
+    (here, slope), (there, other) = pictures
+    record_property("largest difference", f"{(here - there).abs().max().item():.1e}")
+    assert torch.allclose(here, there, atol=1e-3) and torch.cosine_similarity(slope, other, dim=0) > 0.999
