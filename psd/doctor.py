@@ -155,10 +155,11 @@ def check_splatting() -> Iterator[Finding]:
     import torch
 
     try:
-        from psd.geometry.splat_backends import splat_backend
+        from psd.geometry.splat_backends import composite_with_gsplat, splat_backend
     except ModuleNotFoundError:
         return  # `check_packages` names what is missing
-    yield Finding("splatting", OK, splat_backend(torch.device("cuda"))[1])
+    way, why = splat_backend(torch.device("cuda"))
+    yield Finding("splatting", OK if way is composite_with_gsplat else NOTE, why)
 
 
 def check_connection() -> Finding:

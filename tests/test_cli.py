@@ -395,6 +395,13 @@ def steps(progress: Progress, count: int, *, total: int, seconds: float) -> None
         progress.show(Stepped(step=step, t=1, metrics=metrics, time_s=seconds * step))
 
 
+def test_progress_names_the_stage() -> None:
+    progress = Progress(io.StringIO())
+    progress.show(Started(step=0, preset={"stages": [{}, {}]}, total_steps=9, views=4, environment={}))
+    progress.show(Stepped(step=5, t=1, stage=1))
+    assert "5/9  stage 2 of 2" in progress.text()
+
+
 def test_progress_tells_speed_and_time_left() -> None:
     progress = Progress(Terminal())
     steps(progress, 30, total=120, seconds=0.5)

@@ -10,7 +10,7 @@ tetrahedra.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import permutations
 
 import torch
@@ -126,6 +126,7 @@ def _flat_index(place: Int[Tensor, "t 3"], size: int) -> Int[Tensor, " t"]:
     return (place[:, 0] * size + place[:, 1]) * size + place[:, 2]
 
 
+@cache
 def _make_table() -> Int[Tensor, "16 2 3 2"]:
     """For each pattern of inside corners (bit i: corner i) up to two faces of three edges, each a pair of corners.
 

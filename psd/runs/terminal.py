@@ -1,4 +1,4 @@
-"""A run on one line of a terminal: step, steps a second, time left, reward."""
+"""A run on one line of a terminal: step, stage, steps a second, time left, reward."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ class Progress:
         self._stream, self._terminal = stream, stream.isatty()
         self._times: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
         self._total, self._drawn = 0, 0
+        self._stage, self._stages = 0, 0  # none: 0
         self._scores: dict[str, float] = {}
 
     def show(self, event: Event) -> None:
         match event:
             case Started():
-                self._total = event.total_steps
+                self._total, self._stages = event.total_steps, len(event.preset.get("stages", ()))
                 self._times.append((event.step, event.time_s))
                 for note in event.notes:
                     self._write_line(note)
             case Stepped():
                 self._times.append((event.step, event.time_s))
+                self._stage = event.stage
                 scores = {key: value for key, value in event.metrics.items() if key.startswith(("reward/", "judge/"))}
                 self._scores |= scores
                 if self._terminal:
@@ -52,10 +54,12 @@ class Progress:
                 )
 
     def text(self) -> str:
-        """``[####....]  45/120  1.31 it/s  0:57 left  reward 0.312``"""
+        """``[####....]  45/120  stage 1 of 2  1.31 it/s  0:57 left  reward 0.312``"""
         (first, then), (step, now) = self._times[0], self._times[-1]
         done = BAR * step // max(self._total, 1)
         parts = [f"[{'#' * done}{'.' * (BAR - done)}]", f"{step:{len(str(self._total))}}/{self._total}"]
+        if self._stages:
+            parts.append(f"stage {self._stage + 1} of {self._stages}")
         if now > then:
             rate = (step - first) / (now - then)
             parts += [f"{rate:.2f} it/s", f"{format_duration((self._total - step) / rate)} left"]

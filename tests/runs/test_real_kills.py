@@ -1,4 +1,4 @@
-"""A real short run, killed at random moments as a process: what goes on from there is the run without a kill."""
+"""Real short runs, killed at random moments as a process: what goes on from there is the run without a kill."""
 
 import json
 import multiprocessing
@@ -17,12 +17,20 @@ from psd.distillation.events import Checkpointed, Finished, Started, Warned, to_
 from psd.runs.store.archive import list_runs, read_status, replay_events
 from tests.support.compare_checkouts import CLOCK, UNTIMED, read_mesh
 
-KILLS = 20
+KILLS = {"field": 20, "surface": 10}
 PATIENCE_S = 120.0
 SMALL = [
-    "steps=6", "render_size=16", "preview_size=32", "preview_every=2", "negative_every=3", "mesh_resolution=24",
+    "render_size=16", "preview_size=32", "preview_every=2", "negative_every=3", "mesh_resolution=24",
     "mesh_faces=400", "scene.grid_size=16", "scene.ray_samples=8", "checkpoint_s=0.05", "threads=1", "export=best",
 ]  # fmt: skip
+STAGES = {  # settings of a run whose last scene is ...
+    "field": ["steps=6"],
+    "surface": [
+        "steps=12",
+        "stages=[{share: 0.5}, {share: 0.5, scene: {kind: surface, surface_cells: 8}}]",
+        "scene.blob_density=40",
+    ],
+}
 IMPORTS = ["psd.runs.engine", "psd.runs.remesh", "psd.distillation.run", "psd.models.load", "transformers", "diffusers"]
 
 
@@ -51,10 +59,11 @@ def read_result(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes], d
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_twenty_kills_of_a_real_run_change_no_bit(tmp_path: Path) -> None:
-    context, kills = multiprocessing.get_context("forkserver"), 0
+@pytest.mark.parametrize("last", STAGES)
+def test_kills_of_a_real_run_change_no_bit(last: str, tmp_path: Path) -> None:
+    context, kills, most = multiprocessing.get_context("forkserver"), 0, KILLS[last]
     context.set_forkserver_preload(IMPORTS)
-    begin = ["run", "a red mushroom", "--set", *SMALL]
+    begin = ["run", "a red mushroom", "--set", *SMALL, *STAGES[last]]
 
     def start(root: Path, arguments: list[str]) -> Any:
         process = context.Process(target=run_command, args=(str(root), arguments))
@@ -70,14 +79,14 @@ def test_twenty_kills_of_a_real_run_change_no_bit(tmp_path: Path) -> None:
     wanted = read_result(list_runs(tmp_path / "whole")[0].folder)
     assert len(wanted[0]) > 10 and len(wanted[2]["faces"]) > 50
     moments = []
-    for number in range(3 * KILLS):
+    for number in range(3 * most):
         chance, root = random.Random(number), tmp_path / f"killed {number}"
         arguments = begin
         while True:
             process = start(root, arguments)
-            process.join(chance.uniform(0.1, whole_s) if kills < KILLS else PATIENCE_S)
+            process.join(chance.uniform(0.1, whole_s) if kills < most else PATIENCE_S)
             if process.exitcode is None:
-                assert kills < KILLS, "a resumed run does not end"
+                assert kills < most, "a resumed run does not end"
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 if list_runs(root):
@@ -102,6 +111,6 @@ def test_twenty_kills_of_a_real_run_change_no_bit(tmp_path: Path) -> None:
             assert np.array_equal(found[2][name], values), f"number {number}: {name} of the mesh"
         ends = [event for event in replay_events(run.folder, images=False) if isinstance(event, Finished)]
         assert len(ends) == 1 and not list(run.folder.rglob(".*")), "a half-written file was left"
-        if kills >= KILLS:
+        if kills >= most:
             break
-    assert kills == KILLS and len(set(moments)) > 3, moments
+    assert kills == most and len(set(moments)) > 3, moments
