@@ -26,7 +26,7 @@ from psd.config.strict_yaml import LARGEST_FILE, is_printable
 PRESETS = ROOT / "presets"
 TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
-Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
+MethodName = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 PairKind = Literal["steered", "random"]
 CompileMode = Literal["none", "graphs", "inductor"]  # how large networks are launched
 
@@ -46,7 +46,7 @@ class Preset(Settings):
     early_stop: Literal["off", "hacking", "plateau", "both"] = setting(
         "off", "End when the selector judge falls while the reward climbs, or when it climbs no more.", group="run"
     )
-    method: Method = setting("psd", "What turns predictions and rewards into a direction.", group="run")
+    method: MethodName = setting("psd", "What turns predictions and rewards into a direction.", group="run")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to run.", group="run")
     threads: int = setting(0, "CPU threads; 0 takes all cores as suits the networks.", group="run", ge=0, le=256)
 
