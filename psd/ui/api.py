@@ -40,7 +40,7 @@ EVENTS_AT_ONCE = 128
 STREAMS, STREAMS_OF_CLIENT = 64, 8
 UNREAD = 4  # messages that wait for a client before its stream does; it ends where none is fetched for SILENT_S
 LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
-LISTED = 100
+MOST_LISTED = 100
 MOST_IMAGES = 16  # of one call
 
 ScoreImages = Callable[
@@ -175,8 +175,8 @@ class Api:
         Returns:
             for each run its id, state, prompt, seed, method, steps, best judge score and thumbnail
         """
-        if not 1 <= limit <= LISTED:
-            raise PresetError(f"limit={format_value(limit)} must lie in [1, {LISTED}]")
+        if not 1 <= limit <= MOST_LISTED:
+            raise PresetError(f"limit={format_value(limit)} must lie in [1, {MOST_LISTED}]")
         return [summarise_run(run) for run in self._worker.library.list_runs(owner)[:limit]]
 
     def export_mesh(

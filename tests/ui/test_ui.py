@@ -696,7 +696,7 @@ def test_the_threshold_s_range_is_the_runs_own_whatever_is_made_again() -> None:
     assert (faces, texture, scene) == (1300, True, "last")
 
 
-@pytest.mark.parametrize(("show", "end"), [("Mesh", ""), ("Wireframe", ""), (stage.SPLATS, ".splat")])
+@pytest.mark.parametrize(("show", "end"), [("Mesh", ""), ("Wireframe", ""), (stage.SPLAT_VIEW, ".splat")])
 def test_the_viewer_gets_no_address_twice(tmp_path: Path, show: str, end: str) -> None:
     """Given one again while its code is on the way, Gradio's viewer would stay empty for good."""
     (tmp_path / stage.SPLAT_FILE).parent.mkdir(parents=True)
