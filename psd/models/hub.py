@@ -307,15 +307,15 @@ def _download_files(source: str, kind: str, half: bool, leave: Callable[[], bool
                 f"{source} takes {missing / GB:.1f} GB and {room / GB:.1f} GB are free: make room, or set HF_HOME"
             )
         exactly = [escape(name) for name in names]
-        told = 10 * (size - missing) // size if size else 0
+        reported_tenths = 10 * (size - missing) // size if size else 0
 
         def download(bar: type) -> object:
             return snapshot_download(repository, allow_patterns=exactly, tqdm_class=bar)
 
         for arrived in watch_download(download, leave):
             here = size - missing + arrived
-            if size and (tenths := 10 * here // size) > told:
-                told = tenths
+            if size and (tenths := 10 * here // size) > reported_tenths:
+                reported_tenths = tenths
                 yield f"{source}: {here / GB:.2f} of {size / GB:.2f} GB are here"
     except LookupError as error:
         raise MissingError(

@@ -77,7 +77,7 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
 
 
 def collect_texts(preset: Preset) -> tuple[str, ...]:
-    """All that the models of a run are told."""
+    """The texts that the models of a run encode."""
     return (preset.prompt, preset.negative_prompt, *(f", {side} view" for side in SIDES))
 
 

@@ -1,4 +1,4 @@
-"""What a single-view prior is told of the camera, against the Janus problem: a face on every side.
+"""The camera in the prompt of a single-view prior, against the Janus problem: a face on every side.
 
 ``views``: the prompt says front, side, back or overhead view, by the camera (DreamFusion, section 3.2).
 ``perp_neg``: the prompt's embedding turns with the camera, and the other sides' embeddings push away, but only with the
