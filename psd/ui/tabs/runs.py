@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from psd.ui.tabs.compare import CompareTab
 
 SORTS = {"Newest": lambda run: run.id, "Best": lambda run: run.status.best_score or -1e9}
-# A click on one of the cards' buttons says which, and on which run; a name is sent when its field is left.  The timelapse is
-# fetched when a pointer comes.  Ticked cards are compared together.
+# A click on one of the cards' buttons says which, and on which run; a name is sent when its field is left.  The
+# timelapse is fetched when a pointer comes.  Ticked cards are compared together.
 BUTTONS = f"""
 const tell = (target, more) => trigger('click', {{act: target.dataset.act, run: target.dataset.run, ...more}})
 const ticked = () => [...element.querySelectorAll('input[data-tick]:checked')].map(box => box.dataset.tick)
