@@ -1,4 +1,4 @@
-"""The running mean of the reward gap, by which a gap is large or small (method.md, section 3, point 6)."""
+"""The running mean m of the reward gap, by which a gap is large or small: confidence = tanh(gap / (kappa m))."""
 
 from __future__ import annotations
 

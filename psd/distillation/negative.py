@@ -71,8 +71,8 @@ class Negative:
         """One Adam step on n, then the projection RMS(n - n0) <= r_n; returns the statistics of the update.
 
         ``compare``: with the reward after it, which takes another call of every network.  Nothing moves where no reward
-        has a gradient: then the result is empty.  What is not finite after Adam's step
-        raises with n moved: `undone_by_errors` takes it back.
+        has a gradient: then the result is empty.  What is not finite after Adam's step raises with n moved:
+        `restore_on_error` takes it back.
         """
         if not step.differentiable:
             return {}

@@ -118,17 +118,21 @@ def optimise_step(
     preset = preset.at(progress)
     scene.advance(state.step / preset.steps, preset.scene)
 
-    # ---- 1: cameras, render, latents, differentiable to the scene
+    # ---- 1: cameras and render
     cameras = sample_cameras(preset, prior, shared)
     render = render_scene(preset, scene, cameras, shared, clock)
     readings.check_finite("render", render.rgb)
+
+    # ---- 2: encode, differentiable to the scene
     entry = encode_render(preset, prior, render, clock)
     readings.check_finite("latents", entry.z0)
 
-    # ---- 2: noises, the same draws on every device
+    # ---- 3: the noise level, `t`, was drawn before: `sampling.draw_timestep`
+
+    # ---- 4: noises, the same draws on every device
     noise = to_like(sampling.draw_noise(choose.count_candidates(preset), entry.z0.shape, noises), entry.z0)
 
-    # ---- 3 to 8: the method's score
+    # ---- 5: the score of the method
     step = StepContext(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
         images=render.rgb.detach(), z0=entry.z0.detach(), noise=noise, t=t, progress=progress,
@@ -140,7 +144,7 @@ def optimise_step(
         root, gradient = entry.place(found.gradient)
     readings.check_finite("score", gradient)
 
-    # ---- 9: backward through the render, with the regularisers
+    # ---- 6: backward through the render, with the regularisers
     terms = {**render.regularisers, **scene.regularisers()}
     for name, value in terms.items():
         readings.check_finite(f"regulariser {name}", value)
@@ -152,13 +156,14 @@ def optimise_step(
     shown: dict[str, Number] = {f"loss/{name}": scalar(value) for name, value in terms.items()} | dict(found.metrics)
     metrics, gaps = readings.settle_checks(shown | {"score/norm": scalar(found.gradient.norm())}, found.gaps)
 
-    # ---- 10: the negative embedding
+    # ---- 7: the negative embedding
     negative = None
     if state.negative.due(preset, state.step, t, prior.levels):
         negative = update_negative(step, found, state, prompts)
         if negative is not None:
             metrics |= negative.metrics
 
+    # ---- 8: the optimiser's step, and the running means
     with clock.part("optimiser"):
         state.decay(preset)
         state.optimiser.step()
