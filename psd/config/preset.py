@@ -257,7 +257,7 @@ class Preset(Settings):
     def optimises_reward(self) -> bool:
         return self.method not in WITHOUT_REWARD
 
-    def ends_at(self, alarm: str) -> bool:
+    def is_ended_by(self, alarm: str) -> bool:
         """Whether the run ends early at an alarm of this kind (`psd.distillation.events.Alarmed`)."""
         return self.early_stop in (alarm, "both")
 

@@ -17,12 +17,12 @@ def reduced_preset(preset: Preset) -> Preset:
     (And `Models.fewer`: where a step has one orbit anyway, networks fill the memory.)
     """
 
-    def halved(values: Mapping[str, Any]) -> dict[str, Any]:
+    def halve(values: Mapping[str, Any]) -> dict[str, Any]:
         known = {name: least for name, least in SMALLER.items() if name in values}
         return {**values, **{name: min(values[name], max(least, values[name] // 2)) for name, least in known.items()}}
 
-    stages = [halved(stage.model_dump()) for stage in preset.stages]
-    return preset.with_values({**halved({name: getattr(preset, name) for name in SMALLER}), "stages": stages})
+    stages = [halve(stage.model_dump()) for stage in preset.stages]
+    return preset.with_values({**halve({name: getattr(preset, name) for name in SMALLER}), "stages": stages})
 
 
 def describe_sizes(preset: Preset) -> str:

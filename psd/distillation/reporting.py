@@ -85,9 +85,9 @@ def report_step(
     yield from preview_events(session)
     if latest.preview is not None and on_grid:  # an extended run judges what the whole one would
         for event in judge_events(session.live.in_stage(state.stage), session.models, state, latest.preview):
-            session.ends_early |= isinstance(event, events.Alarmed) and preset.ends_at(event.kind)
+            session.ends_early |= isinstance(event, events.Alarmed) and preset.is_ended_by(event.kind)
             yield event
-    if (latest.out_of_memory or session.checkpoint_is_due) and not is_last:
+    if (latest.out_of_memory or session.is_checkpoint_due) and not is_last:
         yield session.checkpoint()  # at once where memory is short: it may be gone altogether next time
         session.saved = time.monotonic()
 

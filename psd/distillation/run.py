@@ -86,7 +86,7 @@ def distil(session: Session) -> Iterator[Event]:
         yield session.checkpoint()  # what it starts from is nowhere else
     show_scene()
     session.clock.between = show_scene  # a whole step is long to wait for
-    while session.goes_on:
+    while session.has_steps_left:
         yield from controls.take_live_values(session)
         yield from stages.enter_stage(session)
         if session.failed:
@@ -158,7 +158,7 @@ def optimise_step(
 
     # ---- 7: the negative embedding
     negative = None
-    if state.negative.due(preset, state.step, t, prior.levels):
+    if state.negative.is_due(preset, state.step, t, prior.levels):
         negative = update_negative(step, found, state, prompts)
         if negative is not None:
             metrics |= negative.metrics

@@ -95,7 +95,7 @@ class Session:
         self.models = self.loaded.in_stage(self.preset.in_stage(self.state.stage))
 
     @property
-    def goes_on(self) -> bool:
+    def has_steps_left(self) -> bool:
         """Whether there is a step to make; asks the control."""
         is_over = self.failed or self.ends_early or self.state.step >= self.preset.total_steps
         return not (is_over or self.control.stopping())
@@ -105,7 +105,7 @@ class Session:
         return self.state.step == self.preset.total_steps
 
     @property
-    def checkpoint_is_due(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         return time.monotonic() - self.saved >= self.preset.checkpoint_s
 
     def finish_step(self) -> None:

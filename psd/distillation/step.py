@@ -76,7 +76,7 @@ class StepContext:
         return {name: weight / sum(active.values()) for name, weight in active.items()}
 
     @property
-    def differentiable(self) -> dict[str, float]:
+    def differentiable_weights(self) -> dict[str, float]:
         """The weights of those that can be steered by."""
         return {name: weight for name, weight in self.weights.items() if self.rewards[name].differentiable}
 
@@ -100,7 +100,7 @@ class StepContext:
         return self.condition.embedding
 
     @cached_property
-    def seen(self) -> slice | list[int]:
+    def reward_view_index(self) -> slice | list[int]:
         """The views that rewards see: all, or some at about equal distances.
 
         A slice where the distances are equal: a GPU would wait for a list of indices to be copied.
@@ -136,7 +136,7 @@ class StepContext:
 
     def decode(self, z0: Float[Tensor, "*k v c h2 w2"]) -> Float[Tensor, "*k s 3 h w"]:
         """Images in [0, 1] of the views that the rewards see."""
-        z0 = z0[..., self.seen, :, :, :]
+        z0 = z0[..., self.reward_view_index, :, :, :]
         with self.clock.part("decode"):
             images = clamp_keeping_gradient(self.prior.decode(z0.flatten(0, -5)), 0, 1)
         return self.readings.check_finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
@@ -190,7 +190,7 @@ class StepContext:
         In the unit of the mixture: `units`, or the rewards' own Bradley-Terry scales where the preset has a beta, which
         would mean nothing in units that a run measures itself.
         """
-        names = self.differentiable
+        names = self.differentiable_weights
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
             units = self.scales if self.preset.preference_beta > 0 else self.units

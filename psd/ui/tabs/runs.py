@@ -159,12 +159,12 @@ def find_runs(runs: Sequence[Run], words: str, sort: str) -> list[Run]:
     """Those that hold every one of ``words``, in the order that was chosen."""
     wanted = words.casefold().split()
 
-    def holds(run: Run) -> bool:
+    def is_match(run: Run) -> bool:
         labels, status = run.labels, run.status
         said = f"{labels.name} {labels.tag} {status.prompt} {status.method} {status.state} {run.id}".casefold()
         return all(word in said for word in wanted)
 
-    return sorted(filter(holds, runs) if wanted else runs, key=SORTS.get(sort, SORTS["Newest"]), reverse=True)
+    return sorted(filter(is_match, runs) if wanted else runs, key=SORTS.get(sort, SORTS["Newest"]), reverse=True)
 
 
 def runs_html(page: Page) -> str:
