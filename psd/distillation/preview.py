@@ -29,6 +29,8 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
 
 @dataclass(frozen=True)
 class Preview:
+    """Pictures of the scene from a few sides, with their scores and statistics."""
+
     images: Mapping[str, UInt8[np.ndarray, "v h w 3"]]
     scores: dict[str, list[float]]  # reward/<name> or judge/<name> -> raw score of each view, where all are finite
     unscored: tuple[str, ...]  # the names of the others

@@ -35,6 +35,7 @@ FAR_STEPS = 5  # in a row outside of them; where the gate begins to open, one al
 
 
 def started_event(session: Session) -> events.Started:
+    """Makes the event that a run begins with: preset, environment, and the notes of the models and the scene."""
     preset, models = session.preset, session.models
     environment = {
         "psd": __version__,

@@ -31,6 +31,12 @@ REWARD_GUIDANCE = 7.5  # s_r, guidance of the prediction that a reward sees: wha
 
 @dataclass(frozen=True)
 class StepContext:
+    """The frozen context of one step, and the calls that a method makes to prior, decoder and rewards.
+
+    Gradients are on or off as the caller has them.  Every result is checked with ``readings``, which raise
+    `NonFiniteError` when they are settled.
+    """
+
     preset: Preset  # with the live values of this step
     prior: Prior
     rewards: Mapping[str, Reward]

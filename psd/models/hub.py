@@ -47,6 +47,10 @@ def weight_patterns(folder: str, stem: str, half: bool) -> tuple[str, ...]:
 
 
 def required_files(kind: str, half: bool) -> Needs:
+    """Lists what a model of ``kind`` needs, with the alternatives for each in the order of preference.
+
+    ``half``: the half-precision weights come first.  KeyError for an unknown kind.
+    """
     diffusion = "diffusion_pytorch_model"
     return {
         "prior": (

@@ -191,6 +191,11 @@ def load_prior(
     compiled: CompileMode = "none",
     say: hub.Say | None = None,
 ) -> DiffusersPrior:
+    """Loads a prior from a folder, a file or a hub id and tries its networks once; the last two are kept.
+
+    ``decoder`` names a small decoder to use in place of the prior's own, ``batch`` > 0 bounds the images at once.
+    Raises `MissingError` and `PresetError` with a cure.
+    """
     found = components.load_components(source, dtype, say=say)
     small = components.load_small_decoder(decoder, dtype, say) if decoder else None
     with explain_load_errors(source):

@@ -143,6 +143,7 @@ def freeze_network(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def random_reward(name: str, device: torch.device, dtype: torch.dtype, preset: Preset, tiny: bool) -> ImageTextReward:
+    """Makes the reward that ``name`` stands for, with random weights; `PresetError` for an unknown architecture."""
     network: Any
     if "ImageReward" in name:
         kind, network = ImageReward, random_image_reward(tiny)
@@ -174,6 +175,7 @@ def random_vit_h(tiny: bool) -> CLIPModel:
 
 
 def random_image_reward(tiny: bool) -> ImageRewardNetwork:
+    """Makes ImageReward's network with random weights: BLIP with a ViT-L image tower, ``tiny`` for tests."""
     width, layers = (64, 2) if tiny else (1024, 24)
     config = BlipConfig(
         vision_config={

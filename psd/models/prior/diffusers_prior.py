@@ -194,6 +194,10 @@ class DiffusersPrior:
     def predict_noise(
         self, z_t: Float[Tensor, "b v c h2 w2"], t: int, embedding: Float[Tensor, "b l d"], cameras: Cameras
     ) -> Float[Tensor, "b v c h2 w2"]:
+        """Predicts the noise in ``z_t`` at level ``t``; a prediction of v is turned into one of noise.
+
+        The views of a group are predicted together and stay in one batch, however small ``batch`` is.
+        """
         views = z_t.shape[1]
         rows = rearrange(z_t, "b v c h w -> (b v) c h w").to(self.dtype)
         times = torch.full((1,), t, device=self.device)  # filled there: nothing is copied, so nothing waits

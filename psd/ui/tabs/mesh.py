@@ -98,6 +98,8 @@ class MeshTab:
         ]  # fmt: skip
 
     def wire_events(self, desk: PageContext) -> None:
+        """Wires the mesh's settings to the count of faces, and the button to the making of another mesh."""
+
         def show_face_count(run: str, threshold: float | None, kept: str) -> str:
             if self._remesher is None or not run:
                 return ""

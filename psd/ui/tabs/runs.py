@@ -73,6 +73,7 @@ class RunsTab:
         self.panes = [Pane([self.list], runs_html, lambda p: [runs_html(p)], "Runs")]
 
     def wire_events(self, desk: PageContext, places: gr.Tabs, place: gr.State, compare: CompareTab) -> None:
+        """Wires the buttons of the cards, the search and the comparison of ticked runs."""
         left = [gr.skip()] * 7  # the run, place, comparison and the undo stay as they are
         unchanged = ["", *left, *desk.skipped()]
         library = desk.worker.library
