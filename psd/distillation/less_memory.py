@@ -1,4 +1,4 @@
-"""What a run that is out of memory goes on with."""
+"""The smaller preset with which a run that is out of memory goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLER = {"render_size": 16, "groups": 1, "candidates": 2}
 
 
 def reduced_preset(preset: Preset) -> Preset:
-    """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is.
+    """Returns the preset that needs less memory: half of what fills it during a step, the scene as it is.
 
     (And `Models.fewer`: where a step has one orbit anyway, networks fill the memory.)
     """

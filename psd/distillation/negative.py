@@ -1,4 +1,4 @@
-"""The learned negative embedding n: its objective, its update and what is worth showing of it.
+"""The learned negative embedding n: its objective, its update and its statistics.
 
 n starts as the encoded negative prompt n0 and persists over the run.  It changes the guided prediction, hence both the
 base and the preference score.  Its loss is
@@ -97,7 +97,7 @@ class Negative:
         return {"negative/gradient": float(length), "negative/reward_before": float(before), **after}
 
     def statistics(self, embedding: Float[Tensor, "l d"]) -> dict[str, float]:
-        """Where n stands: drift from its start, cosines to its start and to the prompt, over the whole embedding."""
+        """Measures n as a whole: its drift from its start, and its cosines to its start and to the prompt."""
         n = self.value.flatten()
         return {
             "negative/drift": float(root_mean_square(self.value - self.start)),
@@ -132,7 +132,7 @@ def is_compared(preset: Preset, step: int) -> bool:
 
 
 def update_probability(preset: Preset, step: int, total: int) -> float:
-    """Of `Negative.is_due` at ``step``, before its t is drawn."""
+    """The probability that `Negative.is_due` holds at ``step``, before its t is drawn."""
     low, high = sampling.timestep_range(preset, step, total)
     allowed = min(high, math.floor(preset.negative_t_max * total)) - low + 1
     return max(allowed, 0) / (high - low + 1) if is_update_step(preset, step) else 0.0

@@ -108,8 +108,9 @@ def optimise_step(
     preset: Preset, models: Models, state: State, prompts: ViewPrompts, t: int,
     shared: torch.Generator, noises: torch.Generator, clock: Clock,
 ) -> recovery.StepResult:  # fmt: skip
-    """One step of the scene, and of the negative embedding when it is due; the generators are
-    `sampling.step_generators`'.
+    """Makes one step of the scene, and one of the negative embedding when that is due.
+
+    ``shared`` and ``noises`` are the generators of `sampling.step_generators`.
 
     Raises `NonFiniteError`, naming the tensor, before the scene, its optimiser or a running mean has changed.
     """
@@ -197,7 +198,7 @@ def render_scene(
 
 @dataclass(eq=False)
 class Entry:
-    """Where a score enters the scene: the latents of a render, or its images with ``score_space: image``."""
+    """The way of a score into the scene: by the latents of a render, or by its images with ``score_space: image``."""
 
     preset: Preset
     prior: Prior
@@ -208,7 +209,7 @@ class Entry:
     _placed: tuple[Tensor, Tensor] | None = None  # the last score of the latents, and of the images
 
     def place(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """What the score is a gradient of, and the score there; ``gradient`` is that of the latents."""
+        """The tensor that the score is a gradient of, and the score there; ``gradient`` is that of the latents."""
         if self.preset.score_space == "latent":
             return self.z0, gradient
         # reward_gradient asks for that of its base before the step does: one decoding
@@ -283,7 +284,7 @@ def image_score(
 
 
 def resize_images(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor, "b v 3 size size"]:
-    """To the prior's pixels, differentiably; unchanged where the size is right."""
+    """Resizes images to the pixels of the prior, differentiably; unchanged where the size is right."""
     if images.shape[-1] == size:
         return images
     flat = interpolate(images.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -1,4 +1,4 @@
-"""A run in progress: what its steps, its recovery, its controls and its reports share."""
+"""The run in progress, which its steps, its recovery, its controls and its reports share."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Session:
 
     @property
     def prompts(self) -> ViewPrompts:
-        """As the prior of the state's stage hears them."""
+        """The prompts as the prior of the present stage reads them."""
         return self.heard[self.state.stage]
 
     def take_stage_models(self) -> None:
-        """From now on use those of the state's stage."""
+        """Uses the models of the present stage from now on."""
         self.models = self.loaded.in_stage(self.preset.in_stage(self.state.stage))
 
     @property
@@ -130,7 +130,7 @@ class Session:
 
 
 def hear_prompts(preset: Preset, models: Models) -> list[ViewPrompts]:
-    """The prompt as the prior of each stage hears it; raises `PresetError` where one cannot read it."""
+    """Embeds the prompt with the prior of each stage; raises `PresetError` where one cannot read it."""
     heard: dict[tuple[str, str], ViewPrompts] = {}
     stages = preset.list_stages()
     for stage in stages:

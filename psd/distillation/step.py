@@ -67,7 +67,7 @@ class StepContext:
 
     @property
     def gate(self) -> float:
-        """How far the gate is open to the reward at this noise level."""
+        """The opening of the gate to the reward at this noise level, in [0, 1]."""
         return formulas.gate_opening(self.t, self.prior.levels, self.preset.preference_t_max)
 
     @property
@@ -83,17 +83,17 @@ class StepContext:
 
     @property
     def differentiable_weights(self) -> dict[str, float]:
-        """The weights of those that can be steered by."""
+        """The weights of the rewards that have a gradient."""
         return {name: weight for name, weight in self.weights.items() if self.rewards[name].differentiable}
 
     @cached_property
     def units(self) -> dict[str, float]:
-        """What each reward is divided by before weighting: its running mean gap, its Bradley-Terry scale until then."""
+        """The unit of each reward, by which it is divided: its running mean gap, until then its Bradley-Terry scale."""
         return {name: self.gap_scale.mean(name, self.t) or reward.scale for name, reward in self.rewards.items()}
 
     @property
     def scales(self) -> dict[str, float]:
-        """What a Bradley-Terry model of each reward is scaled by."""
+        """The Bradley-Terry scale of each reward."""
         return {name: reward.scale for name, reward in self.rewards.items()}
 
     @property
@@ -161,7 +161,7 @@ class StepContext:
     def combine_ratings(
         self, ratings: Mapping[str, Tensor], weights: Mapping[str, float], units: Mapping[str, float]
     ) -> Tensor:
-        """The mixture: each reward in its own unit, then weighted."""
+        """Sums the ratings, each in its own unit, with their weights."""
         return sum((weight / units[name] * ratings[name] for name, weight in weights.items()), torch.zeros(()))
 
     def rank_candidates(
@@ -184,7 +184,7 @@ class StepContext:
         return Ranking(win, lose, pick_candidate(combined, win) - pick_candidate(combined, lose), raw_gaps, half_agrees)
 
     def group_means(self, ratings: Mapping[str, Float[Tensor, "k b s"]]) -> dict[str, Float[Tensor, "k b v"]]:
-        """Means over the seen views, for every view of the group."""
+        """Means over the views that the rewards see, repeated for every view of the group."""
         views = self.z0.shape[1]
         return {name: rating.mean(2, keepdim=True).expand(-1, -1, views) for name, rating in ratings.items()}
 

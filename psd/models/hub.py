@@ -40,7 +40,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def weight_patterns(folder: str, stem: str, half: bool) -> tuple[str, ...]:
-    """Safetensors only; the half-precision variant is a third of the download where half precision will do."""
+    """Patterns of the files of weights, safetensors only; ``half``: half precision first, a third of the size."""
     full = (f"{folder}{stem}.safetensors", f"{folder}{stem}-?????-of-?????.safetensors")
     small = (f"{folder}{stem}.fp16.safetensors",)
     return (*small, *full) if half else (*full, *small)
@@ -106,7 +106,7 @@ class Located:
     files: tuple[str, ...] = ()  # that serve, in a folder
 
     def weight_variant(self, folder: str = "") -> str | None:
-        """Of the weights in ``folder``: repositories that are mixed or half downloaded have not the same everywhere."""
+        """The variant of the weights in ``folder``; a repository that is mixed or half downloaded has more than one."""
         here = (name for name in self.files if name.rpartition("/")[0] == folder)
         return "fp16" if any(".fp16." in name for name in here) else None
 
@@ -187,7 +187,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def _cached_path(source: str) -> Path | None:
-    """What of a hub model is in the hub's cache: the file, or the snapshot's folder, be it whole or not."""
+    """Finds a hub model in the hub's cache: the file, or the snapshot's folder, be it whole or not."""
     if not has_client():
         return None
     from huggingface_hub import snapshot_download, try_to_load_from_cache

@@ -1,8 +1,8 @@
-"""What each method does with candidates and rewards, side by side: Step -> Score, a gradient with respect to z0.
+"""The two pairs of Preference Score Distillation, from a step to its score, a gradient with respect to z0.
 
-All share the seams of `psd.distillation.step.StepContext` and the base term of MVDream: `base_gradient` is SDS with
-guidance, as a distance to the predicted image.  They are called without gradients; the few places that need one switch
-it on themselves, and no gradient ever passes through the network to the scene.
+Both call the models through `psd.distillation.step.StepContext` and share the base term of MVDream: `base_gradient` is
+SDS with guidance, as a distance to the predicted image.  They are called without gradients; the few places that need
+one switch it on themselves, and no gradient ever passes through the network to the scene.
 
 Only the abstract of Preference Score Distillation (arXiv 2603.01594) was available: the random pair is our reading of
 it, and the steered pair, the default, is our own construction.
@@ -113,7 +113,7 @@ def steered_pair(step: StepContext) -> Score:
 def tilted_prior_length(
     step: StepContext, direction: Float[Tensor, "b v c h w"], ascent: Float[Tensor, "b v c h w"]
 ) -> Float[Tensor, "b 1 1 1 1"]:
-    """How far E[x0 | z_t] moves, to first order, where the prior is tilted by exp(beta R): |beta Cov(x0 | z_t) G|.
+    """The length by which E[x0 | z_t] moves, to first order, if exp(beta R) tilts the prior: |beta Cov(x0 | z_t) G|.
 
     ``direction`` is G, ``ascent`` P_x.  Cov = (sigma^2 / alpha) J (Tweedie's second order), J the prediction's
     Jacobian, and P_x = sigma r sqrt(dim) J G / |G| is what the nudge of length r sqrt(dim) made of it.  It fades at low
@@ -125,7 +125,7 @@ def tilted_prior_length(
 
 
 def steering_direction(step: StepContext, z0: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
-    """Where the reward wants z0 to go: its gradient through the decoder, or an estimate for rewards that have none."""
+    """The direction in z0 in which the reward rises: its gradient through the decoder, or an estimate of it."""
     return step.reward_gradient(z0, step.decode) if step.preset.steer_by == "gradient" else estimate_gradient(step, z0)
 
 

@@ -35,7 +35,7 @@ def tensors_under(state: StateDict, prefix: str) -> NamedTensors:
 
 
 def rename_by_rules(name: str, rules: Iterable[tuple[str, str]], layout: str) -> str:
-    """The first rule (pattern at the start, replacement) that fits, applied once."""
+    """Applies the first rule (pattern at the start, replacement) that fits, once."""
     for pattern, replacement in rules:
         found, count = re.subn(rf"\A{pattern}", replacement, name, count=1)
         if count:

@@ -115,7 +115,7 @@ def fill_strict(network: nn.Module, state: StateDict, *, assign: bool = False) -
 
 
 def count_distinct(state: StateDict, pattern: str) -> int:
-    """How many different numbers the pattern's group takes among the names."""
+    """Counts the different numbers that the pattern's group takes among the names."""
     return len({found[1] for name in state if (found := re.match(pattern, name))})
 
 
@@ -166,7 +166,7 @@ def build_ldm_vae(state: StateDict, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def text_config(state: StateDict) -> dict[str, Any]:
-    """Of an open_clip text tower; exact GELU, where quick GELU would load silently and be wrong."""
+    """The configuration of an open_clip text tower; exact GELU, where quick GELU would load silently and be wrong."""
     vocabulary, width = state["token_embedding.weight"].shape
     return {
         "vocab_size": vocabulary,

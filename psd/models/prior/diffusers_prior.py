@@ -88,7 +88,7 @@ class DiffusersPrior:
         return math.sqrt(signal), math.sqrt(1 - signal)
 
     def take(self, batch: int) -> None:
-        """At most ``batch`` images at once from now on (0: all)."""
+        """Takes at most ``batch`` images at once from now on (0: all)."""
         if batch != self.batch and isinstance(self.network, Graphed):
             self.network.discard_recordings()
         self.batch = batch
@@ -98,7 +98,7 @@ class DiffusersPrior:
 
     @torch.no_grad()
     def try_networks(self) -> None:
-        """Each network once on small pictures, so that what does not work is known before a run has begun.
+        """Calls each network once on small pictures, so that an error comes before a run has begun.
 
         Raises whatever a network does, and `PresetError` for a decoder that makes pictures of another size than the
         encoder takes.

@@ -92,7 +92,7 @@ def is_count(value: Any) -> bool:
 
 
 def check_schedule(config: Mapping[str, Any], source: str) -> str:
-    """The prediction type of a scheduler's configuration.
+    """Returns the prediction type of a scheduler's configuration.
 
     Raises `PresetError` for flow matching and other schedules that are no product of alphas, for one that does not
     state its betas, and for a prediction that says nothing where all is noise.

@@ -42,11 +42,11 @@ class ImageRewardNetwork(nn.Module):
         return {"positions": words.position_embeddings.num_embeddings, "rows": words.word_embeddings.num_embeddings}
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """What the image tower makes of images ``n 3 h w``, normalised as CLIP's: ``n p d``."""
+        """Encodes images ``n 3 h w``, normalised as CLIP's, to ``n p d``."""
         return self.vision_model(pixel_values=pixels).last_hidden_state
 
     def read(self, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores ``n`` of seen images under one tokenised prompt ``1 l``."""
+        """Scores ``n`` encoded images under one tokenised prompt ``1 l``."""
         states = self.text_encoder(
             input_ids=ids.expand(len(seen), -1),
             attention_mask=mask.expand(len(seen), -1),
