@@ -81,7 +81,7 @@ $(BIN)/python:
 	echo "Install one of them, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1
 
 # A torch of its own first: what pip would choose on Linux is the CUDA build, which is no use without an NVIDIA GPU.
-# uv is used for the CPU build because it knows PyTorch's own index, which pip must be told.
+# uv is used for the CPU build because it knows PyTorch's own index, which pip must be given.
 $(VENV)/app.stamp: requirements.txt | $(BIN)/python
 	@$(BIN)/python -c '$(SUPPORTED)' || { \
 	    echo "$(VENV) was made with $$($(BIN)/python --version), but 3.11 or 3.12 is needed: make clean, then again." >&2; \

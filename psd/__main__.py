@@ -40,13 +40,7 @@ try:
     from psd.runs.engine import prepare_events
     from psd.runs.jobs.controls import Controls
     from psd.runs.jobs.drive import MakeEvents, drive_run, require_checkpoint
-    from psd.runs.store.archive import (
-        default_root,
-        find_run,
-        read_preset,
-        read_provenance,
-        read_status,
-    )
+    from psd.runs.store.archive import default_root, find_run, read_preset, read_provenance, read_status
     from psd.runs.store.files import StoreError, expand_path, explain_os_errors, replace_file
     from psd.runs.store.folder import RunFolder
     from psd.runs.store.schema import is_run_folder
@@ -82,6 +76,7 @@ def main(argv: list[str] | None = None, *, prepare: Prepare = prepare_events) ->
 
 
 def run_command(argv: list[str] | None, prepare: Prepare) -> int:
+    """Parses the arguments, runs the command and returns its exit code; a known error becomes a line on stderr."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads are slow on a busy machine
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = make_parser().parse_args(argv)
@@ -127,6 +122,7 @@ def print_error(error: object, code: int) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of all commands; `embedded` and `compare` bring their own options."""
     root = argparse.ArgumentParser(
         prog="python -m psd",
         description="Preference Score Distillation: from a prompt to a mesh.",
@@ -345,6 +341,7 @@ def find_run_folder(name: str) -> Path:
 
 
 def export_run(arguments: argparse.Namespace) -> int:
+    """Makes the mesh of a run again, in ``--out`` or among the run's own exports, and prints the paths of its files."""
     formats = [name.strip().lower() for name in arguments.format.split(",")] if arguments.format is not None else []
     if strange := [name for name in formats if name not in FRAMES | SPLAT_FRAMES]:
         raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FRAMES | SPLAT_FRAMES)}")
@@ -382,6 +379,7 @@ def choose_formats(asked: list[str], mesh: Mesh) -> list[str]:
 
 
 def print_presets(arguments: argparse.Namespace) -> int:
+    """Prints the shipped presets, the text of one, or the table of all parameters."""
     if arguments.what == "table":
         print(parameter_table(), end="")
     elif arguments.what == "show":

@@ -62,6 +62,7 @@ def print_report() -> int:
 
 
 def examine_machine() -> Iterator[Finding]:
+    """Yields the findings of every check, from Python to the optional packages."""
     yield check_python()
     yield from check_packages()
     yield from check_accelerators()
@@ -109,6 +110,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_accelerators() -> Iterator[Finding]:
+    """Yields the cores and the GPUs, and whether the kernels work on the one that runs take; nothing without torch."""
     if importlib.util.find_spec("torch") is None:
         return
     import torch

@@ -314,11 +314,24 @@ def test_nothing_names_a_machine() -> None:
 COMMON = {"add_arguments", "main", "make_parser", "load_models"}
 
 
+def public_names(path: Path) -> Iterator[str]:
+    """Public functions, classes and aliases of types (assigned names in capitals and small letters) of a file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            names = [name for name in names if name[0].isupper() and not name.isupper()]
+        else:
+            continue
+        yield from (name for name in names if name[0] != "_")
+
+
 def test_no_public_name_has_two_meanings() -> None:
     owners: dict[str, list[str]] = {}
     for module, path in MODULES.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
-                owners.setdefault(node.name, []).append(module)
+        for name in public_names(path):
+            owners.setdefault(name, []).append(module)
     shared = {name: modules for name, modules in owners.items() if len(modules) > 1 and name not in COMMON}
     assert not shared

@@ -11,7 +11,7 @@ import yaml
 
 from psd.__main__ import make_parser
 from psd.config.assignments import parse_assignments
-from psd.config.preset import Method, Preset, list_presets
+from psd.config.preset import MethodName, Preset, list_presets
 from psd.config.reference import parameter_table
 from psd.distillation.events import Previewed, Stepped
 from psd.embedded.captions.grammar import RELATIONS
@@ -163,9 +163,9 @@ def test_the_parameters_are_those_of_the_preset() -> None:
 
 
 def test_every_preset_and_method_is_explained() -> None:
-    assert all(f"`{name}`" in BODY for name in (*list_presets(), *get_args(Method)))
+    assert all(f"`{name}`" in BODY for name in (*list_presets(), *get_args(MethodName)))
     assert all(f"`{name}`" in PAGES["docs/presets.md"] for name in list_presets())
-    assert all(f"| `{name}` |" in PAGES["docs/method.md"] for name in get_args(Method))
+    assert all(f"| `{name}` |" in PAGES["docs/method.md"] for name in get_args(MethodName))
 
 
 def test_colours_primitives_and_relations_are_listed_and_kinds_counted() -> None:

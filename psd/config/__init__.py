@@ -1,4 +1,4 @@
-"""What a run is asked to do: the preset, read strictly, with errors that name value, bound and cure."""
+"""The preset of a run, read strictly, with errors that name value, bound and cure."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a file or a form, in sentences that hold the value, the bound and the cure."""
+"""Errors of values in a file or a form, as sentences that hold the value, the bound and the cure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # it may be what is missing
 def explain_validation(
     error: ValidationError, known: Iterable[str], tags: Mapping[str, Container[str]] | None = None
 ) -> str:
-    """Pydantic's findings: key, value, bound; unknown keys with the nearest of the ``known`` ones.
+    """Puts pydantic's findings in words: key, value, bound; unknown keys with the nearest of the ``known`` ones.
 
     ``tags``: of keys whose value is one of several kinds, the names of the kinds, which are no part of a key.
     """
@@ -53,5 +53,5 @@ class MissingError(PresetError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its kind where it says nothing."""
+    """The first line of an error's message; the error's kind where the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,7 +11,7 @@ import yaml
 
 
 class Meaning(NamedTuple):
-    """What an option is called, a sentence about it, and what a step costs with it where that was measured.
+    """The name of an option, a sentence about it, and the cost of a step with it where that was measured.
 
     ``cost``: the work of all networks in a step, over that of `method: sds`, with the embedded models
     (assets/results/hand-drawn/embedded.md).

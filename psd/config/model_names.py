@@ -33,5 +33,5 @@ def check_names(named: Mapping[str, Sequence[str]]) -> None:
 
 
 def find_path(name: str) -> Path:
-    """Where a model's name leads as a folder, so that two spellings of one folder are seen to be one."""
+    """The folder that a model's name leads to, so that two spellings of one folder are equal."""
     return (ROOT / os.path.expanduser(name)).resolve()

@@ -26,7 +26,7 @@ from psd.config.strict_yaml import LARGEST_FILE, is_printable
 PRESETS = ROOT / "presets"
 TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
-Method = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
+MethodName = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]
 PairKind = Literal["steered", "random"]
 CompileMode = Literal["none", "graphs", "inductor"]  # how large networks are launched
 
@@ -46,7 +46,7 @@ class Preset(Settings):
     early_stop: Literal["off", "hacking", "plateau", "both"] = setting(
         "off", "End when the selector judge falls while the reward climbs, or when it climbs no more.", group="run"
     )
-    method: Method = setting("psd", "What turns predictions and rewards into a direction.", group="run")
+    method: MethodName = setting("psd", "What turns predictions and rewards into a direction.", group="run")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to run.", group="run")
     threads: int = setting(0, "CPU threads; 0 takes all cores as suits the networks.", group="run", ge=0, le=256)
 
@@ -257,7 +257,7 @@ class Preset(Settings):
     def optimises_reward(self) -> bool:
         return self.method not in WITHOUT_REWARD
 
-    def ends_at(self, alarm: str) -> bool:
+    def is_ended_by(self, alarm: str) -> bool:
         """Whether the run ends early at an alarm of this kind (`psd.distillation.events.Alarmed`)."""
         return self.early_stop in (alarm, "both")
 
@@ -275,7 +275,7 @@ class Preset(Settings):
         return 0, progress
 
     def in_stage(self, index: int) -> Preset:
-        """As it holds in one of its stages; itself where it has none."""
+        """The preset as it holds in one of its stages; itself where it has none."""
         if not self.stages:
             return self
         where, changes, known = f"stages[{index}]", self.stages[index].changes, list_settings()
@@ -292,17 +292,17 @@ class Preset(Settings):
             raise PresetError(f"{where}: {error}") from None
 
     def list_stages(self) -> list[Preset]:
-        """As it holds in each of its stages; itself alone where it has none."""
+        """The preset as it holds in each of its stages; itself alone where it has none."""
         return [self.in_stage(index) for index in range(max(1, len(self.stages)))]
 
     @property
     def priors(self) -> list[str]:
-        """Those of all stages, in the order in which they are first asked."""
+        """The priors of all stages, in the order of their first use."""
         return list(dict.fromkeys(stage.prior for stage in self.list_stages()))
 
     @property
     def reward_names(self) -> list[str]:
-        """The rewards of all stages, in the order in which they are first asked."""
+        """The rewards of all stages, in the order of their first use."""
         return list(dict.fromkeys(name for stage in self.list_stages() for name in stage.rewards))
 
     def name_stage(self, uses: Callable[[Preset], bool]) -> str:
@@ -311,11 +311,11 @@ class Preset(Settings):
         return f"stages[{index}]: " if index else ""
 
     def scene_preset(self, index: int) -> Preset:
-        """As the scene of a stage is made: itself where the stage has the preset's own kind of scene."""
+        """The preset by which a stage's scene is made: itself where the stage has the preset's own kind of scene."""
         return self if self.in_stage(index).scene.kind == self.scene.kind else self.in_stage(index)
 
     def at(self, progress: float) -> Preset:
-        """As it holds after a share ``progress`` of the run."""
+        """The preset as it holds after a share ``progress`` of the run."""
         return self.in_stage(self.stage_at(progress)[0])
 
     def to_yaml(self) -> str:

@@ -43,7 +43,7 @@ def parameter_table() -> str:
 
 
 def _describe_values(field: FieldInfo) -> str:
-    """What a field accepts, in words: choices, or the interval with its unit."""
+    """The values that a field accepts, in words: choices, or the interval with its unit."""
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     if field.annotation is bool:

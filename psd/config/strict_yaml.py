@@ -38,7 +38,7 @@ def read_yaml(text: str) -> Any:
 
 
 def is_printable(text: str) -> bool:
-    """No control characters beside newline and tab, and no half of a character (a lone surrogate)."""
+    """Whether a text has no control characters but newline and tab, and no lone surrogate."""
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text if c not in "\n\t")
 
 

@@ -16,7 +16,7 @@ from psd.models.interfaces import Models
 
 
 def take_live_values(session: Session) -> Iterator[Event]:
-    """The values wished for since the last step; those that are no good change nothing and are warned of once."""
+    """Takes over the values asked for since the last step; wrong ones change nothing and are warned of once."""
     state = session.state
     wish = {**state.live, **session.control.live()}
     if wish in (state.live, session.refused):
@@ -36,7 +36,7 @@ def take_live_values(session: Session) -> Iterator[Event]:
 
 
 def unheard_events(session: Session, changes: Mapping[str, Any]) -> Iterator[Event]:
-    """A warning where the stage that runs names a live value itself, so that a change does not reach it."""
+    """Yields a warning where the stage that runs names a live value itself, so that a change does not reach it."""
     index, _ = session.preset.stage_at(session.preset.progress(session.state.step))
     named = [name for name in changes if session.preset.stages and name in session.preset.stages[index].changes]
     if named:

@@ -35,7 +35,7 @@ MEDIAN_ERROR = 1.2533  # standard error of a median, in deviations over the root
 
 @dataclass(frozen=True)
 class Monitor:
-    """What the detectors remember.  ``rewards`` is empty where the run optimises none."""
+    """The memory of the detectors.  ``rewards`` is empty where the run optimises none."""
 
     steps: tuple[int, ...] = ()
     judges: tuple[float, ...] = ()
@@ -67,7 +67,7 @@ class Alarm:
 
 
 def fold_preview(monitor: Monitor, step: int, judge: float, reward: float | None) -> tuple[Monitor, list[Alarm]]:
-    """The monitor after one more preview, and what it has to say."""
+    """Returns the monitor after one more preview, and the alarms that it raises."""
     if monitor.skipped + 1 < monitor.stride:
         return replace(monitor, skipped=monitor.skipped + 1), []
     monitor = _add_preview(monitor, step, judge, reward)
@@ -79,7 +79,7 @@ def fold_preview(monitor: Monitor, step: int, judge: float, reward: float | None
 
 
 def covered_span(values: Sequence[float]) -> float:
-    """What a curve has covered so far: 5th to 95th percentile, so that one wild value does not set the scale."""
+    """The span of a curve so far: from its 5th to its 95th percentile, so that one outlier does not set the scale."""
     ordered = sorted(values)
     cut = len(ordered) // 20
     return ordered[len(ordered) - 1 - cut] - ordered[cut]

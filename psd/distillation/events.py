@@ -1,4 +1,4 @@
-"""What a run yields: small immutable events, each one JSON line.
+"""The events that a run yields: small and immutable, each one JSON line.
 
 `psd.distillation.run.run` yields them; the store, the browser, the command line, replay and the tests all consume the
 same stream. Arrays (previews, checkpoints, meshes) ride along as numpy and are left out of the JSON: the store writes
@@ -33,7 +33,7 @@ def without_arrays(event: Event) -> Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Anything that happened at ``step`` (the number of completed optimisation steps), ``time_s`` after the start.
+    """An event at ``step`` (the number of completed optimisation steps), ``time_s`` after the start.
 
     ``stage`` counts the preset's `stages` from 0 on; the JSON says it from the second on.
     """
@@ -122,7 +122,7 @@ class Meshed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something the user should know; the run goes on."""
+    """A message that the user should read; the run goes on."""
 
     message: str
 

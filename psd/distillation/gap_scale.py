@@ -1,4 +1,4 @@
-"""The running mean of the reward gap, by which a gap is large or small (method.md, section 3, point 6)."""
+"""The running mean m of the reward gap, by which a gap is large or small: confidence = tanh(gap / (kappa m))."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BANDS = 5  # of t, for running means: reward gaps differ threefold between low a
 
 
 class GapScale:
-    """Running mean of the absolute reward gap, per reward and per band of t: what makes gaps comparable.
+    """The running mean of the absolute reward gap, per reward and per band of t, which makes gaps comparable.
 
     A bias-corrected exponential average: m_n = sum_i (1 - d) d^(n - i) |gap_i| / (1 - d^n).
     """
@@ -26,7 +26,7 @@ class GapScale:
         return self.sums[name][band] / weight if weight else 0.0
 
     def update(self, gaps: Mapping[str, float], t: int) -> None:
-        """Take in one step's gaps, after their use."""
+        """Takes in the gaps of one step, after their use."""
         band = self._band_index(t)
         for name, gap in gaps.items():
             sums, weights = (store.setdefault(name, [0.0] * BANDS) for store in (self.sums, self.weights))

@@ -26,7 +26,7 @@ class Control(Protocol):
     def stopping(self) -> bool: ...
 
     def show_scene(self, render: RenderView, step: int) -> None:
-        """After ``step`` whole steps and between the parts of the next: a chance to look at the scene, as it is."""
+        """Called after ``step`` whole steps and between the parts of the next: may look at the scene as it is."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a run that is out of memory goes on with."""
+"""The smaller preset with which a run that is out of memory goes on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SMALLER = {"render_size": 16, "groups": 1, "candidates": 2}
 
 
 def reduced_preset(preset: Preset) -> Preset:
-    """What a run that is out of memory goes on with: half of what fills it during a step, the scene as it is.
+    """Returns the preset that needs less memory: half of what fills it during a step, the scene as it is.
 
     (And `Models.fewer`: where a step has one orbit anyway, networks fill the memory.)
     """
 
-    def halved(values: Mapping[str, Any]) -> dict[str, Any]:
+    def halve(values: Mapping[str, Any]) -> dict[str, Any]:
         known = {name: least for name, least in SMALLER.items() if name in values}
         return {**values, **{name: min(values[name], max(least, values[name] // 2)) for name, least in known.items()}}
 
-    stages = [halved(stage.model_dump()) for stage in preset.stages]
-    return preset.with_values({**halved({name: getattr(preset, name) for name in SMALLER}), "stages": stages})
+    stages = [halve(stage.model_dump()) for stage in preset.stages]
+    return preset.with_values({**halve({name: getattr(preset, name) for name in SMALLER}), "stages": stages})
 
 
 def describe_sizes(preset: Preset) -> str:

@@ -1,4 +1,4 @@
-"""The learned negative embedding n: its objective, its update and what is worth showing of it.
+"""The learned negative embedding n: its objective, its update and its statistics.
 
 n starts as the encoded negative prompt n0 and persists over the run.  It changes the guided prediction, hence both the
 base and the preference score.  Its loss is
@@ -52,7 +52,7 @@ class Negative:
         value = start.clone()
         return cls(value, start, torch.optim.Adam([("value", value)], lr=preset.negative_lr))
 
-    def due(self, preset: Preset, step: int, t: int, total: int) -> bool:
+    def is_due(self, preset: Preset, step: int, t: int, total: int) -> bool:
         """Whether optimisation step ``step`` (from 0) updates n: every K_n steps, at t / T <= t_n."""
         return is_update_step(preset, step) and t <= preset.negative_t_max * total
 
@@ -71,10 +71,10 @@ class Negative:
         """One Adam step on n, then the projection RMS(n - n0) <= r_n; returns the statistics of the update.
 
         ``compare``: with the reward after it, which takes another call of every network.  Nothing moves where no reward
-        has a gradient: then the result is empty.  What is not finite after Adam's step
-        raises with n moved: `undone_by_errors` takes it back.
+        has a gradient: then the result is empty.  What is not finite after Adam's step raises with n moved:
+        `restore_on_error` takes it back.
         """
-        if not step.differentiable:
+        if not step.differentiable_weights:
             return {}
         preset = step.preset
         gradient, before = reward_gradient(step, found.shown, self.value)
@@ -82,7 +82,7 @@ class Negative:
         length = deferred.require_finite("gradient of the negative embedding", gradient).norm()
 
         with torch.no_grad():
-            if step.differentiable != step.weights:  # ``before`` lacks some
+            if step.differentiable_weights != step.weights:  # ``before`` lacks some
                 before = mean_reward_under(step, found.shown, self.value)
             self.value.grad = gradient * (CLIP_NORM / length.clamp_min(CLIP_NORM))
             self.optimiser.param_groups[0]["lr"] = preset.negative_lr
@@ -97,7 +97,7 @@ class Negative:
         return {"negative/gradient": float(length), "negative/reward_before": float(before), **after}
 
     def statistics(self, embedding: Float[Tensor, "l d"]) -> dict[str, float]:
-        """Where n stands: drift from its start, cosines to its start and to the prompt, over the whole embedding."""
+        """Measures n as a whole: its drift from its start, and its cosines to its start and to the prompt."""
         n = self.value.flatten()
         return {
             "negative/drift": float(root_mean_square(self.value - self.start)),
@@ -132,7 +132,7 @@ def is_compared(preset: Preset, step: int) -> bool:
 
 
 def update_probability(preset: Preset, step: int, total: int) -> float:
-    """Of `Negative.due` at ``step``, before its t is drawn."""
+    """The probability that `Negative.is_due` holds at ``step``, before its t is drawn."""
     low, high = sampling.timestep_range(preset, step, total)
     allowed = min(high, math.floor(preset.negative_t_max * total)) - low + 1
     return max(allowed, 0) / (high - low + 1) if is_update_step(preset, step) else 0.0
@@ -146,7 +146,7 @@ def mean_reward_under(step: StepContext, shown: NoisySample, value: Float[Tensor
 
     While gradients are on, only the differentiable rewards take part.
     """
-    weights = step.differentiable if torch.is_grad_enabled() else step.weights
+    weights = step.differentiable_weights if torch.is_grad_enabled() else step.weights
     (noise_pred_n,) = step.predict(shown.z_t[None], value)
     guided = formulas.apply_guidance(noise_pred_n, shown.noise_pred_c, REWARD_GUIDANCE)
     ratings = step.rate_images(step.decode(step.clean(shown.z_t, guided)), weights)

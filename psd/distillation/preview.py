@@ -1,4 +1,4 @@
-"""What a run shows of itself: renders from four fixed cameras, what rewards and judges say of them, image statistics.
+"""The preview of a run: renders from four fixed cameras, the scores of rewards and judges, and image statistics.
 
 Draws no random number, so that showing more or less changes nothing.
 Axes: v view, h w image.
@@ -29,6 +29,8 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
 
 @dataclass(frozen=True)
 class Preview:
+    """Pictures of the scene from a few sides, with their scores and statistics."""
+
     images: Mapping[str, UInt8[np.ndarray, "v h w 3"]]
     scores: dict[str, list[float]]  # reward/<name> or judge/<name> -> raw score of each view, where all are finite
     unscored: tuple[str, ...]  # the names of the others
@@ -45,7 +47,7 @@ class Preview:
 
 @torch.no_grad()
 def render_preview(scene: Scene, preset: Preset, models: Models) -> Preview:
-    """The object before white, from the front and three more sides; raises `NonFiniteError` where they are not finite.
+    """Renders the object before white from four sides, the front first; `NonFiniteError` where one is not finite.
 
     A score that is not is left out: in float16 a network may overflow on a picture that nothing is wrong with.
     """
@@ -73,7 +75,7 @@ def render_preview(scene: Scene, preset: Preset, models: Models) -> Preview:
 
 
 def nearness_image(depth: Float[Tensor, "b v 1 h w"], distance: Float[Tensor, "b v"]) -> Float[Tensor, "b v 1 h w"]:
-    """Depth as a picture: 1 where a ray enters the unit ball at its nearest, 0 at its far side and where nothing is."""
+    """Turns depth into a picture: 1 at the near side of the unit ball, 0 at its far side and where nothing is."""
     near = (distance[..., None, None, None] + 1 - depth) / 2
     return torch.where(depth > 0, near, 0.0)
 

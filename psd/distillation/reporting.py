@@ -1,4 +1,4 @@
-"""What a run reports: its start, its steps, previews and what the judges make of them, and the surface at the end.
+"""The reports of a run: its start, its steps, its previews with the scores of the judges, and the mesh at the end.
 
 None of it moves the scene, so none of it may cost the run: what memory is too short for is left out, with a warning.
 """
@@ -35,6 +35,7 @@ FAR_STEPS = 5  # in a row outside of them; where the gate begins to open, one al
 
 
 def started_event(session: Session) -> events.Started:
+    """Makes the event that a run begins with: preset, environment, and the notes of the models and the scene."""
     preset, models = session.preset, session.models
     environment = {
         "psd": __version__,
@@ -50,7 +51,7 @@ def started_event(session: Session) -> events.Started:
 
 
 def report_start(session: Session) -> Iterator[events.Event]:
-    """What the run runs on, and the scene before its first step."""
+    """Yields the start, then a preview of the scene where no step was made yet."""
     yield started_event(session)
     state, preset = session.state, session.preset
     state.scene.advance(max(state.step - 1, 0) / preset.steps)  # as the last step left it
@@ -89,9 +90,9 @@ def report_step(
     yield from preview_events(session)
     if latest.preview is not None and on_grid:  # an extended run judges what the whole one would
         for event in judge_events(session.live.in_stage(state.stage), session.models, state, latest.preview):
-            session.ends_early |= isinstance(event, events.Alarmed) and preset.ends_at(event.kind)
+            session.ends_early |= isinstance(event, events.Alarmed) and preset.is_ended_by(event.kind)
             yield event
-    if (latest.out_of_memory or session.checkpoint_is_due) and not is_last:
+    if (latest.out_of_memory or session.is_checkpoint_due) and not is_last:
         yield session.checkpoint()  # at once where memory is short: it may be gone altogether next time
         session.saved = time.monotonic()
 
@@ -113,7 +114,7 @@ def contrast_events(session: Session, t: int, contrast: float) -> Iterator[event
 
 
 def report_end(session: Session) -> Iterator[events.Event]:
-    """Everything that the run has is kept first; then the last preview and the surface."""
+    """Yields a checkpoint of everything, then the last preview, the mesh and the end of the run."""
     state, preset = session.state, session.preset
     yield session.checkpoint()
     if session.latest == PreviewAttempt():
@@ -164,7 +165,7 @@ def render_view(
 
 
 def try_within_memory(make: Callable[[], Made]) -> Made | None:
-    """What ``make`` returns, which is never None; None where memory is too short for it.
+    """Returns what ``make`` makes, which is never None; None where memory is too short for it.
 
     The caller releases memory: by then the exception is gone, whose frames hold what was made so far.
     """
@@ -177,7 +178,7 @@ def try_within_memory(make: Callable[[], Made]) -> Made | None:
 
 
 def preview_events(session: Session) -> Iterator[events.Event]:
-    """The latest preview, what it lacks, and what memory was too short for, unless it was warned of before."""
+    """Yields the latest preview, and a warning of what it lacks or memory was too short for, each of them once."""
     step, preview, short = session.state.step, session.latest.preview, session.latest.out_of_memory
     if preview is not None:
         yield events.Previewed(step=step, images=preview.images, rewards=preview.scores)
@@ -194,7 +195,7 @@ def preview_events(session: Session) -> Iterator[events.Event]:
 def judge_events(
     preset: Preset, models: Models, state: State, preview: Preview
 ) -> Iterator[events.BestKept | events.Alarmed]:
-    """What the selector judge, the first of the judges, makes of a preview: a new best, alarms.
+    """Yields the new best and the alarms that a preview brings, by the selector judge, which is the first judge.
 
     Nothing where it has no score: memory was short, or it is not finite.  The detectors compare it with the rewards,
     preview by preview: one in which a reward has none they do not see.
@@ -218,7 +219,7 @@ def judge_events(
 
 
 def mesh_events(preset: Preset, models: Models, state: State, make_scene: MakeScene) -> Iterator[events.Event]:
-    """The mesh of the last or of the best scene, and what the user should know of it.
+    """Yields the mesh of the last or of the best scene, and warnings about it.
 
     Out of memory it is made once more, at half of ``mesh_resolution``.
     """

@@ -1,4 +1,4 @@
-"""What a step's parts hand to each other: samples, pairs, scores, rankings."""
+"""The records that the parts of a step hand to each other: samples, pairs, scores, rankings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """What a method hands back: a gradient, not a loss."""
+    """The result of a method: a gradient, not a loss."""
 
     gradient: Float[Tensor, "b v c h w"]  # with respect to z0
     shown: NoisySample  # where the negative embedding climbs its reward: the winner's rows, or the shared ones
@@ -53,5 +53,5 @@ class Ranking:
 
     @property
     def agreement_metrics(self) -> dict[str, Number]:
-        """As a metric, where whole orbits of more than one view were ranked."""
+        """``half_agrees`` as a metric, where whole orbits of more than one view were ranked; else nothing."""
         return {} if self.half_agrees is None else {"pair/half_agrees": self.half_agrees}

@@ -86,7 +86,7 @@ def distil(session: Session) -> Iterator[Event]:
         yield session.checkpoint()  # what it starts from is nowhere else
     show_scene()
     session.clock.between = show_scene  # a whole step is long to wait for
-    while session.goes_on:
+    while session.has_steps_left:
         yield from controls.take_live_values(session)
         yield from stages.enter_stage(session)
         if session.failed:
@@ -108,8 +108,9 @@ def optimise_step(
     preset: Preset, models: Models, state: State, prompts: ViewPrompts, t: int,
     shared: torch.Generator, noises: torch.Generator, clock: Clock,
 ) -> recovery.StepResult:  # fmt: skip
-    """One step of the scene, and of the negative embedding when it is due; the generators are
-    `sampling.step_generators`'.
+    """Makes one step of the scene, and one of the negative embedding when that is due.
+
+    ``shared`` and ``noises`` are the generators of `sampling.step_generators`.
 
     Raises `NonFiniteError`, naming the tensor, before the scene, its optimiser or a running mean has changed.
     """
@@ -118,17 +119,21 @@ def optimise_step(
     preset = preset.at(progress)
     scene.advance(state.step / preset.steps, preset.scene)
 
-    # ---- 1: cameras, render, latents, differentiable to the scene
+    # ---- 1: cameras and render
     cameras = sample_cameras(preset, prior, shared)
     render = render_scene(preset, scene, cameras, shared, clock)
     readings.check_finite("render", render.rgb)
+
+    # ---- 2: encode, differentiable to the scene
     entry = encode_render(preset, prior, render, clock)
     readings.check_finite("latents", entry.z0)
 
-    # ---- 2: noises, the same draws on every device
+    # ---- 3: the noise level, `t`, was drawn before: `sampling.draw_timestep`
+
+    # ---- 4: noises, the same draws on every device
     noise = to_like(sampling.draw_noise(choose.count_candidates(preset), entry.z0.shape, noises), entry.z0)
 
-    # ---- 3 to 8: the method's score
+    # ---- 5: the score of the method
     step = StepContext(
         preset=preset, prior=prior, rewards=models.rewards, gap_scale=state.gap_scale, cameras=cameras,
         images=render.rgb.detach(), z0=entry.z0.detach(), noise=noise, t=t, progress=progress,
@@ -140,7 +145,7 @@ def optimise_step(
         root, gradient = entry.place(found.gradient)
     readings.check_finite("score", gradient)
 
-    # ---- 9: backward through the render, with the regularisers
+    # ---- 6: backward through the render, with the regularisers
     terms = {**render.regularisers, **scene.regularisers()}
     for name, value in terms.items():
         readings.check_finite(f"regulariser {name}", value)
@@ -152,13 +157,14 @@ def optimise_step(
     shown: dict[str, Number] = {f"loss/{name}": scalar(value) for name, value in terms.items()} | dict(found.metrics)
     metrics, gaps = readings.settle_checks(shown | {"score/norm": scalar(found.gradient.norm())}, found.gaps)
 
-    # ---- 10: the negative embedding
+    # ---- 7: the negative embedding
     negative = None
-    if state.negative.due(preset, state.step, t, prior.levels):
+    if state.negative.is_due(preset, state.step, t, prior.levels):
         negative = update_negative(step, found, state, prompts)
         if negative is not None:
             metrics |= negative.metrics
 
+    # ---- 8: the optimiser's step, and the running means
     with clock.part("optimiser"):
         state.decay(preset)
         state.optimiser.step()
@@ -192,7 +198,7 @@ def render_scene(
 
 @dataclass(eq=False)
 class Entry:
-    """Where a score enters the scene: the latents of a render, or its images with ``score_space: image``."""
+    """The way of a score into the scene: by the latents of a render, or by its images with ``score_space: image``."""
 
     preset: Preset
     prior: Prior
@@ -203,7 +209,7 @@ class Entry:
     _placed: tuple[Tensor, Tensor] | None = None  # the last score of the latents, and of the images
 
     def place(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """What the score is a gradient of, and the score there; ``gradient`` is that of the latents."""
+        """The tensor that the score is a gradient of, and the score there; ``gradient`` is that of the latents."""
         if self.preset.score_space == "latent":
             return self.z0, gradient
         # reward_gradient asks for that of its base before the step does: one decoding
@@ -278,7 +284,7 @@ def image_score(
 
 
 def resize_images(images: Float[Tensor, "b v 3 h w"], size: int) -> Float[Tensor, "b v 3 size size"]:
-    """To the prior's pixels, differentiably; unchanged where the size is right."""
+    """Resizes images to the pixels of the prior, differentiably; unchanged where the size is right."""
     if images.shape[-1] == size:
         return images
     flat = interpolate(images.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False)

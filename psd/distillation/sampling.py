@@ -1,4 +1,4 @@
-"""What a step draws at random beside its cameras.
+"""The random draws of a step beside its cameras.
 
 The run's generator draws two seeds a step, whatever the method: of what all methods share (t, cameras, background,
 light, jitter) and of the noises with what a method draws itself.  So methods that draw different numbers of noises see
@@ -26,7 +26,7 @@ LIGHT_DISTANCE, UNSHADED, WHITE = (0.8, 1.5), 0.25, 0.5
 
 
 def step_generators(run: torch.Generator) -> tuple[torch.Generator, torch.Generator]:
-    """A step's own two: for what all methods share, and for noises and methods."""
+    """Makes the two generators of a step: one for what all methods share, one for noises and methods."""
     shared, noises = torch.randint(2**31, (2,), generator=run).tolist()
     return torch.Generator().manual_seed(shared), torch.Generator().manual_seed(noises)
 
@@ -42,7 +42,7 @@ def timestep_range(preset: Preset, step: int, total: int) -> tuple[int, int]:
 
 
 def open_probability(preset: Preset, step: int, total: int) -> float:
-    """That the gate (``preference_t_max``) is open to the rewards at ``step``, before its t is drawn."""
+    """The probability that the gate (``preference_t_max``) is open at ``step``, before its t is drawn."""
     low, high = timestep_range(preset, step, total)
     t_on = preset.at(preset.progress(step)).preference_t_max
     return sum(formulas.gate_opening(t, total, t_on) > 0 for t in range(low, high + 1)) / (high - low + 1)
@@ -54,7 +54,7 @@ def draw_timestep(preset: Preset, step: int, total: int, generator: torch.Genera
 
 
 def draw_noise(count: int, shape: torch.Size, generator: torch.Generator) -> Float[Tensor, "k b v c h w"]:
-    """The candidates' noises."""
+    """Draws one noise of ``shape`` for each of ``count`` candidates, on the CPU."""
     return torch.randn(count, *shape, generator=generator)
 
 

@@ -1,4 +1,4 @@
-"""A run in progress: what its steps, its recovery, its controls and its reports share."""
+"""The run in progress, which its steps, its recovery, its controls and its reports share."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ class Session:
 
     @property
     def prompts(self) -> ViewPrompts:
-        """As the prior of the state's stage hears them."""
+        """The prompts as the prior of the present stage reads them."""
         return self.heard[self.state.stage]
 
     def take_stage_models(self) -> None:
-        """From now on use those of the state's stage."""
+        """Uses the models of the present stage from now on."""
         self.models = self.loaded.in_stage(self.preset.in_stage(self.state.stage))
 
     @property
-    def goes_on(self) -> bool:
+    def has_steps_left(self) -> bool:
         """Whether there is a step to make; asks the control."""
         is_over = self.failed or self.ends_early or self.state.step >= self.preset.total_steps
         return not (is_over or self.control.stopping())
@@ -105,7 +105,7 @@ class Session:
         return self.state.step == self.preset.total_steps
 
     @property
-    def checkpoint_is_due(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         return time.monotonic() - self.saved >= self.preset.checkpoint_s
 
     def finish_step(self) -> None:
@@ -130,7 +130,7 @@ class Session:
 
 
 def hear_prompts(preset: Preset, models: Models) -> list[ViewPrompts]:
-    """The prompt as the prior of each stage hears it; raises `PresetError` where one cannot read it."""
+    """Embeds the prompt with the prior of each stage; raises `PresetError` where one cannot read it."""
     heard: dict[tuple[str, str], ViewPrompts] = {}
     stages = preset.list_stages()
     for stage in stages:

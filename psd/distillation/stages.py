@@ -1,4 +1,4 @@
-"""Where one stage of a run ends and another begins: its scene, where that is of another kind, starts from what the
+"""The change from one stage of a run to the next: its scene, where that is of another kind, starts from what the
 stage before made; its prior has a negative embedding of its own; other rewards have other gaps."""
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MOST_FACES = 500_000  # of the mesh between two scenes: it is not decimated, so 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a stage begins with; None: what the stage before had goes on."""
+    """The parts that a stage begins with; None for a part that goes on from the stage before."""
 
     scene: Scene | None
     negative: Negative | None
 
 
 def enter_stage(session: Session) -> Iterator[Event]:
-    """Begin the stage that the next step belongs to, where that is another than the last step's.
+    """Begins the stage of the next step where that is not the stage of the last.
 
     It draws no random number and what it makes depends on the scene alone, so a run that was killed on either side goes
     on alike.  A stage that cannot begin ends the run: Checkpointed with the scene so far, then Failed.
@@ -94,7 +94,7 @@ def begin_stage(session: Session, stage: int, resolution: int) -> Beginning:
 
 
 def forget_rewards(session: Session, stage: int) -> None:
-    """What was learned of the rewards, where those of ``stage`` are others, or another prior makes what they see."""
+    """Forgets the running means of the gaps where ``stage`` has other rewards, or another prior."""
     state = session.state
     before, after = (session.live.in_stage(index) for index in (state.stage, stage))
     if before.prior != after.prior or before.rewards.keys() != after.rewards.keys():

@@ -1,4 +1,4 @@
-"""Everything of a run that changes, and its way into a checkpoint and back: numpy arrays and JSON values only."""
+"""The changing state of a run, and its way into a checkpoint and back: numpy arrays and JSON values only."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class State:
         self.scene, self.optimiser = scene, make_optimiser(scene, preset.scene_preset(stage))
 
     def decay(self, preset: Preset) -> None:
-        """Learning rates as the preset has them at this step, falling exponentially to ``lr_final`` of their start."""
+        """Sets the learning rates of this step, which fall exponentially to ``lr_final`` of their start."""
         for group, fresh in zip(self.optimiser.param_groups, self.scene.parameter_groups(preset), strict=True):
             group["lr"] = fresh["lr"] * preset.lr_final ** preset.progress(self.step)
 
@@ -168,7 +168,7 @@ def saved_stage(checkpoint: Checkpointed, preset: Preset) -> int:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy that later steps leave alone."""
+    """Copies a tensor to an array that later steps leave alone."""
     return tensor.detach().cpu().numpy().copy()
 
 

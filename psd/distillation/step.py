@@ -31,6 +31,12 @@ REWARD_GUIDANCE = 7.5  # s_r, guidance of the prediction that a reward sees: wha
 
 @dataclass(frozen=True)
 class StepContext:
+    """The frozen context of one step, and the calls that a method makes to prior, decoder and rewards.
+
+    Gradients are on or off as the caller has them.  Every result is checked with ``readings``, which raise
+    `NonFiniteError` when they are settled.
+    """
+
     preset: Preset  # with the live values of this step
     prior: Prior
     rewards: Mapping[str, Reward]
@@ -61,7 +67,7 @@ class StepContext:
 
     @property
     def gate(self) -> float:
-        """How far the gate is open to the reward at this noise level."""
+        """The opening of the gate to the reward at this noise level, in [0, 1]."""
         return formulas.gate_opening(self.t, self.prior.levels, self.preset.preference_t_max)
 
     @property
@@ -76,18 +82,18 @@ class StepContext:
         return {name: weight / sum(active.values()) for name, weight in active.items()}
 
     @property
-    def differentiable(self) -> dict[str, float]:
-        """The weights of those that can be steered by."""
+    def differentiable_weights(self) -> dict[str, float]:
+        """The weights of the rewards that have a gradient."""
         return {name: weight for name, weight in self.weights.items() if self.rewards[name].differentiable}
 
     @cached_property
     def units(self) -> dict[str, float]:
-        """What each reward is divided by before weighting: its running mean gap, its Bradley-Terry scale until then."""
+        """The unit of each reward, by which it is divided: its running mean gap, until then its Bradley-Terry scale."""
         return {name: self.gap_scale.mean(name, self.t) or reward.scale for name, reward in self.rewards.items()}
 
     @property
     def scales(self) -> dict[str, float]:
-        """What a Bradley-Terry model of each reward is scaled by."""
+        """The Bradley-Terry scale of each reward."""
         return {name: reward.scale for name, reward in self.rewards.items()}
 
     @property
@@ -100,7 +106,7 @@ class StepContext:
         return self.condition.embedding
 
     @cached_property
-    def seen(self) -> slice | list[int]:
+    def reward_view_index(self) -> slice | list[int]:
         """The views that rewards see: all, or some at about equal distances.
 
         A slice where the distances are equal: a GPU would wait for a list of indices to be copied.
@@ -136,7 +142,7 @@ class StepContext:
 
     def decode(self, z0: Float[Tensor, "*k v c h2 w2"]) -> Float[Tensor, "*k s 3 h w"]:
         """Images in [0, 1] of the views that the rewards see."""
-        z0 = z0[..., self.seen, :, :, :]
+        z0 = z0[..., self.reward_view_index, :, :, :]
         with self.clock.part("decode"):
             images = clamp_keeping_gradient(self.prior.decode(z0.flatten(0, -5)), 0, 1)
         return self.readings.check_finite("decoded prediction", images).unflatten(0, z0.shape[:-4])
@@ -155,7 +161,7 @@ class StepContext:
     def combine_ratings(
         self, ratings: Mapping[str, Tensor], weights: Mapping[str, float], units: Mapping[str, float]
     ) -> Tensor:
-        """The mixture: each reward in its own unit, then weighted."""
+        """Sums the ratings, each in its own unit, with their weights."""
         return sum((weight / units[name] * ratings[name] for name, weight in weights.items()), torch.zeros(()))
 
     def rank_candidates(
@@ -178,7 +184,7 @@ class StepContext:
         return Ranking(win, lose, pick_candidate(combined, win) - pick_candidate(combined, lose), raw_gaps, half_agrees)
 
     def group_means(self, ratings: Mapping[str, Float[Tensor, "k b s"]]) -> dict[str, Float[Tensor, "k b v"]]:
-        """Means over the seen views, for every view of the group."""
+        """Means over the views that the rewards see, repeated for every view of the group."""
         views = self.z0.shape[1]
         return {name: rating.mean(2, keepdim=True).expand(-1, -1, views) for name, rating in ratings.items()}
 
@@ -190,7 +196,7 @@ class StepContext:
         In the unit of the mixture: `units`, or the rewards' own Bradley-Terry scales where the preset has a beta, which
         would mean nothing in units that a run measures itself.
         """
-        names = self.differentiable
+        names = self.differentiable_weights
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
             units = self.scales if self.preset.preference_beta > 0 else self.units

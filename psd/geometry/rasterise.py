@@ -38,7 +38,7 @@ class Fragments:
     views: int
     size: int
     screen: Float[Tensor, "i n 3"]  # x right, y down (px, from the image's corner), distance ahead of the camera
-    nearness: Float[Tensor, "i h w"]  # 1 / distance ahead of what is seen, 0 where nothing is; no gradient
+    nearness: Float[Tensor, "i h w"]  # 1 / distance ahead of the surface in front, 0 where there is none; no gradient
     pixel: Int[Tensor, " p"]  # covered ones, flattened over (i h w), rising
     face: Int[Tensor, " p"]
     weights: Float[Tensor, "p 3"]  # perspective-correct, in [0, 1], summing to 1
@@ -240,8 +240,8 @@ def _meet_rays(
 ) -> Float[Tensor, "p 3"]:  # fmt: skip
     """Barycentric weights of where pixels' rays meet the planes of their faces (Moller and Trumbore 1997).
 
-    In the world, so that perspective needs no division of its own, and of differences of corners, so that small faces
-    far from the camera keep their digits.
+    In world coordinates, so that perspective needs no division of its own, and of differences of corners, so that
+    small faces far from the camera keep their digits.
     """
     origins, directions = (rays.flatten(0, -2).index_select(0, pixel) for rays in camera_rays(cameras, size))
     corner = vertices.index_select(0, faces.index_select(0, face).flatten()).view(-1, 3, 3)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Of a file's axes the world's x, y and z, with their signs: as `psd.geometry.export` writes them.
 Y_UP, Z_UP = ((2, 0, 1), (1, 1, 1)), ((1, 0, 2), (-1, 1, 1))
-FRAMES = {".glb": Y_UP, ".gltf": Y_UP, ".obj": Y_UP, ".ply": Z_UP, ".stl": Z_UP}
+FILE_AXES = {".glb": Y_UP, ".gltf": Y_UP, ".obj": Y_UP, ".ply": Z_UP, ".stl": Z_UP}
 LONGEST = 1.6  # side of the object in the world: the objects that runs make have 0.9 to 1.7
 MOST_BYTES, MOST_FACES = 200 * 2**20, 500_000
 GREY = 180  # of a file without colours
@@ -54,7 +54,7 @@ def read_mesh(path: Path) -> Mesh:
 
 
 def _place_mesh(corners: np.ndarray, faces: np.ndarray, colours: np.ndarray, path: Path) -> Mesh:
-    axes, signs = FRAMES[path.suffix.lower()]
+    axes, signs = FILE_AXES[path.suffix.lower()]
     vertices = corners.astype(np.float64)[:, axes] * signs
     if not np.isfinite(vertices).all():
         raise PresetError(f"--from {path}: a vertex is not finite: repair it")

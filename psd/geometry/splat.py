@@ -79,11 +79,13 @@ Composite = Callable[[Ellipses, Tensor, int, int], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Splats:
-    """What is seen, not yet laid on a background."""
+    """The pictures of Gaussians, not yet laid on a background."""
 
     colour: Float[Tensor, "b v 3 h w"]  # times opacity
     opacity: Float[Tensor, "b v 1 h w"]
-    depth: Float[Tensor, "b v 1 h w"]  # mean distance from the camera of what is seen; 0 where nothing is
+    depth: Float[
+        Tensor, "b v 1 h w"
+    ]  # mean distance from the camera of the Gaussians in a pixel; 0 where there are none
 
 
 def splat_gaussians(gaussians: Gaussians, cameras: Cameras, size: int, composite: Composite | None = None) -> Splats:

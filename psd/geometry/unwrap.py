@@ -14,6 +14,11 @@ import xatlas
 
 
 def unwrap_npz(given: bytes) -> bytes:
+    """Cuts the mesh of an .npz open and returns its charts as another.
+
+    Given: ``vertices`` (n 3), ``faces`` (m 3), ``normals`` (n 3) and ``size`` (texels).  Returned: ``origin``, the
+    vertex that each new one was cut from, ``faces`` over the new ones and ``uv`` in [0, 1].
+    """
     mesh = np.load(io.BytesIO(given))
     options = xatlas.PackOptions()
     options.resolution = int(mesh["size"])

@@ -40,13 +40,17 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def weight_patterns(folder: str, stem: str, half: bool) -> tuple[str, ...]:
-    """Safetensors only; the half-precision variant is a third of the download where half precision will do."""
+    """Patterns of the files of weights, safetensors only; ``half``: half precision first, a third of the size."""
     full = (f"{folder}{stem}.safetensors", f"{folder}{stem}-?????-of-?????.safetensors")
     small = (f"{folder}{stem}.fp16.safetensors",)
     return (*small, *full) if half else (*full, *small)
 
 
 def required_files(kind: str, half: bool) -> Needs:
+    """Lists what a model of ``kind`` needs, with the alternatives for each in the order of preference.
+
+    ``half``: the half-precision weights come first.  KeyError for an unknown kind.
+    """
     diffusion = "diffusion_pytorch_model"
     return {
         "prior": (
@@ -102,7 +106,7 @@ class Located:
     files: tuple[str, ...] = ()  # that serve, in a folder
 
     def weight_variant(self, folder: str = "") -> str | None:
-        """Of the weights in ``folder``: repositories that are mixed or half downloaded have not the same everywhere."""
+        """The variant of the weights in ``folder``; a repository that is mixed or half downloaded has more than one."""
         here = (name for name in self.files if name.rpartition("/")[0] == folder)
         return "fp16" if any(".fp16." in name for name in here) else None
 
@@ -183,7 +187,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def _cached_path(source: str) -> Path | None:
-    """What of a hub model is in the hub's cache: the file, or the snapshot's folder, be it whole or not."""
+    """Finds a hub model in the hub's cache: the file, or the snapshot's folder, be it whole or not."""
     if not has_client():
         return None
     from huggingface_hub import snapshot_download, try_to_load_from_cache
@@ -307,15 +311,15 @@ def _download_files(source: str, kind: str, half: bool, leave: Callable[[], bool
                 f"{source} takes {missing / GB:.1f} GB and {room / GB:.1f} GB are free: make room, or set HF_HOME"
             )
         exactly = [escape(name) for name in names]
-        told = 10 * (size - missing) // size if size else 0
+        reported_tenths = 10 * (size - missing) // size if size else 0
 
         def download(bar: type) -> object:
             return snapshot_download(repository, allow_patterns=exactly, tqdm_class=bar)
 
         for arrived in watch_download(download, leave):
             here = size - missing + arrived
-            if size and (tenths := 10 * here // size) > told:
-                told = tenths
+            if size and (tenths := 10 * here // size) > reported_tenths:
+                reported_tenths = tenths
                 yield f"{source}: {here / GB:.2f} of {size / GB:.2f} GB are here"
     except LookupError as error:
         raise MissingError(

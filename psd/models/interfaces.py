@@ -1,4 +1,4 @@
-"""What a prior and a reward offer to the algorithm."""
+"""The interfaces of a prior and a reward to the algorithm."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class Models:
 
     @property
     def prior(self) -> Prior:
-        """The first one: of a stage its own (`in_stage`)."""
+        """The prior of the first stage; `in_stage` gives that of another."""
         return next(iter(self.priors.values()))
 
     def in_stage(self, preset: Preset) -> Models:
-        """What a stage uses, of which ``preset`` names no other: its prior, its rewards and the run's judges."""
+        """The models of one stage, which ``preset`` names: its prior, its rewards and the run's judges."""
         rewards = {name: self.rewards[name] for name in preset.rewards}
         return replace(self, priors={preset.prior: self.priors[preset.prior]}, rewards=rewards)

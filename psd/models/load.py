@@ -37,7 +37,7 @@ _loading = threading.RLock()  # a cache that two threads ask at once loads twice
 def load_models(
     preset: Preset, *, black_boxes: dict[str, Callable[[Tensor, str], Any]] | None = None, say: hub.Say | None = None
 ) -> Models:
-    """Everything that ``preset`` names, loaded once a process and shared (all networks are frozen).
+    """Loads the models that ``preset`` names, once a process and shared (all networks are frozen).
 
     ``black_boxes`` adds rewards that are plain callables; the preset weighs them by name in ``rewards``.  ``say`` hears
     of downloads before they begin (without it stderr does).
@@ -154,13 +154,13 @@ _held: dict[torch.device, tuple] = {}  # `model_key` of each device
 
 
 def model_key(preset: Preset, dtype: torch.dtype) -> tuple:
-    """What of a preset decides which networks are on a device, and how."""
+    """The values of a preset that decide which networks are on a device, and how."""
     names = {*preset.reward_names, *preset.judges}
     return dtype, {*preset.priors}, names, preset.reward_decoder, preset.network_batch, preset.compile
 
 
 def evict_other_models(preset: Preset, device: torch.device, dtype: torch.dtype) -> None:
-    """Before the models of another preset come to a GPU, those that are there go; main memory keeps several."""
+    """Frees a GPU of the models of another preset before new ones come; main memory keeps several."""
     wanted = model_key(preset, dtype)
     if device.type != "cpu" and _held.get(device, wanted) != wanted:
         unload_all()
@@ -191,6 +191,11 @@ def load_prior(
     compiled: CompileMode = "none",
     say: hub.Say | None = None,
 ) -> DiffusersPrior:
+    """Loads a prior from a folder, a file or a hub id and tries its networks once; the last two are kept.
+
+    ``decoder`` names a small decoder to use in place of the prior's own, ``batch`` > 0 bounds the images at once.
+    Raises `MissingError` and `PresetError` with a cure.
+    """
     found = components.load_components(source, dtype, say=say)
     small = components.load_small_decoder(decoder, dtype, say) if decoder else None
     with explain_load_errors(source):

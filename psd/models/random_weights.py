@@ -37,7 +37,7 @@ HEAD = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}  
 
 
 def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> Models:
-    """What ``preset`` names, as far as its architecture is known here, with random weights from the preset's seed.
+    """Makes the models that ``preset`` names, where their architecture is known, with weights from the preset's seed.
 
     Raises `PresetError` for models of other architectures, and for prompts of more words than CLIP has tokens.
     """
@@ -77,13 +77,13 @@ def random_models(preset: Preset, device: torch.device, dtype: torch.dtype, *, t
 
 
 def collect_texts(preset: Preset) -> tuple[str, ...]:
-    """All that the models of a run are told."""
+    """The texts that the models of a run encode."""
     return (preset.prompt, preset.negative_prompt, *(f", {side} view" for side in SIDES))
 
 
 @lru_cache
 def make_tokenizer(known: tuple[str, ...] = ()) -> CLIPTokenizer:
-    """CLIP's, for which each word of the ``known`` texts is one token, as nearly all are for the released one.
+    """Makes a tokenizer as CLIP's, for which each word of the ``known`` texts is one token, as for the released one.
 
     Other words are spelled.  How long a prompt is does not change what a step costs: all are padded to 77 tokens.  But
     longer ones are refused, and the large presets' negative prompt is, spelled.
@@ -138,11 +138,12 @@ def random_components(source: str, dtype: torch.dtype, tiny: bool, known: tuple[
 
 
 def freeze_network(network: nn.Module, dtype: torch.dtype) -> None:
-    """In ``dtype``; by torch's own cast, for diffusers' warns of modules that should stay in float32: none of them."""
+    """Freezes a network in ``dtype``, by torch's own cast: that of diffusers warns of modules to keep in float32."""
     nn.Module.to(network, dtype).eval().requires_grad_(False)
 
 
 def random_reward(name: str, device: torch.device, dtype: torch.dtype, preset: Preset, tiny: bool) -> ImageTextReward:
+    """Makes the reward that ``name`` stands for, with random weights; `PresetError` for an unknown architecture."""
     network: Any
     if "ImageReward" in name:
         kind, network = ImageReward, random_image_reward(tiny)
@@ -174,6 +175,7 @@ def random_vit_h(tiny: bool) -> CLIPModel:
 
 
 def random_image_reward(tiny: bool) -> ImageRewardNetwork:
+    """Makes ImageReward's network with random weights: BLIP with a ViT-L image tower, ``tiny`` for tests."""
     width, layers = (64, 2) if tiny else (1024, 24)
     config = BlipConfig(
         vision_config={

@@ -10,7 +10,7 @@ OPENRAIL = "forbids the harmful uses that its attachment A lists, for what is ma
 
 @dataclass(frozen=True)
 class Release:
-    """What its makers published under one id."""
+    """The files that the makers of a model published under one id."""
 
     source: str
     what: str

@@ -46,7 +46,7 @@ def score_images(
 
 
 def pad_to_square(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 1 3 size size"]:
-    """In [0, 1], centred on white where it is not square."""
+    """Returns a picture in [0, 1], centred on white where it is not square."""
     height, width = image.shape[:2]
     size = max(height, width)
     whole = torch.ones(3, size, size)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from psd.geometry.export import STARTS_FROM
 from psd.geometry.mesh import Mesh
-from psd.geometry.read import FRAMES, read_mesh
+from psd.geometry.read import FILE_AXES, read_mesh
 from psd.runs.remesh import remesh_run
 from psd.runs.store.files import expand_path
 
 
 def read_start(name: str, find_folder: Callable[[str], Path]) -> Mesh:
     """The mesh that ``name`` says, a file or a run; raises `PresetError` where there is none that is closed."""
-    if Path(name).suffix.lower() in FRAMES:
+    if Path(name).suffix.lower() in FILE_AXES:
         return read_mesh(expand_path(name))
     return remesh_start(find_folder(name))
 

@@ -27,6 +27,7 @@ class ForgivingStream:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
+        """Writes ``text`` as far as the stream can take it; returns the text's length whatever was written."""
         if self._stream is not None:
             try:
                 self._stream.write(text)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 2  # calls before a recording: libraries choose their kernels and allocate what they keep
-MOST = 8  # recordings of one function; each keeps its output and its share of the pool
+MOST_RECORDINGS = 8  # recordings of one function; each keeps its output and its share of the pool
 TURN = threading.RLock()  # one recording or replay at a time in this process
 
 Replay = Callable[..., Tensor]
@@ -44,7 +44,7 @@ class Graphed:
             return self.function(*inputs)
         key = tuple(None if value is None else (tuple(value.shape), value.dtype) for value in inputs)
         if key not in self.replays:
-            if len(self.replays) == MOST:
+            if len(self.replays) == MOST_RECORDINGS:
                 return self.function(*inputs)
             try:
                 self.replays[key] = self.record(self.function, *inputs)

@@ -73,7 +73,7 @@ def unsupported_gpu(card: int = 0) -> tuple[str, str] | None:
 
     built = [name for name in torch.cuda.get_arch_list() if name.startswith(("sm_", "compute_"))]
     major, minor = torch.cuda.get_device_capability(card)
-    if not built or any(_runs_on(name, (major, minor)) for name in built):
+    if not built or any(_is_code_for(name, (major, minor)) for name in built):
         return None
     kind = "an older" if all(_parse_capability(name) > (major, minor) for name in built) else "a newer"
     return (
@@ -87,7 +87,7 @@ def _parse_capability(built: str) -> tuple[int, int]:
     return int(digits[:-1]), int(digits[-1])
 
 
-def _runs_on(built: str, card: tuple[int, int]) -> bool:
+def _is_code_for(built: str, card: tuple[int, int]) -> bool:
     """Machine code (sm_) serves later minor versions too, PTX (compute_) all later cards; an a or f at the end narrows
     it to one card or one major version."""
     needed = _parse_capability(built)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 Part = TypeVar("Part")
-Made = TypeVar("Made")
+Computed = TypeVar("Computed")
 
 SMALL = 20_000_000  # parameters of a network whose operations are too small to be shared out one by one
 ROWS = 2  # pictures of a call that make a part: half of an orbit
@@ -70,7 +70,7 @@ def count_lanes() -> int:
     return _lanes
 
 
-def map_parts(function: Callable[[Part], Made], parts: Iterable[Part]) -> list[Made]:
+def map_parts(function: Callable[[Part], Computed], parts: Iterable[Part]) -> list[Computed]:
     """``[function(part) for part in parts]``, side by side; whether gradients are on is as in the calling thread.
 
     The first part runs here, and so does every other that no lane has begun when this one is done.  An error of any
@@ -92,7 +92,7 @@ def map_parts(function: Callable[[Part], Made], parts: Iterable[Part]) -> list[M
                 future.exception()  # waits for its end
 
 
-def _compute_part(function: Callable[[Part], Made], gradients: bool, part: Part) -> Made:
+def _compute_part(function: Callable[[Part], Computed], gradients: bool, part: Part) -> Computed:
     _here.inside = True
     try:
         with torch.set_grad_enabled(gradients):

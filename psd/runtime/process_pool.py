@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from psd.config.errors import MissingError
 
-Job = TypeVar("Job")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-def map_unordered(function: Callable[[Job], Result], jobs: Sequence[Job], processes: int) -> Iterator[Result]:
+def map_unordered(function: Callable[[Argument], Result], jobs: Sequence[Argument], processes: int) -> Iterator[Result]:
     """``function`` of each job, as they come, from at most ``processes`` fresh interpreters.
 
     An exception of a job is raised here, and the jobs that have not begun are dropped; `MissingError` if a process was

@@ -31,6 +31,10 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Charges the time of the block to the part ``name``; a part inside another counts for the outer one.
+
+        `between` is called after the block, nested or not.
+        """
         if self.inside:
             yield
             self._look_up()

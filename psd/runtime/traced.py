@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 PATIENCE = 8  # calls of a shape before it is recorded, which takes a second: a short run is over before
-MOST = 4  # graphs of one function
+MOST_GRAPHS = 4  # graphs of one function
 
 
 class Traced:
@@ -40,7 +40,7 @@ class Traced:
             with torch.jit.optimized_execution(False):  # optimising takes its first calls longer than it saves
                 return graph(*given)
         self.counts[key] = self.counts.get(key, 0) + 1
-        if self.counts[key] > PATIENCE and len(self.graphs) < MOST and self.recording.acquire(blocking=False):
+        if self.counts[key] > PATIENCE and len(self.graphs) < MOST_GRAPHS and self.recording.acquire(blocking=False):
             try:
                 self.graphs[key] = trace_calls(self.function, self.network, inputs)
             finally:

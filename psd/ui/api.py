@@ -40,10 +40,10 @@ EVENTS_AT_ONCE = 128
 STREAMS, STREAMS_OF_CLIENT = 64, 8
 UNREAD = 4  # messages that wait for a client before its stream does; it ends where none is fetched for SILENT_S
 LEASE_S = 4 * SILENT_S  # a stream that was not heard of for so long is gone
-LISTED = 100
+MOST_LISTED = 100
 MOST_IMAGES = 16  # of one call
 
-Score = Callable[
+ScoreImages = Callable[
     [Sequence[UInt8[np.ndarray, "h w 3"]], str, str], dict[str, Any]
 ]  # images, prompt, judge ("": default)
 Remake = Callable[[Path, str | None, float | None], object]  # a run's folder, scene, threshold
@@ -53,7 +53,7 @@ def register_endpoints(
     blocks: gr.Blocks,
     worker: Worker,
     *,
-    score: Score,
+    score: ScoreImages,
     remake: Remake,
     vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> None:
@@ -79,7 +79,9 @@ def register_endpoints(
 class Api:
     """The endpoints; each docstring is what `view_api()` and an assistant read."""
 
-    def __init__(self, worker: Worker, score: Score, remake: Remake, vocabularies: Mapping[str, Vocabulary]) -> None:
+    def __init__(
+        self, worker: Worker, score: ScoreImages, remake: Remake, vocabularies: Mapping[str, Vocabulary]
+    ) -> None:
         self._worker, self._score, self._remake, self._vocabularies = worker, score, remake, vocabularies
         self._streams: dict[object, tuple[str, float]] = {}  # a token each -> client, when it was last heard of
 
@@ -173,8 +175,8 @@ class Api:
         Returns:
             for each run its id, state, prompt, seed, method, steps, best judge score and thumbnail
         """
-        if not 1 <= limit <= LISTED:
-            raise PresetError(f"limit={format_value(limit)} must lie in [1, {LISTED}]")
+        if not 1 <= limit <= MOST_LISTED:
+            raise PresetError(f"limit={format_value(limit)} must lie in [1, {MOST_LISTED}]")
         return [summarise_run(run) for run in self._worker.library.list_runs(owner)[:limit]]
 
     def export_mesh(

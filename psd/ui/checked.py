@@ -56,7 +56,7 @@ def is_upload(value: object) -> bool:
 
 
 # What a component of a kind may bring, and what to call that; the first kind that fits counts.
-KINDS: Sequence[tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = (
+COMPONENT_CHECKS: Sequence[tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = (
     ((FreeNumber, FreeSlider), lambda value: value is None or is_number(value), "a number"),
     ((gr.Number, gr.Slider), is_number, "a number"),
     ((gr.Textbox, gr.Code, gr.HTML, gr.Radio), is_text, "text"),
@@ -77,7 +77,7 @@ def find_kind(component: Component) -> tuple[Callable[[Any], bool], str] | None:
         kinds = {list: (is_list_of_texts, "a list of texts"), dict: (is_table_of_texts, "texts by name")}
         check, name = kinds.get(type(default), (is_text, "text"))
         return lambda value: value is None or check(value), name  # none while a browser has kept none
-    return next(((check, name) for kind, check, name in KINDS if isinstance(component, kind)), None)
+    return next(((check, name) for kind, check, name in COMPONENT_CHECKS if isinstance(component, kind)), None)
 
 
 class CheckedBlocks(gr.Blocks):

@@ -121,9 +121,9 @@ def require_every_value(function: BlockFunction, values: list[Any]) -> None:
             f"{function.api_name} takes {len(function.inputs)} values, not {len(values)}", print_exception=False
         )
     is_endpoint = all(isinstance(component, ApiValue) for component in function.inputs)
-    if is_endpoint and any(map(_holds_mapping, values)):  # Gradio would fetch the address of a file
+    if is_endpoint and any(map(_has_mapping, values)):  # Gradio would fetch the address of a file
         raise gr.Error(f"{function.api_name} takes texts, numbers and lists only", print_exception=False)
 
 
-def _holds_mapping(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_mapping, value)))
+def _has_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_has_mapping, value)))

@@ -24,7 +24,9 @@ def saturated(x: float) -> tuple[float, float]:
     return min(x, 0.4), x
 
 
-def told(story: Story, previews: int, *, deviation: float = 0.0, seed: int = 0, scale: float = 1.0) -> list[Alarm]:
+def collect_alarms(
+    story: Story, previews: int, *, deviation: float = 0.0, seed: int = 0, scale: float = 1.0
+) -> list[Alarm]:
     draw, monitor, alarms = random.Random(seed), Monitor(), []
     for index in range(1, previews + 1):
         judge, reward = story(index / previews)
@@ -42,32 +44,32 @@ def kinds(alarms: list[Alarm]) -> list[str]:
 @pytest.mark.parametrize("deviation", [0.0, 0.02, 0.1])
 def test_both_up_is_silent(previews: int, deviation: float) -> None:
     for seed in range(5):
-        assert told(both_up, previews, deviation=deviation, seed=seed) == []
+        assert collect_alarms(both_up, previews, deviation=deviation, seed=seed) == []
 
 
 @pytest.mark.parametrize(("previews", "deviation"), [(24, 0.0), (24, 0.02), (100, 0.02), (100, 0.05)])
 def test_a_judge_that_falls_while_the_reward_climbs_alarms_once(previews: int, deviation: float) -> None:
-    alarms = [alarm for alarm in told(hacked, previews, deviation=deviation) if alarm.kind == "hacking"]
+    alarms = [alarm for alarm in collect_alarms(hacked, previews, deviation=deviation) if alarm.kind == "hacking"]
     assert len(alarms) == 1
     assert abs(alarms[0].since / (5 * previews) - 0.5) < 0.15, "the judge's best moment is the middle"
     assert "train reward +" in alarms[0].message and f"since step {alarms[0].since}" in alarms[0].message
 
 
 def test_the_alarm_does_not_depend_on_the_judge_s_unit() -> None:
-    assert told(hacked, 60, deviation=0.02) == told(hacked, 60, deviation=0.02, scale=64.0)
+    assert collect_alarms(hacked, 60, deviation=0.02) == collect_alarms(hacked, 60, deviation=0.02, scale=64.0)
 
 
 def test_percent_are_of_the_span_so_far() -> None:
     """Five previews after the turn at .5 the reward has covered .6 and gained .1 of it, less the ends of the median."""
-    (alarm, *_) = told(hacked, 50)
+    (alarm, *_) = collect_alarms(hacked, 50)
     up = int(alarm.message.partition("+")[2].partition(" %")[0])
     assert 8 <= up <= 25 and alarm.message.endswith("likely reward hacking")
 
 
 @pytest.mark.parametrize(("previews", "deviation"), [(40, 0.0), (100, 0.02), (400, 0.05)])
 def test_a_judge_that_has_stopped_rising_is_a_plateau(previews: int, deviation: float) -> None:
-    assert "plateau" in kinds(told(saturated, previews, deviation=deviation))
-    assert kinds(told(saturated, previews)) == ["plateau"]
+    assert "plateau" in kinds(collect_alarms(saturated, previews, deviation=deviation))
+    assert kinds(collect_alarms(saturated, previews)) == ["plateau"]
 
 
 def test_nothing_is_optimised_so_nothing_is_hacked() -> None:

@@ -145,12 +145,12 @@ def test_the_reward_after_an_update_is_read_for_previews_only() -> None:
 def test_due_every_so_often_at_low_noise_where_a_reward_is_asked() -> None:
     preset = make_preset(negative_every=5, negative_t_max=0.4)
     own = Negative.create(preset, ToyPrior())
-    assert [step for step in range(20) if own.due(preset, step, 100, 1000)] == [4, 9, 14, 19]
-    assert own.due(preset, 4, 400, 1000) and not own.due(preset, 4, 401, 1000)
-    assert not own.due(preset.with_values({"negative": False}), 4, 100, 1000)
-    assert own.due(preset.with_values({"method": "dreamdpo"}), 4, 100, 1000)
+    assert [step for step in range(20) if own.is_due(preset, step, 100, 1000)] == [4, 9, 14, 19]
+    assert own.is_due(preset, 4, 400, 1000) and not own.is_due(preset, 4, 401, 1000)
+    assert not own.is_due(preset.with_values({"negative": False}), 4, 100, 1000)
+    assert own.is_due(preset.with_values({"method": "dreamdpo"}), 4, 100, 1000)
     for method in ("sds", "csd"):
-        assert not own.due(preset.with_values({"method": method}), 4, 100, 1000)
+        assert not own.is_due(preset.with_values({"method": method}), 4, 100, 1000)
 
 
 HALVES = [{"share": 0.5}, {"share": 0.5, "t_max_end": 0.5}]  # the later half at other noise levels
@@ -165,7 +165,7 @@ def test_the_expected_updates_of_each_stage_are_those_of_every_t_that_its_steps_
 
     def share(step: int) -> float:
         low, high = sampling.timestep_range(preset, step, 100)
-        return sum(own.due(preset, step, t, 100) for t in range(low, high + 1)) / (high - low + 1)
+        return sum(own.is_due(preset, step, t, 100) for t in range(low, high + 1)) / (high - low + 1)
 
     shares = [share(step) for step in range(preset.total_steps)]
     early = 30 if preset.stages else len(shares)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from psd.config.errors import PresetError
-from psd.config.preset import WITHOUT_REWARD, Method, Preset
+from psd.config.preset import WITHOUT_REWARD, MethodName, Preset
 from psd.distillation import preview, reporting
 from psd.distillation.events import (
     Alarmed,
@@ -179,7 +179,7 @@ def test_metrics_are_named_and_finite_and_measured_when_shown() -> None:
         assert ("negative/drift" in event.metrics) == ("time/negative" in event.metrics) == (event.step % 2 == 0)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(MethodName))
 def test_every_method_runs_and_moves_the_scene(method: str) -> None:
     events = list(run(make_preset(method=method, steps=2, candidates=4), make_models()))
     assert isinstance(events[-1], Finished)

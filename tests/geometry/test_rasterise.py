@@ -1,4 +1,4 @@
-"""The differentiable rasteriser: what is seen, where on a face, and how pictures change as vertices move."""
+"""The differentiable rasteriser: which face is in front, where on it, and how pictures change as vertices move."""
 
 from __future__ import annotations
 

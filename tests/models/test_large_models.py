@@ -102,7 +102,7 @@ def test_mvdream_loads_from_both_releases_and_computes_what_they_say(
 ) -> None:
     prior = load_prior(str(request.getfixturevalue(layout)), CPU)
     assert (prior.views, prior.image_size, prior.prediction_type, prior.latent_clamp) == (4, 256, "epsilon", None)
-    assert prior.alpha_bar[500].sqrt().item() == pytest.approx(0.526, abs=2e-3)  # method.md, section 6
+    assert prior.alpha_bar[500].sqrt().item() == pytest.approx(0.526, abs=2e-3)  # MVDream's schedule
 
     embedding = prior.embed_prompt("a red cube")
     ids = prior._token_ids("a red cube")
@@ -123,7 +123,7 @@ def test_mvdream_loads_from_both_releases_and_computes_what_they_say(
 
 
 def test_mvdreams_camera_is_the_released_one() -> None:
-    """Elevation 15, front (method.md, section 6)."""
+    """Elevation 15, front, in MVDream's frame."""
     rows = [[0, -0.2588, 0.9659, 0.9659], [1, 0, 0, 0], [0, 0.9659, 0.2588, 0.2588], [0, 0, 0, 1]]
     found = mvdream_condition(turntable_cameras(4, elevation_deg=15.0))[0, 0].view(4, 4)
     torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float32), atol=1e-4, rtol=0)

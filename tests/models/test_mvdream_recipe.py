@@ -321,14 +321,14 @@ def test_rewards_see_as_many_views_as_asked(settings: dict) -> None:
 @pytest.mark.parametrize("views, few, wanted", [(4, 2, [0, 2]), (4, 1, [0]), (6, 3, [0, 2, 4]), (4, 3, [0, 1, 2])])
 def test_rewards_see_views_at_equal_distances(views: int, few: int, wanted: list[int]) -> None:
     """By a slice where they can be: on a GPU a list of indices is copied there, which waits."""
-    seen = make_step(candidates=1, prior=ToyPrior(torch.float64, views), reward_views=few).seen
+    seen = make_step(candidates=1, prior=ToyPrior(torch.float64, views), reward_views=few).reward_view_index
     assert torch.arange(views)[seen].tolist() == wanted
     assert isinstance(seen, slice) == (views % few == 0)
 
 
 def test_all_views_are_the_default_and_ranking_single_views_needs_them() -> None:
-    assert make_step(candidates=1).seen == slice(None)
-    assert make_step(candidates=1, reward_views=4).seen == slice(None)
+    assert make_step(candidates=1).reward_view_index == slice(None)
+    assert make_step(candidates=1, reward_views=4).reward_view_index == slice(None)
     with pytest.raises(PresetError, match="reward_views=1"):
         choose.check_models(make_preset(reward_views=1, method="dreamdpo"), make_models())
 

@@ -8,7 +8,7 @@ import torch
 
 from psd.__main__ import main
 from psd.config.errors import PresetError
-from psd.config.preset import Method, Preset, list_presets
+from psd.config.preset import MethodName, Preset, list_presets
 from psd.distillation import sampling
 from psd.distillation.gap_scale import GapScale
 from psd.distillation.methods import choose
@@ -104,7 +104,7 @@ def test_no_method_waits_for_a_device_or_mixes_two(name: str) -> None:
     z0, negative = prior.encode(images), Negative.create(preset, prior)
     cameras = turntable_cameras(prior.views)[torch.zeros(preset.groups, dtype=torch.long)].to(meta)
     noises = torch.Generator().manual_seed(0)
-    ways: list[dict[str, Any]] = [{"method": method} for method in get_args(Method)]
+    ways: list[dict[str, Any]] = [{"method": method} for method in get_args(MethodName)]
     if prior.views > 1:  # the rest is the same for priors of one view
         ways += [
             {"pair": "random"}, {"steer_by": "scores"}, {"preference_beta": 1.0}, {"reward_views": 2},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from psd.config.preset import Preset
 from psd.models.random_weights import random_models, random_reward
-from psd.runtime.cuda_graphs import MOST, WARM_UP, Graphed, Recording, RecordingPlace
+from psd.runtime.cuda_graphs import MOST_RECORDINGS, WARM_UP, Graphed, Recording, RecordingPlace
 from psd.runtime.offload import hold_on_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_calls_are_recorded_once_a_shape_and_only_without_gradients() -> None:
     with torch.no_grad():
         for size in range(4, 30):
             graphed(on_cuda(size), None)
-    assert len(recorded) == MOST
+    assert len(recorded) == MOST_RECORDINGS
 
 
 def test_what_cannot_be_recorded_runs_without_and_says_so() -> None:

@@ -181,7 +181,7 @@ def without_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psd.distillation.reporting.mesh_events", lambda *_: iter(()))
 
 
-def told(prior: ToyPrior, saved: Checkpointed | None = None, **values: object) -> list[Event]:
+def run_events(prior: ToyPrior, saved: Checkpointed | None = None, **values: object) -> list[Event]:
     return list(run(make_preset(**values), make_models(prior=prior), resume=saved))
 
 
@@ -226,8 +226,8 @@ def test_a_lower_scale_grows_again_in_time() -> None:
 
 
 def test_an_overflow_in_float16_costs_no_step_and_no_draw(without_mesh: None) -> None:
-    whole, prior = told(HalfPrior()), HalfPrior(most=0.4)
-    events = told(prior)
+    whole, prior = run_events(HalfPrior()), HalfPrior(most=0.4)
+    events = run_events(prior)
     assert isinstance(events[-1], Finished) and ts(events) == ts(whole) and len(ts(events)) == 6
     (warning,) = warnings(events)  # said once, and the scale stays low: one step was computed again
     assert "gradient of the scene (grid) is not finite" in warning and "smaller gradients" in warning
@@ -237,10 +237,10 @@ def test_an_overflow_in_float16_costs_no_step_and_no_draw(without_mesh: None) ->
 
 def test_a_resumed_run_knows_of_the_lower_scale(without_mesh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psd.runtime.precision.GROWTH_INTERVAL", 4)
-    whole = told(HalfPrior(most=0.4), checkpoint_s=1e-9)
+    whole = run_events(HalfPrior(most=0.4), checkpoint_s=1e-9)
     for saved in [event for event in whole if isinstance(event, Checkpointed)]:
         prior = HalfPrior(most=0.4)
-        rest = told(prior, saved)
+        rest = run_events(prior, saved)
         assert ts(rest) == ts(whole)[saved.step :] and torch.equal(grid(rest), grid(whole))
         assert warnings(rest) == [] and prior.tries == 6 - saved.step
         assert [event for event in rest if isinstance(event, Checkpointed)][-1].values == whole_values(whole)
@@ -251,9 +251,9 @@ def whole_values(events: list[Event]) -> Any:
 
 
 def test_what_overflows_on_the_way_forward_is_drawn_anew(without_mesh: None) -> None:
-    plain, prior = ts(told(HalfPrior())), HalfPrior()
+    plain, prior = ts(run_events(HalfPrior())), HalfPrior()
     prior.broken_at = {plain[2]}
-    events = told(prior)
+    events = run_events(prior)
     assert isinstance(events[-1], Finished) and len(ts(events)) == 6
     assert ts(events)[:2] == plain[:2] and ts(events)[2] != plain[2]
     first, second = warnings(events)
@@ -261,9 +261,9 @@ def test_what_overflows_on_the_way_forward_is_drawn_anew(without_mesh: None) -> 
 
 
 def test_a_run_ends_when_no_draw_is_finite_and_keeps_the_last_good_state(without_mesh: None) -> None:
-    plain, prior = ts(told(HalfPrior())), HalfPrior()
+    plain, prior = ts(run_events(HalfPrior())), HalfPrior()
     prior.broken_at = set(range(1000)) - set(plain[:2])
-    events = told(prior)
+    events = run_events(prior)
     failure, saved = events[-1], events[-2]
     assert isinstance(failure, Failed) and isinstance(saved, Checkpointed) and failure.step == saved.step == 2
     assert "step 3, t = " in failure.message and "noise prediction" in failure.message
@@ -271,14 +271,14 @@ def test_a_run_ends_when_no_draw_is_finite_and_keeps_the_last_good_state(without
     scales = 1 + round(torch.tensor(LEAST / LARGEST).log2().item() / torch.tensor(BACKOFF).log2().item())
     assert prior.tries == 2 + MOST_DRAWS * scales
     assert len(warnings(events)) == 2
-    assert len(ts(told(HalfPrior(), saved))) == 4
+    assert len(ts(run_events(HalfPrior(), saved))) == 4
 
 
 @pytest.mark.parametrize("half", [torch.float32, torch.bfloat16])
 def test_where_no_scale_would_help_a_step_is_not_repeated(half: torch.dtype, without_mesh: None) -> None:
     prior = HalfPrior(half)
     prior.broken_at = set(range(1000))
-    events = told(prior)
+    events = run_events(prior)
     assert isinstance(events[-1], Failed) and prior.tries == 1 and warnings(events) == []
     assert "bfloat16" not in events[-1].cure
     assert "gradient_scaler" not in whole_values(events)

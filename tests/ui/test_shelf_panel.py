@@ -15,7 +15,7 @@ from psd.runs.store.films import STRIP, STRIP_VIEWS
 from psd.runs.store.folder import RunFolder
 from psd.ui.build import CSS
 from psd.ui.panels.shelf import is_shown, shelf_html
-from psd.ui.panels.stage import FILMS, KINDS, list_pictures, said_html
+from psd.ui.panels.stage import FILMS, PREVIEW_KINDS, list_pictures, said_html
 from psd.ui.panels.status import _button_updates
 from psd.ui.state.page import Page, WatchedRun
 from psd.ui.state.watch import Watcher
@@ -86,4 +86,4 @@ def test_only_pictures_that_came_with_a_run_are_offered(watcher: Watcher, shippe
     film = shipped.folder / FILMS["Turntable"]
     film.write_bytes(b"a film")
     assert list_pictures(watched) == ["Turntable", "Colour"]
-    assert list_pictures(replace(watched, is_shipped=False)) == [*FILMS, *KINDS]
+    assert list_pictures(replace(watched, is_shipped=False)) == [*FILMS, *PREVIEW_KINDS]

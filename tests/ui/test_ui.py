@@ -60,7 +60,7 @@ STORY: list[events.Event] = [
 ]
 
 
-def told(happened: list[events.Event]) -> View:
+def fold_story(happened: list[events.Event]) -> View:
     view = View()
     for event in happened:
         view = fold_event(view, event)
@@ -78,7 +78,7 @@ def test_fold_changes_neither_view_nor_event() -> None:
 
 
 def test_the_view_tells_the_story() -> None:
-    view = told(STORY)
+    view = fold_story(STORY)
     assert (view.step, view.total_steps, view.reason, view.time_s) == (2, 4, "stopped", 5.0)
     assert view.steps_per_s == pytest.approx(0.5) and view.remaining_s == pytest.approx(4.0)
     assert view.mesh and view.mesh.statistics["faces"] == 1234 and view.warning == "a warning"
@@ -95,7 +95,7 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
     names = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
     for metric, name in names.items():
         values = [1.0, 0.0, 0.0]
-        view = told(
+        view = fold_story(
             [*STORY[:1], *(events.Stepped(step=at, t=9, metrics={metric: v}) for at, v in enumerate(values, 1))]
         )
         assert [value for _, value in view.curves[name].points()] == pytest.approx([1.0, 0.95, 0.9025])
@@ -105,7 +105,7 @@ def test_what_is_yes_or_no_in_a_step_is_drawn_as_a_share_of_the_last_ones() -> N
 
 
 def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
-    view = told([*STORY[:4], events.Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
+    view = fold_story([*STORY[:4], events.Failed(step=2, message="render is not finite", cure="lower guidance_scale")])
     assert view.reason == "failed" and view.step == 2 and "reward/r" in view.curves
     failed = WatchedRun("run", state="failed", view=view)
     shown = stage.said_html(Page(failed)) + status.status_line(failed)
@@ -114,7 +114,7 @@ def test_a_failure_keeps_what_was_reached_and_says_the_cure() -> None:
 
 def test_a_failure_tells_what_was_tried_before_it() -> None:
     warned = events.Warned(step=2, message="Out of memory: going on with views = 1.")
-    view = told([*STORY[:3], warned, events.Failed(step=3, message="Out of memory.", cure="Use fewer views.")])
+    view = fold_story([*STORY[:3], warned, events.Failed(step=3, message="Out of memory.", cure="Use fewer views.")])
     shown = status.trouble_html(WatchedRun("run", state="failed", view=view))
     assert "Out of memory. Use fewer views." in shown and "going on with views = 1" in shown
 
@@ -134,11 +134,11 @@ def test_the_buttons_that_show_are_those_that_can_be_pressed() -> None:
 
 def test_a_view_from_json_lines_is_the_live_view() -> None:
     """What was shown live is shown again after a restart: arrays are no part of a view."""
-    assert told([events.from_json(events.to_json(event)) for event in STORY]) == told(STORY)
+    assert fold_story([events.from_json(events.to_json(event)) for event in STORY]) == fold_story(STORY)
 
 
 def test_a_view_holds_no_array() -> None:
-    view = told(STORY)
+    view = fold_story(STORY)
     assert view.previews.last and view.mesh
     assert not view.previews.last.images and view.mesh.mesh is None
 
@@ -268,7 +268,7 @@ def test_what_people_typed_is_never_markup(show: Callable[[WatchedRun], str], tm
     exports.mkdir(parents=True)
     for name in mesh.DOWNLOADS:
         (exports / name).touch()
-    view = told([*STORY[:-1], events.Failed(step=2, message=HOSTILE, cure=HOSTILE)])
+    view = fold_story([*STORY[:-1], events.Failed(step=2, message=HOSTILE, cure=HOSTILE)])
     shown = show(WatchedRun("id", tmp_path, state="failed", prompt=HOSTILE, view=view))
     assert "<img src=x" not in shown and 'onerror="' not in shown
 
@@ -278,7 +278,7 @@ def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
     exports.mkdir(parents=True)
     for name in ("mesh.glb", "mesh.obj", "mesh.obj.zip"):
         (exports / name).touch()
-    shown = mesh.download_links(WatchedRun("id", tmp_path, prompt="a cube", view=told(STORY)))
+    shown = mesh.download_links(WatchedRun("id", tmp_path, prompt="a cube", view=fold_story(STORY)))
     assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
     assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
     assert all(f"<b>{suffix.upper()}</b> {frame}" in shown for suffix, frame in FRAMES.items())
@@ -293,14 +293,14 @@ def test_tokens_and_notes_are_escaped() -> None:
 
 @pytest.mark.parametrize(("azimuth", "place"), [(30, 0), (60, 1), (180, 2), (330, 0)])
 def test_the_stage_shows_the_kept_view_that_is_nearest_to_the_camera(azimuth: int, place: int) -> None:
-    watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
+    watched = WatchedRun("id", Path("runs/id"), "running", view=fold_story(STORY[:2]), shots=4)
     shown = stage.picture_html(Page(watched, Look(orbit=(azimuth, 15))))
     assert f"width:400%;transform:translateX({-25 * place}%)" in shown
     assert shown.count("gradio_api/file=runs/id/previews/000000.jpg?v=0") == 1
 
 
 def test_the_stage_shows_what_was_rendered_from_the_camera_while_the_newest_is_followed() -> None:
-    watched = WatchedRun("id", Path("runs/id"), "running", view=told(STORY[:2]), shots=4)
+    watched = WatchedRun("id", Path("runs/id"), "running", view=fold_story(STORY[:2]), shots=4)
     orbit = OrbitPicture((60, 15), 7, 1, b"jpeg")
     shown = stage.picture_html(Page(watched, Look(orbit=(60, 15)), orbit_picture=orbit))
     assert "data:image/jpeg;base64,anBlZw==" in shown and "step 7" in shown
@@ -309,7 +309,7 @@ def test_the_stage_shows_what_was_rendered_from_the_camera_while_the_newest_is_f
 
 
 def test_the_time_line_fills_up_and_marks_what_was_moved() -> None:
-    watched = WatchedRun("id", Path("x"), view=told(STORY[:7]))
+    watched = WatchedRun("id", Path("x"), view=fold_story(STORY[:7]))
     shown = stage.timeline_html(Page(watched))
     assert shown.count('class="shot thumb empty"') == 3 and shown.count("<img") == 5
     assert shown.count('aria-current="step"') == 1 and 'style="left:50.0%"' in shown
@@ -320,7 +320,9 @@ def test_the_time_line_fills_up_and_marks_what_was_moved() -> None:
 
 @pytest.mark.parametrize("scores", [[4.45101, 4.45102, 4.45103, 4.45104], [1.0, 1.0, 2.0, 3.0], [2.0] * 4])
 def test_no_view_is_the_lowest_whose_score_reads_like_another_s(scores: list[float]) -> None:
-    view = fold_event(told(STORY[:2]), events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg"))
+    view = fold_event(
+        fold_story(STORY[:2]), events.Previewed(step=2, images={}, rewards={"reward/r": scores}, file="a.jpg")
+    )
     watched = WatchedRun("id", Path("x"), view=view)
     assert "class=low" not in scores_tab.scores_of_views(watched, Look())
     other = fold_event(view, events.Previewed(step=3, images={}, rewards={"reward/r": [3.0, 1.0, 2.0]}, file="b.jpg"))
@@ -373,7 +375,7 @@ def test_moments_are_thinned_evenly_and_keep_the_newest() -> None:
 
 def test_a_resumed_run_forgets_what_came_after_its_checkpoint() -> None:
     again = events.Started(step=1, preset={}, total_steps=9, views=4, environment={})
-    view = fold_event(told(STORY), again)
+    view = fold_event(fold_story(STORY), again)
     assert (view.step, view.total_steps, view.reason) == (1, 9, "")
     assert list(view.curves["reward/r"].points()) == [(0, 2.0)] and not view.changes
     assert view.previews.last and view.previews.last.step == 0
@@ -402,8 +404,8 @@ def test_the_weighted_reward_follows_the_stages() -> None:
 def test_a_stage_is_named_in_the_status_on_the_curves_and_on_the_time_line() -> None:
     preset = Preset.load("tiny-surface").model_dump(mode="json")
     start = events.Started(step=0, preset=preset, total_steps=40, views=4, environment={})
-    before = told([start, events.Stepped(step=30, t=1, metrics={"reward/r": 1.0})])
-    after = told([start, events.Stepped(step=30, t=1, metrics={"reward/r": 1.0}), STORY[6],
+    before = fold_story([start, events.Stepped(step=30, t=1, metrics={"reward/r": 1.0})])
+    after = fold_story([start, events.Stepped(step=30, t=1, metrics={"reward/r": 1.0}), STORY[6],
                   events.Stepped(step=31, t=1, metrics={"reward/r": 2.0}, stage=1)])  # fmt: skip
     said = "stage 2: triangle surface"
     assert before.stage == 0 and said not in curves_html(before)
@@ -416,7 +418,7 @@ def test_a_stage_is_named_in_the_status_on_the_curves_and_on_the_time_line() -> 
         assert cell in status.status_line(WatchedRun("r", Path("x"), "running", view=view))
     assert said in stage.timeline_html(Page(WatchedRun("r", Path("x"), "running", view=after)))
     assert fold_event(after, replace(start, step=20)).stage == 0, "it goes on from before the boundary"
-    assert "stage" not in status.status_line(WatchedRun("r", Path("x"), "running", view=told(STORY)))
+    assert "stage" not in status.status_line(WatchedRun("r", Path("x"), "running", view=fold_story(STORY)))
 
 
 def test_heat_goes_from_dark_to_light() -> None:
@@ -461,7 +463,7 @@ def test_compared_runs_differ_in_what_is_compared_only() -> None:
 
 
 def test_pictures_of_compared_runs_are_of_one_step() -> None:
-    view = told(STORY[:6])
+    view = fold_story(STORY[:6])
     page = Page(
         look=Look(compared_step=1), compared=(WatchedRun("a", Path("x"), view=view), WatchedRun("b", Path("y")))
     )
@@ -477,7 +479,7 @@ def test_the_verdict_is_one_sentence_and_an_alarm_only_where_the_run_goes_wrong(
     hacking = events.Alarmed(step=4, kind="hacking", since=2, message="gamed")
 
     def verdict(*happened: events.Event, state: str = "running") -> str:
-        return curves.verdict_html(WatchedRun("r", state=state, view=told([*STORY[:3], judged, *happened])))
+        return curves.verdict_html(WatchedRun("r", state=state, view=fold_story([*STORY[:3], judged, *happened])))
 
     assert "Too few pictures yet" in verdict()
     assert "Converged at step 3: more steps will not help." in verdict(plateau, state="finished")
@@ -491,7 +493,7 @@ def test_the_verdict_is_one_sentence_and_an_alarm_only_where_the_run_goes_wrong(
 
 
 def test_the_curves_as_a_table_hold_every_value() -> None:
-    rows = [line.split(",") for line in curves.write_csv(told(STORY)).splitlines()]
+    rows = [line.split(",") for line in curves.write_csv(fold_story(STORY)).splitlines()]
     assert rows[0] == ["step", "reward/r", "pair/gap", "judge/j", "negative/drift"]
     assert rows[1:] == [["0", "2.0", "", "", ""], ["1", "", "0.2", "", ""], ["2", "4.0", "", "5.0", "0.5"]]
 
@@ -577,7 +579,7 @@ def test_an_address_names_runs_only(run_id: str, tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_again_forgets_the_warning_of_its_end() -> None:
-    view = told(STORY)
+    view = fold_story(STORY)
     assert view.warning == "a warning"
     assert fold_event(view, STORY[0]).warning == ""
 
@@ -690,19 +692,19 @@ def test_the_threshold_s_range_is_the_runs_own_whatever_is_made_again() -> None:
         facts = {"threshold": threshold, "faces": faces, "textured": faces > 500}
         return events.Meshed(step=4, mesh=None, statistics=facts, file="public/exports/mesh.glb")
 
-    view = told([*STORY[:1], meshed(8.0, 300), meshed(2.0, 1234)])
+    view = fold_story([*STORY[:1], meshed(8.0, 300), meshed(2.0, 1234)])
     slider, faces, texture, scene, _ = mesh._update_choices(Page(WatchedRun("r", view=view)))
     assert (slider.minimum, slider.value, slider.maximum) == (2.0, 2.0, 32.0)
     assert (faces, texture, scene) == (1300, True, "last")
 
 
-@pytest.mark.parametrize(("show", "end"), [("Mesh", ""), ("Wireframe", ""), (stage.SPLATS, ".splat")])
+@pytest.mark.parametrize(("show", "end"), [("Mesh", ""), ("Wireframe", ""), (stage.SPLAT_VIEW, ".splat")])
 def test_the_viewer_gets_no_address_twice(tmp_path: Path, show: str, end: str) -> None:
     """Given one again while its code is on the way, Gradio's viewer would stay empty for good."""
     (tmp_path / stage.SPLAT_FILE).parent.mkdir(parents=True)
     (tmp_path / stage.SPLAT_FILE).touch()
-    page = Page(WatchedRun("r", tmp_path, "stopped", view=told(STORY)), Look(show=show))
+    page = Page(WatchedRun("r", tmp_path, "stopped", view=fold_story(STORY)), Look(show=show))
     first, second = [stage._update_viewer(page)[0].value for _ in range(2)]
     assert first["url"] != second["url"] and first["url"].partition("#")[0] == second["url"].partition("#")[0]
     assert f"/mesh{end or '.glb'}?v=" in first["url"] and first["path"].endswith(end)
-    assert stage._update_viewer(Page(WatchedRun("r", tmp_path, "running", view=told(STORY))))[0].value is None
+    assert stage._update_viewer(Page(WatchedRun("r", tmp_path, "running", view=fold_story(STORY))))[0].value is None

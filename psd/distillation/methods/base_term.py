@@ -26,7 +26,7 @@ def residual_gradient(step: StepContext, z_t: Tensor, noise_pred: Tensor) -> Ten
 
 
 def rate_candidates(step: StepContext, found: Denoised) -> dict[str, Float[Tensor, "k b v"]]:
-    """What the rewards say of each candidate's prediction."""
+    """Rates the prediction of each candidate with every reward."""
     return step.rate_images(step.decode(reward_prediction(step, found)), step.weights)
 
 

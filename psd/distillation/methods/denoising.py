@@ -1,4 +1,4 @@
-"""What the network says of a step's candidates, under every condition: the predictions that methods start from.
+"""Noise predictions for the candidates of a step under every condition, from which the methods start.
 
 Axes: k candidate, b group, v view, c channel, h w latent pixels.
 """
@@ -41,7 +41,7 @@ class Denoised:
 
 
 def predict_candidates(step: StepContext) -> Denoised:
-    """What the network says of a step's candidates under every condition, in one call."""
+    """Predicts the noise of all candidates of a step under every condition, in one call of the network."""
     z_t, condition = step.noisy_latents(step.noise), step.condition
     noise_pred_c, noise_pred_n, *others = step.predict(z_t, step.embedding, step.negative, *condition.away)
     away = None
@@ -56,5 +56,5 @@ def predict_candidates(step: StepContext) -> Denoised:
 
 
 def select_sample(z_t: Latents, noise: Latents, noise_pred_c: Latents, index: Int[Tensor, "b v"]) -> NoisySample:
-    """Of several members each view's own."""
+    """Picks for each view the member that ``index`` names."""
     return NoisySample(pick_candidate(z_t, index), pick_candidate(noise, index), pick_candidate(noise_pred_c, index))

@@ -1,8 +1,8 @@
-"""What each method does with candidates and rewards, side by side: Step -> Score, a gradient with respect to z0.
+"""The two pairs of Preference Score Distillation, from a step to its score, a gradient with respect to z0.
 
-All share the seams of `psd.distillation.step.StepContext` and the base term of MVDream: `base_gradient` is SDS with
-guidance, as a distance to the predicted image.  They are called without gradients; the few places that need one switch
-it on themselves, and no gradient ever passes through the network to the scene.
+Both call the models through `psd.distillation.step.StepContext` and share the base term of MVDream: `base_gradient` is
+SDS with guidance, as a distance to the predicted image.  They are called without gradients; the few places that need
+one switch it on themselves, and no gradient ever passes through the network to the scene.
 
 Only the abstract of Preference Score Distillation (arXiv 2603.01594) was available: the random pair is our reading of
 it, and the steered pair, the default, is our own construction.
@@ -46,14 +46,14 @@ def random_pair(step: StepContext) -> Score:
     if weight == 0:
         return Score(gradient, found.sample(first_candidate_index(step)))
 
-    # ---- 4, 5: rank the predictions; best and worst of N stand for win and lose
+    # ---- rank the predictions; best and worst of N stand for win and lose
     ranking = step.rank_candidates(rate_candidates(step, found), by="group", units=step.units)
     win, lose = found.sample(ranking.win), found.sample(ranking.lose)
 
-    # ---- 6: reward-based scaling
+    # ---- reward-based scaling
     confidence = formulas.preference_scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
 
-    # ---- 7, 8: preference score, in the form of the base
+    # ---- preference score, in the form of the base
     x0_pred = step.clean(found.z_t, found.guided_noise_pred(preset.preference_scale))
     direction = (pick_candidate(x0_pred, ranking.lose) - pick_candidate(x0_pred, ranking.win)) / step.rows
     term = weight * per_view(confidence) * direction
@@ -73,29 +73,29 @@ def steered_pair(step: StepContext) -> Score:
     preset, weight = step.preset, step.preference_weight
     alpha_sigma = step.alpha_sigma
 
-    # ---- 1: the base, on rows c and n
+    # ---- the base, on rows c and n
     found = predict_candidates(step)
     gradient = base_gradient(step, found)[0]
     shared = found.sample(first_candidate_index(step))
     if weight == 0:
         return Score(gradient, shared)
 
-    # ---- 2: where the reward wants x0 to go: one reward backward, none of the network; or an estimate
+    # ---- where the reward wants x0 to go: one reward backward, none of the network; or an estimate
     x0_pred, contrast = steering_prediction(step, found)
     direction = steering_direction(step, x0_pred[0])
 
-    # ---- 3: the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
+    # ---- the twin, r sqrt(dim) away in noise units: the random pair with noise_w = noise + r G / |G|
     nudge = (preset.steer_radius * direction[0].numel() ** 0.5 * normalise_groups(direction))[None]
     z_t, noise = shared.z_t + alpha_sigma[1] * nudge, shared.noise + nudge
 
-    # ---- 4: predictions of both, ranked; the pair is swapped if the steered member lost
+    # ---- predictions of both, ranked; the pair is swapped if the steered member lost
     (noise_pred_c,) = step.predict(z_t, step.embedding)
     z_t, noise = torch.cat([z_t, found.z_t]), torch.cat([noise, found.noise])
     noise_pred_c = torch.cat([noise_pred_c, found.noise_pred_c])
     x0_pair = step.clean(z_t, noise_pred_c)
     ranking = step.rank_candidates(step.rate_images(step.decode(x0_pair), step.weights), by="group", units=step.units)
 
-    # ---- 5: target = x0' + rho conf |z0 - x0'| P_x / |P_x|
+    # ---- target = x0' + rho conf |z0 - x0'| P_x / |P_x|
     confidence = formulas.preference_scaling(ranking.gap, step.gap_mean, preset.scaling, preset.kappa)
     confidence = (
         confidence * (group_norm(direction) > 0)[:, :, 0, 0, 0]
@@ -113,7 +113,7 @@ def steered_pair(step: StepContext) -> Score:
 def tilted_prior_length(
     step: StepContext, direction: Float[Tensor, "b v c h w"], ascent: Float[Tensor, "b v c h w"]
 ) -> Float[Tensor, "b 1 1 1 1"]:
-    """How far E[x0 | z_t] moves, to first order, where the prior is tilted by exp(beta R): |beta Cov(x0 | z_t) G|.
+    """The length by which E[x0 | z_t] moves, to first order, if exp(beta R) tilts the prior: |beta Cov(x0 | z_t) G|.
 
     ``direction`` is G, ``ascent`` P_x.  Cov = (sigma^2 / alpha) J (Tweedie's second order), J the prediction's
     Jacobian, and P_x = sigma r sqrt(dim) J G / |G| is what the nudge of length r sqrt(dim) made of it.  It fades at low
@@ -125,7 +125,7 @@ def tilted_prior_length(
 
 
 def steering_direction(step: StepContext, z0: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c h w"]:
-    """Where the reward wants z0 to go: its gradient through the decoder, or an estimate for rewards that have none."""
+    """The direction in z0 in which the reward rises: its gradient through the decoder, or an estimate of it."""
     return step.reward_gradient(z0, step.decode) if step.preset.steer_by == "gradient" else estimate_gradient(step, z0)
 
 

@@ -39,8 +39,8 @@ SELECTOR = "assets/selector"  # the judge that keeps one run of several
 
 # What an image costs in each network, without and with a backward pass, in images of the U-Net without one: the
 # embedded models by `python -m psd bench --set threads=1` (least times, one core of an EPYC with AVX2).
-Network = Literal["unet", "encode", "decode", "reward"]
-COSTS: dict[Network, tuple[float, float]] = {
+NetworkCall = Literal["unet", "encode", "decode", "reward"]
+COSTS: dict[NetworkCall, tuple[float, float]] = {
     "unet": (1.0, 1.8), "encode": (0.2, 0.6), "decode": (0.4, 0.85), "reward": (0.12, 0.3),
 }  # fmt: skip
 
@@ -105,7 +105,7 @@ class Suite(_Strict):
     beaten: list[str] = []  # what the reference has to beat in the primary and the secondary measure
     sweep: list[str] = []  # one control at several weights: compared at the reference's own train reward
     compared_by: list[Further] = []  # measures whose differences are shown too
-    costs: dict[Network, tuple[float, float]] = COSTS  # where others hold
+    costs: dict[NetworkCall, tuple[float, float]] = COSTS  # where others hold
     bars: bool = False  # whether the bars of the project are asked of the reference
     methods: dict[str, SuiteMethod] = Field(min_length=1)
 

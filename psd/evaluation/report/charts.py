@@ -9,10 +9,10 @@ PALETTE = ("#d1495b", "#2e86ab", "#3b8e5a", "#e08e1b", "#7b52ab", "#8c6d46", "#4
 INK = "#808080"
 WIDTH, PANEL, LEFT, LINE = 760, 220, 60, 20
 
-Curve = Sequence[tuple[float, float]]
+CurvePoints = Sequence[tuple[float, float]]
 
 
-def draw_curves(panels: Mapping[str, Mapping[str, Curve]], *, across: str) -> str:
+def draw_curves(panels: Mapping[str, Mapping[str, CurvePoints]], *, across: str) -> str:
     """Panels side by side by title, in each a curve by name (the same colour in every panel), and a legend below.
 
     Curves are (x, y) points; ``across`` names x.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from psd.config.errors import PresetError
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 LAYERS = 2  # residual blocks a level, in every released U-Net of this layout
 
 
@@ -29,13 +29,13 @@ class NamedTensors(dict[str, Tensor]):
         raise LayoutError(f"no tensor {name}: another model, or a file that was changed")
 
 
-def tensors_under(state: State, prefix: str) -> NamedTensors:
+def tensors_under(state: StateDict, prefix: str) -> NamedTensors:
     """The tensors under ``prefix``, without it."""
     return NamedTensors({name.removeprefix(prefix): it for name, it in state.items() if name.startswith(prefix)})
 
 
 def rename_by_rules(name: str, rules: Iterable[tuple[str, str]], layout: str) -> str:
-    """The first rule (pattern at the start, replacement) that fits, applied once."""
+    """Applies the first rule (pattern at the start, replacement) that fits, once."""
     for pattern, replacement in rules:
         found, count = re.subn(rf"\A{pattern}", replacement, name, count=1)
         if count:
@@ -64,7 +64,7 @@ UNET_ENDS = (
 )
 
 
-def unet_from_ldm(state: State) -> dict[str, Tensor]:
+def unet_from_ldm(state: StateDict) -> dict[str, Tensor]:
     """A U-Net of Stable Diffusion, or MVDream's with its camera embedding, for ``UNet2DConditionModel``."""
     return {_unet_name(name): value for name, value in state.items()}
 
@@ -97,7 +97,7 @@ def _layer_name(block: str, layer: int, residual: bool, rest: str, name: str) ->
     return f"{block}.resnets.{layer}.{RESIDUAL[part]}.{kind}"
 
 
-def vae_from_ldm(state: State) -> dict[str, Tensor]:
+def vae_from_ldm(state: StateDict) -> dict[str, Tensor]:
     """Stable Diffusion's autoencoder for ``AutoencoderKL``; its 1x1 convolutions in attention become matrices."""
     ups = 1 + max((int(found[1]) for name in state if (found := re.match(r"decoder\.up\.(\d+)\.", name))), default=0)
     result = {}
@@ -153,7 +153,7 @@ CLIP_ENDS = (
 TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
-def clip_from_open_clip(state: State) -> dict[str, Tensor]:
+def clip_from_open_clip(state: StateDict) -> dict[str, Tensor]:
     """Both towers of an open_clip model, or its text tower alone, for ``CLIPModel``: 686 tensors become 910 (ViT-H).
 
     The fused projections of attention are cut in three, and the two projections to the common space transposed.
@@ -176,7 +176,7 @@ def clip_from_open_clip(state: State) -> dict[str, Tensor]:
     return result
 
 
-def text_encoder_from_open_clip(state: State) -> dict[str, Tensor]:
+def text_encoder_from_open_clip(state: StateDict) -> dict[str, Tensor]:
     """The text tower up to its last but one layer, for ``CLIPTextModel``: what Stable Diffusion 2 conditions on."""
     towers = clip_from_open_clip({name: value for name, value in state.items() if not name.startswith("visual.")})
     text = tensors_under(towers, "text_model.")
@@ -203,7 +203,7 @@ BLIP = (
 )
 
 
-def image_reward_from_blip(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def image_reward_from_blip(state: StateDict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """ImageReward's BLIP for ``BlipForImageTextRetrieval`` (but for its matching head) and the layers of its score."""
     backbone = NamedTensors(
         {
@@ -218,7 +218,7 @@ def image_reward_from_blip(state: State) -> tuple[dict[str, Tensor], dict[str, T
 HEAD_LAYERS = {0, 2, 4, 6, 7}  # linear layers of a score head; the numbers between are dropout
 
 
-def linear_head(state: State) -> NamedTensors:
+def linear_head(state: StateDict) -> NamedTensors:
     """The score layers of ImageReward and of LAION's aesthetic predictor: ``N.weight`` and ``N.bias``.
 
     Raises `LayoutError` for a head whose layers have other numbers: between those stand activations or normalisations,

@@ -25,10 +25,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from psd.config.errors import MissingError, PresetError, first_line
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.layouts import NamedTensors, State
+from psd.models.checkpoints.layouts import NamedTensors, StateDict
 from psd.runtime.memory import is_out_of_memory
 
-Network = TypeVar("Network", bound=nn.Module)
+NetworkType = TypeVar("NetworkType", bound=nn.Module)
 HEAD_CHANNELS = 64  # of every attention head in the released towers and U-Nets but BLIP's text and ViT-H's images
 CAMERA = 16  # values of MVDream's camera condition
 HPS_WIDTH = 1280  # of HPSv2's image tower, ViT-H-14
@@ -85,7 +85,7 @@ def require_finite_weights(network: nn.Module, where: str) -> None:
             )
 
 
-def build_strict(make: Callable[[], Network], state: State, dtype: torch.dtype) -> Network:
+def build_strict(make: Callable[[], NetworkType], state: StateDict, dtype: torch.dtype) -> NetworkType:
     """The network of ``make`` with exactly the tensors of ``state``; one too many or too few is a `PresetError`."""
     with torch.device("meta"):  # no memory, and no time for random weights that would be thrown away
         network = make()
@@ -98,14 +98,14 @@ def build_strict(make: Callable[[], Network], state: State, dtype: torch.dtype) 
     return network.to(dtype)
 
 
-def require_floats(state: State) -> State:
+def require_floats(state: StateDict) -> StateDict:
     """``state`` itself; raises `PresetError` for a tensor of whole numbers."""
     whole = {name: str(value.dtype) for name, value in state.items() if not value.is_floating_point()}
     require_float_tensors(whole, "the checkpoint")
     return state
 
 
-def fill_strict(network: nn.Module, state: State, *, assign: bool = False) -> None:
+def fill_strict(network: nn.Module, state: StateDict, *, assign: bool = False) -> None:
     """``network`` with exactly the tensors of ``state``; one too many or too few is a `PresetError`."""
     try:
         network.load_state_dict(dict(state), strict=True, assign=assign)
@@ -114,15 +114,15 @@ def fill_strict(network: nn.Module, state: State, *, assign: bool = False) -> No
         raise PresetError(f"the checkpoint does not fit {type(network).__name__}: {text[:300]}") from None
 
 
-def count_distinct(state: State, pattern: str) -> int:
-    """How many different numbers the pattern's group takes among the names."""
+def count_distinct(state: StateDict, pattern: str) -> int:
+    """Counts the different numbers that the pattern's group takes among the names."""
     return len({found[1] for name in state if (found := re.match(pattern, name))})
 
 
 # ----------------------------------------------------------------------------------------------------------- diffusion
 
 
-def unet_config(state: State, head_channels: int = HEAD_CHANNELS) -> dict[str, Any]:
+def unet_config(state: StateDict, head_channels: int = HEAD_CHANNELS) -> dict[str, Any]:
     """The configuration of ``UNet2DConditionModel`` that an ldm U-Net's shapes imply; attention in all levels but the
     last, as in every release."""
     levels = count_distinct(state, r"output_blocks\.(\d+)\.0\.") // (layouts.LAYERS + 1)
@@ -147,12 +147,12 @@ def unet_config(state: State, head_channels: int = HEAD_CHANNELS) -> dict[str, A
     }
 
 
-def build_ldm_unet(state: State, dtype: torch.dtype, head_channels: int = HEAD_CHANNELS) -> UNet2DConditionModel:
+def build_ldm_unet(state: StateDict, dtype: torch.dtype, head_channels: int = HEAD_CHANNELS) -> UNet2DConditionModel:
     config = unet_config(state, head_channels)
     return build_strict(lambda: UNet2DConditionModel(**config), layouts.unet_from_ldm(state), dtype)
 
 
-def build_ldm_vae(state: State, dtype: torch.dtype) -> AutoencoderKL:
+def build_ldm_vae(state: StateDict, dtype: torch.dtype) -> AutoencoderKL:
     """Stable Diffusion's autoencoder; its scaling factor, which no checkpoint holds, is diffusers' default .18215."""
     levels = count_distinct(state, r"encoder\.down\.(\d+)\.")
     config: dict[str, Any] = {
@@ -165,8 +165,8 @@ def build_ldm_vae(state: State, dtype: torch.dtype) -> AutoencoderKL:
     return build_strict(lambda: AutoencoderKL(**config), layouts.vae_from_ldm(state), dtype)
 
 
-def text_config(state: State) -> dict[str, Any]:
-    """Of an open_clip text tower; exact GELU, where quick GELU would load silently and be wrong."""
+def text_config(state: StateDict) -> dict[str, Any]:
+    """The configuration of an open_clip text tower; exact GELU, where quick GELU would load silently and be wrong."""
     vocabulary, width = state["token_embedding.weight"].shape
     return {
         "vocab_size": vocabulary,
@@ -181,7 +181,7 @@ def text_config(state: State) -> dict[str, Any]:
     }
 
 
-def build_ldm_text_encoder(state: State, dtype: torch.dtype) -> CLIPTextModel:
+def build_ldm_text_encoder(state: StateDict, dtype: torch.dtype) -> CLIPTextModel:
     config = text_config(state)
     config["num_hidden_layers"] -= 1
     mapped = layouts.text_encoder_from_open_clip(state)
@@ -191,7 +191,7 @@ def build_ldm_text_encoder(state: State, dtype: torch.dtype) -> CLIPTextModel:
 # ------------------------------------------------------------------------------------------------------------- rewards
 
 
-def refuse_other_clip(state: State) -> None:
+def refuse_other_clip(state: StateDict) -> None:
     """Raises `PresetError` unless an open_clip file has the image tower of HPSv2.
 
     Such a file does not say which activation its towers were trained with: ViT-H has the exact GELU, while OpenAI's
@@ -205,7 +205,7 @@ def refuse_other_clip(state: State) -> None:
         )
 
 
-def build_open_clip(state: State, dtype: torch.dtype) -> CLIPModel:
+def build_open_clip(state: StateDict, dtype: torch.dtype) -> CLIPModel:
     """HPSv2's checkpoint: ViT-H-14, whose image tower has heads of 80 channels and the text tower of 64."""
     kernel = state["visual.conv1.weight"]
     width, patch = kernel.shape[0], kernel.shape[-1]

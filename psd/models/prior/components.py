@@ -44,7 +44,7 @@ LDM_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scal
 
 @dataclass
 class Components:
-    """What a prior is made of; the networks frozen, in their precision, on the CPU."""
+    """The parts of a prior; its networks frozen, in their precision, on the CPU."""
 
     unet: Any  # the libraries annotate these more narrowly than they behave
     vae: Any
@@ -151,7 +151,7 @@ def load_small_decoder(source: str, dtype: torch.dtype, say: hub.Say | None = No
 
 
 def compute_alpha_bar(scheduler: DDPMScheduler) -> Float[Tensor, " T"]:
-    """diffusers rounds betas to float32 first; the product in float64 keeps alpha and sigma exact from there.
+    """Multiplies 1 - beta over the levels, in float64; the betas are rounded to float32 first, as diffusers does.
 
     A schedule that ends in pure noise (zero terminal SNR) keeps `recipes.LEAST_SIGNAL` there, so that clean latents
     follow from a noise prediction at every level; of v they are then alpha z_t - sigma v to a thousandth.
@@ -160,7 +160,7 @@ def compute_alpha_bar(scheduler: DDPMScheduler) -> Float[Tensor, " T"]:
 
 
 def read_index(path: Path, source: str) -> dict[str, Any]:
-    """What model_index.json adds to a prior (`INDEXED`); raises `PresetError` for a value that cannot be."""
+    """Reads the values that model_index.json adds to a prior (`INDEXED`); `PresetError` for a value that cannot be."""
     index = read_json_object(path, source)
     found = {key: index[key] for key in INDEXED if index.get(key) is not None}
     for key, value in found.items():

@@ -88,7 +88,7 @@ class DiffusersPrior:
         return math.sqrt(signal), math.sqrt(1 - signal)
 
     def take(self, batch: int) -> None:
-        """At most ``batch`` images at once from now on (0: all)."""
+        """Takes at most ``batch`` images at once from now on (0: all)."""
         if batch != self.batch and isinstance(self.network, Graphed):
             self.network.discard_recordings()
         self.batch = batch
@@ -98,7 +98,7 @@ class DiffusersPrior:
 
     @torch.no_grad()
     def try_networks(self) -> None:
-        """Each network once on small pictures, so that what does not work is known before a run has begun.
+        """Calls each network once on small pictures, so that an error comes before a run has begun.
 
         Raises whatever a network does, and `PresetError` for a decoder that makes pictures of another size than the
         encoder takes.
@@ -194,6 +194,10 @@ class DiffusersPrior:
     def predict_noise(
         self, z_t: Float[Tensor, "b v c h2 w2"], t: int, embedding: Float[Tensor, "b l d"], cameras: Cameras
     ) -> Float[Tensor, "b v c h2 w2"]:
+        """Predicts the noise in ``z_t`` at level ``t``; a prediction of v is turned into one of noise.
+
+        The views of a group are predicted together and stay in one batch, however small ``batch`` is.
+        """
         views = z_t.shape[1]
         rows = rearrange(z_t, "b v c h w -> (b v) c h w").to(self.dtype)
         times = torch.full((1,), t, device=self.device)  # filled there: nothing is copied, so nothing waits

@@ -1,4 +1,4 @@
-"""Which diffusion models are read here, told by their configurations before any weight is: others are refused by name.
+"""The diffusion models that are read here, known by their configurations alone: others are refused by name.
 
 Read are U-Nets of the Stable Diffusion 1 and 2 family, plain or with MVDream's camera condition, that predict noise or
 v on a discrete schedule of betas.  Each other recipe would load in part, and fail in the first step or distil nonsense.
@@ -92,7 +92,7 @@ def is_count(value: Any) -> bool:
 
 
 def check_schedule(config: Mapping[str, Any], source: str) -> str:
-    """The prediction type of a scheduler's configuration.
+    """Returns the prediction type of a scheduler's configuration.
 
     Raises `PresetError` for flow matching and other schedules that are no product of alphas, for one that does not
     state its betas, and for a prediction that says nothing where all is noise.

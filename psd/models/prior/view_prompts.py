@@ -1,4 +1,4 @@
-"""What a single-view prior is told of the camera, against the Janus problem: a face on every side.
+"""The camera in the prompt of a single-view prior, against the Janus problem: a face on every side.
 
 ``views``: the prompt says front, side, back or overhead view, by the camera (DreamFusion, section 3.2).
 ``perp_neg``: the prompt's embedding turns with the camera, and the other sides' embeddings push away, but only with the
@@ -24,7 +24,7 @@ FRONT_DEG, OVERHEAD_DEG = 45.0, 60.0  # half the width of front and back; elevat
 
 @dataclass(frozen=True)
 class PromptEmbedding:
-    """The prompt's embedding at each camera, and what pushes away from it, with weights <= 0."""
+    """The embedding of the prompt at each camera, and those that push away from it, with weights <= 0."""
 
     embedding: Float[Tensor, "l d"] | Float[Tensor, "b l d"]
     away: tuple[Float[Tensor, "b l d"], ...] = ()
@@ -32,7 +32,7 @@ class PromptEmbedding:
 
 
 class ViewPrompts:
-    """The prompt as the prior hears it at any camera; embedded once a run."""
+    """The embeddings of the prompt for any camera, made once a run."""
 
     def __init__(self, preset: Preset, prior: Prior) -> None:
         self.kind = preset.janus

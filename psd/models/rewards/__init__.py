@@ -1,1 +1,1 @@
-"""Rewards and judges: what scores a picture, with or without its prompt."""
+"""Rewards and judges, which score a picture with or without its prompt."""

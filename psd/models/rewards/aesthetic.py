@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.layouts import State
+from psd.models.checkpoints.layouts import StateDict
 from psd.models.checkpoints.read import build_strict
 from psd.models.rewards.text_image import ImageTextReward, to_clip_pixels
 from psd.runtime.precision import run_in_precision
 
 
-def make_score_head(state: State) -> nn.Sequential:
+def make_score_head(state: StateDict) -> nn.Sequential:
     """Linear layers at the numbers that ``state`` (``N.weight``, ``N.bias``) gives them, nothing in between.
 
     Their makers left the activations out; the numbers between are dropout, which a frozen score has no use for.
@@ -24,7 +24,7 @@ def make_score_head(state: State) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def build_score_head(state: State, dtype: torch.dtype) -> nn.Sequential:
+def build_score_head(state: StateDict, dtype: torch.dtype) -> nn.Sequential:
     head = layouts.linear_head(state)
     return build_strict(lambda: make_score_head(head), head, dtype)
 

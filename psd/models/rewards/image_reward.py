@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psd.models.checkpoints import layouts
-from psd.models.checkpoints.layouts import State
+from psd.models.checkpoints.layouts import StateDict
 from psd.models.checkpoints.read import HEAD_CHANNELS, build_strict, count_distinct
 from psd.models.rewards.aesthetic import make_score_head
 from psd.models.rewards.text_image import IMAGE_REWARD_LENGTH, ImageTextReward, to_clip_pixels, tokenise_prompt
@@ -27,7 +27,7 @@ class ImageRewardNetwork(nn.Module):
 
     MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 
-    def __init__(self, config: BlipConfig, head: State) -> None:
+    def __init__(self, config: BlipConfig, head: StateDict) -> None:
         super().__init__()
         from transformers import BlipForImageTextRetrieval  # of no use to the embedded models
 
@@ -42,11 +42,11 @@ class ImageRewardNetwork(nn.Module):
         return {"positions": words.position_embeddings.num_embeddings, "rows": words.word_embeddings.num_embeddings}
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """What the image tower makes of images ``n 3 h w``, normalised as CLIP's: ``n p d``."""
+        """Encodes images ``n 3 h w``, normalised as CLIP's, to ``n p d``."""
         return self.vision_model(pixel_values=pixels).last_hidden_state
 
     def read(self, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores ``n`` of seen images under one tokenised prompt ``1 l``."""
+        """Scores ``n`` encoded images under one tokenised prompt ``1 l``."""
         states = self.text_encoder(
             input_ids=ids.expand(len(seen), -1),
             attention_mask=mask.expand(len(seen), -1),
@@ -57,7 +57,7 @@ class ImageRewardNetwork(nn.Module):
         return (self.head(states[:, 0])[:, 0] - self.MEAN) / self.DEVIATION
 
 
-def build_image_reward(state: State, dtype: torch.dtype) -> ImageRewardNetwork:
+def build_image_reward(state: StateDict, dtype: torch.dtype) -> ImageRewardNetwork:
     """ImageReward.pt: BLIP with a ViT-L image tower, and the layers of its score."""
     from transformers import BlipConfig
 

@@ -12,7 +12,7 @@ from psd.config.errors import PresetError, format_value
 from psd.config.preset import CompileMode
 from psd.models import hub
 from psd.models.checkpoints import digests, read
-from psd.models.checkpoints.layouts import State
+from psd.models.checkpoints.layouts import StateDict
 from psd.models.checkpoints.refusals import explain_load_errors, read_json_object
 from psd.models.folders import count_text_places, load_network, load_tokenizer
 from psd.models.rewards import aesthetic, image_reward
@@ -80,7 +80,7 @@ def read_folder(found: hub.Located, source: str, dtype: torch.dtype) -> Parts:
     return ClipReward, network, load_tokenizer(found.path, source, **count_text_places(network)), dtype
 
 
-def read_aesthetic(state: State, source: str, dtype: torch.dtype, say: hub.Say | None) -> Parts:
+def read_aesthetic(state: StateDict, source: str, dtype: torch.dtype, say: hub.Say | None) -> Parts:
     """LAION's head with the CLIP model whose image embedding it reads."""
     head = aesthetic.build_score_head(state, dtype)
     read.require_finite_weights(head, source)

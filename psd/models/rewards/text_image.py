@@ -1,4 +1,4 @@
-"""Rewards: how well images show a prompt, per view, differentiably.
+"""Rewards that score how well images show a prompt, per view, differentiably.
 
 `load_reward` tells the kinds apart by what is in the folder or file: a `CLIPModel` (the embedded reward, PickScore),
 HPSv2's and ImageReward's own checkpoints, LAION's aesthetic head, the small critics of
@@ -104,7 +104,7 @@ class ImageTextReward:
                 part.to("cpu")
 
     def take(self, batch: int) -> None:
-        """At most ``batch`` images at once from now on (0: all)."""
+        """Takes at most ``batch`` images at once from now on (0: all)."""
         if batch != self.batch and isinstance(self._see, Graphed):
             self._see.discard_recordings()
         self.batch = batch

@@ -118,6 +118,7 @@ class HashGrid(torch.autograd.Function):
         axis: int | None,
         known: Float[Tensor, "n f"] | None = None,
     ) -> Float[Tensor, "n f"]:
+        """Gathers the features of each point, or their derivatives along ``axis``; one program a block and level."""
         points = points.contiguous()
         ctx.save_for_backward(points, scales, levels)
         ctx.axis, ctx.parameters = -1 if axis is None else axis, table.numel()

@@ -67,6 +67,7 @@ class GridVariation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grid: Float[Tensor, "c x y z"]) -> Float[Tensor, ""]:
+        """Sums |f(i + 1) - f(i)| over axes and channels, and keeps its gradient for the way back."""
         grid = grid.contiguous()
         gradient, signs = torch.zeros_like(grid), torch.empty_like(grid)
         flat_grid, flat_gradient, flat_signs = grid.flatten(), gradient.view(-1), signs.view(-1)

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import gradio as gr
 from gradio.components import Component
 
-T = TypeVar("T", bound=Component)
+AnyComponent = TypeVar("AnyComponent", bound=Component)
 
 
-def derive_component(base: type[T], **members: Any) -> type[T]:
+def derive_component(base: type[AnyComponent], **members: Any) -> type[AnyComponent]:
     """A subclass that Gradio draws as its parent.
 
     A ``class`` statement would run the metaclass of Gradio, which writes a .pyi file beside this one at every start.

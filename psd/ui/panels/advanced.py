@@ -16,10 +16,10 @@ from psd.ui.markup.html import note_html
 from psd.ui.panels.share import SharePanel
 from psd.ui.state.page import QUIET, Page, Pane
 
-FIRST = ("method", "steps")
+FIRST_FIELDS = ("method", "steps")
 TITLES = {"run": "Machine", "models": "Models", "negative": "Negative embedding"}
-FREE = "Every value of the next run. What can be moved during a run is under Steer."
-FIXED = "Locked while this run goes on. Remix sets up a run of your own."
+UNLOCKED_NOTE = "Every value of the next run. What can be moved during a run is under Steer."
+LOCKED_NOTE = "Locked while this run goes on. Remix sets up a run of your own."
 # Hides what holds none of the typed words, and groups of which nothing is left.
 FIND = """(text) => {
     const words = text.toLowerCase().split(/\\s+/).filter(Boolean)
@@ -51,7 +51,10 @@ class Advanced:
 
         def lock_updates(page: Page) -> list[Any]:
             is_free = page.run.is_over
-            return [note_html(FREE if is_free else FIXED, "hint"), *[gr.update(interactive=is_free)] * len(locked)]
+            return [
+                note_html(UNLOCKED_NOTE if is_free else LOCKED_NOTE, "hint"),
+                *[gr.update(interactive=is_free)] * len(locked),
+            ]
 
         return Pane([self.words, *locked], lambda p: p.run.is_over, lock_updates)
 
@@ -59,13 +62,13 @@ class Advanced:
 def build_advanced(name: str, preset: Preset) -> Advanced:
     """The drawer, in the current Blocks context."""
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-        words = gr.HTML(note_html(FREE, "hint"), elem_id="fixed")
+        words = gr.HTML(note_html(UNLOCKED_NOTE, "hint"), elem_id="fixed")
         share = SharePanel(name)
         find = gr.Textbox("", label="Find a setting", placeholder="mesh, camera, reward …", elem_id="find")
         find.input(None, find, None, js=FIND, **QUIET)
         with gr.Column(elem_classes="group"):
-            parts = [controls.make_control(field, preset) for field in FIRST]
-        elsewhere = {"seed", *FIRST, *LIVE_FIELDS, *controls.ELSEWHERE}
+            parts = [controls.make_control(field, preset) for field in FIRST_FIELDS]
+        elsewhere = {"seed", *FIRST_FIELDS, *LIVE_FIELDS, *controls.ELSEWHERE}
         fields = controls.group_fields([name for name in list_settings() if name not in elsewhere])
         for group, names in fields.items():
             with gr.Column(elem_classes="group"):

@@ -80,8 +80,8 @@ class PromptBox:
                 return [html.note_html(said, "hint"), gr.skip(), gr.skip()]
             return _describe_time(preset, given[0], pace)
 
-        told = [self.expected, self.quality, self.estimate]
-        expected = {"fn": show_expected, "inputs": desk.given, "outputs": told, **QUIET}
+        answers = [self.expected, self.quality, self.estimate]
+        expected = {"fn": show_expected, "inputs": desk.given, "outputs": answers, **QUIET}
         self.quality.input(set_steps, [self.quality, desk.base], steps, **QUIET)
         gr.on(
             [steps.change, desk.base.change],  # pyright: ignore
@@ -93,7 +93,7 @@ class PromptBox:
             lambda said: gr.Timer(active=not said), self.expected, waiting, **QUIET
         )  # fmt: skip
         self.estimate.click(
-            estimate_time, desk.given, told, show_progress="minimal", api_visibility="private", concurrency_limit=1
+            estimate_time, desk.given, answers, show_progress="minimal", api_visibility="private", concurrency_limit=1
         )
         for component in self.seed.components:  # a seed that is typed is meant
             component.input(lambda: False, None, self.is_new_seed, **QUIET)  # pyright: ignore

@@ -123,6 +123,7 @@ class SharePanel:
         return [self.choice, self.apply, self.upload]
 
     def wire_events(self, desk: PageContext, blocks: gr.Blocks) -> None:
+        """Wires the choice of presets, the file and the texts to share to the controls of the page."""
         derived = [self.diff, self.link, self.command, self.client]
 
         def list_choices(saved: Mapping[str, str]) -> Any:

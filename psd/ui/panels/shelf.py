@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HEAD = "Made with this program. Open one to turn it and to see its curves and its recipe, or describe your own."
 # The address names the run that is opened, so that it can be sent; the way back leads to the shelf again.
-TURN = f"""
+TURN_TILES = f"""
 const still = matchMedia('(prefers-reduced-motion: reduce)')
 const show = (tile, view) => tile.style.setProperty('--view', view)
 element.addEventListener('pointermove', event => {{
@@ -52,7 +52,7 @@ class ShelfPanel:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         tiles = shelf_html(runs)
-        self.shelf = gr.HTML("", elem_id="shelf", js_on_load=TURN)
+        self.shelf = gr.HTML("", elem_id="shelf", js_on_load=TURN_TILES)
         self.panes = [Pane([self.shelf], is_shown, lambda page: [tiles if is_shown(page) else ""], MAKE)]
 
     def wire_events(self, desk: PageContext) -> None:

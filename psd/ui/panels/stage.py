@@ -32,10 +32,10 @@ from psd.ui.state.page import FRONT_CAMERA, MAKE, QUIET, Look, Page, Pane, Watch
 if TYPE_CHECKING:
     from psd.ui.context import PageContext
 
-KINDS = {"Colour": "rgb", "Normals": "normal", "Depth": "depth", "Opacity": "opacity"}
+PREVIEW_KINDS = {"Colour": "rgb", "Normals": "normal", "Depth": "depth", "Opacity": "opacity"}
 FILMS = {"Turntable": f"{EXPORTS}/turntable.mp4", "Timelapse": f"{EXPORTS}/timelapse.mp4"}
 SURFACES = ("Mesh", "Wireframe")  # as the viewer draws the mesh
-SPLATS = "Splats"  # what a mesh of Gaussians was made of, in the same viewer
+SPLAT_VIEW = "Splats"  # what a mesh of Gaussians was made of, in the same viewer
 MESH_FILE, SPLAT_FILE = f"{EXPORTS}/mesh.glb", f"{EXPORTS}/mesh.splat"
 MOST_STEPS = 200_000  # of any run
 SLOTS = 8  # pictures on the time line
@@ -44,7 +44,7 @@ START_VIEW = (60.0, 72.0, None)  # of the mesh: three quarters
 # and a run has time for few.  Until the picture comes, the nearest of the views of the newest preview, which lies below
 # it, stands in.
 REST_MS = 120
-TURN = (
+TURN_OBJECT = (
     f"const rest = {REST_MS}"
     + """
 let from = null, wanted = null, timer = 0, number = 0
@@ -107,14 +107,14 @@ class StagePanel:
     def __init__(self, shipped: Sequence[Run] = ()) -> None:
         with gr.Column(elem_id="view"):
             self.show = FreeRadio(
-                list(KINDS), value=Look.show, label="Show", container=False, show_label=False, elem_id="show"
+                list(PREVIEW_KINDS), value=Look.show, label="Show", container=False, show_label=False, elem_id="show"
             )
             self.viewer = RunViewer(
                 label="Mesh", show_label=False, interactive=False, elem_id="viewer",
                 clear_color=(0.0, 0.0, 0.0, 0.0), camera_position=START_VIEW,
             )  # fmt: skip
             film = gr.HTML(film_html(Page()), elem_id="film")
-            self.picture = gr.HTML(picture_html(Page()), elem_id="picture", js_on_load=TURN)
+            self.picture = gr.HTML(picture_html(Page()), elem_id="picture", js_on_load=TURN_OBJECT)
             said = gr.HTML(said_html(Page()), elem_id="said")
             self.shelf = ShelfPanel(shipped)
         self.at, self.orbit = gr.State(0), gr.State([*FRONT_CAMERA, 0])
@@ -174,7 +174,7 @@ def build_take() -> Pane:
 
 
 def _look_back(step: float | None, show: str) -> list[Any]:
-    return [int(step or 0), False, show if show in KINDS else "Colour"]
+    return [int(step or 0), False, show if show in PREVIEW_KINDS else "Colour"]
 
 
 def _html_pane(component: gr.HTML, make: Any) -> Pane:
@@ -208,22 +208,22 @@ def list_surfaces(watched: WatchedRun) -> tuple[str, ...]:
     """What the viewer can show of a run: nothing before it has a mesh."""
     if not has_mesh(watched):
         return ()
-    return (*SURFACES, SPLATS) if (watched.folder / SPLAT_FILE).is_file() else SURFACES
+    return (*SURFACES, SPLAT_VIEW) if (watched.folder / SPLAT_FILE).is_file() else SURFACES
 
 
 def _update_show(page: Page) -> list[Any]:
     """A run that has a mesh shows it; one that has none yet, its colours."""
     if surfaces := list_surfaces(page.run):
         return [FreeRadio([*surfaces, *list_pictures(page.run)], value="Mesh")]
-    return [FreeRadio(list(KINDS), value="Colour")]
+    return [FreeRadio(list(PREVIEW_KINDS), value="Colour")]
 
 
 def list_pictures(watched: WatchedRun) -> list[str]:
     """The films and pictures that can be chosen beside the mesh: of a run that ships only those that came with it."""
     if not watched.is_shipped:
-        return [*FILMS, *KINDS]
+        return [*FILMS, *PREVIEW_KINDS]
     last = watched.view.previews.last
-    files = FILMS | {name: preview_file(last.step, kind) for name, kind in KINDS.items() if last is not None}
+    files = FILMS | {name: preview_file(last.step, kind) for name, kind in PREVIEW_KINDS.items() if last is not None}
     return [name for name, file in files.items() if (watched.folder / file).is_file()]
 
 
@@ -231,7 +231,7 @@ def _mesh_version(page: Page) -> object:
     """Changes with the mesh's file and how it is drawn; what a run had before it goes on is not shown meanwhile."""
     mesh = page.run.view.mesh if has_mesh(page.run) else None
     version = mesh and mesh.file and file_version(page.run.folder / mesh.file)
-    return page.run.run_id, version, page.look.show if page.look.show in ("Wireframe", SPLATS) else "Mesh"
+    return page.run.run_id, version, page.look.show if page.look.show in ("Wireframe", SPLAT_VIEW) else "Mesh"
 
 
 def _update_viewer(page: Page) -> list[Any]:
@@ -245,7 +245,7 @@ def _update_viewer(page: Page) -> list[Any]:
     if file is None:
         return [RunViewer(None)]
     shown, end = file, "#{}"
-    if page.look.show == SPLATS and SPLATS in list_surfaces(run):
+    if page.look.show == SPLAT_VIEW and SPLAT_VIEW in list_surfaces(run):
         shown, end = SPLAT_FILE, "#{}.splat"  # the viewer knows a file of splats by the end of its address
     address = file_url(run.run_id, shown, file_version(run.folder / shown)) + end.format(time.monotonic_ns())
     return [
@@ -266,7 +266,7 @@ def picture_html(page: Page) -> str:
     seen, names = find_preview(run, look), shot_names(run.shots)
     if seen is None or seen.file is None:
         return f'<div class="shot large empty"><p class="hint"><span class="over">{_waiting_text(run)}</span></p></div>'
-    kind = KINDS.get(look.show, "rgb")
+    kind = PREVIEW_KINDS.get(look.show, "rgb")
     azimuth, elevation = look.orbit
     place = round(azimuth / 360 * len(names)) % len(names)
     file = preview_file(seen.step, kind)

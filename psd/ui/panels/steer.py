@@ -16,10 +16,10 @@ from psd.ui.markup.change_words import change_rules
 from psd.ui.markup.html import note_html
 from psd.ui.state.page import MAKE, QUIET, Page, Pane
 
-FIRST = ("guidance_scale", "preference_weight", "rewards")  # what moves a picture most
-FREE = "For the next run. Each of these can be moved while it goes on."
-MINE = "Move one: the run follows from its next step."
-THEIRS = "Another browser steers this run."
+FIRST_MOVED = ("guidance_scale", "preference_weight", "rewards")  # what moves a picture most
+FREE_NOTE = "For the next run. Each of these can be moved while it goes on."
+MINE_NOTE = "Move one: the run follows from its next step."
+THEIRS_NOTE = "Another browser steers this run."
 LATEST = 3  # moves that are listed
 # What counts in some runs only; elsewhere it would be a slider that does nothing.
 COUNTS: dict[str, Callable[[str, str, bool], bool]] = {  # of a method, a kind of pair, and a negative that learns
@@ -33,7 +33,7 @@ COUNTS: dict[str, Callable[[str, str, bool], bool]] = {  # of a method, a kind o
 def build_steer(preset: Preset) -> tuple[list[FieldControl], gr.HTML, Pane]:
     """The live controls, the line above them that says what they do now, and the list of what was moved."""
     gr.HTML("<h2>Steer</h2>")
-    line = gr.HTML(note_html(FREE, "hint"), elem_id="locked")
+    line = gr.HTML(note_html(FREE_NOTE, "hint"), elem_id="locked")
     parts = [controls.make_control(name, preset) for name in sorted(LIVE_FIELDS, key=_order_field)]
     for part in parts:
         if part.name in COUNTS:
@@ -57,11 +57,11 @@ def wire_steer(parts: list[FieldControl]) -> None:
 
 
 def _order_field(name: str) -> int:
-    return FIRST.index(name) if name in FIRST else len(FIRST)
+    return FIRST_MOVED.index(name) if name in FIRST_MOVED else len(FIRST_MOVED)
 
 
 def steer_words(page: Page) -> str:
-    return FREE if page.run.is_over else MINE if page.is_mine else THEIRS
+    return FREE_NOTE if page.run.is_over else MINE_NOTE if page.is_mine else THEIRS_NOTE
 
 
 def moves_html(page: Page) -> str:

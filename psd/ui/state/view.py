@@ -20,7 +20,7 @@ SPEED_WINDOW = 20  # steps over which speed and winners are averaged
 SHARES = {"pair/win_first": "winner/first", "pair/half_agrees": "winner/half_agrees"}
 WATCHED = ("reward/", "judge/", "negative/", "image/", "pair/", "time/", "memory/")  # metrics that are kept
 
-T = TypeVar("T", bound=events.Event)
+AnyEvent = TypeVar("AnyEvent", bound=events.Event)
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class ThinnedEvents(Generic[T]):
+class ThinnedEvents(Generic[AnyEvent]):
     """At most MOMENTS events of a kind, evenly thinned, and always the newest."""
 
-    items: tuple[T, ...] = ()
+    items: tuple[AnyEvent, ...] = ()
     stride: int = 1
     count: int = 0  # of all events, dropped ones too
 
-    def add_newest(self, event: T) -> ThinnedEvents[T]:
+    def add_newest(self, event: AnyEvent) -> ThinnedEvents[AnyEvent]:
         """With one more; one that is not later than the last came before, and this takes its place."""
         if self.items and event.step <= self.items[-1].step:
             return replace(self, items=(*self.items[:-1], event))
@@ -102,18 +102,18 @@ class ThinnedEvents(Generic[T]):
             items, stride = items[::2], 2 * stride
         return ThinnedEvents((*items, event), stride, self.count + 1)
 
-    def until(self, step: int) -> ThinnedEvents[T]:
+    def until(self, step: int) -> ThinnedEvents[AnyEvent]:
         """Without what came after ``step``."""
         items = tuple(event for event in self.items if event.step <= step)
         return self if items == self.items else ThinnedEvents(items, self.stride, (len(items) - 1) * self.stride + 1)
 
-    def at(self, step: int) -> T | None:
+    def at(self, step: int) -> AnyEvent | None:
         """The newest at ``step`` or before it, else the first."""
         earlier = [event for event in self.items if event.step <= step]
         return earlier[-1] if earlier else next(iter(self.items), None)
 
     @property
-    def last(self) -> T | None:
+    def last(self) -> AnyEvent | None:
         return self.items[-1] if self.items else None
 
 

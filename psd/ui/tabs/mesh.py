@@ -43,7 +43,7 @@ DOWNLOADS = {
     "timelapse.webp": "Timelapse WebP",
     "statistics.json": "Statistics",
 }
-SPLATS = {"mesh.splat.ply": "Splats (PLY)", "mesh.splat": "Splats"}  # of Gaussians alone
+SPLAT_LABELS = {"mesh.splat.ply": "Splats (PLY)", "mesh.splat": "Splats"}  # of Gaussians alone
 NO_REMESHER = "This server makes no meshes again."
 FEWEST_FACES, MOST_FACES = (int(bound or 0) for bound in read_bounds(Preset.model_fields["mesh_faces"]))
 FACES_STEP = 100
@@ -98,6 +98,8 @@ class MeshTab:
         ]  # fmt: skip
 
     def wire_events(self, desk: PageContext) -> None:
+        """Wires the mesh's settings to the count of faces, and the button to the making of another mesh."""
+
         def show_face_count(run: str, threshold: float | None, kept: str) -> str:
             if self._remesher is None or not run:
                 return ""
@@ -182,12 +184,12 @@ def download_links(watched: WatchedRun) -> str:
     """
     name = slugify_prompt(watched.prompt)
     links = []
-    splats = {file: label for file, label in SPLATS.items() if (watched.folder / EXPORTS / file).is_file()}
+    splats = {file: label for file, label in SPLAT_LABELS.items() if (watched.folder / EXPORTS / file).is_file()}
     for file, label in (DOWNLOADS | splats).items():
         path = download_file(watched.folder / EXPORTS / file)
         if watched.view.mesh is not None and path.is_file():
             address = file_url(watched.run_id, f"{EXPORTS}/{path.name}", file_version(path))
-            saved = f"{name}{''.join(path.suffixes) if file in SPLATS else path.suffix}"
+            saved = f"{name}{''.join(path.suffixes) if file in SPLAT_LABELS else path.suffix}"
             attributes = f'download="{saved}" aria-label="Download {label} as {saved}"'
             links.append(f'<a class="file" href="{address}" {attributes}>{label}</a>')
         else:

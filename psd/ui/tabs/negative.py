@@ -56,6 +56,7 @@ def token_name(token: str) -> str:
 
 
 def negative_charts(view: View) -> str:
+    """Draws how far the embedding drifted, its cosines, and the reward before and after each update."""
     steps, rules = view.total_steps or 1, list_rules(view)
 
     def select_curves(**names: str) -> dict:

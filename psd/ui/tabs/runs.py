@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from psd.ui.tabs.compare import CompareTab
 
 SORTS = {"Newest": lambda run: run.id, "Best": lambda run: run.status.best_score or -1e9}
-# A click on one of the cards' buttons says which, and on which run; a name is told when it is left.  The timelapse is
-# fetched when a pointer comes.  Ticked cards are compared together.
+# A click on one of the cards' buttons says which, and on which run; a name is sent when its field is left.  The
+# timelapse is fetched when a pointer comes.  Ticked cards are compared together.
 BUTTONS = f"""
 const tell = (target, more) => trigger('click', {{act: target.dataset.act, run: target.dataset.run, ...more}})
 const ticked = () => [...element.querySelectorAll('input[data-tick]:checked')].map(box => box.dataset.tick)
@@ -73,6 +73,7 @@ class RunsTab:
         self.panes = [Pane([self.list], runs_html, lambda p: [runs_html(p)], "Runs")]
 
     def wire_events(self, desk: PageContext, places: gr.Tabs, place: gr.State, compare: CompareTab) -> None:
+        """Wires the buttons of the cards, the search and the comparison of ticked runs."""
         left = [gr.skip()] * 7  # the run, place, comparison and the undo stay as they are
         unchanged = ["", *left, *desk.skipped()]
         library = desk.worker.library
@@ -159,12 +160,12 @@ def find_runs(runs: Sequence[Run], words: str, sort: str) -> list[Run]:
     """Those that hold every one of ``words``, in the order that was chosen."""
     wanted = words.casefold().split()
 
-    def holds(run: Run) -> bool:
+    def is_match(run: Run) -> bool:
         labels, status = run.labels, run.status
         said = f"{labels.name} {labels.tag} {status.prompt} {status.method} {status.state} {run.id}".casefold()
         return all(word in said for word in wanted)
 
-    return sorted(filter(holds, runs) if wanted else runs, key=SORTS.get(sort, SORTS["Newest"]), reverse=True)
+    return sorted(filter(is_match, runs) if wanted else runs, key=SORTS.get(sort, SORTS["Newest"]), reverse=True)
 
 
 def runs_html(page: Page) -> str:

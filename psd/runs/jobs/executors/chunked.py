@@ -84,7 +84,7 @@ def split_into_chunks(make_events: MakeEvents, gpu: Callable[[Chunk], Chunk], se
                     write_controls(control, Path(directory))
                     if isinstance(event, Checkpointed):
                         resume = event
-                    early |= isinstance(event, Alarmed) and preset.ends_at(event.kind)
+                    early |= isinstance(event, Alarmed) and preset.is_ended_by(event.kind)
                     if not (started and isinstance(event, Started)):
                         yield event
                     started = True
