@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import gradio as gr
 
@@ -15,7 +15,7 @@ from psd.config.preset import Preset
 from psd.geometry.export import FRAMES, SPLAT_FRAMES
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
-from psd.ui.context import require_whole
+from psd.ui.context import PageContext, Tab, require_whole
 from psd.ui.inputs.components import FreeSlider
 from psd.ui.inputs.controls import read_bounds
 from psd.ui.markup.html import (
@@ -29,9 +29,6 @@ from psd.ui.markup.html import (
 )
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import View
-
-if TYPE_CHECKING:
-    from psd.ui.context import PageContext
 
 DOWNLOADS = {
     "mesh.glb": "GLB",
@@ -65,7 +62,7 @@ class Remesh(Protocol):
         ...
 
 
-class MeshTab:
+class MeshTab(Tab):
     """The tab's components, in the current Blocks context."""
 
     def __init__(self, preset: Preset, remesher: Callable[[], Remesh] | None) -> None:
