@@ -245,7 +245,7 @@ SceneSettings = Annotated[AnyScene, Field(discriminator="kind")]
 SCENES: Mapping[str, type[AnyScene]] = {
     "grid": GridScene, "hash": HashScene, "surface": SurfaceSettings, "gaussians": GaussianSettings,
 }  # fmt: skip
-FROM_MESH = ("surface", "gaussians")  # kinds that can start from another scene's mesh
+FROM_MESH = tuple(kind for kind, model in SCENES.items() if issubclass(model, StartSettings))
 
 
 def require_start(kind: str) -> None:
