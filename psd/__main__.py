@@ -29,11 +29,11 @@ try:
     from psd.evaluation import command as evaluation_command
     from psd.evaluation.speed import bench
     from psd.geometry.export import (
-        FRAMES,
+        FORMATS,
         LARGEST_MM,
         PRINT_SIZE_MM,
         SMALLEST_MM,
-        SPLAT_FRAMES,
+        SPLAT_FORMATS,
         encode_mesh,
         list_formats,
     )
@@ -343,8 +343,8 @@ def find_run_folder(name: str) -> Path:
 def export_run(arguments: argparse.Namespace) -> int:
     """Makes the mesh of a run again, in ``--out`` or among the run's own exports, and prints the paths of its files."""
     formats = [name.strip().lower() for name in arguments.format.split(",")] if arguments.format is not None else []
-    if strange := [name for name in formats if name not in FRAMES | SPLAT_FRAMES]:
-        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FRAMES | SPLAT_FRAMES)}")
+    if strange := [name for name in formats if name not in FORMATS | SPLAT_FORMATS]:
+        raise PresetError(f"no format {strange[0]!r}; there are: {', '.join(FORMATS | SPLAT_FORMATS)}")
     if not SMALLEST_MM <= arguments.size_mm <= LARGEST_MM:
         raise PresetError(f"--size-mm {arguments.size_mm:g} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
     path = find_run_folder(arguments.folder)

@@ -237,7 +237,7 @@ SceneSettings = Annotated[AnyScene, Field(discriminator="kind")]
 SCENES: Mapping[str, type[AnyScene]] = {
     "grid": GridScene, "hash": HashScene, "surface": SurfaceSettings, "gaussians": GaussianSettings,
 }  # fmt: skip
-FROM_MESH = ("surface", "gaussians")  # kinds that can start from another scene's mesh
+FROM_MESH = tuple(kind for kind, model in SCENES.items() if issubclass(model, StartSettings))
 
 
 SIZES = ("ray_samples", "grid_size", "surface_cells", "gaussians")  # settings of scenes that memory depends on

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,6 @@ STARTS_FROM = "starts from "  # how the note of a run begins that names what it 
 PRINT_SIZE_MM = 100.0
 SMALLEST_MM, LARGEST_MM = 1.0, 10_000.0
 Y_UP, Z_UP = "+y up, front +z", "+z up, front -y"
-FRAMES = {
-    "glb": f"{Y_UP}, longest side 1 m, centred",
-    "obj": f"{Y_UP}, longest side 1, centred",
-    "ply": f"{Z_UP}, longest side 1, centred",
-    "stl": f"{Z_UP}, longest side {PRINT_SIZE_MM:g} mm unless exported otherwise, standing on z = 0",
-}
-SPLAT_FRAMES = dict.fromkeys(("splat.ply", "splat"), "Gaussians, +y down, front +z, as large as the GLB")
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # what a buffer view is for, in glTF
 LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 33071  # a texture's sampler, in glTF
 
@@ -56,18 +49,18 @@ def encode_mesh(
     STL no colour; ``size_mm`` is the longest side of the STL.  Raises `ValueError` for another suffix or size, and for
     splats where the mesh was made of none.
     """
-    known = {**ENCODERS, **SPLAT_ENCODERS}
+    known = FORMATS | SPLAT_FORMATS
     suffix = max((key for key in known if name.lower().endswith(f".{key}")), key=len, default=None)
     if suffix is None:
         raise ValueError(f"cannot write {name!r}: the suffix must be one of {', '.join(f'.{key}' for key in known)}")
     if not SMALLEST_MM <= size_mm <= LARGEST_MM:
         raise ValueError(f"size_mm={size_mm} must lie in [{SMALLEST_MM:g}, {LARGEST_MM:g}] millimetres")
-    return known[suffix](mesh, PurePath(name), provenance, size_mm)
+    return known[suffix].encode(mesh, PurePath(name), provenance, size_mm)
 
 
 def list_formats(mesh: Mesh) -> list[str]:
     """The suffixes that ``mesh`` can be written with, without their first dot: those of splats where it has some."""
-    return [*ENCODERS, *(SPLAT_ENCODERS if mesh.splats is not None else ())]
+    return [*FORMATS, *(SPLAT_FORMATS if mesh.splats is not None else ())]
 
 
 # ----------------------------------------------------------------------------------------------------- frame and colour
@@ -133,7 +126,8 @@ def describe_origin(provenance: Mapping[str, Any], suffix: str) -> list[str]:
     """
     text = json.dumps(dict(provenance), allow_nan=False)
     pieces = [text[start : start + LONGEST_LINE - 30] for start in range(0, len(text), LONGEST_LINE - 30)]
-    return [f"PSD Studio mesh: {(FRAMES | SPLAT_FRAMES)[suffix]}", *(f"PSD Studio |{piece}|" for piece in pieces)]
+    frame = (FORMATS | SPLAT_FORMATS)[suffix].frame
+    return [f"PSD Studio mesh: {frame}", *(f"PSD Studio |{piece}|" for piece in pieces)]
 
 
 # -------------------------------------------------------------------------------------------------------------- formats
@@ -151,7 +145,7 @@ def encode_glb(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size_m
     # trimesh casts colours to 8 bits but keeps the type of attributes of one's own, so they travel as one.
     attributes = {} if textured else {"_COLOR": encode_linear(mesh.colours)}
     visual = TextureVisuals(uv=mesh.uv if textured else None, material=material)
-    extras = {**provenance, "frame": FRAMES["glb"]}
+    extras = {**provenance, "frame": FORMATS["glb"].frame}
 
     def finish(tree: dict[str, Any]) -> None:
         tree["asset"] |= {"generator": "PSD Studio", "extras": extras}
@@ -231,7 +225,24 @@ def encode_splat(mesh: Mesh, name: PurePath, provenance: Mapping[str, Any], size
     return {name.name: splat_bytes(mesh)}
 
 
-ENCODERS: dict[str, Callable[[Mesh, PurePath, Mapping[str, Any], float], dict[str, bytes]]] = {
-    "glb": encode_glb, "obj": encode_obj, "ply": encode_ply, "stl": encode_stl,
-}  # fmt: skip
-SPLAT_ENCODERS = {"splat.ply": encode_splat_ply, "splat": encode_splat}
+@dataclass(frozen=True)
+class Format:
+    """What the page calls a format, how its mesh stands and how large it is, and what encodes it."""
+
+    label: str
+    frame: str
+    encode: Callable[[Mesh, PurePath, Mapping[str, Any], float], dict[str, bytes]]
+
+
+STL_FRAME = f"{Z_UP}, longest side {PRINT_SIZE_MM:g} mm unless exported otherwise, standing on z = 0"
+SPLAT_FRAME = "Gaussians, +y down, front +z, as large as the GLB"
+FORMATS = {  # suffix -> format
+    "glb": Format("GLB", f"{Y_UP}, longest side 1 m, centred", encode_glb),
+    "obj": Format("OBJ", f"{Y_UP}, longest side 1, centred", encode_obj),
+    "ply": Format("PLY", f"{Z_UP}, longest side 1, centred", encode_ply),
+    "stl": Format("STL", STL_FRAME, encode_stl),
+}
+SPLAT_FORMATS = {  # where the mesh was made of Gaussians
+    "splat.ply": Format("Splats (PLY)", SPLAT_FRAME, encode_splat_ply),
+    "splat": Format("Splats", SPLAT_FRAME, encode_splat),
+}

@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from psd.config.errors import PresetError, format_value
 from psd.config.preset import Preset, is_preset_file, parse_mapping
 from psd.distillation.events import Event, to_json, without_arrays
-from psd.geometry.export import FRAMES, SPLAT_FRAMES
+from psd.geometry.export import FORMATS, SPLAT_FORMATS
 from psd.runs.jobs.worker import Worker
 from psd.runs.store import ownership
 from psd.runs.store.archive import ACTIVE, Run, replay_events
@@ -200,8 +200,8 @@ class Api:
         Returns:
             the mesh as a file, which `gradio_client` downloads; a textured OBJ is a zip with its .mtl and .png
         """
-        if format not in FRAMES | SPLAT_FRAMES:
-            raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FRAMES | SPLAT_FRAMES)}")
+        if format not in FORMATS | SPLAT_FORMATS:
+            raise PresetError(f"no format {format_value(format)}; there are: {', '.join(FORMATS | SPLAT_FORMATS)}")
         folder = self._worker.library.find_folder(run_id)
         if not 0 <= threshold < math.inf:
             raise PresetError(f"threshold={threshold} must be a number from 0 on; 0: what the run's mesh was made with")
@@ -211,8 +211,8 @@ class Api:
             ownership.require_owner(folder, owner)
             self._remake(folder, scene or None, threshold or None)
         path = download_file(folder / EXPORTS / f"mesh.{format}")
-        if format in SPLAT_FRAMES and not path.is_file() and path.with_name("mesh.glb").is_file():
-            raise PresetError(f"no {format}: the scene of this run has no Gaussians; there are: {', '.join(FRAMES)}")
+        if format in SPLAT_FORMATS and not path.is_file() and path.with_name("mesh.glb").is_file():
+            raise PresetError(f"no {format}: the scene of this run has no Gaussians; there are: {', '.join(FORMATS)}")
         if not path.is_file():
             raise StoreError(f"the run {run_id} has no mesh yet", "wait for its end, or stop it")
         address = f"{server_address(request)}/{public_address(folder, path)}"

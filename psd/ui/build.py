@@ -33,6 +33,7 @@ from psd.ui.checked import CheckedBlocks
 from psd.ui.context import (
     LookInputs,
     PageContext,
+    Tab,
     collect_updates,
     find_live_preset,
     read_look,
@@ -127,6 +128,7 @@ def build_blocks(
     asked for when a page first meshes the scene of a run that is over again.
     """
     watcher, vocabularies, first = Watcher(worker), vocabularies or {}, Preset.load(preset)
+    beside_stage: list[Tab] = []
     with CheckedBlocks(
         title="PSD Studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as blocks:
@@ -147,14 +149,9 @@ def build_blocks(
                 with gr.Column(elem_id="rest"):
                     advanced = build_advanced(preset, first)
                     with gr.Tabs(elem_id="tabs") as tabs:
-                        with gr.Tab("Curves", id="Curves"):
-                            curves = CurvesTab([known.find_true_scores for known in vocabularies.values()])
-                        with gr.Tab("Mesh", id="Mesh"):
-                            mesh = MeshTab(first, remesher)
-                        with gr.Tab("Negative", id="Negative"):
-                            negative = negative_tab()
-                        with gr.Tab("Log", id="Log"):
-                            log = log_tab()
+                        for name, make_tab in list_tabs(stage, first, vocabularies, remesher).items():
+                            with gr.Tab(name, id=name):
+                                beside_stage.append(make_tab())
             with gr.Tab("Runs", id="Runs"):
                 runs = RunsTab()
             with gr.Tab("Compare", id="Compare"):
@@ -171,9 +168,9 @@ def build_blocks(
             runs.mine, runs.find, runs.sort,
         )  # fmt: skip
         panes = [
-            line, take, *stage.panes, *bar.panes, moves, *curves.panes, *negative, *mesh.panes,
+            line, take, *stage.panes, *bar.panes, moves, *(pane for tab in beside_stage for pane in tab.panes),
             *compare.panes, *runs.panes,
-            *log, _run_button(asked), _lock_pane(live, words), advanced.lock_pane(asked.parts),
+            _run_button(asked), _lock_pane(live, words), advanced.lock_pane(asked.parts),
             Pane([timer], _tick_s, lambda p: [gr.Timer(_tick_s(p) or TICK_S, active=_tick_s(p) is not None)]),
         ]  # fmt: skip
 
@@ -196,14 +193,26 @@ def build_blocks(
         places.select(_selected_tab, None, place, **QUIET).then(**desk.news)
         tabs.select(_selected_tab, None, tab, **QUIET).then(**desk.news)
         stage.wire_events(desk)
-        curves.wire_events(desk, stage)
-        mesh.wire_events(desk)
+        for shown in beside_stage:
+            shown.wire_events(desk)
         compare.wire_events(desk, blocks)
         runs.wire_events(desk, places, place, compare)
         wire_steer(parts)
         for part in live:
             _wire_live(desk, part)
     return blocks
+
+
+def list_tabs(
+    stage: StagePanel, first: Preset, vocabularies: Mapping[str, Vocabulary], remesher: Callable[[], Remesh] | None
+) -> dict[str, Callable[[], Tab]]:
+    """The tabs beside the stage, a row each: its name, and what makes it in the current Blocks context."""
+    return {
+        "Curves": lambda: CurvesTab(stage, [known.find_true_scores for known in vocabularies.values()]),
+        "Mesh": lambda: MeshTab(first, remesher),
+        "Negative": negative_tab,
+        "Log": log_tab,
+    }
 
 
 def _selected_tab(event: gr.SelectData) -> str:

@@ -87,6 +87,16 @@ class PageContext:
         return [gr.skip()] * len(self.shown)
 
 
+@dataclass
+class Tab:
+    """A tab beside the stage; one that is only looked at needs no more than its panes."""
+
+    panes: Sequence[Pane]
+
+    def wire_events(self, desk: PageContext) -> None:
+        """Connect its components with the page, when all of it is made."""
+
+
 def reset_html(preset: Preset) -> str:
     """Where the page's script finds what the reset buttons go back to."""
     return f'<i data-values="{html.escape(controls.reset_values(preset))}"></i>'

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from psd.config.errors import PresetError
-from psd.config.preset import WITHOUT_REWARD, MethodName, PairKind
+from psd.config.preset import MethodName, PairKind
 from psd.distillation import formulas
 from psd.distillation.methods import base_term, choose, denoising, gradient_estimate
 from psd.distillation.methods.base_term import steering_prediction
@@ -630,10 +630,9 @@ def test_rewards_that_cannot_do_it_are_refused(settings: dict, words: str) -> No
 
 
 def test_the_rows_are_the_presets_methods() -> None:
-    """The preset names methods, and those without a reward, for itself: it knows nothing of what they do."""
+    """The preset names methods for itself: it knows nothing of what they do."""
     names = set(choose.METHODS) - set(get_args(PairKind)) | {"psd"}
     assert names == set(get_args(MethodName)) and set(get_args(PairKind)) <= set(choose.METHODS)
-    assert {name for name, row in choose.METHODS.items() if not row.needs_reward} == set(WITHOUT_REWARD)
     asked = make_preset(candidates=5)
     for name, count in {"psd": 1, "sds": 1, "csd": 1, "reward_gradient": 1, "dreamdpo": 2, "rewardsds": 5}.items():
         assert choose.count_candidates(asked.with_values({"method": name})) == count

@@ -15,8 +15,7 @@ import trimesh
 
 from psd.geometry.cleanup import vertex_normals
 from psd.geometry.export import (
-    ENCODERS,
-    FRAMES,
+    FORMATS,
     LONGEST_LINE,
     describe_origin,
     encode_linear,
@@ -30,7 +29,7 @@ from psd.geometry.mesh import Mesh
 from psd.geometry.srgb import encode_srgb
 
 LONG = {"prompt": "an astronaut \u2028 é " * 60, "preset": {"steps": 120, "quoted": 'a "red"\nmüshroom | end_header'}}
-FILES = [f"mesh.{suffix}" for suffix in ENCODERS]
+FILES = [f"mesh.{suffix}" for suffix in FORMATS]
 
 
 def pyramid() -> Mesh:
@@ -252,19 +251,19 @@ def test_no_line_of_a_header_is_too_long_for_a_reader(name: str, tmp_path: Path)
     mark = {"mesh.obj": b"# PSD Studio |", "mesh.ply": b"comment PSD Studio |"}[name]
     pieces = [line[len(mark) : -1] for line in lines if line.startswith(mark)]
     assert json.loads(b"".join(pieces)) == LONG
-    assert FRAMES[name[5:]].encode() in header and b"trimesh" not in header
+    assert FORMATS[name[5:]].frame.encode() in header and b"trimesh" not in header
     assert len(reload(tmp_path / name).faces) == 4
 
 
 def test_pieces_of_the_origin_are_short() -> None:
-    for suffix in FRAMES:
+    for suffix in FORMATS:
         assert max(len(line.encode()) for line in describe_origin(LONG, suffix)) < LONGEST_LINE
     assert len(describe_origin({}, "ply")) == 2
 
 
 def test_the_origin_can_be_read_again_from_glb_and_stl(tmp_path: Path) -> None:
     header = gltf_header(write(pyramid(), tmp_path, "mesh.glb", LONG).read_bytes())
-    assert header["asset"]["extras"] == {**LONG, "frame": FRAMES["glb"]} == header["scenes"][0]["extras"]
+    assert header["asset"]["extras"] == {**LONG, "frame": FORMATS["glb"].frame} == header["scenes"][0]["extras"]
     assert header["asset"]["generator"] == "PSD Studio"
     data = write(pyramid(), tmp_path, "mesh.stl", LONG).read_bytes()
     assert data.startswith(b'PSD Studio 100 mm, +z up {"prompt": "an astronaut') and len(data) == 84 + 50 * 4

@@ -12,7 +12,7 @@ import trimesh
 from torch.nn.functional import normalize
 
 from psd.geometry.cleanup import vertex_normals
-from psd.geometry.export import SPLAT_FRAMES, encode_mesh, list_formats, turn_y_up
+from psd.geometry.export import SPLAT_FORMATS, encode_mesh, list_formats, turn_y_up
 from psd.geometry.mesh import Mesh
 from psd.geometry.splat import Gaussians, quaternion_matrices
 from psd.geometry.splat_file import CONSTANT, PROPERTIES, turn_y_down
@@ -58,7 +58,7 @@ def test_a_reader_finds_the_gaussians_again() -> None:
     splats = mesh.splats
     assert splats is not None
     header, found = read_ply(encode_mesh(mesh, "mesh.splat.ply", provenance=ORIGIN)["mesh.splat.ply"])
-    assert tuple(found) == PROPERTIES and SPLAT_FRAMES["splat.ply"] in header
+    assert tuple(found) == PROPERTIES and SPLAT_FORMATS["splat.ply"].frame in header
     text = "".join(line.split("|")[1] for line in header.splitlines() if line.startswith("comment PSD Studio |"))
     assert json.loads(text) == ORIGIN
     middle = np.array([0.1, 0.2, 0.3])

@@ -12,10 +12,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from psd.config.preset import Preset
+from psd.config.settings import SCENES
 from psd.distillation import sampling
 from psd.geometry.cameras import Cameras, camera_rays, orbit_cameras, sample_orbits, turntable_cameras
 from psd.runtime import devices
 from psd.scenes import volume_rendering
+from psd.scenes.choose import KINDS
 from psd.scenes.fields.grid import GridField
 from psd.scenes.fields.hash import HashField
 from psd.scenes.fields.hash_encoding import HashEncoding
@@ -741,3 +743,7 @@ def test_fits_a_coloured_sphere_without_fog() -> None:
     away = F.max_pool2d((~empty)[0].float(), 5, 1, 2)[None] == 0  # pixels on the edge are rightly mixed
     assert psnr > 25
     assert render.opacity[away].mean() < 0.005 and render.opacity[~empty].mean() > 0.95
+
+
+def test_every_kind_of_scene_has_settings_and_a_class() -> None:
+    assert KINDS.keys() == SCENES.keys()

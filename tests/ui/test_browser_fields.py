@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from psd.config.preset import Preset, list_settings
-from psd.geometry.export import FRAMES
+from psd.geometry.export import FORMATS
 from psd.ui.inputs.controls import control_id, read_bounds
 from tests.support.browsing import (
     PATIENCE_MS,
@@ -217,9 +217,9 @@ def test_every_file_is_saved_under_the_prompt_s_name_and_its_frame_is_said(
         with page.expect_download(timeout=PATIENCE_MS) as download:
             page.get_by_role("link", name=f"Download {label}").press("Enter")
         assert download.value.suggested_filename == f"a-taxi{name}"
-    for frame in FRAMES.values():
-        expect(page.get_by_text(frame)).to_be_visible()
-    assert "longest side 100 mm" in FRAMES["stl"]
+    for known in FORMATS.values():
+        expect(page.get_by_text(known.frame)).to_be_visible()
+    assert "longest side 100 mm" in FORMATS["stl"].frame
     assert str(root) not in page.content() and root.name not in page.content(), "an address shows the server's folder"
 
 

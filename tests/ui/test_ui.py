@@ -18,7 +18,7 @@ from psd.__main__ import make_parser, resolve_preset
 from psd.config.errors import PresetError
 from psd.config.preset import Preset, list_presets, list_settings, parse_mapping
 from psd.distillation import events
-from psd.geometry.export import FRAMES
+from psd.geometry.export import FORMATS
 from psd.runs.jobs.orbit import OrbitPicture
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import Run, Status
@@ -281,7 +281,7 @@ def test_a_textured_obj_is_handed_out_with_its_texture(tmp_path: Path) -> None:
     shown = mesh.download_links(WatchedRun("id", tmp_path, prompt="a cube", view=fold_story(STORY)))
     assert 'download="a-cube.glb"' in shown and 'download="a-cube.zip" aria-label="Download OBJ as' in shown
     assert "mesh.obj.zip?v=" in shown and "mesh.obj?v=" not in shown
-    assert all(f"<b>{suffix.upper()}</b> {frame}" in shown for suffix, frame in FRAMES.items())
+    assert all(f"<b>{suffix.upper()}</b> {known.frame}" in shown for suffix, known in FORMATS.items())
 
 
 def test_tokens_and_notes_are_escaped() -> None:

@@ -22,7 +22,6 @@ class Method:
 
     function: Callable[[StepContext], Score]
     candidates: int | None = None  # noises drawn a step; None: as many as the preset says
-    needs_reward: bool = True
     needs_gradient: bool = False  # of at least one reward
     ranks_views: bool = False  # each view alone, so that rewards must see all
 
@@ -30,9 +29,9 @@ class Method:
 METHODS: dict[str, Method] = {
     "steered": Method(steered_pair, candidates=1, needs_gradient=True),  # psd's, by its kind of pair
     "random": Method(random_pair),
-    "sds": Method(sds, candidates=1, needs_reward=False),
+    "sds": Method(sds, candidates=1),
     "best_of_n": Method(best_of_n),
-    "csd": Method(csd, candidates=1, needs_reward=False),
+    "csd": Method(csd, candidates=1),
     "dreamdpo": Method(dreamdpo, candidates=2, ranks_views=True),
     "rewardsds": Method(rewardsds),
     "reward_gradient": Method(sds_with_reward_gradient, candidates=1, needs_gradient=True),

@@ -6,12 +6,12 @@ import csv
 import html
 import io
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from psd.distillation.detectors import LEAST_WINDOW, PATIENCE
 from psd.runs.store.files import StoreError
+from psd.ui.context import PageContext, Tab
 from psd.ui.inputs.vocabulary import FindTrueScores
 from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.chart_script import HOVER, SAVE_CSV, SAVE_PNG
@@ -21,9 +21,6 @@ from psd.ui.panels.stage import StagePanel, find_preview
 from psd.ui.state.page import FLOATING, Look, Page, Pane, WatchedRun
 from psd.ui.state.view import Curve, View
 from psd.ui.tabs.scores import scores_of_views
-
-if TYPE_CHECKING:
-    from psd.ui.context import PageContext
 
 TRUTH_HEAD = "of the true object"  # 0 %: a grey ball scores as much
 IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page shows them
@@ -36,10 +33,11 @@ IMAGE = {  # the statistics of the pictures that lie in [0, 1], as the page show
 }
 
 
-class CurvesTab:
+class CurvesTab(Tab):
     """The tab's components, in the current Blocks context."""
 
-    def __init__(self, true_scores: Sequence[FindTrueScores] = ()) -> None:
+    def __init__(self, stage: StagePanel, true_scores: Sequence[FindTrueScores]) -> None:
+        self._stage = stage
         said = gr.HTML(verdict_html(WatchedRun()), elem_id="alarms")
         with gr.Row(elem_id="save-curves"):
             self.csv = gr.Button("CSV", size="sm", scale=0, min_width=64, elem_id="csv")
@@ -56,7 +54,7 @@ class CurvesTab:
             Pane([views], _preview_key, lambda p: [scores_of_views(p.run, p.look)], "Curves"),
         ]  # fmt: skip
 
-    def wire_events(self, desk: PageContext, stage: StagePanel) -> None:
+    def wire_events(self, desk: PageContext) -> None:
         """A click looks back to its step; the curves leave as a table or as a picture."""
 
         def save_csv(run: str) -> str:
@@ -66,7 +64,7 @@ class CurvesTab:
                 gr.Warning(html.escape(str(error)), title="Not saved")
                 return ""
 
-        stage.wire_pick(self.charts, desk)
+        self._stage.wire_pick(self.charts, desk)
         self.csv.click(save_csv, desk.run_id, self.text, **FLOATING).success(None, self.text, None, js=SAVE_CSV)
         self.png.click(None, None, None, js=SAVE_PNG)
 

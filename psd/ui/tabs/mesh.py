@@ -6,16 +6,16 @@ import html
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import gradio as gr
 
 from psd.config.errors import PresetError
 from psd.config.preset import Preset
-from psd.geometry.export import FRAMES, SPLAT_FRAMES
+from psd.geometry.export import FORMATS, SPLAT_FORMATS
 from psd.runs.store.files import StoreError
 from psd.runs.store.folder import slugify_prompt
-from psd.ui.context import require_whole
+from psd.ui.context import PageContext, Tab, require_whole
 from psd.ui.inputs.components import FreeSlider
 from psd.ui.inputs.controls import read_bounds
 from psd.ui.markup.html import (
@@ -30,20 +30,13 @@ from psd.ui.markup.html import (
 from psd.ui.state.page import QUIET, Page, Pane, WatchedRun
 from psd.ui.state.view import View
 
-if TYPE_CHECKING:
-    from psd.ui.context import PageContext
-
-DOWNLOADS = {
-    "mesh.glb": "GLB",
-    "mesh.obj": "OBJ",
-    "mesh.ply": "PLY",
-    "mesh.stl": "STL",
+DOWNLOADS = {f"mesh.{suffix}": known.label for suffix, known in FORMATS.items()} | {
     "turntable.mp4": "Turntable",
     "timelapse.mp4": "Timelapse",
     "timelapse.webp": "Timelapse WebP",
     "statistics.json": "Statistics",
 }
-SPLAT_LABELS = {"mesh.splat.ply": "Splats (PLY)", "mesh.splat": "Splats"}  # of Gaussians alone
+SPLAT_LABELS = {f"mesh.{suffix}": known.label for suffix, known in SPLAT_FORMATS.items()}
 NO_REMESHER = "This server makes no meshes again."
 FEWEST_FACES, MOST_FACES = (int(bound or 0) for bound in read_bounds(Preset.model_fields["mesh_faces"]))
 FACES_STEP = 100
@@ -65,7 +58,7 @@ class Remesh(Protocol):
         ...
 
 
-class MeshTab:
+class MeshTab(Tab):
     """The tab's components, in the current Blocks context."""
 
     def __init__(self, preset: Preset, remesher: Callable[[], Remesh] | None) -> None:
@@ -194,8 +187,8 @@ def download_links(watched: WatchedRun) -> str:
             links.append(f'<a class="file" href="{address}" {attributes}>{label}</a>')
         else:
             links.append(f'<span class="file off" aria-disabled="true">{label}</span>')
-    shown = FRAMES | (SPLAT_FRAMES if splats else {})
-    frames = "".join(f"<li><b>{suffix.upper()}</b> {frame}</li>" for suffix, frame in shown.items())
+    shown = FORMATS | (SPLAT_FORMATS if splats else {})
+    frames = "".join(f"<li><b>{suffix.upper()}</b> {known.frame}</li>" for suffix, known in shown.items())
     return f'<div class="files">{"".join(links)}</div><ul class="frames">{frames}</ul>'
 
 

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import gradio as gr
 
+from psd.ui.context import Tab
 from psd.ui.markup.change_words import list_rules
 from psd.ui.markup.charts import heat_map, line_chart
 from psd.ui.markup.html import note_html, table_html
@@ -17,17 +18,17 @@ from psd.ui.state.view import View
 from psd.ui.tabs.curves import chart_key
 
 
-def negative_tab() -> list[Pane]:
+def negative_tab() -> Tab:
     sentence = gr.HTML(describe_negative(View()), elem_id="negative-words")
     charts = gr.HTML(negative_charts(View()), elem_id="negative-charts")
     words = gr.HTML(tokens_table(View()), elem_id="tokens", elem_classes="table")
-    return [
+    return Tab([
         Pane([sentence], lambda p: describe_negative(p.run.view), lambda p: [describe_negative(p.run.view)],
              "Negative"),
         Pane([charts], lambda p: chart_key(p.run.view, "negative/"), lambda p: [negative_charts(p.run.view)],
              "Negative"),
         Pane([words], lambda p: p.run.view.negatives.last, lambda p: [tokens_table(p.run.view)], "Negative"),
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def describe_negative(view: View) -> str:
