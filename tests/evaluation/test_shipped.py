@@ -187,6 +187,11 @@ def test_a_card_holds_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     card = model_cards.card_text("prior", tmp_path)
     for line in ("top-1 of 60, known kinds: 0.950", "outside judge, among five, sample: 0.400", "truth's: 1.25"):
         assert line in card
+    assert "## Autoencoder" not in card
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "training.json").write_text('{"model": "vae", "iterations": 9, "measured": "31 dB"}')
+    part = model_cards.card_text("prior", tmp_path).partition("## Autoencoder")[2].partition("## Weights")[0]
+    assert "- iterations: 9\n- measured: 31 dB\n" in part and "model: vae" not in part
     card = model_cards.card_text("selector", tmp_path)
     assert "- hard text: 0.980" in card and "pair fog at strength 0.3: 0.970" in card
     assert "Measured" not in model_cards.card_text("referee", tmp_path)
