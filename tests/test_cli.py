@@ -69,7 +69,7 @@ def test_what_is_read_otherwise_is_said_and_what_names_nothing_known_is_refused(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "two cute foxes", "--steps", "2"], prepare=fake) == OK
-    assert "prompt: two: one\nprompt: cute: dropped\n" in capsys.readouterr().err
+    assert "prompt: cute: dropped\nprompt: two foxes: one fox\n" in capsys.readouterr().err
     assert main(["run", "a dragon", "--steps", "2"], prepare=fake) == BAD_INPUT
     assert "'a dragon' is not a caption" in (said := capsys.readouterr().err) and "a tyrannosaurus" in said
     assert main(["run", "a dragon", "--steps", "2", "--set", "prior=elsewhere"], prepare=fake) == OK  # reads anything

@@ -30,7 +30,7 @@ PINS = dict(
 )
 _, FRONT, BODY = README.split("---\n", 2)
 SPACE = yaml.safe_load(FRONT)
-COMMAND = re.compile(r"python -m psd(?: [^`\n]*)?")
+COMMAND = re.compile(r"python -m psd(?: [^`\n&]*)?")
 
 
 def without_code(text: str) -> str:
@@ -110,10 +110,13 @@ def test_functions_in_the_table_of_equations_exist() -> None:
 
 def test_commands_are_found_in_a_page() -> None:
     page = 'See `python -m psd bench`.\n    python -m psd run "a x" --seed 7  # why\n`python -m psd resume <run> ...`'
+    page += "\npython -m psd doctor && \\\n    python -m psd presets"
     assert commands(page) == [
         "python -m psd bench",
         'python -m psd run "a x" --seed 7',
         "python -m psd resume some-run",
+        "python -m psd doctor",
+        "python -m psd presets",
     ]
 
 

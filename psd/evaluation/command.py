@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N runs")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a trial with other parameters")
+    parser.add_argument("--objects", type=Path, metavar="DIR", help="the folder of objects (default: PSD_OBJECTS)")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     parser.add_argument(
         "--report", action="store_true", help="only write pages, charts and the tables of docs/evidence.md again"
@@ -36,11 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Do what the arguments ask for and return the exit code; raises `PresetError` for arguments that do not fit."""
+    """Do what the arguments ask for and return the exit code; raises `PresetError` for arguments that do not fit,
+    and `MissingError` for objects or weights that are not here."""
     if arguments.report:
         from psd.evaluation.report.write import write_report
 
         return write_report()
+    if arguments.objects:
+        from psd.embedded.objects.collection import choose_collection
+
+        choose_collection(arguments.objects)
     if arguments.all:
         return run_all(arguments)
     suite = load_suite(arguments)

@@ -15,13 +15,22 @@ from psd.embedded.captions import kinds
 from psd.embedded.captions.grammar import parse
 from psd.embedded.objects import gallery
 from psd.embedded.objects.assemble import Body, assemble_object, count_choices, fit_into_ball, paint_palette
-from psd.embedded.objects.collection import VARIABLE, Collection, Model, find_collection, open_collection, read_table
+from psd.embedded.objects.collection import (
+    VARIABLE,
+    Collection,
+    Model,
+    choose_collection,
+    find_collection,
+    open_collection,
+    read_table,
+)
 from psd.embedded.objects.forms import FORMS
 from psd.embedded.objects.picture import main_colours, render_bodies
 from psd.embedded.objects.surroundings import sample_background
 from psd.embedded.objects.truth import render_truth
 from psd.geometry.cameras import Cameras, camera_rays, turntable_cameras
 from psd.geometry.rasterise import find_visible_faces
+from psd.runtime.process_pool import map_unordered
 
 
 def test_a_missing_folder_is_refused_with_the_cure(tmp_path, monkeypatch):
@@ -35,6 +44,16 @@ def test_a_missing_folder_is_refused_with_the_cure(tmp_path, monkeypatch):
     assert find_collection() == tmp_path
     with pytest.raises(MissingError, match="lacks .*Fox.npz"):
         Collection(tmp_path).read_models("fox")
+
+
+def test_a_chosen_folder_is_that_of_the_processes_started_after_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "nowhere")
+    with pytest.raises(MissingError, match="has no folder `meshes`"):
+        choose_collection(tmp_path)
+    (tmp_path / "meshes").mkdir()
+    monkeypatch.chdir(tmp_path.parent)
+    choose_collection(tmp_path.name)
+    assert list(map_unordered(find_collection, [None], 1)) == [tmp_path.resolve()], "a relative folder is made absolute"
 
 
 def test_an_object_that_is_not_the_committed_one_is_refused(tmp_path):

@@ -15,7 +15,9 @@ from psd.embedded.captions.kinds import COLOURS, list_known, read_kinds
 from psd.embedded.captions.unknown import UnknownCaption
 from psd.embedded.captions.wording import (
     ALIASES,
+    ANY,
     COLOUR_WORDS,
+    OF_COLOUR,
     RELATED,
     Reading,
     find_nearest_kinds,
@@ -60,7 +62,11 @@ def test_a_prompt_is_reworded_or_refused_with_the_nearest_kinds():
 @pytest.mark.parametrize(
     ("typed", "note"),
     [
-        ("t-rex", "t rex: a tyrannosaurus"), ("two cars", "two: one"), ("a cute fox", "cute: dropped"),
+        ("t-rex", "t-rex: a tyrannosaurus"), ("T. Rex", "t rex: a tyrannosaurus"), ("two cars", "two cars: one car"),
+        ("2 red T-Rexes", "2 t-rexes: one tyrannosaurus"), ("a pair of mice", "pair of mice: one rat"),
+        ("two cherries", "two cherries: cherries"), ("car 2", "2: dropped"), ("a cute fox", "cute: dropped"),
+        ("a salmon-pink vase", "salmon-pink: pink"),
+        ("a fox in a semi-dark wood", "in a semi-dark wood: dropped"),
         ("a fox with a big tail", "with a big tail: dropped"), ("a violet vase", "violet: purple"),
         ("a red crown", "red: dropped, crown comes in its own colours"), ("a cube", "cube: red"),
         ("a whale next to a castle", "next to a castle: dropped, these do not come as a pair"),
@@ -68,6 +74,34 @@ def test_a_prompt_is_reworded_or_refused_with_the_nearest_kinds():
 )  # fmt: skip
 def test_what_is_read_otherwise_is_told(typed, note):
     assert note in read_prompt(typed).notes
+
+
+def test_what_is_told_is_all_that_is_told():
+    assert read_prompt("two cars").notes == ("two cars: one car",)
+    assert read_prompt("a pair of Foxes next to 3 dogs").notes == ("pair of foxes: one fox", "3 dogs: one dog")
+    assert read_prompt("a FIRE-TRUCK!").notes == ()
+
+
+@pytest.mark.parametrize(
+    "typed", [*COLOURS, "dark RED", "crimson", "two blue", "a light green", "please make me a pink"]
+)
+def test_a_colour_alone_gets_kinds_that_take_it(typed):
+    reading = read_prompt(typed)
+    (colour,) = {COLOUR_WORDS.get(word) for word in typed.lower().split()} & {*COLOURS}
+    nouns = [grammar.parse(text).kind for text in reading.nearest]
+    assert reading.caption is None and len(set(nouns)) == 3 and set(nouns) <= set(list_known())
+    if typed != "orange":  # which is a fruit too
+        assert all(colour in read_kinds()[noun].colours for noun in nouns)
+
+
+@pytest.mark.parametrize(("typed", "noun"), [("orange", "tangerine"), ("rose", "flower"), ("gold", "gold bars")])
+def test_a_colour_that_is_a_thing_gets_its_like(typed, noun):
+    assert noun in {grammar.parse(text).kind for text in read_prompt(typed).nearest}
+
+
+def test_every_colour_has_three_kinds_to_offer():
+    assert set(OF_COLOUR) == set(COLOURS)
+    assert all(len(nouns) == 3 and set(nouns) <= set(read_kinds()) for nouns in (*OF_COLOUR.values(), ANY))
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))

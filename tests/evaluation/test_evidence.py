@@ -20,6 +20,7 @@ from psd.__main__ import main
 from psd.config.errors import MissingError, PresetError
 from psd.config.preset import Preset
 from psd.embedded.captions import grammar
+from psd.embedded.objects.collection import VARIABLE, find_collection
 from psd.evaluation import command
 from psd.evaluation.experiments import measure, run, suite
 from psd.evaluation.experiments.record import RecordedRun
@@ -834,6 +835,18 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(
     assert {line["commit"] for line in lines} == {run.source_commit()}
     assert len(match_lines(found, lines)[0]) == 3  # the commit is a record: it decides nothing
     assert command.finish(1, []) == 1 and "1 job failed" in capsys.readouterr().err and command.finish(0, []) == 0
+
+
+def test_compare_measures_by_the_objects_of_the_folder_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meshes").mkdir()
+    monkeypatch.setenv(VARIABLE, "nowhere")
+    monkeypatch.setattr(run, "estimate_remaining", lambda todo: str(find_collection()))
+    assert main(["compare", "--list", "--objects", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path)
+    assert main(["compare", "--list", "--objects", str(tmp_path / "meshes")]) == 4
+    assert "has no folder `meshes`" in capsys.readouterr().err
 
 
 def test_a_run_that_another_suite_has_a_line_of_is_not_repeated(

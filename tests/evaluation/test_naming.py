@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from typing import Any
 
 import pytest
@@ -44,9 +45,21 @@ def test_a_sample_is_named_where_the_judge_prefers_its_caption():
 
 def test_every_noun_with_a_class_is_a_kind():
     classes = outside.read_classes()
-    assert len(classes) == 134 and set(classes) <= set(kinds.read_kinds())
+    assert len(classes) == 149 and set(classes) <= set(kinds.read_kinds())
     assert all(0 <= index < outside.CLASSES for indices in classes.values() for index in indices)
     assert all(caption.is_valid for caption in outside.list_asked(None))
+
+
+def test_each_class_has_one_number_and_one_name_in_every_row():
+    with (kinds.WORLD / "imagenet.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["noun"] for row in rows}) == len(rows)
+    pairs = set()
+    for row in rows:
+        numbers, names = list(map(int, row["indices"].split())), row["classes"].split("; ")
+        assert numbers and numbers == sorted(set(numbers)), row["noun"]
+        pairs |= set(zip(numbers, names, strict=True))
+    assert len(pairs) == len({number for number, _ in pairs}) == len({name for _, name in pairs})
 
 
 def test_a_hit_is_any_of_the_nouns_classes_among_the_first():

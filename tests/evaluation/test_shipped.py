@@ -14,6 +14,7 @@ from PIL import Image
 
 from psd.config.errors import MissingError
 from psd.embedded.captions.grammar import Caption, parse
+from psd.embedded.objects.collection import VARIABLE, find_collection
 from psd.evaluation.metrics import outside
 from psd.evaluation.metrics.outside import CLASSES, read_classes
 from psd.evaluation.shipped import figures, model_cards, models, samples, scenes
@@ -60,6 +61,23 @@ def test_a_caption_is_offered_where_all_of_its_kinds_are_known(monkeypatch: pyte
     offered = {text: figures.is_offered(parse(text)) for text in ("a fox", "a cow", "a frog on top of a red crate")}
     assert offered == {"a fox": True, "a cow": False, "a frog on top of a red crate": False}
     assert figures.is_offered(Caption("fox", None, "next to", "frog"))
+
+
+def test_evaluate_measures_by_the_objects_of_the_folder_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def look(arguments: argparse.Namespace) -> dict:
+        seen.append(find_collection())
+        return {}
+
+    (tmp_path / "meshes").mkdir()
+    monkeypatch.setenv(VARIABLE, "nowhere")
+    monkeypatch.setattr(models, "PARTS", {"critics": look})
+    assert models.main(asked("critics", "--limit", "1", "--objects", str(tmp_path))) == 0 and seen == [tmp_path]
+    with pytest.raises(MissingError, match="has no folder `meshes`"):
+        models.main(asked("--objects", str(tmp_path / "meshes")))
 
 
 @pytest.mark.parametrize("words", ["--limit 3", "--list tuning", "--tag x", "--guidance-scale 2", "--preset sd15"])
@@ -169,6 +187,11 @@ def test_a_card_holds_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     card = model_cards.card_text("prior", tmp_path)
     for line in ("top-1 of 60, known kinds: 0.950", "outside judge, among five, sample: 0.400", "truth's: 1.25"):
         assert line in card
+    assert "## Autoencoder" not in card
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "training.json").write_text('{"model": "vae", "iterations": 9, "measured": "31 dB"}')
+    part = model_cards.card_text("prior", tmp_path).partition("## Autoencoder")[2].partition("## Weights")[0]
+    assert "- iterations: 9\n- measured: 31 dB\n" in part and "model: vae" not in part
     card = model_cards.card_text("selector", tmp_path)
     assert "- hard text: 0.980" in card and "pair fog at strength 0.3: 0.970" in card
     assert "Measured" not in model_cards.card_text("referee", tmp_path)

@@ -1,6 +1,6 @@
 """From what people type to a caption: "please make me a cute T-Rex!" is "a tyrannosaurus".
 
-What is understood otherwise than it was typed is said in notes ("t-rex: a tyrannosaurus", "cute: dropped"); what is
+What is understood otherwise than it was typed is said in notes ("t-rex: a tyrannosaurus", "two cars: one car"); what is
 not known comes back with the three nearest kinds, by meaning and by spelling.  Plain Python: the page reads prompts
 with this before any network is loaded.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from psd.embedded.captions.grammar import Caption
@@ -137,6 +137,21 @@ RELATED = {
     "grass": ("bush", "hay bale", "tree"), "leaf": ("lily pad", "houseplant", "tree"),
 }  # fmt: skip
 
+# For a prompt that names no thing: three kinds that take its colour, or just three.
+OF_COLOUR = {
+    "red": ("apple", "mushroom", "heart"), "orange": ("pumpkin", "fish", "flower"),
+    "yellow": ("star", "pear", "tractor"), "green": ("frog", "tree", "pear"), "blue": ("whale", "car", "shark"),
+    "purple": ("potion", "flower", "grapes"), "pink": ("donut", "cupcake", "flower"),
+    "brown": ("horse", "chair", "dog"), "black": ("spider", "bomb", "helmet"), "white": ("cloud", "horse", "wolf"),
+}  # fmt: skip
+ANY = ("fox", "mushroom", "car")
+
+
+class _Word(str):
+    """A word as it is read, in lower case, with what joined it to the next one as it was typed."""
+
+    joint = " "  # or "-"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -165,7 +180,7 @@ class _Part:
 
 def read_prompt(text: str) -> Reading:
     """The caption that ``text`` means; where no kind is known in it, the three nearest instead."""
-    reading = _read_words(_clean_text(text).split())
+    reading = _read_words(_split_words(text))
     caption = reading.caption
     if caption is None:
         return reading
@@ -174,10 +189,10 @@ def read_prompt(text: str) -> Reading:
     return replace(reading, notes=(*reading.notes, *said))
 
 
-def _read_words(words: list[str]) -> Reading:
+def _read_words(words: list[_Word]) -> Reading:
     first, relation, end = _read_part(words)
     if first.noun is None or first.is_unknown:
-        nearest = find_nearest_kinds(" ".join(first.words or words))
+        nearest = find_nearest_kinds(" ".join(first.words)) if first.words else _list_of_colour(words, first.colour)
         return Reading(None, nearest=tuple(Caption(noun, _give_colour(noun, None)).text for noun in nearest))
     caption = Caption(first.noun, _give_colour(first.noun, first.colour, first.notes))
     if relation is None:
@@ -191,7 +206,7 @@ def _read_words(words: list[str]) -> Reading:
         pair = pair.mirror_image if is_swapped else pair
         if pair.is_valid:
             return Reading(pair, tuple(first.notes + second.notes + _tell_dropped(words[start + second_end :])))
-        return Reading(caption, (*first.notes, f"{' '.join(words[end:])}: dropped, these do not come as a pair"))
+        return Reading(caption, (*first.notes, f"{_quote_words(words[end:])}: dropped, these do not come as a pair"))
     return Reading(caption, tuple(first.notes + _tell_dropped(words[end:])))
 
 
@@ -206,27 +221,42 @@ def reword_text(text: str) -> str:
     return reading.text
 
 
-def _clean_text(text: str) -> str:
-    """Lower case without punctuation, hyphens as spaces, and without a polite beginning."""
-    plain = " ".join(re.sub(r"[^a-z0-9']+", " ", text.lower()).split())
-    return POLITE.sub("", plain + " ").strip()
+def _split_words(text: str) -> list[_Word]:
+    """The words in lower case, without punctuation and without a polite beginning; a hyphen parts them too."""
+    words = []
+    for found, joint in re.findall(r"([a-z0-9']+)(-(?=[a-z0-9']))?", text.lower()):
+        words.append(_Word(found))
+        words[-1].joint = joint or " "
+    polite = POLITE.match(" ".join([*words, ""]))
+    return words[len(polite[0].split()) if polite else 0 :]
 
 
-def _read_part(words: list[str]) -> tuple[_Part, str | None, int]:
+def _quote_words(words: Sequence[_Word]) -> str:
+    """The words as they were typed, but for their case and their punctuation."""
+    return "".join(part for word in words for part in (word, word.joint))[:-1]
+
+
+def _read_part(words: list[_Word]) -> tuple[_Part, str | None, int]:
     """The first thing that ``words`` name, the relation after it if one follows, and how many words that took."""
-    part, position = _Part(), 0
+    part, position, count = _Part(), 0, ""
     while position < len(words):
         word = words[position]
         length, noun = _match_phrase(words[position:])
         relation = _match_longest(words[position:], RELATION_WORDS)
         colour = _match_longest(words[position:], COLOUR_WORDS)
         if length:
-            said = " ".join(words[position : position + length])
+            said, quoted = (
+                " ".join(words[position : position + length]),
+                _quote_words(words[position : position + length]),
+            )
             part.is_unknown = noun is None
             if noun is not None:
                 part.noun = noun
-                if said not in (noun, noun + "s"):
-                    part.notes.append(f"{said}: {Caption(noun, _give_colour(noun, None)).text}")
+                if count:
+                    part.notes.append(f"{count} {quoted}: {'one ' if read_kinds()[noun].article else ''}{noun}")
+                elif said not in (noun, noun + "s"):
+                    part.notes.append(f"{quoted}: {Caption(noun, _give_colour(noun, None)).text}")
+                count = ""
             part.words += words[position : position + length]
         elif relation and part.words:
             return part, relation, position
@@ -236,25 +266,27 @@ def _read_part(words: list[str]) -> tuple[_Part, str | None, int]:
             length = len(colour.split())
             part.colour = part.colour or COLOUR_WORDS[colour] or None
             if colour not in COLOURS and COLOUR_WORDS[colour]:
-                part.notes.append(f"{colour}: {COLOUR_WORDS[colour]}")
+                part.notes.append(f"{_quote_words(words[position : position + length])}: {COLOUR_WORDS[colour]}")
         elif word in COUNTS or word.isdigit():
-            part.notes.append(f"{word}: one")
+            count = f"{count} {word}".lstrip()
+        elif word == "of" and count:
+            count += " of"
         elif word not in FILLERS:
             part.notes.append(f"{word}: dropped")
             part.words.append(word)
         position += length or 1
-    if part.noun is None and part.colour in RELATED and not part.words:
-        part.words.append(part.colour)
+    if count:
+        part.notes.append(f"{count}: dropped")
     return part, None, position
 
 
-def _match_longest(words: list[str], phrases: Mapping[str, object]) -> str | None:
+def _match_longest(words: Sequence[str], phrases: Mapping[str, object]) -> str | None:
     """The longest of ``phrases`` that ``words`` begin with."""
     starts = (" ".join(words[:length]) for length in (4, 3, 2, 1) if length <= len(words))
     return next((start for start in starts if start in phrases), None)
 
 
-def _match_phrase(words: list[str]) -> tuple[int, str | None]:
+def _match_phrase(words: Sequence[str]) -> tuple[int, str | None]:
     """How many words name a thing here (0: none), and the kind that they mean (None: a thing that is none)."""
     for length in (4, 3, 2, 1):
         if length > len(words):
@@ -292,7 +324,7 @@ def list_names() -> dict[str, str]:
     names = dict(ALIASES)
     for noun, kind in read_kinds().items():
         for synonym in kind.synonyms:
-            plain = _clean_text(synonym)
+            plain = " ".join(_split_words(synonym))
             if plain.split()[0] not in COLOUR_WORDS:
                 names.setdefault(plain, noun)
     return names | {noun: noun for noun in read_kinds()}
@@ -309,8 +341,8 @@ def _give_colour(noun: str, colour: str | None, notes: list[str] | None = None) 
     return given
 
 
-def _tell_dropped(words: list[str]) -> list[str]:
-    return [f"{' '.join(words)}: dropped"] if set(words) - FILLERS else []
+def _tell_dropped(words: list[_Word]) -> list[str]:
+    return [f"{_quote_words(words)}: dropped"] if set(words) - FILLERS else []
 
 
 def find_nearest_kinds(text: str, count: int = 3) -> list[str]:
@@ -318,11 +350,7 @@ def find_nearest_kinds(text: str, count: int = 3) -> list[str]:
 
     What the prior does not draw well comes after everything that it does.
     """
-    words = [form for word in text.lower().split() for form in _singular_forms(word)]
-    phrases = [" ".join(words[i:j]) for i in range(len(words)) for j in range(len(words), i, -1)]
-    found = [noun for phrase in phrases for noun in RELATED.get(phrase, ())]
-    names = list_names()
-    found += [noun for name, noun in names.items() if set(name.split()) & set(words)]
+    found, names = _find_by_meaning(text.lower().split()), list_names()
     alike = difflib.SequenceMatcher(b=text.lower(), autojunk=False)
 
     def likeness(name: str) -> float:
@@ -330,4 +358,23 @@ def find_nearest_kinds(text: str, count: int = 3) -> list[str]:
         return alike.ratio()
 
     found += [names[name] for name in sorted(names, key=likeness, reverse=True)[: 4 * count]]
-    return sorted(dict.fromkeys(found), key=lambda noun: noun not in list_known())[:count]
+    return _choose_known(found)[:count]
+
+
+def _list_of_colour(words: Sequence[str], colour: str | None) -> list[str]:
+    """Three kinds for ``words`` that name no thing: by meaning ("gold": gold bars), then of the ``colour``."""
+    meant = [word for word in words if COLOUR_WORDS.get(word) != ""]  # "light blue" is no street light
+    return _choose_known([*_find_by_meaning(meant), *OF_COLOUR.get(colour or "", ANY)])[:3]
+
+
+def _find_by_meaning(words: Sequence[str]) -> list[str]:
+    """The kinds to offer in the place of what ``words`` name, and those that share a word with them."""
+    words = [form for word in words for form in _singular_forms(word)]
+    phrases = [" ".join(words[i:j]) for i in range(len(words)) for j in range(len(words), i, -1)]
+    found = [noun for phrase in phrases for noun in RELATED.get(phrase, ())]
+    return found + [noun for name, noun in list_names().items() if set(name.split()) & set(words)]
+
+
+def _choose_known(nouns: Sequence[str]) -> list[str]:
+    """Each of ``nouns`` once, those that the prior draws well first."""
+    return sorted(dict.fromkeys(nouns), key=lambda noun: noun not in list_known())

@@ -62,6 +62,11 @@ def find_collection(folder: str | Path | None = None) -> Path:
     return Path(named)
 
 
+def choose_collection(folder: str | Path) -> None:
+    """Make ``folder`` the collection of this process and of those that it starts, as ``PSD_OBJECTS`` would."""
+    os.environ[VARIABLE] = str(find_collection(folder).resolve())
+
+
 def open_collection(folder: str | Path | None = None) -> Collection:
     """The collection in `find_collection`'s folder: one for each process, so that every mesh is read once."""
     return _open_folder(find_collection(folder).resolve())

@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from psd.embedded.training import data
 from psd.embedded.training.autoencoder import forget_keys
@@ -34,6 +35,11 @@ ABOUT = {
     "referee": "The second evidence judge, of yet another architecture: words attend to patches "
     "(`psd.models.rewards.critic_networks.WordCritic`).  It measures; no run ever sees it.",
 }
+AUTOENCODER = (
+    "`vae`, with a training of its own on such pictures (`docs/embedded.md`).  What it costs the judge, and what "
+    "colour error between views it adds, tell the figures of truths through it above."
+)
+UNTOLD = ("model", "captions")  # of a training record: a card says both in words
 DATA = (
     "Pictures of 611 low-poly objects of 288 kinds by Kenney and Quaternius, both released under CC0 1.0 "
     "(`docs/embedded.md`), of primitives, and of pairs of them, rasterised by this project; no other data.  {captions}."
@@ -43,11 +49,11 @@ DATA = (
 
 def card_text(name: str, folder: Path) -> str:
     training = json.loads((folder / "training.json").read_text())
-    captions = training.pop("captions", data.HELD_OUT)
+    captions = training.get("captions", data.HELD_OUT)
     lines = [
         "---", "license: apache-2.0", "---", "", f"# {name}", "", ABOUT[name], "",
         "## Training", "", DATA.format(captions=captions), "",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key != "model"), "",
+        *list_record(training), "",
     ]  # fmt: skip
     figures = read_figures(name)
     if figures:
@@ -57,9 +63,16 @@ def card_text(name: str, folder: Path) -> str:
             *(f"- {key}: {value}" for key, value in figures.items()),
             "",
         ]
+    if (part := folder / "vae" / "training.json").is_file():
+        lines += ["## Autoencoder", "", AUTOENCODER, "", *list_record(json.loads(part.read_text())), ""]
     lines += ["## Weights", "", "```"]
     lines += [f"{digests.compute_digest(folder / file)}  {file}" for file in digests.list_decisive_files(folder)]
     return "\n".join([*lines, "```", ""])
+
+
+def list_record(training: dict[str, Any]) -> list[str]:
+    """The lines of a card that tell a training record."""
+    return [f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key not in UNTOLD]
 
 
 def read_figures(name: str) -> dict[str, str]:

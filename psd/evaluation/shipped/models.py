@@ -2,7 +2,7 @@
 
 ``critics``, ``prior`` and ``scenes`` print each figure beside its bar and keep them in
 ``assets/results/embedded-<name>.json``.  ``scenes`` runs the default preset on the list of nouns, resumes, and is the
-only one that takes long.  Ground truth needs the collection of objects (``PSD_OBJECTS``).
+only one that takes long.  Ground truth needs the collection of objects (``--objects`` or ``PSD_OBJECTS``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from psd.embedded.objects.collection import choose_collection
 from psd.evaluation.shipped.critics import CRITICS, evaluate_critics
 from psd.evaluation.shipped.figures import record_file
 from psd.evaluation.shipped.naming import GUIDANCE
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", default="{}", help="overrides of the preset for scenes, as JSON")
     parser.add_argument("--tag", default="", help="keeps an experiment's scenes apart; nothing is recorded")
     parser.add_argument("--processes", type=int, default=2, help="scenes at a time, one thread each")
+    parser.add_argument("--objects", type=Path, metavar="DIR", help="the folder of objects (default: PSD_OBJECTS)")
 
 
 def asks_for_all(arguments: argparse.Namespace) -> bool:
@@ -50,6 +53,8 @@ def asks_for_all(arguments: argparse.Namespace) -> bool:
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure what is asked for; raises MissingError where the collection of objects is not here."""
+    if arguments.objects:
+        choose_collection(arguments.objects)
     arguments.is_default = asks_for_all(arguments)
     for name in [arguments.what] if arguments.what else PARTS:
         start = time.monotonic()
