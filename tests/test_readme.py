@@ -13,7 +13,7 @@ from psd.__main__ import make_parser
 from psd.config.assignments import parse_assignments
 from psd.config.preset import MethodName, Preset, list_presets
 from psd.config.reference import parameter_table
-from psd.distillation.events import Previewed, Stepped
+from psd.distillation.events import Failed, Previewed, Stepped
 from psd.embedded.captions.grammar import RELATIONS
 from psd.embedded.captions.kinds import COLOURS, NAMING, PRIMITIVES, list_known, list_objects
 from psd.runs.store.archive import list_runs, replay_events
@@ -207,6 +207,7 @@ def test_the_example_of_a_reward_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     exec(example.replace('"steps": 60', short), {})  # noqa: S102  (the project's own text)
     (found,) = list_runs(tmp_path)
     events = list(replay_events(found.folder, images=False))
+    assert not [event for event in events if isinstance(event, Failed)]
     steps = [event.metrics["pair/gap"] for event in events if isinstance(event, Stepped)]
     scores = [event.rewards["reward/darkness"] for event in events if isinstance(event, Previewed)]
     assert found.status.state == "finished" and len(steps) == 2 and all(steps)

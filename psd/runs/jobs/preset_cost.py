@@ -26,25 +26,26 @@ PERTURBATIONS = 8  # mirrored pairs behind an estimated gradient (`psd.distillat
 BACKWARD = 2.0  # a way back costs about two ways forward
 EMBEDDED = "assets/"  # before the names of the models that ship
 # Seconds of one core, and bytes, of each thing that is counted: least squares over the measured variants.
-STEP_S = 0.094  # whatever the preset
-PREDICTED_S, RATED_S = 8.8e-3, 8.8e-3  # a picture through the U-Net; decoded and rated
-CELL_S, PREVIEW_S, END_S, TEXEL_S = 4.9e-7, 0.02, 0.35, 8e-6
-VOXEL_S = {"hash": 1.2e-5}  # of the grid that the mesh is cut from; of other scenes:
-PLAIN_VOXEL_S = 4.1e-7
+STEP_S = 0.023  # whatever the preset
+PREDICTED_S, RATED_S = 1.01e-2, 4.5e-3  # a picture through the U-Net; decoded and rated
+CELL_S, PREVIEW_S, END_S, TEXEL_S = 3.3e-7, 0.012, 0.4, 6.4e-6
+SURFACE_END_S = 0.2  # of a scene that is its mesh
+VOXEL_S = {"hash": 8.7e-6}  # of the grid that the mesh is cut from; of other scenes:
+PLAIN_VOXEL_S = 3e-7
 # A sample of a ray: in a step, with its way back; in a preview, with normals.
-SAMPLE_S = {"grid": (8.7e-8, 1.2e-7), "hash": (4.1e-6, 6.4e-6)}
+SAMPLE_S = {"grid": (4.9e-8, 7e-8), "hash": (3.2e-6, 5e-6)}
 NO_SAMPLE_S = (0.0, 0.0)  # of scenes that march no rays
 FIELD_BYTES = {"hash": 850e6}
 # A vertex of a surface's grid and a pixel of its pictures, in a step; a picture without gradients takes half as long.
-VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 7e-7, 6e-6, 400.0, 2000.0
+VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 4e-7, 4.9e-6, 400.0, 2000.0
 # A Gaussian in a picture of 64 px, in a step; larger pictures show more of each, and a picture without gradients takes
 # half as long.
-SPLAT_S, SPLAT_BYTES = 1.1e-5, 12e3
-FILL_S = 9e-10  # a Gaussian, for each cell of the grid that the mesh is cut from
+SPLAT_S, SPLAT_BYTES = 1.16e-5, 12e3
+FILL_S = 2.5e-10  # a Gaussian, for each cell of the grid that the mesh is cut from
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
 IMAGE_BYTES = 1e6  # of a picture of a step, for each candidate
-TRY_S = 0.0178  # of `machine_speed` on the core that was measured on
+TRY_S = 0.015  # of `machine_speed` on the core that was measured on
 COSTLY = (
     "steps", "extra_steps", "groups", "render_size", "stages", "scene.ray_samples", "scene.grid_size", "scene.kind",
     "scene.gaussians", "candidates", "method", "pair", "steer_by", "janus", "negative_every", "preview_size",
@@ -169,9 +170,10 @@ def _list_meshed(preset: Preset) -> list[Preset]:
 
 def _estimate_mesh_s(preset: Preset) -> float:
     """Seconds of a mesh of the preset's scene without texture.  A surface is one: it is not cut from a grid."""
-    voxels = 0.0 if isinstance(preset.scene, SurfaceSettings) else float(preset.mesh_resolution**3)
+    if isinstance(preset.scene, SurfaceSettings):
+        return SURFACE_END_S
     of_voxel = VOXEL_S.get(preset.scene.kind, PLAIN_VOXEL_S) + _count_gaussians(preset) * FILL_S
-    return END_S + voxels * of_voxel + _count_cells(preset) * CELL_S
+    return END_S + preset.mesh_resolution**3 * of_voxel + _count_cells(preset) * CELL_S
 
 
 def _estimate_step_s(preset: Preset, work: StepWork) -> float:
