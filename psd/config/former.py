@@ -65,9 +65,9 @@ def translate_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
 
 
 def forget_in_scenes(values: dict[str, Any], lost: list[str]) -> dict[str, Any]:
-    """Without the deleted keys of scenes; what nothing of today stands for is added to ``lost``."""
+    """The values without the deleted keys of scenes; adds to ``lost`` what nothing of today stands for."""
 
-    def forget(part: Any) -> Any:
+    def forget_keys(part: Any) -> Any:
         if not isinstance(part, Mapping) or not isinstance(part.get("scene"), Mapping):
             return part
         scene = dict(part["scene"])
@@ -78,7 +78,7 @@ def forget_in_scenes(values: dict[str, Any], lost: list[str]) -> dict[str, Any]:
         return {**rest, "scene": scene} if scene else rest
 
     stages = values.get("stages")
-    return {**forget(values), **({"stages": list(map(forget, stages))} if isinstance(stages, list) else {})}
+    return {**forget_keys(values), **({"stages": list(map(forget_keys, stages))} if isinstance(stages, list) else {})}
 
 
 def nest_scene(values: Mapping[str, Any]) -> dict[str, Any]:

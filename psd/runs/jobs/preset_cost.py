@@ -187,12 +187,12 @@ def _estimate_step_s(preset: Preset, work: StepWork) -> float:
 
 def estimate_cost(preset: Preset, speed: float = 1.0) -> PresetCost:
     """``speed``: of this machine, in units of the one that was measured on (`machine_speed`)."""
-    step_s = end_s = None
+    work, step_s, end_s = count_step_work(preset), None, None
     if all(name.startswith(EMBEDDED) for name in preset.priors):
-        step_s = _estimate_step_s(preset, count_step_work(preset)) / speed
+        step_s = _estimate_step_s(preset, work) / speed
         texels = (4.0 * preset.mesh_resolution) ** 2 if preset.texture else 0.0
         end_s = (sum(map(_estimate_mesh_s, _list_meshed(preset))) + texels * TEXEL_S) / speed
-    return PresetCost(count_step_work(preset).network_images, step_s, end_s, estimate_memory(preset))
+    return PresetCost(work.network_images, step_s, end_s, estimate_memory(preset))
 
 
 def estimate_memory(preset: Preset) -> float:
