@@ -78,6 +78,7 @@ def examine_machine() -> Iterator[Finding]:
 
 
 def check_python() -> Finding:
+    """Whether this Python is one that the project is tested with."""
     version = ".".join(map(str, sys.version_info[:3]))
     if not diagnosis.python_problem(sys.version_info[:2]):
         return Finding("python", OK, version)
@@ -259,6 +260,7 @@ def list_downloads(names: Iterable[str]) -> Iterator[Finding]:
 
 
 def check_optional(name: str, use: str) -> Finding:
+    """Whether a package that nothing has to have is here and can be imported; ``use`` says what it is good for."""
     module = name.replace("-", "_")
     if importlib.util.find_spec(module) is None:
         return Finding(name, NOTE, f"absent: {use}")

@@ -1,1 +1,1 @@
-"""The world that ships: its captions, objects, pictures, and the training of its models."""
+"""The embedded models: their captions, objects and pictures, and how they are trained."""

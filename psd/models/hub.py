@@ -286,6 +286,7 @@ def _print_message(text: str) -> None:
 
 
 def describe_source(source: str) -> str:
+    """Size and licence of a model's files in a line, as far as they are recorded here."""
     release = RELEASES.get(source)
     return str(release) if release else f"{source}: size and licence stand on its page at huggingface.co"
 

@@ -81,6 +81,7 @@ def _flatten_deep_grey(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
 def lay_on_white(
     colours: UInt8[np.ndarray, "h w 3"], alpha: UInt8[np.ndarray, "h w"] | None
 ) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture with ``alpha`` (255: solid) before white; unchanged without one."""
     if alpha is None:
         return colours
     share = alpha[..., None] / 255

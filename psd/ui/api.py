@@ -327,6 +327,7 @@ def _count_unread(request: gr.Request | None) -> int:
 
 
 def summarise_run(run: Run) -> dict[str, Any]:
+    """What the API says of a run, as JSON can hold it; no path of the server is in it."""
     status = run.status
     return {
         "run_id": run.id, "state": status.state, "message": hide_paths(status.message, run.folder.parent),

@@ -136,6 +136,7 @@ def read_look(
     viewer: object, place: str, tab: str, show: str, follow: bool, step: float, orbit: Sequence[int],
     compared: list[str], compared_step: float, only_mine: bool, find: str, sort: str,
 ) -> Look:  # fmt: skip
+    """A `Look` from the values of the components of `inputs`, in their order."""
     longitude, latitude, radius = getattr(viewer, "camera_position", Look.viewer_camera)  # absent until it is turned
     return Look(
         place, tab, show, follow, int(step or 0), (orbit[0], orbit[1]), (longitude, latitude, radius),

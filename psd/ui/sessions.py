@@ -37,6 +37,8 @@ class PageSession(SessionState):
 
 
 class Sessions(StateHolder):
+    """Gradio's sessions, each made as a `PageSession` when it is first asked for."""
+
     def __getitem__(self, session_id: str) -> SessionState:
         if session_id not in self.session_data:
             self.session_data[session_id] = PageSession(self.blocks)

@@ -29,6 +29,7 @@ LATENT_CHANNELS = 8  # 4 leave thin parts and the colours of small neighbours bl
 
 
 def build_autoencoder() -> AutoencoderTiny:
+    """The embedded autoencoder with new weights: images in [-1, 1] to latents of a quarter of their side."""
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32),
         decoder_block_out_channels=(32, 32, 32),
@@ -45,6 +46,8 @@ def edge_differences(image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 6 h2 w
 
 
 class AutoencoderTask:
+    """What the loop trains and ships as ``vae``: a `TrainingTask` on crops of single views."""
+
     name = "vae"
     captions_seen = data.HELD_OUT
 
@@ -63,6 +66,7 @@ class AutoencoderTask:
         self.masks = rearrange(shards.mask, "o v h w -> (o v) 1 h w")
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of ``4 * objects`` crops; ``psnr`` (dB, all pixels), ``inside`` (the objects'), ``moments``."""
         rows = torch.randint(len(self.images), (objects * 4,), generator=generator)
         size = self.images.shape[-1]
         y, x = (int(v) * 4 for v in torch.randint((size - CROP) // 4 + 1, (2,), generator=generator))

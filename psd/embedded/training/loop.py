@@ -238,6 +238,7 @@ def read_record(name: str, shipped: Path) -> dict[str, Any]:
 
 
 def make_task(arguments: argparse.Namespace, rank: int, world: int) -> TrainingTask:
+    """The task of ``arguments.model`` for process ``rank`` of ``world``; it loads the shards."""
     from psd.embedded.training import autoencoder, prior, rewards
 
     if arguments.model == "vae":
@@ -248,6 +249,7 @@ def make_task(arguments: argparse.Namespace, rank: int, world: int) -> TrainingT
 
 
 def work_process(rank: int, arguments: argparse.Namespace) -> None:
+    """One process of a training, with one thread; several of them average their gradients over gloo."""
     torch.set_num_threads(1)
     world = arguments.processes
     if world > 1:
@@ -260,6 +262,7 @@ def work_process(rank: int, arguments: argparse.Namespace) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m psd embedded train``."""
     parser.add_argument("model", choices=NAMES)
     parser.add_argument("--iterations", type=int, required=True, help="train until this many, resumed ones included")
     parser.add_argument("--batch", type=int, default=16, help="objects an iteration, over all processes")
@@ -294,6 +297,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Trains, or goes on from the last checkpoint in ``--work``, and ships; SystemExit for what does not fit."""
     Path(arguments.work).mkdir(parents=True, exist_ok=True)
     if arguments.stop_after_s is not None and arguments.processes > 1:
         raise SystemExit(f"--stop-after-s is for one process, not {arguments.processes}: they would not stop together")

@@ -57,6 +57,7 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_small_text_encoder(vocabulary_size: int, *, layers: int = 3) -> CLIPTextModel:
+    """A CLIP text encoder `WIDTH` wide with new weights, for captions of up to `TOKENS` tokens."""
     # eos_token_id 3, not transformers' legacy 2: with 2 it pools at the highest token id and ignores every later word.
     encoder: Any = CLIPTextModel(
         CLIPTextConfig(
@@ -92,6 +93,7 @@ def replace_vocabulary(encoder: CLIPTextModel, earlier: Any, tokenizer: Any) -> 
 
 
 def build_unet() -> UNet2DConditionModel:
+    """The embedded U-Net with new weights; its `VIEWS` views are joined in attention as in MVDream."""
     unet = UNet2DConditionModel(
         sample_size=LATENT, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
         block_out_channels=(48, 96, 128), layers_per_block=1,
@@ -117,12 +119,17 @@ def normalise_in_float32(unet: UNet2DConditionModel) -> None:
 
 
 def build_scheduler() -> DDPMScheduler:
+    """1,000 levels of noise on a cosine schedule (Nichol and Dhariwal 2021), trained on v."""
     return DDPMScheduler(
         num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
     )
 
 
 class DenoiserTask:
+    """What the loop trains and ships as ``prior``: U-Net and text encoder together, on latents that the shipped
+    autoencoder made once.
+    """
+
     name = "prior"
     captions_seen = data.HELD_OUT
 
@@ -161,6 +168,7 @@ class DenoiserTask:
         return self.tokenizer(captions, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error of v for ``objects`` objects, views of one at the same t; `DROP` without caption."""
         rows = torch.randint(len(self.latents), (objects,), generator=generator)
         here = rows.to(self.latents.device)
         z0 = self.latents[here].float().to(self.device)

@@ -119,6 +119,11 @@ class CriticTask:
                 self.siblings[key].append(i)
 
     def loss(self, iteration: int, objects: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The sum of three terms, and the share of answers that is right in each.
+
+        match: an image picks its caption among near misses and others; swap: a caption prefers its own image to its
+        sibling's; grade: a caption prefers the less damaged of two twins.
+        """
         chooser = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         rows = chooser.sample(self.clean, objects)
         siblings = [self.choose_sibling(row, chooser) for row in rows]

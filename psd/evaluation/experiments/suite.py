@@ -91,6 +91,11 @@ class PromptFile(_Strict):
 
 
 class Suite(_Strict):
+    """A comparison as ``presets/suites/<name>.yaml`` says it: its methods, captions, seeds and judges.
+
+    ValidationError for names that are not there, and for methods that cannot be compared.
+    """
+
     name: str
     about: str = Field(min_length=1)
     preset: str

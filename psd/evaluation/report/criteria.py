@@ -38,6 +38,8 @@ SAME_IOU = 0.01  # "not below", as an interval can say it: a twelfth of a pixel'
 
 @dataclass(frozen=True)
 class Criterion:
+    """A bar, what was found, and whether that meets it."""
+
     what: str
     figure: str
     met: bool | None  # None: the runs that would decide are missing, or cannot decide
@@ -50,6 +52,7 @@ class Criterion:
 
 
 def check_criteria(suite: Suite, lines: Sequence[Line]) -> list[Criterion]:
+    """Every bar that the project asks of ``suite.reference``, with intervals over captions, from ``lines``."""
     rows, judge, reference, baseline = split_rows(suite, lines), judge_names(suite)[0], suite.reference, suite.baseline
     checked: list[Criterion] = []
 

@@ -41,6 +41,8 @@ Rows = Mapping[str, Runs]  # by the row's label
 
 
 class Column(NamedTuple):
+    """A column of a results table: a measure and how it is written; ``unit`` divides it."""
+
     head: str
     measure: str
     form: str  # of `format_figure`
@@ -54,6 +56,7 @@ def judge_names(suite: Suite) -> list[str]:
 
 
 def measure_columns(suite: Suite) -> list[Column]:
+    """The columns of a suite's table; without a truth only those of `RAW` and the judges' scores."""
     first = judge_names(suite)[0]
     columns = [
         *(Column(name, f"{name}/score", SIGNED, True) for name in judge_names(suite)),

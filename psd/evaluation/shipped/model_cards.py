@@ -48,6 +48,7 @@ DATA = (
 
 
 def card_text(name: str, folder: Path) -> str:
+    """The model card of the shipped ``name`` in ``folder``, as Markdown: training, figures and digests."""
     training = json.loads((folder / "training.json").read_text())
     captions = training.get("captions", data.HELD_OUT)
     lines = [

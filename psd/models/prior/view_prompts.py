@@ -70,6 +70,7 @@ def perp_neg_weight(share: Tensor, height: float, offset: float) -> Tensor:
 
 
 def view_name(azimuth_deg: float, elevation_deg: float) -> str:
+    """The direction that a prompt names: overhead, front, back or side; azimuth 0 is the front, in [-180, 180]."""
     if elevation_deg > OVERHEAD_DEG:
         return "overhead"
     if abs(azimuth_deg) < FRONT_DEG:

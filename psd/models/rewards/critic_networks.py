@@ -175,6 +175,7 @@ CRITICS = {"two_tower": TwoTowerCritic, "modulated": ModulatedCritic, "words": W
 
 
 def save_critic(critic: Critic, folder: Path) -> None:
+    """Writes the critic's weights in half precision, and its config, where `load_critic` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous().cpu() for name, value in critic.state_dict().items()}
     save_file(weights, folder / "model.safetensors")

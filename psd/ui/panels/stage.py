@@ -185,6 +185,7 @@ def _html_pane(component: gr.HTML, make: Any) -> Pane:
 
 
 def find_preview(watched: WatchedRun, look: Look) -> Previewed | None:
+    """The preview that the stage shows: the newest, or the one of the step that was chosen; None before the first."""
     previews = watched.view.previews
     return previews.last if look.follow else previews.at(look.step)
 

@@ -68,6 +68,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Page:
+    """All that a browser's page shows at one moment; panes are made from it."""
+
     run: WatchedRun = field(default_factory=WatchedRun)
     look: Look = field(default_factory=Look)
     is_mine: bool = False  # this browser may steer the run

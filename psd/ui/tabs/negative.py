@@ -19,6 +19,7 @@ from psd.ui.tabs.curves import chart_key
 
 
 def negative_tab() -> Tab:
+    """How the learned negative embedding moves: a sentence, its charts, and the words it is nearest to."""
     sentence = gr.HTML(describe_negative(View()), elem_id="negative-words")
     charts = gr.HTML(negative_charts(View()), elem_id="negative-charts")
     words = gr.HTML(tokens_table(View()), elem_id="tokens", elem_classes="table")
