@@ -14,6 +14,11 @@ CLOSED_WHILE_LOADING = {
     "Cannot read properties of null (reading 'addEventListener')",
 }
 DESK: ViewportSize = {"width": 1440, "height": 1000}
+# Ten frames a second: a processor that draws sixty of a turning object has little time left for the page.
+FEWER_FRAMES = """
+    window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100)
+    window.cancelAnimationFrame = clearTimeout
+"""
 
 
 def clear_visitor(visitor: BrowserContext) -> None:
@@ -25,7 +30,7 @@ def clear_visitor(visitor: BrowserContext) -> None:
     visitor.clear_permissions()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
@@ -33,9 +38,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def first_visitor(browser: Browser) -> BrowserContext:
-    """The first visitor of each of a file's tests: its scripts are compiled once a file, a third of a page's time."""
+    """The first visitor of every test: its scripts are compiled once, a third of a page's time."""
     return browser.new_context(viewport=DESK)
 
 
@@ -52,8 +57,8 @@ def open_page(browser: Browser, first_visitor: BrowserContext) -> Iterator[Calla
         local = ("http://127.0.0.1:", "http://localhost:", "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(local) else strangers.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        if script:
-            page.add_init_script(script)
+        for each in filter(None, (FEWER_FRAMES, script)):
+            page.add_init_script(each)
         page.goto(address)
         page.wait_for_selector("#run")
         return page
