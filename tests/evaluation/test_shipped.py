@@ -16,11 +16,11 @@ from psd.config.errors import MissingError
 from psd.embedded.captions.grammar import Caption, parse
 from psd.embedded.objects.collection import VARIABLE, find_collection
 from psd.evaluation.metrics import outside
-from psd.evaluation.metrics.outside import CLASSES, read_classes
+from psd.evaluation.metrics.outside import CLASSES, read_classes, true_pictures
 from psd.evaluation.shipped import figures, model_cards, models, samples, scenes
 from psd.evaluation.shipped.critics import MILDEST, evaluate_critics
 from psd.evaluation.shipped.samples import evaluate_prior
-from psd.evaluation.shipped.scenes import measure_outside, true_pictures
+from psd.evaluation.shipped.scenes import measure_outside
 
 
 class Believer:

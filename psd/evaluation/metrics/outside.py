@@ -23,6 +23,11 @@ from psd.embedded.captions.kinds import WORLD
 from psd.embedded.captions.lists import load_list
 from psd.embedded.objects.collection import Collection, open_collection
 from psd.embedded.objects.truth import render_truth
+from psd.evaluation.experiments.measure import as_images
+from psd.evaluation.experiments.record import PICTURE_SIZE, RecordedRun
+from psd.evaluation.experiments.run import made_file
+from psd.evaluation.experiments.suite import Suite, expand_jobs
+from psd.evaluation.metrics.ground_truth import SIDES
 from psd.evaluation.shipped.naming import draw_samples
 from psd.geometry.cameras import turntable_cameras
 from psd.models.load import load_prior
@@ -32,6 +37,7 @@ MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)  # of its training: (by
 CLASSES = 1000
 VIEWS, ELEVATION_DEG, START_DEG = 4, 15.0, 20.0
 BATCH = 8
+AMONG = 5  # of the thousand classes: where the right one counts as found
 
 
 @functools.cache
@@ -84,6 +90,23 @@ def find_hits(rated: Float[Tensor, "b k"], nouns: Sequence[str], top: int) -> Bo
     return torch.tensor([bool(set(row) & set(read_classes()[noun])) for row, noun in zip(best, nouns, strict=True)])
 
 
+def has_class(caption: Caption) -> bool:
+    """Whether the judge can be right about it: one thing whose noun has a class."""
+    return caption.relation is None and caption.kind in read_classes()
+
+
+def find_beside_truth(judge: OutsideJudge, pictures: Float[Tensor, "v 3 h w"], caption: Caption) -> tuple[bool, bool]:
+    """Whether the judge has the caption's noun `AMONG` the first, of a mesh's recorded pictures and of the truth's."""
+    hits = find_hits(judge.rate_classes(torch.stack([pictures, true_pictures(caption)])), [caption.kind] * 2, AMONG)
+    return bool(hits[0]), bool(hits[1])
+
+
+def true_pictures(caption: Caption) -> Float[Tensor, "v 3 h w"]:
+    """The canonical object as the recorded pictures show meshes: on white, from eight sides, at `PICTURE_SIZE`."""
+    cameras, white = turntable_cameras(SIDES), torch.ones(1, 3)
+    return render_truth([caption], cameras, PICTURE_SIZE, collection=open_collection(), background=white).rgb[0]
+
+
 def measure_truth(judge: OutsideJudge, collection: Collection, captions: Sequence[Caption], size: int) -> Tensor:
     """The rated classes of the canonical objects, four views each, rendered at ``size`` px."""
     rated = []
@@ -100,7 +123,7 @@ def list_asked(name: str | None) -> list[Caption]:
     """Captions of one thing whose noun has a class: of a committed list, or every such noun without a colour word."""
     if name is None:
         return [Caption(noun) for noun in read_classes()]
-    return [c for c in map(parse, load_list(name)) if c.relation is None and c.kind in read_classes()]
+    return [caption for caption in map(parse, load_list(name)) if has_class(caption)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,11 +131,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objects", type=Path, help="the folder of objects (default: PSD_OBJECTS)")
     parser.add_argument("--list", help="a committed list of captions (default: every noun that has a class)")
     parser.add_argument("--prior", help="folder of a prior whose samples to ask about beside the truth")
+    parser.add_argument("--suite", help="instead: a file of presets/suites, whose meshes in work/compare to ask about")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the shares of captions whose class is first, and among five, for the truth and a prior's samples."""
     judge, collection, captions = OutsideJudge(), open_collection(args.objects), list_asked(args.list)
+    if args.suite:
+        return ask_of_suite(judge, Suite.load(Path(args.suite)))
     nouns = [caption.kind for caption in captions]
     rated = {f"truth at {size} px": measure_truth(judge, collection, captions, size) for size in (SIZE, 64)}
     if args.prior:
@@ -122,3 +148,18 @@ def main(args: argparse.Namespace) -> None:
     for name, values in rated.items():
         first, five = (find_hits(values, nouns, top).float().mean().item() for top in (1, 5))
         print(f"{name:16s} {len(nouns)} captions: first {first:.3f}, among five {five:.3f}")
+
+
+def ask_of_suite(judge: OutsideJudge, suite: Suite) -> None:
+    """Print for each method of ``suite`` of how many meshes that are here the judge is right, and of their truths."""
+    for method in suite.methods:
+        found = []
+        for job in expand_jobs(suite, []):
+            caption, file = parse(job.preset.prompt), made_file(job)
+            if job.method != method or not has_class(caption) or not file.is_file():
+                continue
+            pictures = RecordedRun.load(file).arrays.get("pictures")
+            if pictures is not None:
+                found.append(find_beside_truth(judge, as_images(pictures), caption))
+        mesh, truth = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
+        print(f"{method:28s} {len(found)} meshes: among five {mesh}, the truth {truth}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from psd.embedded.objects.collection import open_collection
 from psd.evaluation.experiments.suite import ROOT
 from psd.evaluation.metrics.ground_truth import score_captions
-from psd.evaluation.metrics.outside import find_hits, list_asked, open_judge
+from psd.evaluation.metrics.outside import AMONG, find_hits, list_asked, open_judge
 from psd.evaluation.metrics.view_consistency import reprojection_error
 from psd.evaluation.shipped.critics import VIEWS, draw_truth
 from psd.evaluation.shipped.figures import Asked, finite_mean, is_offered, mean_or_nan, print_figure, read_captions
@@ -27,7 +27,6 @@ from psd.models.load import load_judge, load_prior
 COMPARED, COMPARED_SAMPLES = "confirm", 4  # the captions of `compare`'s main suite
 BATCH = 10  # captions sampled together
 SHEET = ROOT / "assets" / "pictures" / "prior-samples.jpg"
-AMONG = 5  # of an outside judge's classes
 
 
 @torch.no_grad()

@@ -10,22 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from psd.config.preset import Preset
 from psd.embedded.captions import grammar
-from psd.embedded.objects.collection import open_collection
-from psd.embedded.objects.truth import render_truth
 from psd.evaluation.experiments.measure import as_images, measure_with_truth
 from psd.evaluation.experiments.record import PICTURE_SIZE, record_run
 from psd.evaluation.experiments.suite import ROOT, PlannedRun, folder_name, read_lines
 from psd.evaluation.metrics.ground_truth import SIDES
-from psd.evaluation.metrics.outside import find_hits, open_judge, read_classes
+from psd.evaluation.metrics.outside import AMONG, find_beside_truth, has_class, open_judge
 from psd.evaluation.shipped.figures import is_offered, mean_or_nan, print_figure, read_captions
-from psd.evaluation.shipped.samples import AMONG
-from psd.geometry.cameras import turntable_cameras
 from psd.runtime import lanes
 from psd.runtime.process_pool import map_unordered
 
@@ -98,16 +93,14 @@ def measure_outside(texts: Sequence[str], folder: Path) -> dict[str, float]:
     """The shares of meshes and of truths, seen alike, that the outside judge has right among five; printed, with the
     bar.  Nothing where its packages are not here, which is said."""
     judge, captions = open_judge(), [grammar.parse(text) for text in texts]
-    captions = [it for it in captions if it.relation is None and it.kind in read_classes()]
+    captions = [it for it in captions if has_class(it)]
     if judge is None or not captions:
         return {}
     hits: dict[str, list[bool]] = {"mesh": [], "ground truth": []}
     for caption in captions:
         with Image.open(folder / f"{caption.text}.png") as picture:
             mesh = as_images(rearrange(np.array(picture), "h (v w) c -> v h w c", v=SIDES))
-        both = torch.stack([mesh, true_pictures(caption)])
-        found = find_hits(judge.rate_classes(both), [caption.kind] * 2, AMONG)
-        for name, hit in zip(hits, found.tolist(), strict=True):
+        for name, hit in zip(hits, find_beside_truth(judge, mesh, caption), strict=True):
             hits[name].append(hit)
     shares = {name: mean_or_nan(values) for name, values in hits.items()}
     ratio = shares["mesh"] / shares["ground truth"] if shares["ground truth"] else float("nan")
@@ -115,12 +108,6 @@ def measure_outside(texts: Sequence[str], folder: Path) -> dict[str, float]:
     print_figure("  ground truth", shares["ground truth"])
     print_figure("  the one over the other", ratio, at_least=0.65)
     return {**shares, "ratio": ratio, "captions": len(captions)}
-
-
-def true_pictures(caption: grammar.Caption) -> Float[Tensor, "v 3 h w"]:
-    """The canonical object as the recorded pictures show meshes: on white, from eight sides, at `PICTURE_SIZE`."""
-    cameras, white = turntable_cameras(SIDES), torch.ones(1, 3)
-    return render_truth([caption], cameras, PICTURE_SIZE, collection=open_collection(), background=white).rgb[0]
 
 
 def draw_turntables(found: Sequence[dict], folder: Path, path: Path, named: str) -> None:
