@@ -162,6 +162,20 @@ def test_a_method_may_start_from_a_preset_of_its_own() -> None:
         plain = {"pair": "random", "preference_weight": 0.0, "negative": False}
         assert found.values(f"{prefix}sds_2") == whole.with_values(plain)
         assert found.against(f"{prefix}steered_n") == f"{prefix}sds_2"
+    surface = Preset.load("tiny-surface")
+    for name in ("gaussians_surface_steered_n", "gaussians_surface_sds_2"):
+        assert (
+            found.values(name).stages[-1] == surface.stages[-1] and found.values(name).mesh_faces == surface.mesh_faces
+        )
+
+
+def test_no_surface_of_the_pipelines_was_decimated() -> None:
+    """Each of those meshes is the surface that was optimised, with all of its faces."""
+    found = Suite.load(SUITES / "pipelines.yaml")
+    lines, _ = suite.match_lines(found, suite.read_lines(suite.RESULTS / "pipelines.jsonl"))
+    made = [line for line in lines if "surface" in line["method"]]
+    assert len(made) == 96
+    assert all(line["faces"] < found.values(line["method"]).mesh_faces for line in made)
 
 
 def test_jobs_are_the_main_methods_in_full_and_the_others_in_part(tmp_path: Path) -> None:
