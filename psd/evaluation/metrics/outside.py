@@ -30,6 +30,7 @@ from psd.evaluation.experiments.suite import Suite, expand_jobs
 from psd.evaluation.metrics.ground_truth import SIDES
 from psd.evaluation.shipped.naming import draw_samples
 from psd.geometry.cameras import turntable_cameras
+from psd.models.interfaces import Prior
 from psd.models.load import load_prior
 
 SIZE = 224  # px that the network takes
@@ -107,15 +108,22 @@ def true_pictures(caption: Caption) -> Float[Tensor, "v 3 h w"]:
     return render_truth([caption], cameras, PICTURE_SIZE, collection=open_collection(), background=white).rgb[0]
 
 
-def measure_truth(judge: OutsideJudge, collection: Collection, captions: Sequence[Caption], size: int) -> Tensor:
-    """The rated classes of the canonical objects, four views each, rendered at ``size`` px."""
+@torch.no_grad()
+def measure_truth(
+    judge: OutsideJudge, collection: Collection, captions: Sequence[Caption], size: int, prior: Prior | None = None
+) -> Tensor:
+    """The rated classes of the canonical objects, four views each, rendered at ``size`` px.
+
+    With ``prior`` as its autoencoder gives them back: the most that any prior with that autoencoder can reach.
+    """
     rated = []
     for start in range(0, len(captions), BATCH):
         batch = captions[start : start + BATCH]
         rig = turntable_cameras(VIEWS, elevation_deg=ELEVATION_DEG, start_deg=START_DEG)
         cameras = type(rig)(**{name: value.expand(len(batch), *value.shape[1:]) for name, value in vars(rig).items()})
         seen = render_truth(batch, cameras, size, collection=collection, background=torch.ones(len(batch), 3))
-        rated.append(judge.rate_classes(seen.rgb))
+        images = seen.rgb if prior is None else prior.decode(prior.encode(seen.rgb)).clamp(0, 1)
+        rated.append(judge.rate_classes(images))
     return torch.cat(rated)
 
 
@@ -143,11 +151,12 @@ def main(args: argparse.Namespace) -> None:
     rated = {f"truth at {size} px": measure_truth(judge, collection, captions, size) for size in (SIZE, 64)}
     if args.prior:
         prior = load_prior(args.prior, torch.device("cpu"))
+        rated["through the autoencoder"] = measure_truth(judge, collection, captions, 64, prior)
         parts = [captions[start : start + BATCH] for start in range(0, len(captions), BATCH)]
         rated["samples"] = torch.cat([judge.rate_classes(draw_samples(prior, part, i)) for i, part in enumerate(parts)])
     for name, values in rated.items():
         first, five = (find_hits(values, nouns, top).float().mean().item() for top in (1, 5))
-        print(f"{name:16s} {len(nouns)} captions: first {first:.3f}, among five {five:.3f}")
+        print(f"{name:24s} {len(nouns)} captions: first {first:.3f}, among five {five:.3f}")
 
 
 def ask_of_suite(judge: OutsideJudge, suite: Suite) -> None:
