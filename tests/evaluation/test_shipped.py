@@ -15,6 +15,8 @@ from PIL import Image
 from psd.config.errors import MissingError
 from psd.embedded.captions.grammar import Caption, parse
 from psd.embedded.objects.collection import VARIABLE, find_collection
+from psd.evaluation.experiments.record import RecordedRun
+from psd.evaluation.experiments.suite import SUITES, Suite, expand_jobs
 from psd.evaluation.metrics import outside
 from psd.evaluation.metrics.outside import CLASSES, read_classes, true_pictures
 from psd.evaluation.shipped import figures, model_cards, models, samples, scenes
@@ -138,6 +140,23 @@ def test_meshes_are_set_against_the_truth_seen_alike(
     assert "bar >= 0.65: MISSED" in capsys.readouterr().out
     monkeypatch.setattr(scenes, "open_judge", lambda: None)
     assert measure_outside(["a fox"], tmp_path) == {}
+
+
+def test_the_outside_judge_is_asked_about_the_meshes_of_a_suite_that_are_here(
+    collection: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of captions that have a class, beside the truth in the same views; what is not here does not count."""
+    suite = Suite.load(SUITES / "pipelines.yaml")
+    monkeypatch.setattr(outside, "made_file", lambda job: tmp_path / f"{job.line_hash}.npz")
+    jobs = {job.preset.prompt: job for job in expand_jobs(suite, []) if job.method == "steered_n"}
+    white = np.full((8, 96, 96, 3), 255, np.uint8)
+    true = (true_pictures(parse("a flower")).movedim(1, -1).numpy() * 255).round().astype(np.uint8)
+    for prompt, pictures in {"a flower": true, "a mushroom": white, "a yellow sphere": true}.items():
+        RecordedRun({"pictures": pictures}, {}).save(tmp_path / f"{jobs[prompt].line_hash}.npz")
+    outside.ask_of_suite(Believer("flower", "mushroom"), suite)  # pyright: ignore[reportArgumentType]
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()}
+    assert lines["steered_n"] == "2 meshes: among five 1, the truth 2"
+    assert lines["sds_2"] == "0 meshes: among five 0, the truth 0" and len(lines) == len(suite.methods)
 
 
 def test_what_the_outside_judge_would_say_is_left_out_aloud(

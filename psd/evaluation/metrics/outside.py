@@ -21,7 +21,7 @@ from psd.config.errors import MissingError
 from psd.embedded.captions.grammar import Caption, parse
 from psd.embedded.captions.kinds import WORLD
 from psd.embedded.captions.lists import load_list
-from psd.embedded.objects.collection import Collection, open_collection
+from psd.embedded.objects.collection import Collection, choose_collection, open_collection
 from psd.embedded.objects.truth import render_truth
 from psd.evaluation.experiments.measure import as_images
 from psd.evaluation.experiments.record import PICTURE_SIZE, RecordedRun
@@ -144,7 +144,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print the shares of captions whose class is first, and among five, for the truth and a prior's samples."""
-    judge, collection, captions = OutsideJudge(), open_collection(args.objects), list_asked(args.list)
+    if args.objects:
+        choose_collection(args.objects)
+    judge, collection, captions = OutsideJudge(), open_collection(), list_asked(args.list)
     if args.suite:
         return ask_of_suite(judge, Suite.load(Path(args.suite)))
     nouns = [caption.kind for caption in captions]
