@@ -1,9 +1,9 @@
 """What runs of a few steps take, to fit `psd.runs.jobs.preset_cost`: ``python -m tests.support.measure_costs``.
 
-Each variant of tests/runs/data/run-costs.json is run in a process of its own on one core, and its figures are written
-back: processor seconds of a step without a preview and of the mesh, and the most memory that the process held.  Then
-the seconds of what `preset_cost` counts are printed, by least squares of the relative errors; its constants are rounded
-from them by hand.
+Each variant of tests/runs/data/run-costs.json, or those whose names are given, is run in a process of its own on one
+core, and its figures are written back: processor seconds of a step without a preview and of the mesh, and the most
+memory that the process held.  Then the seconds of what `preset_cost` counts are printed, by least squares of the
+relative errors; its constants are rounded from them by hand.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,12 @@ def fit_constants(variants: list[dict[str, Any]]) -> None:
         print(f"{variant['name']:16s} estimated over measured {ratio:.2f}")
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
+    """Measures the variants of these ``names``, or all."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     for variant in record["variants"]:
+        if names and variant["name"] not in names:
+            continue
         asked = json.dumps([variant.get("preset", "tiny"), variant["values"]])
         command = [sys.executable, "-m", "tests.support.measure_costs", asked]
         alone = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -87,7 +91,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        main()
-    else:
+    if sys.argv[1:] and sys.argv[1].startswith("["):  # one of its own processes
         print(json.dumps(measure_variant(*json.loads(sys.argv[1]))))
+    else:
+        main(sys.argv[1:])
