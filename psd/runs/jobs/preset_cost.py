@@ -40,7 +40,7 @@ FIELD_BYTES = {"hash": 850e6}
 VERTEX_S, PIXEL_S, VERTEX_BYTES, PIXEL_BYTES = 4e-7, 4.9e-6, 400.0, 2000.0
 # A Gaussian in a picture of 64 px, in a step; larger pictures show more of each, and a picture without gradients takes
 # half as long.
-SPLAT_S, SPLAT_BYTES = 1.16e-5, 12e3
+SPLAT_S, SPLAT_BYTES = 6.7e-6, 12e3
 FILL_S = 2.5e-10  # a Gaussian, for each cell of the grid that the mesh is cut from
 PROCESS_BYTES = 770e6  # interpreter, libraries, embedded networks and a run of little
 CELL_BYTES, SAMPLE_BYTES, PREVIEW_SAMPLE_BYTES, VOXEL_BYTES, TEXEL_BYTES = 335.0, 48.0, 29.0, 31.0, 60.0
