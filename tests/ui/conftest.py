@@ -30,7 +30,7 @@ def clear_visitor(visitor: BrowserContext) -> None:
     visitor.clear_permissions()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # longer, its event loop would be in the way of tests that run one of their own
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
@@ -38,9 +38,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def first_visitor(browser: Browser) -> BrowserContext:
-    """The first visitor of every test: its scripts are compiled once, a third of a page's time."""
+    """The first visitor of each of a file's tests: its scripts are compiled once a file, a third of a page's time."""
     return browser.new_context(viewport=DESK)
 
 
