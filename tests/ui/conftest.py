@@ -14,11 +14,6 @@ CLOSED_WHILE_LOADING = {
     "Cannot read properties of null (reading 'addEventListener')",
 }
 DESK: ViewportSize = {"width": 1440, "height": 1000}
-# Ten frames a second: a processor that draws sixty of a turning object has little time left for the page.
-FEWER_FRAMES = """
-    window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100)
-    window.cancelAnimationFrame = clearTimeout
-"""
 
 
 def clear_visitor(visitor: BrowserContext) -> None:
@@ -30,7 +25,7 @@ def clear_visitor(visitor: BrowserContext) -> None:
     visitor.clear_permissions()
 
 
-@pytest.fixture(scope="module")  # longer, its event loop would be in the way of tests that run one of their own
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
@@ -57,8 +52,8 @@ def open_page(browser: Browser, first_visitor: BrowserContext) -> Iterator[Calla
         local = ("http://127.0.0.1:", "http://localhost:", "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(local) else strangers.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        for each in filter(None, (FEWER_FRAMES, script)):
-            page.add_init_script(each)
+        if script:
+            page.add_init_script(script)
         page.goto(address)
         page.wait_for_selector("#run")
         return page
