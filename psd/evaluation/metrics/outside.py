@@ -163,9 +163,10 @@ def main(args: argparse.Namespace) -> None:
 
 def ask_of_suite(judge: OutsideJudge, suite: Suite) -> None:
     """Print for each method of ``suite`` of how many meshes that are here the judge is right, and of their truths."""
+    jobs = expand_jobs(suite, [])
     for method in suite.methods:
         found = []
-        for job in expand_jobs(suite, []):
+        for job in jobs:
             caption, file = parse(job.preset.prompt), made_file(job)
             if job.method != method or not has_class(caption) or not file.is_file():
                 continue
