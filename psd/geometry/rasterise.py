@@ -63,17 +63,22 @@ class Edges:
 
 
 def rasterise_faces(
-    vertices: Float[Tensor, "n 3"], faces: Int[Tensor, "m 3"], cameras: Cameras, size: int
+    vertices: Float[Tensor, "n 3"], faces: Int[Tensor, "m 3"], cameras: Cameras, size: int, *, closed: bool = False
 ) -> Fragments:
     """What ``cameras`` see of a mesh in images of ``size`` x ``size`` pixels, one sample at each pixel's centre.
 
     Both sides of a face are seen.  What is nearer to a camera's plane than `NEAREST`, or behind it, is cut off; a face
-    that is seen edge-on covers nothing.  Where two faces are equally near the later one is seen.
+    that is seen edge-on covers nothing.  Where two faces are equally near the later one is seen.  ``closed`` promises
+    faces that are counter-clockwise seen from outside and enclose what is inside: those that turn away from a camera
+    are hidden by others then, and left out, which takes half of the time.
     """
     local, screen = project_vertices(vertices, cameras, size)
     with torch.no_grad():
         images = len(screen)
         corner, image, owner = _cut_faces(local, screen, faces, cameras, size)
+        if closed and (screen[..., 2] >= NEAREST).all():  # where some are cut off, the inside can be seen
+            facing = _face_camera(corner)
+            corner, image, owner = (part.index_select(0, facing) for part in (corner, image, owner))
         seen, nearness = find_visible_faces(corner, image, images, size)
         pixel = (seen >= 0).nonzero()[:, 0]
         face = owner[seen[pixel]]
@@ -94,6 +99,12 @@ def project_vertices(
     ahead = -local[..., 2]
     scale = _focal_lengths(cameras, size)[:, None] / ahead.clamp_min(NEAREST)
     return local, torch.stack([size / 2 + local[..., 0] * scale, size / 2 - local[..., 1] * scale, ahead], dim=-1)
+
+
+def _face_camera(corner: Float[Tensor, "f 3 3"]) -> Int[Tensor, " k"]:
+    """The faces whose corners are counter-clockwise on the screen, where y runs downwards."""
+    (ax, bx, cx), (ay, by, cy) = (corner[:, :, axis].unbind(1) for axis in (0, 1))
+    return ((bx - ax) * (cy - ay) < (by - ay) * (cx - ax)).nonzero()[:, 0]
 
 
 def _focal_lengths(cameras: Cameras, size: int) -> Float[Tensor, " i"]:
@@ -172,7 +183,9 @@ def find_visible_faces(
     face, row, column = cover_samples(corner[:, :, :2], size)
     # 1 / distance is linear on the screen; a face seen edge-on has no slope worth the name, so its corners bound it.
     found, nearness = interpolate_planes(corner, face, row, column), corner[:, :, 2]
-    found = torch.minimum(torch.maximum(found, nearness.amin(1)[face]), nearness.amax(1)[face])
+    first, second, third = nearness.unbind(1)
+    least, most = (pick(pick(first, second), third) for pick in (torch.minimum, torch.maximum))
+    found = torch.minimum(torch.maximum(found, least[face]), most[face])
     # The bits of positive floats are ordered as the floats are: one integer holds nearness and face.
     key = (found.float().view(torch.int32).long() << SHIFT) | face
     buffer = torch.full((images * size * size,), -1, dtype=torch.long, device=corner.device)
@@ -317,19 +330,21 @@ def _find_silhouettes(
 
     An edge is a silhouette where both of its faces lie on the same side of it on the screen.
     """
-    screen = fragments.screen.detach()
-    first, last = (screen.index_select(1, edges.ends[:, k]) for k in (0, 1))
-    along = last[..., :2] - first[..., :2]
+    x, y, ahead = fragments.screen.detach().unbind(-1)  # each alone: a third of the time of triples
+    is_behind = ahead < NEAREST
+    first, last, *thirds = (index.contiguous() for index in (*edges.ends.unbind(1), *edges.opposite.unbind(1)))
+    x0, y0 = x.index_select(1, first), y.index_select(1, first)
+    along = x.index_select(1, last) - x0, y.index_select(1, last) - y0
     sides = []
-    is_ahead = (first[..., 2] >= NEAREST) & (last[..., 2] >= NEAREST)
-    for k in (0, 1):
-        third = screen.index_select(1, edges.opposite[:, k].clamp_min(0))
-        towards = third[..., :2] - first[..., :2]
-        sides.append((along[..., 0] * towards[..., 1] - along[..., 1] * towards[..., 0]).sign())
-        is_ahead &= (third[..., 2] >= NEAREST) | (edges.opposite[:, k] < 0)
-    ends_here = edges.opposite[:, 1] < 0
+    for third in thirds:
+        towards = x.index_select(1, third.clamp_min(0)) - x0, y.index_select(1, third.clamp_min(0)) - y0
+        sides.append((along[0] * towards[1] - along[1] * towards[0]).sign())
+    ends_here = thirds[1] < 0
     side = torch.where(ends_here | (sides[0] != 0), sides[0], sides[1])
-    is_silhouette = (ends_here | (sides[0] * sides[1] >= 0)) & (side != 0) & is_ahead
+    is_silhouette = (ends_here | (sides[0] * sides[1] >= 0)) & (side != 0)
+    if is_behind.any():
+        for index in (first, last, *thirds):
+            is_silhouette &= ~is_behind.index_select(1, index.clamp_min(0)) | (index < 0)
     image, edge = is_silhouette.nonzero().unbind(1)
     return image, edge, side[image, edge]
 

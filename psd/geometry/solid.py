@@ -16,6 +16,7 @@ from psd.geometry.rasterise import cover_samples, interpolate_planes
 from psd.geometry.tetrahedra import TetrahedralGrid
 
 FLAT = 1.5  # edges of a cell: up to here the distance is that to the tangent plane, which sees between the samples
+LEAF = 48  # samples: scipy's 10 take 2.5 times as long for the same answer
 
 
 def find_inside(vertices: Float[Tensor, "v 3"], faces: Tensor, size: int) -> Bool[Tensor, "size size size"]:
@@ -53,7 +54,7 @@ def measure_distances(
     samples = torch.cat([places, triangles.mean(1)])
     facing = torch.nn.functional.normalize(torch.cat([at_vertices, normals]), dim=-1)
     points = (grid.points.cpu() + 1) * (grid.cells / 2)
-    far, nearest = KDTree(samples.numpy()).query(points.numpy())
+    far, nearest = KDTree(samples.numpy(), leafsize=LEAF).query(points.numpy())
     nearest, far = torch.from_numpy(nearest), torch.from_numpy(far).float()
     flat = ((points - samples[nearest]) * facing[nearest]).sum(-1).abs()
     distance = torch.where(far < FLAT, flat, far).clamp_min(1e-3)

@@ -133,7 +133,7 @@ class SurfaceScene:
         Nothing is jittered; ``generator`` only says that this is training, where ``shows`` and the regularisers count.
         """
         shape, cameras = self.find_shape(), cameras.to(self.device)
-        seen = rasterise_faces(shape.vertices, shape.faces, cameras, size * SAMPLES)
+        seen = rasterise_faces(shape.vertices, shape.faces, cameras, size * SAMPLES, closed=True)
         facing = find_normals(shape.vertices, shape.faces)
         values = seen.interpolate(torch.cat([self.paint_vertices(shape), facing, shape.vertices], dim=1))
         colour, normal, points = values.split(3, dim=1)
