@@ -11,7 +11,7 @@ from psd.config.settings import read_facts
 from psd.distillation.detectors import Monitor
 from psd.distillation.events import Event, LiveChanged, Warned
 from psd.distillation.methods import choose
-from psd.distillation.session import Session
+from psd.distillation.session import Session, hold_live_values
 from psd.models.interfaces import Models
 
 
@@ -32,18 +32,10 @@ def take_live_values(session: Session) -> Iterator[Event]:
         state.monitor = Monitor()  # other weights, another curve
     state.live = wish
     yield LiveChanged(step=state.step, values=changes)
-    yield from unheard_events(session, changes)
-
-
-def unheard_events(session: Session, changes: Mapping[str, Any]) -> Iterator[Event]:
-    """Yields a warning where the stage that runs names a live value itself, so that a change does not reach it."""
-    index, _ = session.preset.stage_at(session.preset.progress(session.state.step))
-    named = [name for name in changes if session.preset.stages and name in session.preset.stages[index].changes]
-    if named:
-        message = (
-            f"Stage {index + 1} names its own {' and '.join(named)}: what you changed holds in the stages that do not."
-        )
-        yield Warned(step=session.state.step, message=message)
+    index, _ = session.preset.stage_at(session.preset.progress(state.step))
+    if "rewards" in changes and session.preset.stages and "rewards" in session.preset.stages[index].changes:
+        message = f"Stage {index + 1} names its own rewards: what you changed holds in the stages that do not."
+        yield Warned(step=state.step, message=message)
 
 
 def apply_live_values(preset: Preset, models: Models, wish: Mapping[str, Any]) -> Preset:
@@ -52,7 +44,7 @@ def apply_live_values(preset: Preset, models: Models, wish: Mapping[str, Any]) -
     for name in wish:
         if name in known and not read_facts(known[name])["live"]:  # the preset itself refuses unknown names
             raise PresetError(f"{name} cannot change during a run: set it before the start")
-    live = preset.with_values(wish)
+    live = hold_live_values(preset, wish)
     if unknown := set(live.rewards) - set(preset.rewards):
         raise PresetError(f"rewards {', '.join(sorted(unknown))} are not loaded: name them at the start, with weight 0")
     choose.check_models(live, models)

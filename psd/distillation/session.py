@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ class Session:
                 session.scaler.load_state(resume.values[SCALER])
         if state.smaller:
             session.use_less_memory()
-        session.live = session.preset.with_values(state.live)
+        session.live = hold_live_values(session.preset, state.live)
         return session
 
     @property
@@ -125,8 +126,19 @@ class Session:
     def use_less_memory(self) -> None:
         """Go on with `reduced_preset`, and with networks that take one orbit at a time."""
         self.state.smaller, self.preset = True, reduced_preset(self.preset)
-        self.live = self.preset.with_values(self.state.live)
+        self.live = hold_live_values(self.preset, self.state.live)
         self.models.fewer()
+
+
+def hold_live_values(preset: Preset, values: Mapping[str, Any]) -> Preset:
+    """The preset with live values, which hold in every stage, also in one that names its own: whoever moves one moves
+    what runs.  Rewards excepted: a stage that names its own was made for those.
+
+    Raises `PresetError` for what is no value.
+    """
+    moved = set(values) - {"rewards"}
+    stages = [{name: value for name, value in stage if name not in moved} for stage in preset.stages]
+    return preset.with_values({**values, "stages": stages})
 
 
 def hear_prompts(preset: Preset, models: Models) -> list[ViewPrompts]:

@@ -24,7 +24,7 @@ from typing import Any
 import gradio as gr
 
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import DEFAULT_PRESET, Preset
 from psd.runs.jobs.worker import Worker
 from psd.runs.store.archive import ACTIVE, read_preset
 from psd.runs.store.files import StoreError
@@ -118,7 +118,7 @@ def launch_options() -> dict[str, Any]:
 def build_blocks(
     worker: Worker,
     *,
-    preset: str = "tiny",
+    preset: str = DEFAULT_PRESET,
     vocabularies: Mapping[str, Vocabulary] | None = None,
     remesher: Callable[[], Remesh] | None = None,
 ) -> gr.Blocks:
@@ -333,7 +333,7 @@ def _lock_pane(live: list[FieldControl], words: gr.HTML) -> Pane:
         is_free = page.run.is_over or page.is_mine
         return [html.note_html(steer_words(page), "hint"), *[gr.update(interactive=is_free)] * len(components)]
 
-    return Pane([words, *components], lambda p: (p.run.is_over, p.is_mine), lock_updates)
+    return Pane([words, *components], lambda p: (p.run.is_over, p.is_mine, steer_words(p)), lock_updates)
 
 
 def _run_button(asked: PromptBox) -> Pane:

@@ -16,6 +16,7 @@ from psd.config.preset import Preset
 from psd.distillation.events import Checkpointed, Event, Failed, LiveChanged, Previewed, Stepped, Warned
 from psd.distillation.interfaces import NoControl
 from psd.distillation.negative import Negative
+from psd.distillation.session import hold_live_values
 from psd.models.interfaces import Models
 from tests.distillation.test_stages import SURFACE, essence, models, preset_of, require_alike_from_everywhere
 from tests.support.toy import POSITIONS, BlackBox, QuadraticReward, ToyPrior, run, schedule
@@ -154,15 +155,25 @@ def test_weights_by_hand_hold_in_stages_that_name_none() -> None:
 def test_a_stage_has_its_own_guidance_and_preference() -> None:
     own = {"guidance_scale": 9.0, "preference_weight": 0.0}
     preset = preset_of([{"share": 0.5}, {"share": 0.5, **own}], preference_t_max=1.0)
-    wish = {"guidance_scale": 6.0, "preference_weight": 0.5, "reward_gradient_weight": 1.0}
-    events = list(run(preset, both(), control=Lives(5, **wish)))
-    steps = of_kind(events, Stepped)
+    steps = of_kind(run(preset, both()), Stepped)
     assert ["pair/gap" in steps[step].metrics for step in (3, 4, 5, 8)] == [True, True, False, False]
     plain = of_kind(run(preset_of([]).with_values({"preference_t_max": 1.0}), both()), Stepped)
     assert steps[4].metrics["score/norm"] == plain[4].metrics["score/norm"]
     assert steps[5].metrics["score/norm"] > 1.5 * plain[5].metrics["score/norm"]
-    (said,) = [event.message for event in events if isinstance(event, Warned)]
-    assert said.startswith("Stage 2 names its own guidance_scale and preference_weight: what you changed")
+
+
+@pytest.mark.parametrize("moved", [2, 5])
+def test_what_is_moved_holds_in_every_stage_from_then_on(moved: int) -> None:
+    """Before a stage with values of its own, or within it: whoever moves one moves what runs."""
+    own = {"guidance_scale": 9.0, "preference_weight": 0.0}
+    preset = preset_of([{"share": 0.5}, {"share": 0.5, **own}], preference_t_max=1.0)
+    wish = {"guidance_scale": 6.0, "preference_weight": 0.5}
+    events = list(run(preset, both(), control=Lives(moved, **wish)))
+    steps = of_kind(events, Stepped)
+    assert ["pair/gap" in steps[step].metrics for step in (4, 5, 6, 8)] == [True, moved < 5, True, True]
+    assert not [event for event in events if isinstance(event, Warned)]
+    held = hold_live_values(preset, wish)
+    assert [(stage.guidance_scale, stage.preference_weight) for stage in held.list_stages()] == [(6.0, 0.5)] * 2
 
 
 def test_a_stage_that_lacks_the_memory_to_begin_keeps_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:

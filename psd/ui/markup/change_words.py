@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from psd.config.glossary import explain_options
 from psd.config.settings import merge
 from psd.distillation.events import LiveChanged
+from psd.runs.jobs.controls import LIVE_FIELDS
 from psd.ui.markup.html import format_number
 from psd.ui.state.view import View
 
 
 def list_rules(view: View) -> list[tuple[int, str]]:
     """Each step at which a stage began or live values changed, with what then held."""
-    begun = [(step, f"stage {stage + 1}: {name_stage(view, stage)}") for step, stage in view.stages]
+    begun = [(step, _describe_stage(view, step, stage)) for step, stage in view.stages]
     return sorted([*begun, *change_rules(view.changes)])
+
+
+def _describe_stage(view: View, step: int, stage: int) -> str:
+    """What a stage that began at ``step`` optimises, and the live values that it brought along."""
+    own = list_own_values(view, stage, step).items()
+    return f"stage {stage + 1}: " + ", ".join([name_stage(view, stage), *(describe_value(*each) for each in own)])
+
+
+def list_own_values(view: View, stage: int, step: int) -> dict[str, Any]:
+    """The live values that a stage names itself, but those that were moved up to ``step``: they hold everywhere."""
+    named = (view.preset.get("stages") or [{}])[stage]
+    moved = {name for change in view.changes if change.step <= step for name in change.values} - {"rewards"}
+    return {name: named[name] for name in LIVE_FIELDS if name in named and name not in moved}
 
 
 def name_stage(view: View, stage: int) -> str:
