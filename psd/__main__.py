@@ -22,7 +22,7 @@ try:
     from psd import doctor
     from psd.config.assignments import parse_assignments
     from psd.config.errors import MissingError, PresetError
-    from psd.config.preset import PRESETS, Preset, list_presets
+    from psd.config.preset import DEFAULT_PRESET, PRESETS, Preset, list_presets
     from psd.config.reference import parameter_table
     from psd.config.settings import require_start
     from psd.distillation.events import Event, Failed, Finished
@@ -140,7 +140,8 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
 
     def add_preset_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--preset", default="tiny", help="a name of `presets`, or a YAML file (default: tiny)")
+        named = f"a name of `presets`, or a YAML file (default: {DEFAULT_PRESET})"
+        sub.add_argument("--preset", default=DEFAULT_PRESET, help=named)
         add_set_option(sub, "change parameters; may be repeated")
         sub.add_argument("--seed", type=int)
         add_offline_option(sub)
@@ -183,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     listing = add_command("presets", "list presets, show one, or print the table of all parameters")
     listing.add_argument("what", nargs="?", choices=("list", "show", "table"), default="list")
-    listing.add_argument("name", nargs="?", default="tiny")
+    listing.add_argument("name", nargs="?", default=DEFAULT_PRESET)
 
     evaluation_command.add_arguments(
         add_command("compare", "run a suite of methods against ground truth, and write its report")

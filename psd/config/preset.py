@@ -24,6 +24,7 @@ from psd.config.settings import SCENES, GridScene, SceneKind, SceneSettings, Set
 from psd.config.strict_yaml import LARGEST_FILE, is_printable
 
 PRESETS = ROOT / "presets"
+DEFAULT_PRESET = "tiny-surface"  # the best of those that ship with models, in no more time (docs/presets.md)
 TOLERANCE = 1e-6  # of the sum of the shares of a run's stages
 WITHOUT_REWARD = ("sds", "csd")  # methods that ask none
 MethodName = Literal["psd", "sds", "best_of_n", "csd", "dreamdpo", "rewardsds", "reward_gradient"]

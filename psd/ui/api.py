@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from starlette.concurrency import run_in_threadpool
 
 from psd.config.errors import PresetError, format_value
-from psd.config.preset import Preset, is_preset_file, parse_mapping
+from psd.config.preset import DEFAULT_PRESET, Preset, is_preset_file, parse_mapping
 from psd.distillation.events import Event, to_json, without_arrays
 from psd.geometry.export import FORMATS, SPLAT_FORMATS
 from psd.runs.jobs.worker import Worker
@@ -86,7 +86,7 @@ class Api:
         self._streams: dict[object, tuple[str, float]] = {}  # a token each -> client, when it was last heard of
 
     def start_run(
-        self, prompt: str, preset: str = "tiny", seed: int | None = None, overrides: str = "", owner: str = ""
+        self, prompt: str, preset: str = DEFAULT_PRESET, seed: int | None = None, overrides: str = "", owner: str = ""
     ) -> dict[str, Any]:
         """Queue a run that makes a 3D object of a prompt, and return at once.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from psd.config.errors import PresetError, format_value
-from psd.config.preset import list_presets
+from psd.config.preset import DEFAULT_PRESET, list_presets
 from psd.runs.store.archive import default_root
 from psd.runs.store.retention import UNLIMITED, parse_limit
 
@@ -120,7 +120,7 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "--proxy", default=setting("PSD_PROXY"), metavar="ADDRESSES",
         help="addresses of reverse proxies, with commas, whose X-Forwarded headers are believed; *: all",
     )  # fmt: skip
-    parser.add_argument("--preset", default=setting("PSD_PRESET", "tiny"), help="the preset to start from")
+    parser.add_argument("--preset", default=setting("PSD_PRESET", DEFAULT_PRESET), help="the preset to start from")
     parser.add_argument("--runs", type=Path, default=default_root(), help="where runs are kept (or PSD_RUNS)")
     parser.add_argument(
         "--keep-runs", type=limit_reader("PSD_KEEP_RUNS", whole=True), default=setting("PSD_KEEP_RUNS", "500"),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from psd.config.preset import DEFAULT_PRESET
 from psd.embedded.objects.collection import choose_collection
 from psd.evaluation.shipped.critics import CRITICS, evaluate_critics
 from psd.evaluation.shipped.figures import record_file
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", choices=tuple(JUDGES), default="nouns", help="of scenes; tuning: to choose defaults by"
     )
-    parser.add_argument("--preset", default="tiny", help="of scenes")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="of scenes")
     parser.add_argument("--set", default="{}", help="overrides of the preset for scenes, as JSON")
     parser.add_argument("--tag", default="", help="keeps an experiment's scenes apart; nothing is recorded")
     parser.add_argument("--processes", type=int, default=2, help="scenes at a time, one thread each")
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def asks_for_all(arguments: argparse.Namespace) -> bool:
     """Whether the arguments ask for the figures of what ships, on all captions: any others are a trial."""
     given = (arguments.limit, arguments.guidance_scale, arguments.list, arguments.preset, arguments.set, arguments.tag)
-    return given == (None, GUIDANCE, "nouns", "tiny", "{}", "")
+    return given == (None, GUIDANCE, "nouns", DEFAULT_PRESET, "{}", "")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from psd.config.assignments import parse_assignments
 from psd.config.errors import PresetError
-from psd.config.preset import Preset
+from psd.config.preset import DEFAULT_PRESET, Preset
 from psd.distillation import events
 from psd.embedded.captions import grammar, lists
 from psd.embedded.captions.wording import read_prompt, reword_text
@@ -91,7 +91,7 @@ def plan_runs(prompts: Sequence[str], seeds: int, changes: Mapping[str, Any]) ->
     Raises `PresetError` for a prompt that names nothing that the prior knows.
     """
     return [
-        Preset.load("tiny", {**changes, "prompt": reword_text(prompt), "seed": seed})
+        Preset.load(DEFAULT_PRESET, {**changes, "prompt": reword_text(prompt), "seed": seed})
         for prompt in prompts
         for seed in range(seeds)
     ]

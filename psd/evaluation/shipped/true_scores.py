@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd.config.preset import Preset
+from psd.config.preset import DEFAULT_PRESET, Preset
 from psd.distillation.preview import VIEWS
 from psd.embedded.captions.grammar import Caption, all_captions
 from psd.embedded.captions.kinds import TRUE_SCORES
@@ -36,7 +36,7 @@ BALL_RADIUS, BALL_GREY = 0.5, 0.5
 
 def list_scorers() -> list[str]:
     """The reward and the judge of the default preset."""
-    preset = Preset.load("tiny")
+    preset = Preset.load(DEFAULT_PRESET)
     return [*preset.rewards, *preset.judges]
 
 
@@ -70,7 +70,7 @@ def score_caption(
 def measure_scores(captions: Sequence[Caption], collection: Collection) -> dict[str, dict[str, list[float]]]:
     """By caption and scorer: what the grey ball scores, and the true object."""
     scorers = {name: load_judge(name, device=torch.device("cpu")) for name in list_scorers()}
-    size = Preset.load("tiny").preview_size
+    size = Preset.load(DEFAULT_PRESET).preview_size
     ball = render_ball(size)
     measured = {}
     for caption in captions:
