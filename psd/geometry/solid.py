@@ -14,6 +14,7 @@ from torch import Tensor
 from psd.geometry.mesh import Mesh
 from psd.geometry.rasterise import cover_samples, interpolate_planes
 from psd.geometry.tetrahedra import TetrahedralGrid
+from psd.runtime import lanes
 
 FLAT = 1.5  # edges of a cell: up to here the distance is that to the tangent plane, which sees between the samples
 LEAF = 48  # samples: scipy's 10 take 2.5 times as long for the same answer
@@ -54,7 +55,8 @@ def measure_distances(
     samples = torch.cat([places, triangles.mean(1)])
     facing = torch.nn.functional.normalize(torch.cat([at_vertices, normals]), dim=-1)
     points = (grid.points.cpu() + 1) * (grid.cells / 2)
-    far, nearest = KDTree(samples.numpy(), leafsize=LEAF).query(points.numpy())
+    threads = max(lanes.count_lanes(), torch.get_num_threads())
+    far, nearest = KDTree(samples.numpy(), leafsize=LEAF).query(points.numpy(), workers=threads)
     nearest, far = torch.from_numpy(nearest), torch.from_numpy(far).float()
     flat = ((points - samples[nearest]) * facing[nearest]).sum(-1).abs()
     distance = torch.where(far < FLAT, flat, far).clamp_min(1e-3)
