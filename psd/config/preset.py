@@ -282,8 +282,9 @@ class Preset(Settings):
         where, changes, known = f"stages[{index}]", self.stages[index].changes, list_settings()
         scene = given if isinstance(given := merge({}, changes).get("scene", {}), dict) else {}
         is_other = scene.get("kind", self.scene.kind) != self.scene.kind  # made anew: all of it may be chosen
-        for name in [*(name for name in changes if name.split(".")[0] != "scene"), *(f"scene.{key}" for key in scene)]:
-            is_free = is_other and name.startswith("scene.")
+        plain, held = {name: changes[name] for name in changes if name.split(".")[0] != "scene"}, flatten(self)
+        for name, value in {**plain, **{f"scene.{key}": value for key, value in scene.items()}}.items():
+            is_free = (is_other and name.startswith("scene.")) or (name in held and held[name] == value)
             if name not in known or not (is_free or settings.read_facts(known[name])["staged"]):
                 staged = ", ".join(name for name, info in known.items() if settings.read_facts(info)["staged"])
                 raise PresetError(f"{where}: {format_value(name)} cannot differ in a stage; these can: {staged}")

@@ -364,6 +364,15 @@ def test_a_run_has_the_models_of_all_of_its_stages() -> None:
     assert (plain.priors, plain.reward_names, plain.list_stages()) == (["x"], ["a"], [plain])
 
 
+def test_another_kind_of_scene_may_be_chosen_for_a_preset_that_ends_with_a_surface() -> None:
+    """What a stage names differs from nothing where the preset says the same."""
+    for kind in ("hash", "gaussians", "surface"):
+        stages = Preset.load("tiny-surface", {"scene.kind": kind}).list_stages()
+        assert [stage.scene.kind for stage in stages] == [kind, "surface"]
+    with pytest.raises(PresetError, match=r"stages\[1\]: 'scene.surface_cells' cannot differ in a stage"):
+        Preset.load("tiny-surface", {"scene.kind": "surface", "scene.surface_cells": 16})
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
