@@ -333,7 +333,7 @@ def _lock_pane(live: list[FieldControl], words: gr.HTML) -> Pane:
         is_free = page.run.is_over or page.is_mine
         return [html.note_html(steer_words(page), "hint"), *[gr.update(interactive=is_free)] * len(components)]
 
-    return Pane([words, *components], lambda p: (p.run.is_over, p.is_mine, steer_words(p)), lock_updates)
+    return Pane([words, *components], lambda p: (p.run.is_over, p.is_mine), lock_updates)
 
 
 def _run_button(asked: PromptBox) -> Pane:

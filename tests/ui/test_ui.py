@@ -27,10 +27,9 @@ from psd.ui.context import require_whole
 from psd.ui.inputs import controls
 from psd.ui.inputs.origin import name_preset
 from psd.ui.markup import html
-from psd.ui.markup.change_words import list_rules
+from psd.ui.markup.change_words import list_moves, list_rules
 from psd.ui.markup.charts import heat_map, line_chart, line_style, round_ticks
 from psd.ui.panels import share, stage, status
-from psd.ui.panels.steer import MINE_NOTE, steer_words
 from psd.ui.state.page import LISTED, MOST, Look, Page, WatchedRun
 from psd.ui.state.view import BUCKETS, MOMENTS, Curve, ThinnedEvents, View, fold_event
 from psd.ui.state.watch import Watcher
@@ -420,10 +419,9 @@ def test_a_stage_is_named_in_the_status_on_the_curves_and_on_the_time_line() -> 
     assert said in stage.timeline_html(Page(WatchedRun("r", Path("x"), "running", view=after)))
     begun = fold_story([start, events.Stepped(step=31, t=1, metrics={}, stage=1)])
     assert list_rules(begun) == [(31, f"{said}, guidance_scale = 2.5")]
-    page = Page(WatchedRun("r", Path("x"), "running", view=begun), is_mine=True)
-    assert steer_words(page).endswith("This stage has its own guidance_scale = 2.5 until you move it.")
     moved = fold_event(begun, events.LiveChanged(step=33, values={"guidance_scale": 3.0}))
-    assert steer_words(replace(page, run=replace(page.run, view=moved))) == MINE_NOTE
+    assert list_moves(moved) == [(31, f"{said}, guidance_scale = 2.5"), (33, "guidance_scale = 3")]
+    assert list_moves(after) == [(2, "guidance_scale = 6")]
     assert fold_event(after, replace(start, step=20)).stage == 0, "it goes on from before the boundary"
     assert "stage" not in status.status_line(WatchedRun("r", Path("x"), "running", view=fold_story(STORY)))
 

@@ -19,6 +19,12 @@ def list_rules(view: View) -> list[tuple[int, str]]:
     return sorted([*begun, *change_rules(view.changes)])
 
 
+def list_moves(view: View) -> list[tuple[int, str]]:
+    """Each step at which live values became others: moved by hand, or brought along by a stage."""
+    begun = [(step, stage) for step, stage in ((0, 0), *view.stages) if list_own_values(view, stage, step)]
+    return sorted([*((step, _describe_stage(view, step, stage)) for step, stage in begun), *change_rules(view.changes)])
+
+
 def _describe_stage(view: View, step: int, stage: int) -> str:
     """What a stage that began at ``step`` optimises, and the live values that it brought along."""
     own = list_own_values(view, stage, step).items()

@@ -12,7 +12,7 @@ from psd.config.preset import WITHOUT_REWARD, Preset
 from psd.runs.jobs.controls import LIVE_FIELDS
 from psd.ui.inputs import controls
 from psd.ui.inputs.controls import FieldControl
-from psd.ui.markup.change_words import change_rules, describe_value, list_own_values
+from psd.ui.markup.change_words import list_moves
 from psd.ui.markup.html import note_html
 from psd.ui.state.page import MAKE, QUIET, Page, Pane
 
@@ -61,16 +61,10 @@ def _order_field(name: str) -> int:
 
 
 def steer_words(page: Page) -> str:
-    """What the live controls do now, and which values the stage that runs has of its own."""
-    if page.run.is_over:
-        return FREE_NOTE
-    view = page.run.view
-    own = ", ".join(describe_value(*each) for each in list_own_values(view, view.stage, view.step).items())
-    held = f" This stage has its own {own}" + (" until you move it." if page.is_mine else ".") if own else ""
-    return (MINE_NOTE if page.is_mine else THEIRS_NOTE) + held
+    return FREE_NOTE if page.run.is_over else MINE_NOTE if page.is_mine else THEIRS_NOTE
 
 
 def moves_html(page: Page) -> str:
-    """The last moves, newest first."""
-    rules = change_rules(page.run.view.changes)[: -LATEST - 1 : -1]
+    """The last moves, and the values that stages brought along, newest first."""
+    rules = list_moves(page.run.view)[: -LATEST - 1 : -1]
     return "".join(f"<p>▾ step {step}: {html.escape(text)}</p>" for step, text in rules)
