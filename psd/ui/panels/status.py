@@ -113,7 +113,10 @@ def status_line(watched: WatchedRun) -> str:
         slots.append(("in the queue", f"{watched.ahead} ahead · {format_minutes(watched.wait_s)}"))
     elif seconds := view.time_s if over else left:
         slots.append(("took" if over else "left", format_minutes(seconds)))
-    cells = "".join(f'<span class="slot"><small>{name}</small><b>{value}</b></span>' for name, value in slots)
+    cells = "".join(
+        f'<span class="slot {name.partition(" ")[0]}-slot"><small>{name}</small><b>{value}</b></span>'
+        for name, value in slots
+    )
     bell = (
         "" if over else
         '<button type="button" class="bell" aria-label="Notify me when it is done" title="Notify me when it is done">'
