@@ -42,6 +42,20 @@ def sphere(level: int, radius: float) -> tuple[Tensor, Tensor]:
 # ----------------------------------------------------------------------------------------------------------- coverage
 
 
+@pytest.mark.parametrize("distance", [2.5, 0.9], ids=["whole", "cut off"])
+def test_of_a_closed_mesh_no_face_that_turns_away_is_missed(distance: float) -> None:
+    """A torus, which hides itself; from within its hole's rim the near part is cut off and the inside is seen."""
+    ring = trimesh.creation.torus(0.6, 0.3, major_sections=40, minor_sections=20)
+    vertices, faces = torch.tensor(ring.vertices, dtype=torch.float32), torch.tensor(ring.faces)
+    azimuth, elevation = torch.tensor([[0.0, 100.0, 200.0]]), torch.tensor([[10.0, 35.0, -50.0]])
+    cameras = orbit_cameras(azimuth, elevation, torch.full((1, 3), distance), torch.full((1, 3), 45.0))
+    open_one, closed = (rasterise_faces(vertices, faces, cameras, 64, closed=each) for each in (False, True))
+    assert (open_one.screen[..., 2] < NEAREST).any() == (distance < 1)
+    assert torch.equal(open_one.nearness, closed.nearness) and torch.equal(open_one.face, closed.face)
+    inside_out = rasterise_faces(vertices, faces.flip(1), cameras, 64, closed=True)
+    assert torch.allclose(inside_out.nearness, open_one.nearness) == (distance < 1), "the promise counts"
+
+
 def test_faces_weights_and_depth_order_are_those_of_a_loop_over_rays_and_faces() -> None:
     """Moller-Trumbore in float64 over every ray and every face."""
     vertices, faces = random_triangles(12)
