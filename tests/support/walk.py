@@ -208,6 +208,7 @@ def compare(browser: Browser, address: str, keep: Callable[[Page, str], None]) -
     press(page.locator("#compare-button"))
     table = page.locator("#compare-scores tbody")
     expect(table).to_contain_text(re.compile("Finished.*Finished", re.DOTALL), timeout=3 * PATIENCE_MS)
+    page.locator("#compare-views").evaluate("element => element.scrollIntoView()")
     page.wait_for_timeout(3000)
     keep(page, "compare")
     page.context.close()

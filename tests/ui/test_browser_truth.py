@@ -14,7 +14,7 @@ import trimesh
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from psd.config.preset import Preset
+from psd.config.preset import DEFAULT_PRESET, Preset
 from psd.distillation.events import Meshed
 from psd.geometry.mesh import Mesh
 from psd.runs.store.archive import read_status
@@ -89,7 +89,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
 
     # What is typed stays, within what the field allows and beyond; what cannot be is refused by its key.
     browsing.open_advanced(page)
-    expect_preset(page, "tiny")
+    expect_preset(page, DEFAULT_PRESET)
     guidance = browsing.number_of(page, "control-guidance_scale")
     assert guidance.get_attribute("max") == "200"
     seed = page.locator("#control-seed input[type=number]")
@@ -101,7 +101,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
         expect(field).to_have_value(value)
         browsing.type_number(field, before)
     browsing.type_number(page.locator("#control-threads input[type=number]"), "50")
-    expect_preset(page, "own (from tiny, 1 value differs)")
+    expect_preset(page, f"own (from {DEFAULT_PRESET}, 1 value differs)")
     expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
 
     # A text changes what it names and nothing else.
@@ -114,7 +114,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     expect(page.locator("#share-message")).to_have_text(
         "Changed: kappa, scene.grid_size.", timeout=browsing.PATIENCE_MS
     )
-    expect_preset(page, "own (from tiny, 3 values differ)")
+    expect_preset(page, f"own (from {DEFAULT_PRESET}, 3 values differ)")
     expect(page.locator("#control-threads input[type=number]")).to_have_value("50")
     expect(guidance).to_have_value("4")
 
@@ -136,7 +136,7 @@ def test_values_are_what_they_seem(open_page: Callable[..., Page], address: str)
     browsing.expect_state(page, "Stopped")
     page.reload()
     browsing.open_advanced(page)
-    expect_preset(page, "own (from tiny, 4 values differ)")
+    expect_preset(page, f"own (from {DEFAULT_PRESET}, 4 values differ)")
     expect(page.locator("#control-steps input[type=number]")).to_have_value("2000")
 
     # Downloads carry the prompt's name; a zip comes with its click, and a refusal floats above the page.
