@@ -265,7 +265,8 @@ def check_succession(index: int, before: SceneSettings, after: SceneSettings) ->
     where = f"stages[{index}]"
     if index == 0 and after.kind != before.kind:
         raise ValueError(f"{where}: scene.kind={after.kind}: the first stage has the preset's own kind, {before.kind}")
-    if index > 0 and isinstance(after, StartSettings) and after.start:
+    kept = getattr(before, "start", "")  # by a scene that goes on: the run's own start
+    if index > 0 and isinstance(after, StartSettings) and after.start not in ("", kept):
         raise ValueError(f"{where}: scene.start={format_value(after.start)}: only the first stage starts from a run")
     if after.kind == before.kind:
         for name, info in type(after).model_fields.items():
