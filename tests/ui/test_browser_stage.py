@@ -117,7 +117,7 @@ def test_guidance_is_moved_while_the_picture_is_in_sight(
     width, height = SIZES[size]
     page = open_page(address, viewport={"width": width, "height": height})
     loaded = measure_load(page)
-    if loaded > LARGEST_SHIFT:  # one load in twelve beside three other browsers: Gradio draws all of it anew
+    if loaded > LARGEST_SHIFT:  # one load in twelve beside three other browsers; why is not known
         page.reload()
         page.wait_for_selector("#run")
         loaded = measure_load(page)
