@@ -45,7 +45,7 @@ def test_a_field_cannot_start_from_a_mesh() -> None:
 def test_the_preset_says_what_its_first_scene_starts_from() -> None:
     preset = Preset.load("tiny-gaussians", {"scene.start": "a run"})
     assert preset.scene_preset(0).scene.start == "a run" and not Preset.load("tiny").scene.start
-    on = Preset.load("tiny-surface", {"scene.kind": "surface", "scene.start": "a run"})  # both stages are that surface's
+    on = Preset.load("tiny-surface", {"scene.kind": "surface", "scene.start": "a run"})  # one surface
     assert [stage.scene.start for stage in on.list_stages()] == ["a run", "a run"]
     with pytest.raises(PresetError, match="'scene.start'"):
         Preset.load("tiny", {"scene.start": "a run"})
